@@ -1,0 +1,35 @@
+"""aioflow: durable workflows inside your asyncio program.
+
+A workflow is a plain class; its ``@step`` methods each return what happens next. The engine commits every transition
+before it acts on it, so that a run outlives crashes, deploys and months of waiting.
+"""
+
+from aioflow import errors
+from aioflow.commands import complete, fail, goto, sleep
+from aioflow.context import get_context, get_run
+from aioflow.definition import step, workflow
+from aioflow.model import StartOptions, Transition, WorkflowStatus
+from aioflow.retry import GiveUp, Retry, RetryLater
+from aioflow.run import WorkflowRun
+from aioflow.runtime import Engine, engine
+
+__all__ = [
+    "Engine",
+    "GiveUp",
+    "Retry",
+    "RetryLater",
+    "StartOptions",
+    "Transition",
+    "WorkflowRun",
+    "WorkflowStatus",
+    "complete",
+    "engine",
+    "errors",
+    "fail",
+    "get_context",
+    "get_run",
+    "goto",
+    "sleep",
+    "step",
+    "workflow",
+]

@@ -1,0 +1,465 @@
+"""Start, query, wait, cancel: every call that works from any process, whether or not it executes runs."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, JsonValue
+
+from aioflow import transitions
+from aioflow.clock import SECOND, Clock, Micros, to_micros
+from aioflow.codec import Unstorable
+from aioflow.committer import Committer
+from aioflow.definition import Registry, WorkflowDefinition, definition_of
+from aioflow.errors import ContextInvalid, EngineClosed, RunCancelled, RunFailed, RunNotFound, StoreError
+from aioflow.ids import RunIds
+from aioflow.model import Run, StartOptions, Transition, WorkflowStatus, check_name
+from aioflow.run import WorkflowRun
+from aioflow.scheduler import Scheduler, Slots
+from aioflow.store import Amend, RunQuery, Store
+from aioflow.telemetry import debug
+from aioflow.waiters import Until, Waiters, reached
+
+#: How long a call keeps offering a change to a store that does not take it, before it raises.
+_PATIENCE: Micros = 15 * SECOND
+_LISTEN: Micros = SECOND // 10
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What is in the store.
+
+    Attributes:
+        runs: workflow -> status -> number of runs.
+        steps: workflow -> step -> number of runs that have not ended.
+        waiting: what for ("sleep", "retry", "start", "blocked") -> number of waiting runs.
+        blocked: runs that their code cannot take.
+        overdue: waiting runs whose deadline is past.
+        lag: how long the earliest of those has been due; zero if none is.
+        running_here: runs that this engine executes now.
+        bytes: the size of the store, None where it has none.
+    """
+
+    runs: Mapping[str, Mapping[str, int]]
+    steps: Mapping[str, Mapping[str, int]]
+    waiting: Mapping[str, int]
+    blocked: int
+    overdue: int
+    lag: timedelta
+    running_here: int
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an open engine is made of."""
+
+    store: Store
+    clock: Clock
+    registry: Registry
+    committer: Committer
+    scheduler: Scheduler
+    slots: Slots
+    waiters: Waiters
+    run_ids: RunIds
+    commit_ids: Iterator[int]
+    running: Callable[[], int]
+
+    def definition_of(self, run: Run) -> WorkflowDefinition | None:
+        """The code of the run, if this process has it."""
+        return self.registry.get(run.workflow, run.version)
+
+    async def listen(self, foreign: Callable[[], None]) -> None:
+        """Notice what other processes write, and tell those who wait here; until cancelled."""
+        seen = await self.store.hint(self.clock.micros())
+        look_again = self.clock.monotonic()
+        while True:
+            await self.clock.sleep(_LISTEN)
+            try:
+                hint = await self.store.hint(self.clock.micros())
+                changed, seen = hint != seen, hint
+                if changed:
+                    foreign()
+                if self.waiters.run_ids and (changed or self.clock.monotonic() >= look_again):
+                    look_again = self.clock.monotonic() + SECOND
+                    self.waiters.tell_all(await self.store.load(self.waiters.run_ids, self.clock.micros()))
+            except StoreError as error:
+                debug("store does not answer, will listen again", error=str(error))
+
+
+class Client:
+    """The calls. The mutable state: the parts, while it is open."""
+
+    _parts: Parts | None = None
+
+    def _open_for(self, call: str) -> Parts:
+        if self._parts is None:
+            raise EngineClosed(f"engine.{call}")
+        return self._parts
+
+    def definition_of(self, run: Run) -> WorkflowDefinition | None:
+        """The code of a stored run, if this process has it."""
+        return None if self._parts is None else self._parts.definition_of(run)
+
+    async def reread(self, run_id: int) -> Run:
+        """The row of a run as it stands now. Raises RunNotFound."""
+        parts = self._open_for("get()")
+        rows = await parts.store.load([_check_id(run_id)], parts.clock.micros())
+        if not rows:
+            raise RunNotFound(run_id)
+        return rows[0]
+
+    async def _start(self, workflow: object, options: StartOptions, keywords: Mapping[str, Any]) -> WorkflowRun[Any]:
+        parts = self._open_for("start()")
+        if not isinstance(options, StartOptions):
+            raise TypeError(
+                f"start() takes StartOptions(...) after the workflow, and the Context's values as keywords; "
+                f"got {type(options).__name__}."
+            )
+        definition = parts.registry.find(workflow)
+        try:
+            data, _ = definition.codec.encode(await definition.new_context(keywords))
+        except Unstorable as error:
+            raise ContextInvalid(definition.name, f"it cannot be stored: {error}") from error
+        run_id = await parts.run_ids.take()
+        now = parts.clock.micros()
+        due = options.due(now)
+        owner = None if due is not None and due > now else parts.slots.promise()
+        try:
+            result = await parts.committer.commit(
+                transitions.start(
+                    definition,
+                    data,
+                    run_id=run_id,
+                    key=options.key,
+                    reuse=options.reuse,
+                    due=due,
+                    owner=owner,
+                    now=now,
+                    commit_id=next(parts.commit_ids),
+                ),
+                _PATIENCE,
+            )
+        finally:
+            if due is None or due <= now:
+                parts.slots.redeem(owner)
+        assert result.run is not None
+        return WorkflowRun(self, result.run, created=result.outcome == "applied")
+
+    async def get(self, run_id: int) -> WorkflowRun[Any]:
+        """The run with this id.
+
+        Args:
+            run_id: as ``WorkflowRun.id`` gives it.
+
+        Returns:
+            The run as it stands.
+
+        Raises:
+            RunNotFound: there is none.
+            TypeError: the id is no int.
+            EngineClosed, StoreUnavailable: the store cannot be asked.
+        """
+        return WorkflowRun(self, await self.reread(run_id))
+
+    async def _find(self, workflow: object, key: str) -> WorkflowRun[Any]:
+        parts = self._open_for("find()")
+        name = _workflow_name(workflow)
+        query = RunQuery(workflow=(name,), key=(check_name("find(key)", key),), limit=1)
+        rows = await parts.store.select(query, parts.clock.micros())
+        if not rows:
+            raise RunNotFound(workflow=name, key=key)
+        return WorkflowRun(self, rows[0])
+
+    async def _select(self, query: RunQuery) -> list[WorkflowRun[Any]]:
+        parts = self._open_for("runs()")
+        return [WorkflowRun(self, row) for row in await parts.store.select(query, parts.clock.micros())]
+
+    async def _iterate(self, query: RunQuery, page: int = 500) -> AsyncIterator[WorkflowRun[Any]]:
+        parts = self._open_for("iter_runs()")
+        while True:
+            rows = await parts.store.select(_with(query, limit=page), parts.clock.micros())
+            for row in rows:
+                yield WorkflowRun(self, row)
+            if len(rows) < page:
+                return
+            query = _with(query, after=(getattr(rows[-1], query.order), rows[-1].id))
+
+    async def _count(self, query: RunQuery) -> int:
+        parts = self._open_for("count()")
+        return await parts.store.count(query, parts.clock.micros())
+
+    async def history(self, run_id: int, *, after: int | None = None, limit: int = 1000) -> list[Transition]:
+        """What was committed of a run, oldest first.
+
+        Args:
+            run_id: the run's id.
+            after: only transitions with a higher seq.
+            limit: how many at the most, from 1 to 10 000.
+
+        Returns:
+            Transitions, with seq (1, 2, 3 … without gaps), at, step, attempt, kind, duration and error.
+
+        Raises:
+            RunNotFound: there is no such run.
+            TypeError, ValueError: an argument of the wrong type or out of its range.
+            EngineClosed, StoreUnavailable: the store cannot be asked.
+        """
+        parts = self._open_for("history()")
+        _check_id(run_id)
+        _check_limit(limit)
+        if after is not None and not isinstance(after, int):
+            raise TypeError(f"history(after=...) takes a seq as an int, got {type(after).__name__}.")
+        found = await parts.store.history(run_id, after or 0, limit, parts.clock.micros())
+        if not found:
+            await self.reread(run_id)
+        return found
+
+    async def cancel(self, run_id: int, reason: str | None = None) -> bool:
+        """End a run, wherever it stands. A step that is running is cancelled; a thread is left alone, its result dropped.
+
+        Args:
+            run_id: the run's id.
+            reason: kept as ``run.error``.
+
+        Returns:
+            True if this call cancelled it; False if it had ended already.
+
+        Raises:
+            RunNotFound: there is no such run.
+            TypeError: an argument of the wrong type.
+            EngineClosed, StoreUnavailable: the store cannot be written.
+        """
+        parts = self._open_for("cancel()")
+        _check_id(run_id)
+        if reason is not None and not isinstance(reason, str):
+            raise TypeError(f"cancel(reason) takes a string, got {type(reason).__name__}.")
+        now = parts.clock.micros()
+        commit_id = next(parts.commit_ids)
+        before: list[Run] = []
+
+        def decide(row: Run) -> tuple[Run, Transition] | None:
+            before[:] = [row]
+            return transitions.cancel(row, reason, now=now, commit_id=commit_id)
+
+        result = await parts.committer.commit(Amend(run_id, decide, commit_id), _PATIENCE)
+        if result.run is None:
+            raise RunNotFound(run_id)
+        for row in before:
+            parts.scheduler.disarm(row)
+        return result.outcome == "applied"
+
+    async def wait(
+        self, run_id: int, timeout: float | timedelta | None = None, *, until: Until = "ended"
+    ) -> WorkflowRun[Any]:
+        """Wait for a run, whoever executes it.
+
+        Args:
+            run_id: the run's id.
+            timeout: seconds or a timedelta; None waits for ever.
+            until: "ended" (completed, failed or cancelled), or "parked" (ended or waiting).
+
+        Returns:
+            The run as it stood then, whatever its status.
+
+        Raises:
+            TimeoutError: it took longer.
+            RunNotFound: there is no such run.
+            TypeError, ValueError: an argument of the wrong type or out of its range.
+            EngineClosed: the engine is not open, or was closed meanwhile.
+            StoreUnavailable: the store cannot be asked.
+        """
+        parts = self._open_for("wait()")
+        if until not in ("ended", "parked"):
+            raise ValueError(f"wait(until=...) takes 'ended' or 'parked', got {until!r}.")
+        seconds = _seconds(timeout)
+        future = parts.waiters.add(_check_id(run_id), until)
+        try:
+            async with asyncio.timeout(seconds):
+                row = await self.reread(run_id)
+                return WorkflowRun(self, row if reached(row, until) else await future)
+        except TimeoutError:
+            raise TimeoutError(f"Run {run_id} has not {until} within {seconds:g} s.") from None
+        finally:
+            future.cancel()
+
+    async def result(self, run_id: int, timeout: float | timedelta | None = None) -> BaseModel:
+        """Wait for a run to end, and give its final Context.
+
+        Args:
+            run_id: the run's id.
+            timeout: seconds or a timedelta; None waits for ever.
+
+        Returns:
+            The Context, an instance of the workflow's Context class.
+
+        Raises:
+            RunFailed, RunCancelled: it did not complete.
+            TimeoutError: it took longer.
+            Others: as ``wait``, and as ``WorkflowRun.context``.
+        """
+        run = await self.wait(run_id, timeout)
+        if run.status == WorkflowStatus.FAILED:
+            raise RunFailed(run.id, run.workflow, run.current_step, run.error)
+        if run.status == WorkflowStatus.CANCELLED:
+            raise RunCancelled(run.id, run.workflow, run.current_step, run.error)
+        return cast("BaseModel", run.context)
+
+    async def process_scheduled(self) -> int:
+        """Wake every run that is due now. A working engine does so by itself; scripts and tests may not want to wait.
+
+        Returns:
+            How many runs were woken by this call.
+
+        Raises:
+            EngineClosed, StoreUnavailable: the store cannot be asked or written.
+        """
+        return await self._open_for("process_scheduled()").scheduler.fire_all()
+
+    async def stats(self) -> Stats:
+        """Count what is in the store. It reads all live runs: ask now and then, not in a loop.
+
+        Raises:
+            EngineClosed, StoreUnavailable: the store cannot be asked.
+        """
+        parts = self._open_for("stats()")
+        now = parts.clock.micros()
+        found = await parts.store.stats(now)
+        lag = 0 if found.oldest_due is None else max(now - found.oldest_due, 0)
+        return Stats(
+            runs=found.runs,
+            steps=found.steps,
+            waiting=found.waiting,
+            blocked=found.waiting.get("blocked", 0),
+            overdue=found.overdue,
+            lag=timedelta(microseconds=lag),
+            running_here=parts.running(),
+            bytes=found.bytes,
+        )
+
+
+# ---- reading arguments
+
+_ORDERS: dict[str, tuple[Literal["id", "created_at", "updated_at"], bool]] = {
+    "id": ("id", False),
+    "-id": ("id", True),
+    "created_at": ("created_at", False),
+    "-created_at": ("created_at", True),
+    "updated_at": ("updated_at", False),
+    "-updated_at": ("updated_at", True),
+}
+
+
+def run_query(
+    *,
+    workflow: object = None,
+    status: object = None,
+    step: object = None,
+    waiting_for: object = None,
+    key: object = None,
+    data: Mapping[str, JsonValue] | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+    updated_after: datetime | None = None,
+    updated_before: datetime | None = None,
+    order: str = "-id",
+    limit: int = 100,
+    after: WorkflowRun[Any] | int | None = None,
+) -> RunQuery:
+    """The filters of ``runs``, checked. Raises TypeError or ValueError, naming the filter."""
+    if order not in _ORDERS:
+        raise ValueError(f"runs(order=...) takes one of {', '.join(_ORDERS)}; got {order!r}.")
+    column, descending = _ORDERS[order]
+    _check_limit(limit)
+    if data is not None and not isinstance(data, Mapping):
+        raise TypeError(f"runs(data=...) takes a mapping of Context fields, got {type(data).__name__}.")
+    instants: dict[str, Any] = {}
+    for name, value in (
+        ("created_after", created_after),
+        ("created_before", created_before),
+        ("updated_after", updated_after),
+        ("updated_before", updated_before),
+    ):
+        if value is not None and not isinstance(value, datetime):
+            raise TypeError(f"runs({name}=...) takes an aware datetime, got {type(value).__name__}.")
+        instants[name] = None if value is None else to_micros(value, f"runs({name}=...)")
+    return RunQuery(
+        workflow=tuple(_workflow_name(item) for item in _several(workflow)),
+        status=tuple(str(WorkflowStatus(item)) for item in _several(status)),
+        step=_names("step", step),
+        waiting_for=_names("waiting_for", waiting_for),
+        key=_names("key", key),
+        data=dict(data or {}),
+        order=column,
+        descending=descending,
+        limit=limit,
+        after=None if after is None else _position(after, column),
+        **instants,
+    )
+
+
+def _several(value: object) -> list[Any]:
+    if value is None:
+        return []
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | type):
+        return list(value)
+    return [value]
+
+
+def _names(filter_: str, value: object) -> tuple[str, ...]:
+    found = []
+    for item in _several(value):
+        name = item if isinstance(item, str) else getattr(item, "__name__", None)  # a step may be given as a method
+        if not isinstance(name, str):
+            raise TypeError(f"runs({filter_}=...) takes a string or several, got {type(item).__name__}.")
+        found.append(name)
+    return tuple(found)
+
+
+def _position(after: WorkflowRun[Any] | int, column: str) -> tuple[int, int]:
+    if isinstance(after, WorkflowRun):
+        row = after.row
+        return getattr(row, column), row.id
+    if column != "id":
+        raise TypeError("runs(after=...) takes the last WorkflowRun of the page before when the order is not by id.")
+    return _check_id(after), after
+
+
+def _workflow_name(workflow: object) -> str:
+    return workflow if isinstance(workflow, str) else definition_of(workflow).name
+
+
+def _check_id(run_id: object) -> int:
+    if isinstance(run_id, bool) or not isinstance(run_id, int):
+        raise TypeError(f"A run's id is an int, got {type(run_id).__name__}.")
+    if not 0 < run_id < 1 << 53:
+        raise RunNotFound(run_id)
+    return run_id
+
+
+def _check_limit(limit: object) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit takes an int, got {type(limit).__name__}.")
+    if not 1 <= limit <= 10_000:
+        raise ValueError(f"limit must be from 1 to 10000, got {limit}. Page with after=, or use iter_runs().")
+
+
+def _seconds(timeout: object) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"timeout takes seconds or a timedelta, got {type(timeout).__name__}.")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must not be negative, got {timeout}.")
+    return float(timeout)
+
+
+def _with(query: RunQuery, **changes: Any) -> RunQuery:
+    return dataclasses.replace(query, **changes)

@@ -1,0 +1,87 @@
+"""Time: the only module that reads it or sleeps.
+
+Inside aioflow an instant is a whole number of microseconds since 1970-01-01T00:00Z (``Micros``): exact, ordered,
+small, and the same in every store. Datetimes appear at the public edge only, always aware, always UTC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
+
+#: Microseconds: since the epoch for an instant, a plain count for a duration.
+Micros: TypeAlias = int
+
+SECOND: Micros = 1_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+#: The last instant that a datetime can express, less a day: room for every time zone.
+LAST_INSTANT: Micros = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+
+
+class Clock:
+    """The machine's clock, and the way to wait for it. Tests put a virtual one in its place."""
+
+    def now(self) -> datetime:
+        """The present instant, aware, UTC."""
+        return to_datetime(self.micros())
+
+    def micros(self) -> Micros:
+        """The present instant in microseconds since the epoch."""
+        return time.time_ns() // 1000
+
+    def monotonic(self) -> Micros:
+        """A count that never goes back, for durations."""
+        return time.perf_counter_ns() // 1000
+
+    async def wait(self, event: asyncio.Event, timeout: Micros | None = None) -> bool:
+        """Wait until the event is set, at most ``timeout`` microseconds. True if it is set."""
+        if timeout is None:
+            await event.wait()
+            return True
+        if event.is_set() or timeout <= 0:
+            await asyncio.sleep(0)
+            return event.is_set()
+        try:
+            async with asyncio.timeout(timeout / SECOND):
+                await event.wait()
+        except TimeoutError:
+            pass
+        return event.is_set()
+
+    async def sleep(self, duration: Micros) -> None:
+        """Wait for ``duration`` microseconds."""
+        await asyncio.sleep(duration / SECOND)
+
+
+def to_datetime(micros: Micros) -> datetime:
+    """An instant as an aware UTC datetime."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+def to_micros(instant: datetime, what: str = "a datetime") -> Micros:
+    """An aware datetime as an instant.
+
+    Raises:
+        ValueError: the datetime is naive; ``what`` names it in the message.
+    """
+    if instant.tzinfo is None or instant.utcoffset() is None:
+        raise ValueError(
+            f"{what} must be aware, {instant.isoformat()} has no time zone. "
+            "Write datetime(..., tzinfo=UTC) or datetime.now(UTC)."
+        )
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+def duration_micros(duration: timedelta, what: str = "a duration") -> Micros:
+    """A duration in microseconds.
+
+    Raises:
+        ValueError: the duration is negative; ``what`` names it in the message.
+    """
+    micros = duration // _MICROSECOND
+    if micros < 0:
+        raise ValueError(f"{what} must not be negative, got {duration}.")
+    return micros

@@ -1,0 +1,215 @@
+"""Group commit: all changes that are waiting are committed as one transaction.
+
+The committer is a task of its own. Nobody who waits for a commit can cancel it; a caller that is cancelled only stops
+listening. There is no delay: an idle engine commits at once, a busy one finds more changes waiting each time.
+
+An error from the store means that the outcome is *unknown*. The same changes, with the same ids, are offered again
+until the store answers; it recognises what it has already applied. A batch that some data sinks is cut in half until
+the change that cannot be stored stands alone.
+
+The mutable state of ``Committer``: ``_batches`` (what is waiting, in order), and how far it is with stopping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Hashable
+from itertools import chain
+
+from aioflow import telemetry
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
+from aioflow.store import Amend, Change, Mark, Move, Result, Start, Store
+from aioflow.tasks import TaskSet
+
+_FIRST_BACKOFF: Micros = 20_000
+_LONGEST_BACKOFF: Micros = 2 * SECOND
+
+
+class _Pending:
+    """A change, and who waits for it. ``until``: when a caller with little patience is told of the failure."""
+
+    __slots__ = ("change", "future", "until")
+
+    def __init__(self, change: Change, future: asyncio.Future[Result], until: Micros | None) -> None:
+        self.change = change
+        self.future = future
+        self.until = until
+
+
+class _Batch:
+    """At most one change per run, and per start key."""
+
+    __slots__ = ("keys", "pending")
+
+    def __init__(self) -> None:
+        self.pending: list[_Pending] = []
+        self.keys: set[Hashable] = set()
+
+
+class Committer:
+    """Commits changes in groups.
+
+    Args:
+        store: where to.
+        clock: what time it is.
+        on_commit: told of every change that was applied, in order, before whoever waits for it: what memory holds
+            follows from what was committed, whether or not somebody still listens.
+        max_batch: how many changes one transaction takes.
+    """
+
+    def __init__(
+        self, store: Store, clock: Clock, on_commit: Callable[[Change, Result], None], max_batch: int = 1000
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._on_commit = on_commit
+        self._max_batch = max_batch
+        self._batches: deque[_Batch] = deque()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._given_up = False
+        self._ended = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to commit, in a task of its own."""
+        self._task = TaskSet().spawn(self._run(), name="aioflow committer")
+
+    async def stop(self, patience: Micros) -> None:
+        """Commit what is waiting, then end. After ``patience`` what the store does not take is given up."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is None:
+            return
+        done, _ = await asyncio.wait({self._task}, timeout=patience / SECOND)
+        if not done:
+            self._given_up = True
+            await asyncio.wait({self._task})
+        self._task.result()
+
+    def submit(self, change: Change, patience: Micros | None = None) -> asyncio.Future[Result]:
+        """Queue a change.
+
+        Args:
+            change: what to commit.
+            patience: microseconds after which a store that does not answer makes the future fail; None: never.
+
+        Returns:
+            A future of the result. It fails with StoreRefused if the change can never be stored, and with
+            StoreUnavailable if patience or the engine ended while the outcome was unknown.
+        """
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        if self._ended:
+            future.set_exception(StoreUnavailable(self._store.name, "the engine has stopped"))
+            return future
+        keys = _keys_of(change)
+        # The last batch, or the one after the last that changes the same run: changes of one run keep their order.
+        if not self._batches:
+            self._batches.append(_Batch())
+        batch = self._batches[-1]
+        if len(batch.pending) >= self._max_batch or not batch.keys.isdisjoint(keys):
+            batch = _Batch()
+            self._batches.append(batch)
+        batch.keys.update(keys)
+        until = None if patience is None else self._clock.monotonic() + patience
+        batch.pending.append(_Pending(change, future, until))
+        self._wake.set()
+        return future
+
+    async def commit(self, change: Change, patience: Micros | None = None) -> Result:
+        """Queue a change and wait for its result. See ``submit``."""
+        return await self.submit(change, patience)
+
+    async def _run(self) -> None:
+        pending: list[_Pending] = []
+        try:
+            while True:
+                while self._batches:
+                    # By run id: every writer takes its locks in the same order.
+                    pending = sorted(self._batches.popleft().pending, key=_run_id_of)
+                    await self._offer(pending)
+                if self._stopping:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+        finally:  # also when the event loop itself is being closed: nobody may wait for what will not come
+            self._ended = True
+            for p in chain(pending, *(batch.pending for batch in self._batches)):
+                _fail(p, StoreUnavailable(self._store.name, "the engine has ended, the outcome is not known"))
+
+    async def _offer(self, pending: list[_Pending]) -> None:
+        """Commit these together, however often it takes."""
+        backoff = _FIRST_BACKOFF
+        failing = False
+        while pending:
+            try:
+                results = await self._store.apply([p.change for p in pending], self._clock.micros())
+            except StoreRefused as error:
+                if len(pending) == 1:
+                    _fail(pending[0], error)
+                    return
+                middle = len(pending) // 2
+                await self._offer(pending[:middle])
+                await self._offer(pending[middle:])
+                return
+            except StoreError as error:
+                if not failing:
+                    failing = True
+                    telemetry.warn("commit failed, will offer it again", changes=len(pending), error=str(error))
+                pending = self._still_patient(pending, error)
+                await self._clock.sleep(backoff)
+                backoff = min(2 * backoff, _LONGEST_BACKOFF)
+            except Exception as error:  # noqa: BLE001 - a store that breaks its contract must not end the committer
+                telemetry.fault("store broke its contract", exc_info=True)
+                broken = InternalError(f"The store raised {type(error).__name__}.")
+                for p in pending:
+                    _fail(p, broken)
+                return
+            else:
+                if failing:
+                    telemetry.warn("commit works again", changes=len(pending))
+                for p, result in zip(pending, results, strict=True):
+                    self._resolve(p, result)
+                return
+
+    def _still_patient(self, pending: list[_Pending], error: StoreError) -> list[_Pending]:
+        """Tell those whose patience is over."""
+        now = self._clock.monotonic()
+        left = []
+        for p in pending:
+            if self._given_up or (p.until is not None and now >= p.until):
+                _fail(p, error)
+            else:
+                left.append(p)
+        return left
+
+    def _resolve(self, pending: _Pending, result: Result) -> None:
+        if result.outcome == "applied":
+            try:
+                self._on_commit(pending.change, result)
+            except Exception:  # noqa: BLE001 - the change is committed, whoever waits for it must hear so
+                telemetry.fault("a bug in aioflow: following a commit failed", exc_info=True)
+        if not pending.future.done():
+            pending.future.set_result(result)
+
+
+def _fail(pending: _Pending, error: Exception) -> None:
+    if not pending.future.done():
+        pending.future.set_exception(error)
+
+
+def _run_id_of(pending: _Pending) -> int:
+    change = pending.change
+    return change.run.id if isinstance(change, Start | Move) else change.run_id
+
+
+def _keys_of(change: Change) -> tuple[Hashable, ...]:
+    match change:
+        case Start(run):
+            return (run.id,) if run.key is None else (run.id, (run.workflow, run.key))
+        case Move(run):
+            return (run.id,)
+        case Mark() | Amend():
+            return (change.run_id,)

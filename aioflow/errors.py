@@ -1,0 +1,256 @@
+"""What can go wrong, in sentences.
+
+A constructor takes data, the class writes the sentence: what happened, to which run and step, what to do.
+
+    AioflowError
+    ├── DefinitionError            a workflow class is wrong; raised at import
+    ├── UsageError                 a call that cannot be right, whatever the state of the store
+    │   ├── EngineClosed
+    │   ├── WorkflowUnknown        (also a LookupError)
+    │   └── ContextInvalid         (also a ValueError)
+    ├── RunError                   about one run; has run_id
+    │   ├── RunNotFound            (also a LookupError)
+    │   ├── RunFailed
+    │   ├── RunCancelled
+    │   └── StepError              the step is wrong in a way that retrying cannot mend
+    │       ├── NoCommand
+    │       ├── CommandAwaited
+    │       ├── TargetUnknown
+    │       ├── ContextNotStorable
+    │       └── UndeclaredField    (also an AttributeError)
+    ├── StepTimeout                a step ran longer than its timeout (also a TimeoutError)
+    ├── LimitExceeded              a name, key, Context or loop is beyond its limit (also a ValueError)
+    ├── StoreError                 the store said no, or did not answer; the cause is kept
+    │   ├── StoreUnavailable
+    │   ├── StoreRefused           this change can never be stored
+    │   └── BackendUnknown
+    └── InternalError              a bug in aioflow
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class AioflowError(Exception):
+    """The root of all errors that aioflow raises on purpose."""
+
+
+class DefinitionError(AioflowError):
+    """A workflow class cannot work as it is written. Raised when it is defined, with everything that is wrong.
+
+    Args:
+        where: the class, or class and step.
+        problems: what is wrong and how to mend it, a sentence each.
+    """
+
+    def __init__(self, where: str, problems: Iterable[str]) -> None:
+        self.where = where
+        self.problems = tuple(problems)
+        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        super().__init__(f"Workflow class {where} cannot be used:{lines}")
+
+
+class UsageError(AioflowError):
+    """A call that cannot be right, whatever the state of the store."""
+
+
+class EngineClosed(UsageError):
+    """The engine is not open."""
+
+    def __init__(self, call: str) -> None:
+        self.call = call
+        super().__init__(
+            f"{call} needs an open engine. Write 'async with engine:' around it, use engine.lifespan in an ASGI app, "
+            "or run the service with 'await engine.run_forever()'."
+        )
+
+
+class WorkflowUnknown(UsageError, LookupError):
+    """No workflow of this name is known to the engine."""
+
+    def __init__(self, workflow: str, known: Iterable[str]) -> None:
+        self.workflow = workflow
+        names = ", ".join(sorted(set(known))) or "none"
+        super().__init__(
+            f"No workflow {workflow!r} is known to this engine (known: {names}). "
+            "Import the module that defines it, or add the class to Engine(workflows=[...])."
+        )
+
+
+class ContextInvalid(UsageError, ValueError):
+    """The arguments do not make a valid Context; nothing was started or changed.
+
+    The cause is pydantic's ValidationError, or what ``create_context`` raised.
+    """
+
+    def __init__(self, workflow: str, problem: str) -> None:
+        self.workflow = workflow
+        super().__init__(f"These arguments do not make a Context of workflow {workflow!r}: {problem}")
+
+
+class RunError(AioflowError):
+    """About one run."""
+
+    def __init__(self, run_id: int, sentence: str) -> None:
+        self.run_id = run_id
+        super().__init__(sentence)
+
+
+class RunNotFound(RunError, LookupError):
+    """The store holds no such run."""
+
+    def __init__(self, run_id: int = 0, *, workflow: str | None = None, key: str | None = None) -> None:
+        self.workflow = workflow
+        self.key = key
+        if workflow is None:
+            sentence = f"There is no run {run_id} in this store. It was never started here, or it has been pruned."
+        else:
+            sentence = f"There is no run of workflow {workflow!r} with key {key!r} in this store."
+        super().__init__(run_id, sentence)
+
+
+class RunFailed(RunError):
+    """The run whose result was asked for failed. ``error`` is its recorded reason."""
+
+    def __init__(self, run_id: int, workflow: str, step: str, error: str | None) -> None:
+        self.workflow = workflow
+        self.step = step
+        self.error = error
+        super().__init__(run_id, f"Run {run_id} of workflow {workflow!r} failed in step {step!r}: {error}")
+
+
+class RunCancelled(RunError):
+    """The run whose result was asked for was cancelled. ``reason`` is what ``cancel`` was given."""
+
+    def __init__(self, run_id: int, workflow: str, step: str, reason: str | None) -> None:
+        self.workflow = workflow
+        self.step = step
+        self.reason = reason
+        said = f": {reason}" if reason else "."
+        super().__init__(run_id, f"Run {run_id} of workflow {workflow!r} was cancelled at step {step!r}{said}")
+
+
+class StepError(RunError):
+    """A step is wrong in a way that running it again cannot mend: it is not retried."""
+
+    def __init__(self, run_id: int, workflow: str, step: str, problem: str) -> None:
+        self.workflow = workflow
+        self.step = step
+        super().__init__(run_id, f"Step {step!r} of workflow {workflow!r} (run {run_id}) {problem}")
+
+
+class NoCommand(StepError):
+    """A step returned something that is not a command."""
+
+    def __init__(self, run_id: int, workflow: str, step: str, returned: str) -> None:
+        self.returned = returned
+        super().__init__(
+            run_id,
+            workflow,
+            step,
+            f"returned {returned}, not a command. Return what happens next: "
+            "'return goto(self.next_step)', 'return sleep(...)', 'return complete()' or 'return fail(reason)'.",
+        )
+
+
+class CommandAwaited(StepError):
+    """A step awaited a command instead of returning it."""
+
+    def __init__(self, run_id: int, workflow: str, step: str, command: str) -> None:
+        super().__init__(
+            run_id,
+            workflow,
+            step,
+            f"awaited {command}(...). A command takes effect when the step returns it: write 'return {command}(...)'.",
+        )
+
+
+class TargetUnknown(StepError):
+    """A command names a step that the workflow does not have."""
+
+    def __init__(self, run_id: int, workflow: str, step: str, target: str, command: str, steps: Iterable[str]) -> None:
+        self.target = target
+        super().__init__(
+            run_id,
+            workflow,
+            step,
+            f"returned {command} with the target {target}, which is no step of it (steps: {', '.join(steps)}). "
+            f"{command}() takes a step of the same workflow.",
+        )
+
+
+class ContextNotStorable(StepError):
+    """The Context would not come back from the store as the step left it."""
+
+    def __init__(self, run_id: int, workflow: str, step: str, problem: str) -> None:
+        super().__init__(run_id, workflow, step, f"left a Context that cannot be stored: {problem}")
+
+
+class UndeclaredField(StepError, AttributeError):
+    """A step assigned a name that the Context neither declares nor holds."""
+
+    def __init__(
+        self, run_id: int, workflow: str, step: str, context: str, field: str, declared: Iterable[str]
+    ) -> None:
+        self.field = field
+        super().__init__(
+            run_id,
+            workflow,
+            step,
+            f"assigned {field!r}, which {context} does not declare (fields: {', '.join(declared) or 'none'}). "
+            "Declare the field, or mend the spelling.",
+        )
+
+
+class StepTimeout(AioflowError, TimeoutError):
+    """A step ran longer than its timeout. It counts as a failed attempt."""
+
+    def __init__(self, workflow: str, step: str, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"Step {step!r} of workflow {workflow!r} ran longer than its timeout of {seconds:g} s.")
+
+
+class LimitExceeded(AioflowError, ValueError):
+    """Something is larger than aioflow stores. ``limit`` names the limit."""
+
+    def __init__(self, what: str, limit: str, found: str) -> None:
+        self.limit = limit
+        super().__init__(f"{what} is beyond the limit of {limit}: {found}.")
+
+
+class StoreError(AioflowError):
+    """The store said no, or did not answer. The driver's error is the cause."""
+
+
+class StoreUnavailable(StoreError):
+    """The store could not be reached, or could not write, for as long as the call was willing to wait."""
+
+    def __init__(self, store: str, problem: str, advice: str = "") -> None:
+        self.store = store
+        super().__init__(f"The store {store} is not available: {problem}.{' ' + advice if advice else ''}")
+
+
+class StoreRefused(StoreError):
+    """The store can never take this change, whatever its state: the data does not fit."""
+
+    def __init__(self, store: str, problem: str) -> None:
+        self.store = store
+        super().__init__(f"The store {store} cannot hold this data: {problem}.")
+
+
+class BackendUnknown(StoreError):
+    """No installed backend serves the URL's scheme."""
+
+    def __init__(self, scheme: str, known: Iterable[str], hint: str = "") -> None:
+        self.scheme = scheme
+        super().__init__(
+            f"No backend is installed for {scheme}:// URLs (installed: {', '.join(sorted(known)) or 'none'}).{hint}"
+        )
+
+
+class InternalError(AioflowError):
+    """A bug in aioflow. Please report it with its traceback."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} This is a bug in aioflow: please report it.")

@@ -1,0 +1,188 @@
+"""Run one step: call it where it belongs, and say what it came to. Nothing a step raises gets past here."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from pydantic import BaseModel, ValidationError
+
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow.codec import Unstorable, explain
+from aioflow.commands import AwaitedCommand, Command, Complete, Fail, Goto, Sleep
+from aioflow.context import CurrentRun, _current
+from aioflow.definition import StepDefinition, WorkflowDefinition
+from aioflow.errors import CommandAwaited, ContextNotStorable, LimitExceeded, NoCommand, StepTimeout
+from aioflow.model import Run
+from aioflow.telemetry import Telemetry, bound
+from aioflow.transitions import Outcome, Raised, Stepped
+
+
+class StopFlag:
+    """What the engine wants of a step that runs. A cancellation without it comes from the step itself."""
+
+    __slots__ = ("stop", "timed_out")
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.timed_out = False
+
+
+class Stopped(Exception):
+    """The engine stopped the step: the run stays as it was."""
+
+
+class Ran:
+    """What running a step came to, the Context as it will be stored, and how long it took."""
+
+    __slots__ = ("duration", "live", "outcome")
+
+    def __init__(self, outcome: Outcome, live: BaseModel | None, duration: Micros) -> None:
+        self.outcome = outcome
+        self.live = live
+        self.duration = duration
+
+
+class Executor:
+    """Runs steps.
+
+    Args:
+        clock: what time it is.
+        telemetry: told of every step.
+        store_id: the store's UUID, for step keys.
+        threads: how many sync steps run at once.
+    """
+
+    def __init__(self, clock: Clock, telemetry: Telemetry, store_id: str, threads: int) -> None:
+        self._clock = clock
+        self._telemetry = telemetry
+        self._store_id = store_id
+        self._limiter = CapacityLimiter(threads)
+        self._unlimited = CapacityLimiter(math.inf)
+
+    async def run(self, run: Run, definition: WorkflowDefinition, live: BaseModel, flag: StopFlag) -> Ran:
+        """Run the run's step once.
+
+        Args:
+            run: the row.
+            definition: its workflow, which has the step.
+            live: the Context, which the step may change.
+            flag: set by the engine before it cancels the task.
+
+        Raises:
+            Stopped: the engine stopped it.
+        """
+        step = definition.steps[run.step]
+        current = CurrentRun(
+            run.id,
+            run.workflow,
+            run.step,
+            run.failures + 1,
+            run.key,
+            f"{self._store_id}:{run.id}:{run.visit}",
+            self._clock,
+            live,
+        )
+        token = _current.set(current)
+        started = self._clock.monotonic()
+        error: BaseException | None = None
+        returned: object = None
+        with bound(run):
+            self._telemetry.step_started(run)
+            try:
+                # Made anew for each step: nothing but the Context outlives one, as after a crash.
+                returned = await self._call(step, definition.cls())
+            except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
+                error = raised
+            self._telemetry.step_ended(run, error)
+        _current.reset(token)
+        duration = self._clock.monotonic() - started
+        if flag.timed_out:
+            late = self.too_late(run, step.options.timeout or 0)
+            return Ran(Raised(late.with_traceback(_trace(error))), None, duration)
+        if error is not None:
+            if flag.stop:
+                raise Stopped
+            if isinstance(error, AwaitedCommand):
+                error = CommandAwaited(run.id, run.workflow, run.step, error.command).with_traceback(_trace(error))
+            return Ran(Raised(error), None, duration)
+        try:
+            return self._returned(run, definition, live, returned, duration)
+        except (NoCommand, ContextNotStorable, LimitExceeded) as problem:
+            return Ran(Raised(problem), None, duration)
+
+    def too_late(self, run: Run, limit: Micros) -> StepTimeout:
+        """The error of a step that ran longer than its timeout."""
+        return StepTimeout(run.workflow, run.step, limit / SECOND)
+
+    def _returned(
+        self, run: Run, definition: WorkflowDefinition, live: BaseModel, returned: object, duration: Micros
+    ) -> Ran:
+        if not isinstance(returned, Goto | Sleep | Complete | Fail):
+            raise NoCommand(run.id, run.workflow, run.step, _what(returned))
+        codec = definition.codec
+        try:
+            if isinstance(returned, Complete) and returned.data:
+                live = codec.merge(live, returned.data)
+            data, parsed = codec.encode(live)
+        except ValidationError as error:
+            problem = f"complete(...) does not fit: {explain(error)}"
+            raise ContextNotStorable(run.id, run.workflow, run.step, problem) from error
+        except Unstorable as error:
+            raise ContextNotStorable(run.id, run.workflow, run.step, str(error)) from error
+        return Ran(Stepped(returned, data), parsed, duration)
+
+    async def _call(self, step: StepDefinition, instance: object) -> object:
+        if step.is_async:
+            return await step.function(instance)
+        if step.in_thread:
+            return await self._in_thread(step.function, instance)
+        return step.function(instance)
+
+    async def _in_thread(self, function: Callable[..., Any], instance: object) -> object:
+        # Whoever comes second gives the slot back: a thread that is left alone keeps its own until it ends.
+        first: dict[str, str] = {}
+        loop = asyncio.get_running_loop()
+        borrower = object()
+
+        def call() -> tuple[bool, Any]:
+            try:
+                return True, function(instance)
+            except BaseException as error:  # noqa: BLE001 - handed over as a value: a future cannot hold every class
+                return False, error
+            finally:
+                if first.setdefault("first", "thread") == "task":
+                    try:
+                        loop.call_soon_threadsafe(self._limiter.release_on_behalf_of, borrower)
+                    except RuntimeError:  # the loop is closed
+                        pass
+
+        await self._limiter.acquire_on_behalf_of(borrower)
+        try:
+            good, value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._unlimited)
+        finally:
+            if first.setdefault("first", "task") == "thread":
+                self._limiter.release_on_behalf_of(borrower)
+        if good:
+            return value
+        raise value
+
+
+def _trace(error: BaseException | None) -> Any:
+    return None if error is None else error.__traceback__
+
+
+def _what(returned: object) -> str:
+    if returned is None:
+        return "None"
+    if inspect.iscoroutine(returned):
+        returned.close()
+        return "a coroutine that nobody awaited"
+    if isinstance(returned, Command):
+        return f"a {type(returned).__name__} that aioflow did not make"
+    return f"{'an' if type(returned).__name__[:1].lower() in 'aeiou' else 'a'} {type(returned).__name__}"

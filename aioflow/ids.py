@@ -1,0 +1,40 @@
+"""Ids that are known before anything is written: what is offered twice must be the same thing twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from itertools import count
+
+from aioflow.clock import Clock
+from aioflow.store import Store
+
+
+class RunIds:
+    """Run ids, from blocks reserved in the store. What is left of a block when the process ends is never used.
+
+    The mutable state: the next id and the end of the block.
+    """
+
+    def __init__(self, store: Store, clock: Clock, block: int = 500) -> None:
+        self._store = store
+        self._clock = clock
+        self._block = block
+        self._next = self._end = 0
+        self._reserving = asyncio.Lock()
+
+    async def take(self) -> int:
+        """An id that nobody else has or will have."""
+        while self._next >= self._end:
+            async with self._reserving:
+                if self._next >= self._end:
+                    first = await self._store.reserve("run", self._block, self._clock.micros())
+                    self._next, self._end = first, first + self._block
+        taken = self._next
+        self._next += 1
+        return taken
+
+
+def commit_ids(worker: int) -> Iterator[int]:
+    """Ids for history rows: the worker's number, unique in the store, above 32 bits of a count."""
+    return count((worker << 32) + 1)

@@ -1,0 +1,211 @@
+"""The records: a run, its history, and the limits on both. No behaviour beyond reading themselves.
+
+``Run`` and ``Transition`` are named tuples in the order of the stores' columns: a store's row is ``Run._make(row)``,
+and a ``Run`` is the row to write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from aioflow import clock
+from aioflow.clock import Micros
+from aioflow.errors import LimitExceeded
+
+MAX_NAME: Final = 200
+MAX_DATA: Final = 1024 * 1024
+MAX_DEPTH: Final = 64
+MAX_ERROR: Final = 2_000
+MAX_TRACEBACK: Final = 16_000
+#: From this many crashes on, a run is suspected of killing the process: it runs alone, and marked.
+SUSPECT_CRASHES: Final = 2
+#: The run that is caught this many times is failed.
+POISON_CRASHES: Final = 6
+
+
+class WorkflowStatus(StrEnum):
+    """Where a run stands."""
+
+    RUNNING = "running"
+    WAITING = "waiting"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether this is the last status a run has."""
+        return self not in LIVE
+
+
+LIVE: Final = frozenset({WorkflowStatus.RUNNING, WorkflowStatus.WAITING})
+
+#: What a waiting run waits for.
+WaitingFor: TypeAlias = Literal["sleep", "retry", "start", "blocked"]
+
+#: What a transition did. "start" enters the history of every run, with seq 1.
+TransitionKind: TypeAlias = Literal[
+    "start", "goto", "sleep", "retry", "wake", "complete", "fail", "cancel", "block", "unblock"
+]
+
+
+class Run(NamedTuple):
+    """One run, as it is stored.
+
+    The guards: ``seq`` counts committed transitions, ``fence`` rises with every change of owner. A commit names both.
+    """
+
+    id: int
+    workflow: str
+    version: str
+    key: str | None
+    parent_id: int | None
+    event_id: str | None
+    created_at: Micros
+    # ---- the above never changes
+    status: str
+    #: The step that runs, that runs next, or that returned the wait.
+    step: str
+    #: Where a waiting run goes on; resolved when it parked.
+    next_step: str | None
+    seq: int
+    fence: int
+    #: The worker that runs it; None unless it is running.
+    owner: int | None
+    #: The seq that entered ``step``: with store and run id it makes the step key.
+    visit: int
+    #: Failed attempts of this visit.
+    failures: int
+    #: Transitions since the run last waited.
+    hops: int
+    #: Owners that died while they ran it, since its last transition.
+    crashes: int
+    #: 1 from the moment a suspect's step is about to run.
+    marked: int
+    waiting_for: str | None
+    wake_at: Micros | None
+    progress: float | None
+    #: The Context as JSON.
+    data: str
+    error: str | None
+    traceback: str | None
+    updated_at: Micros
+    ended_at: Micros | None
+
+
+class Transition(NamedTuple):
+    """One row of a run's history: what was committed as its ``seq``-th transition."""
+
+    run_id: int
+    seq: int
+    at_micros: Micros
+    #: The step that made the transition.
+    step: str
+    attempt: int
+    kind: TransitionKind
+    duration_micros: Micros
+    error: str | None
+    #: Who wrote it: tells a repeated offer of the same change from somebody else's.
+    commit_id: int
+
+    @property
+    def at(self) -> datetime:
+        """When it was committed: aware, UTC."""
+        return clock.to_datetime(self.at_micros)
+
+    @property
+    def duration(self) -> timedelta:
+        """How long the step ran; zero where no step ran."""
+        return timedelta(microseconds=self.duration_micros)
+
+
+class Deadline(NamedTuple):
+    """When a waiting run is due. ``seq`` tells whether it still waits for this."""
+
+    at: Micros
+    run_id: int
+    seq: int
+
+
+Reuse: TypeAlias = Literal["never", "ended", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartOptions:
+    """How a run is started; ``start`` takes it before the Context's keywords.
+
+    Args:
+        key: the caller's own name for the run, unique per workflow; up to 200 characters. The same key again gives
+            the existing run, with ``run.created`` False.
+        reuse: when a key may name a new run: "never", after one that has "ended", or only after one that "failed".
+        delay: start this long from now.
+        start_at: start at this aware datetime.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of its range, or both delay and start_at.
+        LimitExceeded: the key is too long or holds characters that cannot be stored.
+    """
+
+    key: str | None = None
+    reuse: Reuse = "never"
+    delay: timedelta | None = None
+    start_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.key is not None:
+            check_name("StartOptions(key=...)", self.key)
+        if self.reuse not in ("never", "ended", "failed"):
+            raise ValueError(f"StartOptions(reuse=...) takes 'never', 'ended' or 'failed', got {self.reuse!r}.")
+        if self.delay is not None and self.start_at is not None:
+            raise ValueError("StartOptions takes delay= or start_at=, not both.")
+        if self.delay is not None:
+            if not isinstance(self.delay, timedelta):
+                raise TypeError(f"StartOptions(delay=...) takes a timedelta, got {type(self.delay).__name__}.")
+            clock.duration_micros(self.delay, "StartOptions(delay=...)")
+        if self.start_at is not None:
+            if not isinstance(self.start_at, datetime):
+                raise TypeError(f"StartOptions(start_at=...) takes a datetime, got {type(self.start_at).__name__}.")
+            clock.to_micros(self.start_at, "StartOptions(start_at=...)")
+
+    def due(self, now: Micros) -> Micros | None:
+        """The instant at which the run is to start, or None for at once."""
+        if self.start_at is not None:
+            return clock.to_micros(self.start_at)
+        if self.delay is not None:
+            return min(now + clock.duration_micros(self.delay), clock.LAST_INSTANT)
+        return None
+
+
+def check_name(what: str, name: object) -> str:
+    """The name, if every store can hold it.
+
+    Raises:
+        TypeError: it is not a string.
+        ValueError: it is empty.
+        LimitExceeded: over 200 characters, or a NUL or lone surrogate in it.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{what} takes a string, got {type(name).__name__}.")
+    if not name:
+        raise ValueError(f"{what} must not be empty.")
+    if len(name) > MAX_NAME:
+        raise LimitExceeded(what, f"{MAX_NAME} characters", f"it has {len(name)}")
+    if "\0" in name:
+        raise LimitExceeded(what, "characters that every store can hold", "it holds a NUL")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise LimitExceeded(what, "characters that every store can hold", "it holds a lone surrogate") from None
+    return name
+
+
+def bounded(text: str, limit: int) -> str:
+    """Text that every store can hold: NULs and lone surrogates escaped, the middle cut out beyond ``limit``."""
+    text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    if len(text) <= limit:
+        return text
+    half = (limit - 40) // 2
+    return f"{text[:half]} … {len(text) - 2 * half} characters left out … {text[-half:]}"

@@ -1,0 +1,196 @@
+"""``WorkflowRun``: what callers hold of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from datetime import datetime, timedelta
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic_core import from_json
+
+from aioflow.clock import Micros, to_datetime
+from aioflow.codec import explain
+from aioflow.definition import WorkflowDefinition
+from aioflow.errors import ContextInvalid, WorkflowUnknown
+from aioflow.model import Run, WorkflowStatus
+from aioflow.waiters import Until
+
+C = TypeVar("C", bound=BaseModel)
+
+
+class Source(Protocol):
+    """Where a run was read, and can be read again."""
+
+    def definition_of(self, run: Run) -> WorkflowDefinition | None:
+        """The code of the run, if this process has it."""
+        ...
+
+    async def reread(self, run_id: int) -> Run:
+        """The run as it stands now."""
+        ...
+
+    def wait(
+        self, run_id: int, timeout: float | timedelta | None = None, *, until: Until = "ended"
+    ) -> Awaitable[WorkflowRun[Any]]:
+        """Wait for it."""
+        ...
+
+    def result(self, run_id: int, timeout: float | timedelta | None = None) -> Awaitable[BaseModel]:
+        """Its final Context."""
+        ...
+
+
+class WorkflowRun(Generic[C]):
+    """A run as it stood when it was read; ``refresh`` reads it again. All datetimes are aware UTC.
+
+    Attributes:
+        created: whether the ``start`` call that gave this object started the run; False if the key had one already.
+    """
+
+    __slots__ = ("_row", "_source", "created")
+
+    def __init__(self, source: Source, row: Run, created: bool = False) -> None:
+        self._source = source
+        self._row = row
+        self.created = created
+
+    def __repr__(self) -> str:
+        row = self._row
+        waiting = f" for {row.waiting_for}" if row.waiting_for else ""
+        return f"<WorkflowRun {row.id} of {row.workflow!r}: {row.status}{waiting} at {row.step!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        return self._row == other._row if isinstance(other, WorkflowRun) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._row.id)
+
+    @property
+    def row(self) -> Run:
+        """The stored record that this object shows."""
+        return self._row
+
+    @property
+    def id(self) -> int:
+        """The run's id, unique in its store, below 2**53."""
+        return self._row.id
+
+    @property
+    def workflow(self) -> str:
+        """The workflow's name."""
+        return self._row.workflow
+
+    @property
+    def name(self) -> str:
+        """The workflow's name: an alias of ``workflow``."""
+        return self._row.workflow
+
+    @property
+    def version(self) -> str:
+        """The version of the workflow that the run started with."""
+        return self._row.version
+
+    @property
+    def key(self) -> str | None:
+        """The caller's own name for the run."""
+        return self._row.key
+
+    @property
+    def status(self) -> WorkflowStatus:
+        """running, waiting, completed, failed or cancelled."""
+        return WorkflowStatus(self._row.status)
+
+    @property
+    def current_step(self) -> str:
+        """The step that runs, that returned the wait, or that was the last."""
+        return self._row.step
+
+    @property
+    def data(self) -> dict[str, JsonValue]:
+        """The Context as stored, as JSON values."""
+        return cast("dict[str, JsonValue]", from_json(self._row.data))
+
+    @property
+    def context(self) -> C:
+        """The Context as an instance of the workflow's Context class; changing it changes nothing in the store.
+
+        Raises:
+            WorkflowUnknown: this process does not have the workflow's code; ``data`` can still be read.
+            ContextInvalid: the Context, as it is declared now, does not accept what is stored.
+        """
+        definition = self._source.definition_of(self._row)
+        if definition is None:
+            raise WorkflowUnknown(f"{self.workflow} version {self.version}", ())
+        try:
+            return cast("C", definition.codec.decode(self._row.data))
+        except ValidationError as error:
+            raise ContextInvalid(self.workflow, explain(error)) from error
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed, was cancelled or is blocked; what ``fail(reason)`` gave, exactly."""
+        return self._row.error
+
+    @property
+    def traceback(self) -> str | None:
+        """The traceback of the error that failed the run, bounded."""
+        return self._row.traceback
+
+    @property
+    def waiting_for(self) -> str | None:
+        """While it waits: "sleep", "retry", "start" or "blocked"."""
+        return self._row.waiting_for
+
+    @property
+    def wake_at(self) -> datetime | None:
+        """When a waiting run goes on by itself."""
+        return _instant(self._row.wake_at)
+
+    @property
+    def attempt(self) -> int:
+        """Committed failures of the present visit of the step, plus 1."""
+        return self._row.failures + 1
+
+    @property
+    def progress(self) -> float | None:
+        """What the last ``goto(progress=...)`` said, from 0.0 to 1.0."""
+        return self._row.progress
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was started."""
+        return to_datetime(self._row.created_at)
+
+    @property
+    def updated_at(self) -> datetime:
+        """When its last transition was committed."""
+        return to_datetime(self._row.updated_at)
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it completed, failed or was cancelled."""
+        return _instant(self._row.ended_at)
+
+    async def refresh(self) -> None:
+        """Read the run again, in place.
+
+        Raises:
+            RunNotFound: it is no longer in the store.
+            EngineClosed, StoreUnavailable: it cannot be read.
+        """
+        self._row = await self._source.reread(self._row.id)
+
+    async def wait(self, timeout: float | timedelta | None = None, *, until: Until = "ended") -> WorkflowRun[C]:
+        """Wait until the run has ended, whatever its status, or is parked. See ``Engine.wait``; this object is updated."""
+        found = await self._source.wait(self._row.id, timeout, until=until)
+        self._row = found._row
+        return self
+
+    async def result(self, timeout: float | timedelta | None = None) -> C:
+        """Its final Context, once it has completed. See ``Engine.result``."""
+        return cast("C", await self._source.result(self._row.id, timeout))
+
+
+def _instant(micros: Micros | None) -> datetime | None:
+    return None if micros is None else to_datetime(micros)

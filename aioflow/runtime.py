@@ -1,0 +1,261 @@
+"""``Engine``: the façade that users hold. It composes the parts, opens and ends them, and decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from anyio import CancelScope
+
+from aioflow import definition, telemetry
+from aioflow.calls import Calls
+from aioflow.client import Parts
+from aioflow.clock import SECOND, Clock, duration_micros
+from aioflow.committer import Committer
+from aioflow.definition import Registry, definition_of
+from aioflow.discovery import find_store
+from aioflow.errors import EngineClosed, StoreError, UsageError
+from aioflow.executor import Executor
+from aioflow.ids import RunIds, commit_ids
+from aioflow.scheduler import Scheduler
+from aioflow.store import Change, Mark, Result, Store
+from aioflow.tasks import TaskSet
+from aioflow.telemetry import Instrument, Telemetry
+from aioflow.timers import Timers
+from aioflow.waiters import Waiters
+from aioflow.worker import Worker
+
+
+class Engine(Calls):
+    """Runs workflows, in the event loop that opens it: ``async with Engine("sqlite:///app.db") as engine: ...``.
+
+    Args:
+        url_or_store: a URL (``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``memory://``) or a store. Without
+            it the environment's ``AIOFLOW_DATABASE_URL`` is read when the engine opens, else ``sqlite:///aioflow.db``.
+        workflows: the workflow classes that it knows; without it, all that are imported.
+        worker: False starts, queries and cancels runs, and executes nothing.
+        max_running: how many runs execute at once, at least 1; others wait their turn in the store.
+        threads: how many sync steps run at once, at least 1.
+        lease: how long a worker that has gone silent keeps its runs, where several share a store.
+        clock: where time comes from; the machine's if not given.
+        shutdown_timeout: how long steps that are running may take to end when the engine closes.
+
+    The mutable state: the open parts, None while it is closed. A closed engine can be opened again.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of its range.
+    """
+
+    def __init__(
+        self,
+        url_or_store: str | Store | None = None,
+        *,
+        workflows: Iterable[type] | None = None,
+        worker: bool = True,
+        max_running: int = 1000,
+        threads: int = 40,
+        lease: timedelta = timedelta(seconds=30),
+        clock: Clock | None = None,
+        shutdown_timeout: timedelta = timedelta(seconds=10),
+    ) -> None:
+        for name, count in (("max_running", max_running), ("threads", threads)):
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise TypeError(f"Engine({name}=...) takes an int, got {type(count).__name__}.")
+            if count < 1:
+                raise ValueError(f"Engine({name}=...) must be at least 1, got {count}.")
+        for name, span in (("lease", lease), ("shutdown_timeout", shutdown_timeout)):
+            if not isinstance(span, timedelta):
+                raise TypeError(f"Engine({name}=...) takes a timedelta, got {type(span).__name__}.")
+        if lease < timedelta(seconds=1):
+            raise ValueError(f"Engine(lease=...) must be at least a second, got {lease}.")
+        self._url_or_store = url_or_store
+        self._registry = (
+            definition.registry if workflows is None else Registry(definition_of(workflow) for workflow in workflows)
+        )
+        self._works = worker
+        self._max_running = max_running
+        self._threads = threads
+        self._lease = duration_micros(lease)
+        self._clock = clock or Clock()
+        self._shutdown_timeout = duration_micros(shutdown_timeout, "Engine(shutdown_timeout=...)")
+        self._telemetry = Telemetry()
+        self._tasks = TaskSet()
+        self._worker: Worker | None = None
+        self._opening = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._parts is None else f"open on {self._parts.store.name}"
+        return f"<Engine {state}{'' if self._works else ', client only'}>"
+
+    @property
+    def instruments(self) -> list[Instrument]:
+        """Who is told of transitions and steps; add yours. The first one writes to structlog."""
+        return self._telemetry.instruments
+
+    async def __aenter__(self) -> Self:
+        """Open the store, migrate it if that is due, and begin to work.
+
+        Raises:
+            BackendUnknown, StoreUnavailable: there is no such store, or it cannot be opened.
+            UsageError: the engine is open already.
+        """
+        if self._parts is not None or self._opening:
+            raise UsageError(f"{self!r} is open already. Open it once, and share it within the event loop.")
+        self._opening = True
+        try:
+            store = find_store(self._url_or_store)
+            try:
+                await self._compose(store)
+            except BaseException:
+                with CancelScope(shield=True):
+                    await self._tasks.cancel(1.0)
+                    await store.close()
+                raise
+        finally:
+            self._opening = False
+        return self
+
+    async def _compose(self, store: Store) -> None:
+        clock, registry = self._clock, self._registry
+        store_id = await store.open(clock.micros())
+        number = await store.reserve("worker", 1, clock.micros())
+        ids = commit_ids(number)
+        waiters = Waiters()
+        committer = Committer(store, clock, self._committed)
+        executor = Executor(clock, self._telemetry, store_id, self._threads)
+        worker = Worker(
+            store,
+            clock,
+            registry,
+            committer,
+            executor,
+            ids,
+            number=number,
+            max_running=self._max_running,
+            lease=self._lease,
+        )
+        scheduler = worker.scheduler = Scheduler(store, clock, committer, worker, ids, Timers())
+        parts = Parts(
+            store=store,
+            clock=clock,
+            registry=registry,
+            committer=committer,
+            scheduler=scheduler,
+            slots=worker,
+            waiters=waiters,
+            run_ids=RunIds(store, clock),
+            commit_ids=ids,
+            running=lambda: worker.running,
+        )
+        self._worker = worker
+        self._parts = parts
+        committer.start()
+        try:
+            if self._works:
+                await worker.look()
+                self._tasks.spawn(worker.run(), name="aioflow worker")
+                self._tasks.spawn(scheduler.run(), name="aioflow scheduler")
+            self._tasks.spawn(parts.listen(worker.notice), name="aioflow listener")
+        except BaseException:
+            self._parts = None
+            await committer.stop(0)
+            raise
+
+    def _committed(self, change: Change, result: Result) -> None:
+        """A change was committed: everything in memory follows from here."""
+        run = result.run
+        if run is None or isinstance(change, Mark) or self._parts is None or self._worker is None:
+            return
+        transition = result.transition or getattr(change, "transition", None)
+        if transition is not None:
+            self._telemetry.committed(run, transition)
+        if self._works:
+            self._worker.follow(change, result)
+        self._parts.waiters.tell(run)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let running steps end and commit, give the runs back, and close the store."""
+        closing = TaskSet().spawn(self._close(), name="aioflow closing")
+        cancelled: asyncio.CancelledError | None = None
+        while not closing.done():  # bounded by shutdown_timeout; half a close would leave threads behind
+            try:
+                with CancelScope(shield=True):
+                    await asyncio.shield(closing)
+            except asyncio.CancelledError as again:
+                cancelled = again
+        closing.result()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _close(self) -> None:
+        parts, worker = self._parts, self._worker
+        if parts is None or worker is None:
+            return
+        try:
+            if self._works:
+                await worker.drain(self._shutdown_timeout)
+            await self._tasks.cancel(1.0)
+            parts.waiters.fail(EngineClosed("engine.wait()"))
+            await parts.committer.stop(max(self._shutdown_timeout, SECOND))
+            try:
+                if self._works:
+                    await worker.release()
+            except StoreError as problem:
+                telemetry.warn("runs could not be given back, they will be taken over", error=str(problem))
+        finally:
+            self._parts = self._worker = None
+            await parts.store.close()
+
+    async def run_forever(self) -> None:
+        """Work until SIGTERM or SIGINT (Ctrl-C), then close: a service in one call.
+
+        Opens the engine if it is not open. The handlers stand only meanwhile, and only in the main thread.
+
+        Raises:
+            As opening the engine does.
+        """
+        if self._parts is not None:
+            await _signalled()
+            return
+        async with self:
+            await _signalled()
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
+        """The engine's life as an ASGI lifespan: ``FastAPI(lifespan=engine.lifespan)``.
+
+        Args:
+            app: the ASGI app, which is not used.
+        """
+        async with self:
+            yield
+
+
+async def _signalled() -> None:
+    """Wait for SIGINT or SIGTERM."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handler = signal.getsignal(number)
+        with suppress(NotImplementedError, ValueError, RuntimeError):  # Windows, or not the main thread
+            loop.add_signal_handler(number, stop.set)
+            before[number] = handler
+    try:
+        await stop.wait()
+        telemetry.info("signal received, the engine ends")
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+
+#: A ready engine for programs that need just one; it reads ``AIOFLOW_DATABASE_URL`` when it is opened.
+engine = Engine()

@@ -1,0 +1,173 @@
+"""Fire what is due: wakes waiting runs when their deadline has come, in batches, never early.
+
+The mutable state of ``Scheduler``: the timer heap, the runs whose wake-up is being committed, and whether it works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Protocol
+
+from aioflow import telemetry
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow.committer import Committer
+from aioflow.errors import StoreError
+from aioflow.model import Deadline, Run, WorkflowStatus
+from aioflow.store import Store
+from aioflow.timers import START, Timers
+from aioflow.transitions import wake
+
+#: Sleep no longer than this: a step of the machine's clock is noticed that soon.
+_LONGEST_SLEEP: Micros = 2 * SECOND
+_BATCH = 500
+_LAST_ID = 1 << 62
+
+
+class Slots(Protocol):
+    """Who may run more runs."""
+
+    @property
+    def room(self) -> int:
+        """How many runs may be begun now."""
+        ...
+
+    def promise(self) -> int | None:
+        """The owner for a run that is about to be committed as running: this worker if it has room, else nobody."""
+        ...
+
+    def redeem(self, owner: int | None) -> None:
+        """The promise is kept, or void."""
+        ...
+
+
+class Scheduler:
+    """Wakes runs.
+
+    Args:
+        store, clock, committer: what it works with.
+        slots: who runs what is woken.
+        commit_ids: makes commit ids.
+    """
+
+    def __init__(
+        self, store: Store, clock: Clock, committer: Committer, slots: Slots, commit_ids: Iterator[int], timers: Timers
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._committer = committer
+        self._slots = slots
+        self._commit_ids = commit_ids
+        self._timers = timers
+        self._firing: set[int] = set()
+        self._again = asyncio.Event()
+        self.working = False
+
+    def arm(self, run: Run) -> None:
+        """A run was committed that waits for an instant."""
+        if run.wake_at is not None and self._timers.push(Deadline(run.wake_at, run.id, run.seq)):
+            self._again.set()
+
+    def disarm(self, run: Run) -> None:
+        """A run that waited for an instant does so no more."""
+        if run.wake_at is not None:
+            self._timers.drop(Deadline(run.wake_at, run.id, run.seq))
+
+    def poke(self) -> None:
+        """Look again: there is room, or work has begun."""
+        self._again.set()
+
+    async def run(self) -> None:
+        """Fire what is due, until cancelled."""
+        while True:
+            self._again.clear()
+            try:
+                pause = await self._turn()
+            except StoreError as error:
+                telemetry.warn("timers cannot be read, will try again", error=str(error))
+                pause = SECOND
+            if pause > 0:
+                await self._clock.wait(self._again, pause)
+
+    async def _turn(self) -> Micros:
+        if not self.working:
+            return _LONGEST_SLEEP
+        now = self._clock.micros()
+        if self._timers.needs_refill(now):
+            await self._refill(now)
+        room = min(self._slots.room, _BATCH)
+        if room <= 0:
+            return _LONGEST_SLEEP  # poked as soon as there is room
+        due = self._timers.pop(now, room)
+        if due:
+            await self._fire(due)
+            return 0
+        return min(self._timers.next_at() - self._clock.micros(), _LONGEST_SLEEP)
+
+    async def _refill(self, now: Micros) -> None:
+        old, new = self._timers.raise_edge(now)
+        try:
+            self._timers.refill(await self._store.due(old, new, self._timers.limit, now))
+        except BaseException:
+            self._timers.restore_edge(old)
+            raise
+
+    async def scan(self, until: Micros) -> None:
+        """Take in what the store says is due by ``until``, whoever committed it."""
+        room = self._slots.room
+        if not self.working or room <= 0:
+            return
+        found = await self._store.due(START, (until, _LAST_ID), max(room, _BATCH), self._clock.micros())
+        new = [deadline for deadline in found if deadline.run_id not in self._firing]
+        for deadline in new:
+            self._timers.push(deadline)
+        if new:
+            self._again.set()
+
+    async def fire_all(self) -> int:
+        """Wake every run that is due now, whoever is to run it. How many that were."""
+        fired = 0
+        after = START
+        until = (self._clock.micros(), _LAST_ID)
+        while True:
+            due = await self._store.due(after, until, _BATCH, self._clock.micros())
+            fired += await self._fire(due)
+            if len(due) < _BATCH:
+                return fired
+            after = due[-1][:2]
+
+    async def _fire(self, due: list[Deadline]) -> int:
+        """Wake these if they still wait for it; what could not be tried is put back."""
+        todo = {deadline.run_id: deadline for deadline in due if deadline.run_id not in self._firing}
+        self._firing.update(todo)
+        fired = 0
+        try:
+            now = self._clock.micros()
+            runs = await self._store.load(list(todo), now)
+            waking = []
+            for run in runs:
+                if run.status != WorkflowStatus.WAITING or run.wake_at is None:
+                    continue
+                if run.wake_at > now:  # the clock went back, or it waits for something else: never early
+                    self.arm(run)
+                    continue
+                owner = self._slots.promise()
+                move = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))
+                waking.append((self._committer.submit(move), owner))
+            problem: StoreError | None = None
+            for future, owner in waking:
+                try:
+                    fired += (await future).outcome == "applied"
+                except StoreError as error:
+                    problem = error
+                finally:
+                    self._slots.redeem(owner)
+            if problem is not None:
+                raise problem
+        except StoreError:
+            for deadline in todo.values():
+                self._timers.push(deadline)
+            raise
+        finally:
+            self._firing.difference_update(todo)
+        return fired

@@ -1,0 +1,60 @@
+"""The shapes of workflow classes and of filters, for type checkers. Nothing here runs.
+
+Members are written as methods: mypy and pyright match a protocol against a *class object* only so. ``CreatesContext``
+comes before ``HasCreateContext`` in overloads: arguments that do not fit ``create_context`` must not fall through to
+the Context's own, so that overload gives a class whose name is the error message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, ParamSpec, Protocol, TypedDict, TypeVar
+
+from pydantic import BaseModel, JsonValue
+
+P = ParamSpec("P")
+C = TypeVar("C", bound=BaseModel)
+C_co = TypeVar("C_co", bound=BaseModel, covariant=True)
+
+
+class HasContext(Protocol[C_co]):
+    """A workflow class, by its inner Context."""
+
+    def Context(self, *args: Any, **kwargs: Any) -> C_co: ...  # noqa: D102, N802
+
+
+class CreatesContext(Protocol[P, C_co]):
+    """A workflow class with its own create_context."""
+
+    def create_context(self, *args: P.args, **kwargs: P.kwargs) -> C_co | Awaitable[C_co]: ...  # noqa: D102
+
+
+class HasCreateContext(Protocol):
+    """A workflow class with a create_context of whatever arguments."""
+
+    def create_context(self, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
+
+
+class BuildsContext(Protocol[P, C_co]):
+    """A workflow class without create_context: the keywords are the Context's."""
+
+    def Context(self, *args: P.args, **kwargs: P.kwargs) -> C_co: ...  # noqa: D102, N802
+
+
+class ArgumentsDoNotFitCreateContext:
+    """What a type checker shows for start() with arguments that create_context does not take."""
+
+
+class RunFilters(TypedDict, total=False):
+    """The filters of runs, iter_runs and count, beside ``workflow``; see ``Engine.runs``."""
+
+    status: str | Sequence[str]
+    step: Any
+    waiting_for: str | Sequence[str]
+    key: str | Sequence[str]
+    data: Mapping[str, JsonValue]
+    created_after: datetime
+    created_before: datetime
+    updated_after: datetime
+    updated_before: datetime

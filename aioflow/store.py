@@ -1,0 +1,261 @@
+"""THE PORT: what a store must do. The runtime knows stores by this alone; backends know nothing else of aioflow.
+
+Obligations that hold for every verb:
+
+- A verb is one transaction. It has happened when it returns, wholly or not at all.
+- It takes ``now``, microseconds since the epoch, and reads no clock itself.
+- It raises ``StoreUnavailable`` when it could not be done *or when that is unknown*, and ``StoreRefused`` when the
+  data itself can never be stored; the driver's error is the cause. Nothing else.
+- It may be cancelled: what it did is then unknown to the caller, and the store stays usable.
+- Rows it returns are as the last committed transaction left them.
+
+``aioflow.testing.StoreConformance`` is this text as tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+from pydantic import JsonValue
+
+from aioflow.clock import Micros
+from aioflow.model import Deadline, Reuse, Run, Transition
+
+# ---- changes: the vocabulary of apply()
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Insert ``run`` and its first history row.
+
+    With a ``run.key``, the newest run of that workflow and key stands in the way: always if ``reuse`` is "never";
+    unless it has ended if "ended"; unless it has failed if "failed". Then the result is "exists", with that run.
+    """
+
+    run: Run
+    transition: Transition
+    reuse: Reuse = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Replace the row ``run.id`` by ``run`` and insert the history row, if the row still has ``seq`` and ``fence``."""
+
+    run: Run
+    seq: int
+    fence: int
+    transition: Transition
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Set ``marked`` on a run that still has ``seq`` and ``fence``. No history row; to repeat it is harmless."""
+
+    run_id: int
+    seq: int
+    fence: int
+
+
+#: From the row as it stands to the new one and its history row, or None to leave it alone. Pure.
+Decide: TypeAlias = Callable[[Run], tuple[Run, Transition] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Amend:
+    """Change a run whatever its seq and fence, by a pure function of the row as it stands under the lock.
+
+    The history row that ``decide`` gives bears ``commit_id``.
+    """
+
+    run_id: int
+    decide: Decide
+    commit_id: int
+
+
+Change: TypeAlias = Start | Move | Mark | Amend
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a change.
+
+    - "applied": it is committed, now or by an earlier offer of the same change; ``run`` is the row it wrote.
+    - "exists": a Start whose key is taken; ``run`` is the run that has it.
+    - "stale": a guard did not hold, nothing was changed; ``run`` is the row as it stands, None if there is none.
+
+    ``transition``: the history row that an applied Amend wrote; None for every other change, which brought its own.
+    """
+
+    outcome: Literal["applied", "exists", "stale"]
+    run: Run | None = None
+    transition: Transition | None = None
+
+
+# ---- questions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunQuery:
+    """Which runs, in which order. An empty tuple filters nothing; several values mean any of them."""
+
+    workflow: tuple[str, ...] = ()
+    version: tuple[str, ...] = ()
+    status: tuple[str, ...] = ()
+    step: tuple[str, ...] = ()
+    waiting_for: tuple[str, ...] = ()
+    key: tuple[str, ...] = ()
+    event_id: tuple[str, ...] = ()
+    parent_id: tuple[int, ...] = ()
+    #: A mapping matches a Context that holds its keys with matching values, and recursively; all else by equality
+    #: (1 equals 1.0, True equals only True).
+    data: Mapping[str, JsonValue] = field(default_factory=dict)
+    created_after: Micros | None = None
+    created_before: Micros | None = None
+    updated_after: Micros | None = None
+    updated_before: Micros | None = None
+    #: Ties are broken by id, in the same direction.
+    order: Literal["id", "created_at", "updated_at"] = "id"
+    descending: bool = True
+    limit: int = 100
+    #: Only what comes after this (value of ``order``, id) in the order.
+    after: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a worker holds after ``claim``.
+
+    ``working``: whether this worker may execute runs at all; where one process at a time works a store, others
+    wait here. ``runs``: what it is to run now and did not hold before.
+    """
+
+    working: bool
+    runs: list[Run] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts of what is in the store.
+
+    ``runs``: workflow -> status -> number. ``steps``: workflow -> step -> number, of live runs. ``waiting``: what
+    for -> number. ``overdue``: waiting runs whose deadline is past. ``oldest_due``: the earliest such deadline.
+    ``bytes``: size of the store, None where it has none.
+    """
+
+    runs: dict[str, dict[str, int]]
+    steps: dict[str, dict[str, int]]
+    waiting: dict[str, int]
+    overdue: int
+    oldest_due: Micros | None
+    bytes: int | None
+
+
+class Store(Protocol):
+    """The verbs. A store is opened once before and closed once after them; a closed one can be opened again."""
+
+    @property
+    def name(self) -> str:
+        """The store's address for messages and logs, without any password."""
+        ...
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether one worker at a time has the whole store: then it takes runs of all workflows, known or not."""
+        ...
+
+    async def open(self, now: Micros) -> str:
+        """Connect, migrate if that is due (safe when several processes do it at once), and return the store's UUID.
+
+        The UUID is made with the store and never changes. Data written by a newer schema than this code knows is
+        refused with StoreUnavailable.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of every connection, thread and lock. No error if it is closed already."""
+        ...
+
+    async def reserve(self, kind: Literal["run", "worker"], count: int, now: Micros) -> int:
+        """The first of ``count`` consecutive ids of a kind, from 1 upwards, that nobody else was or will be given."""
+        ...
+
+    async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+        """Commit a batch: each change wholly or not at all, all that apply in one transaction. A result for each.
+
+        Guards are checked under the lock that the change is written with. A stale change does not undo its
+        neighbours. The batch has at most one change per run, and one Start per (workflow, key).
+
+        The same changes may be offered again after an unknown outcome. A Start whose run id is in the store with its
+        commit_id in history row 1, and a Move or Amend that finds its commit_id in a history row of the run (a Move:
+        row ``transition.seq``), have been applied: the result is "applied", with the row as it now stands.
+
+        A Start, Move or Amend whose row ends is freed of its owner by the row itself; the store adds nothing.
+
+        Raises:
+            StoreRefused: some change cannot be stored, and so none of the batch was.
+        """
+        ...
+
+    async def load(self, run_ids: Collection[int], now: Micros) -> list[Run]:
+        """The runs of these ids that exist, in any order."""
+        ...
+
+    async def select(self, query: RunQuery, now: Micros) -> list[Run]:
+        """The runs that match, in order, ``query.limit`` at most."""
+        ...
+
+    async def count(self, query: RunQuery, now: Micros) -> int:
+        """How many runs match, whatever the query's order, limit and after."""
+        ...
+
+    async def history(self, run_id: int, after: int, limit: int, now: Micros) -> list[Transition]:
+        """Transitions of a run with a seq above ``after``, oldest first. Empty if there is no such run."""
+        ...
+
+    async def due(
+        self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
+    ) -> list[Deadline]:
+        """Deadlines of waiting runs with after < (at, run_id) <= until, earliest first, ``limit`` at most."""
+        ...
+
+    async def claim(
+        self,
+        worker: int,
+        *,
+        lease: Micros,
+        limit: int,
+        known: Collection[tuple[str, str]],
+        held: Collection[int],
+        now: Micros,
+    ) -> Claim:
+        """Make this worker the owner of up to ``limit`` running runs that have no living one.
+
+        Taking raises the fence. Taking from a dead owner (``owner`` set, its lease over, its lock lost) adds one to
+        ``crashes`` while they are below 2, and from then on only if the run is ``marked``; and clears the mark.
+        Taking a run without owner adds nothing. An exclusive store gives runs of all workflows, any other only
+        ``known`` (workflow, version) pairs.
+
+        Also returns the worker's own running runs that are not in ``held``, unchanged: replies get lost.
+
+        The first claim registers the worker with a lease of ``lease`` from now; with ``limit`` 0 it does that alone.
+        Where the store is exclusive and another has it, ``working`` is False and nothing is taken.
+        """
+        ...
+
+    async def renew(self, worker: int, lease: Micros, now: Micros) -> bool:
+        """Extend the worker's lease to ``now + lease``. False if it was over already and others may have its runs."""
+        ...
+
+    async def release(self, worker: int, now: Micros) -> None:
+        """The worker stops: its running runs have no owner any more, unmarked and uncounted; its lease and lock end."""
+        ...
+
+    async def hint(self, now: Micros) -> int:
+        """A number that changes when somebody else has written to the store. Cheap, and only a hint."""
+        ...
+
+    async def stats(self, now: Micros) -> Stats:
+        """Count."""
+        ...

@@ -1,0 +1,149 @@
+"""One seam for tracing: instruments are told what was committed, and what runs.
+
+structlog is always an instrument: one debug event a transition, info when a run starts and ends, warnings for
+failures. While structlog is not configured only warnings are printed. No values of a Context are ever logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import structlog
+from structlog.contextvars import bind_contextvars, reset_contextvars
+
+from aioflow.model import Run, Transition
+
+_log = structlog.get_logger("aioflow")
+_INFO = {"start": "run started", "complete": "run completed", "cancel": "run cancelled"}
+
+
+class Instrument(Protocol):
+    """What an instrument is told. Calls are on the event loop and must not block; what they raise is logged once."""
+
+    def committed(self, run: Run, transition: Transition) -> None:
+        """A transition was committed; ``run`` is the row after it."""
+        ...
+
+    def step_started(self, run: Run) -> None:
+        """The step ``run.step`` is about to run."""
+        ...
+
+    def step_ended(self, run: Run, error: BaseException | None) -> None:
+        """It has returned (``error`` None) or raised; its transition is not committed yet."""
+        ...
+
+
+class StructlogInstrument:
+    """Transitions as structured log events."""
+
+    def committed(self, run: Run, transition: Transition) -> None:
+        """Log the transition at the level of its kind."""
+        kind = transition.kind
+        failed = transition.error is not None and kind in ("retry", "fail", "block")
+        if not failed and not structlog.is_configured():
+            return
+        fields: dict[str, Any] = {
+            "run_id": run.id,
+            "workflow": run.workflow,
+            "step": transition.step,
+            "attempt": transition.attempt,
+            "seq": transition.seq,
+            "kind": kind,
+        }
+        if run.key is not None:
+            fields["key"] = run.key
+        if transition.duration_micros:
+            fields["duration_ms"] = transition.duration_micros / 1000
+        if transition.error is not None:
+            fields["error"] = transition.error
+        if failed:
+            name = {"retry": "step failed, will retry", "fail": "run failed"}.get(kind, "run blocked")
+            _log.warning(name, **fields)
+        elif kind in _INFO:
+            _log.info(_INFO[kind], **fields)
+        _log.debug("transition", status=run.status, next_step=run.next_step or run.step, **fields)
+
+    def step_started(self, run: Run) -> None:
+        """Nothing: the step's own log lines carry the run."""
+
+    def step_ended(self, run: Run, error: BaseException | None) -> None:
+        """Nothing: the transition says it."""
+
+
+class Telemetry:
+    """Calls every instrument; one that raises never breaks a run.
+
+    The mutable state: ``instruments``, and which of them have been reported as broken.
+    """
+
+    def __init__(self) -> None:
+        self.instruments: list[Instrument] = [StructlogInstrument()]
+        self._broken: list[Instrument] = []
+
+    def committed(self, run: Run, transition: Transition) -> None:
+        """Tell every instrument of a committed transition."""
+        for instrument in self.instruments:
+            try:
+                instrument.committed(run, transition)
+            except Exception:  # noqa: BLE001
+                self._report(instrument, "committed")
+
+    def step_started(self, run: Run) -> None:
+        """Tell every instrument that a step is about to run."""
+        for instrument in self.instruments:
+            try:
+                instrument.step_started(run)
+            except Exception:  # noqa: BLE001
+                self._report(instrument, "step_started")
+
+    def step_ended(self, run: Run, error: BaseException | None) -> None:
+        """Tell every instrument that a step has ended."""
+        for instrument in self.instruments:
+            try:
+                instrument.step_ended(run, error)
+            except Exception:  # noqa: BLE001
+                self._report(instrument, "step_ended")
+
+    def _report(self, instrument: Instrument, method: str) -> None:
+        if any(instrument is broken for broken in self._broken):
+            return
+        self._broken.append(instrument)
+        try:
+            warn("instrument raised; its later errors are not logged", instrument=type(instrument).__name__,
+                 method=method, exc_info=True)  # fmt: skip
+        except Exception:  # noqa: BLE001, S110 - the log itself is broken: there is nobody left to tell
+            pass
+
+
+@contextmanager
+def bound(run: Run) -> Iterator[None]:
+    """Give the step's own log lines run_id, workflow, step and attempt."""
+    tokens = bind_contextvars(run_id=run.id, workflow=run.workflow, step=run.step, attempt=run.failures + 1)
+    try:
+        yield
+    finally:
+        reset_contextvars(**tokens)
+
+
+def debug(event: str, **fields: Any) -> None:
+    """Log what only somebody who looks for it wants to know."""
+    if structlog.is_configured():
+        _log.debug(event, **fields)
+
+
+def info(event: str, **fields: Any) -> None:
+    """Log what is worth knowing; silent until structlog is configured."""
+    if structlog.is_configured():
+        _log.info(event, **fields)
+
+
+def warn(event: str, **fields: Any) -> None:
+    """Log what somebody should look at."""
+    _log.warning(event, **fields)
+
+
+def fault(event: str, **fields: Any) -> None:
+    """Log what is broken."""
+    _log.error(event, **fields)

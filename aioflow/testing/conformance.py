@@ -1,0 +1,64 @@
+"""The port as tests: whoever writes a store proves it with them."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite(
+    "aioflow.testing.conformance_apply",
+    "aioflow.testing.conformance_concurrency",
+    "aioflow.testing.conformance_lifecycle",
+    "aioflow.testing.conformance_offers",
+    "aioflow.testing.conformance_ownership",
+    "aioflow.testing.conformance_questions",
+    "aioflow.testing.conformance_samples",
+    "aioflow.testing.conformance_select",
+    "aioflow.testing.conformance_takeover",
+)
+
+# After the above, so that their asserts say what they found.
+from aioflow.testing.conformance_apply import ApplyConformance  # noqa: E402
+from aioflow.testing.conformance_concurrency import ConcurrencyConformance  # noqa: E402
+from aioflow.testing.conformance_lifecycle import LifecycleConformance  # noqa: E402
+from aioflow.testing.conformance_offers import OffersConformance  # noqa: E402
+from aioflow.testing.conformance_ownership import OwnershipConformance  # noqa: E402
+from aioflow.testing.conformance_questions import QuestionsConformance  # noqa: E402
+from aioflow.testing.conformance_select import SelectConformance  # noqa: E402
+from aioflow.testing.conformance_takeover import TakeoverConformance  # noqa: E402
+
+
+class StoreConformance(
+    LifecycleConformance,
+    ApplyConformance,
+    OffersConformance,
+    ConcurrencyConformance,
+    QuestionsConformance,
+    SelectConformance,
+    OwnershipConformance,
+    TakeoverConformance,
+):
+    """Every obligation of ``aioflow.store``, tested on one store.
+
+    Subclass it under a name that pytest collects, with a fixture ``store`` that gives an open store without any data,
+    and if the store can have several users, with ``again``::
+
+        class TestMyStore(StoreConformance):
+            @pytest.fixture
+            async def store(self, tmp_path: Path) -> AsyncIterator[Store]:
+                self.url = f"mystore://{tmp_path}/data"
+                store = MyStore(self.url)
+                await store.open(now=0)
+                yield store
+                await store.close()
+
+            async def again(self, store: Store) -> Store:
+                other = MyStore(self.url)
+                await other.open(now=0)
+                return other
+
+    The tests are coroutines for anyio's pytest plugin; a fixture ``anyio_backend`` that returns "asyncio" keeps them
+    off trio. They never wait: ``now`` is given to each call, and moves only there. Some close and reopen ``store``,
+    which has to keep its data.
+    """
+
+    pytestmark = pytest.mark.anyio

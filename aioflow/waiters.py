@@ -1,0 +1,66 @@
+"""Callers that wait for a run to end, or to park."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Literal, TypeAlias
+
+from aioflow.model import LIVE, Run, WorkflowStatus
+
+Until: TypeAlias = Literal["ended", "parked"]
+
+
+class Waiters:
+    """Who waits for which run.
+
+    The mutable state: run id -> futures with what they wait for. All waiters of a process share one query when the
+    run may have been changed by another process.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, list[tuple[Until, asyncio.Future[Run]]]] = {}
+
+    @property
+    def run_ids(self) -> list[int]:
+        """The runs that somebody waits for."""
+        return list(self._waiting)
+
+    def add(self, run_id: int, until: Until) -> asyncio.Future[Run]:
+        """A future of the run as it ended, or parked. To forget it, cancel it."""
+        future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(run_id, []).append((until, future))
+        future.add_done_callback(lambda done: self._forget(run_id, done))
+        return future
+
+    def tell(self, run: Run) -> None:
+        """The run was committed like this."""
+        if not self._waiting:
+            return
+        for until, future in list(self._waiting.get(run.id, ())):
+            if not future.done() and reached(run, until):
+                future.set_result(run)
+
+    def tell_all(self, runs: Iterable[Run]) -> None:
+        """These runs were read like this."""
+        for run in runs:
+            self.tell(run)
+
+    def fail(self, error: Exception) -> None:
+        """Nobody will tell any more."""
+        for entries in list(self._waiting.values()):
+            for _, future in list(entries):
+                if not future.done():
+                    future.set_exception(error)
+
+    def _forget(self, run_id: int, future: asyncio.Future[Run]) -> None:
+        left = [entry for entry in self._waiting.get(run_id, ()) if entry[1] is not future]
+        if left:
+            self._waiting[run_id] = left
+        else:
+            self._waiting.pop(run_id, None)
+
+
+def reached(run: Run, until: Until) -> bool:
+    """Whether the run is where its waiter wants it."""
+    return run.status not in LIVE or (until == "parked" and run.status == WorkflowStatus.WAITING)

@@ -1,0 +1,57 @@
+"""A SQLite URL, read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+_SYNCHRONOUS = ("FULL", "EXTRA", "NORMAL")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the database is, and how it is opened.
+
+    ``path``: the file, None for a private one in memory. ``busy_timeout``: milliseconds to wait for another process's
+    lock. ``synchronous``: FULL loses nothing that was acknowledged; NORMAL may lose the last moments at power loss.
+    ``uri``: what SQLite is given.
+    """
+
+    path: str | None
+    uri: str
+    busy_timeout: int
+    synchronous: str
+
+    @property
+    def name(self) -> str:
+        """For messages and logs."""
+        return f"sqlite:///{self.path or ':memory:'}"
+
+
+def parse(url: str) -> Address:
+    """Read ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``sqlite://`` (in memory).
+
+    Options after ``?``: ``busy_timeout`` (milliseconds, 5000 if not given) and ``synchronous`` (FULL, EXTRA, NORMAL;
+    FULL if not given) are aioflow's, the rest is passed to SQLite as URI parameters.
+
+    Raises:
+        ValueError: it is no such URL, or an option has no such value.
+    """
+    rest, _, query = url.partition("?")
+    scheme, separator, location = rest.partition("://")
+    if scheme != "sqlite" or not separator or (location and not location.startswith("/")):
+        raise ValueError(
+            f"A SQLite URL looks like sqlite:///relative.db (three slashes) or sqlite:////absolute.db (four), got {url!r}."
+        )
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    busy_timeout = options.pop("busy_timeout", "5000")
+    if not busy_timeout.isdecimal():
+        raise ValueError(f"busy_timeout takes milliseconds, got {busy_timeout!r}.")
+    synchronous = options.pop("synchronous", "FULL").upper()
+    if synchronous not in _SYNCHRONOUS:
+        raise ValueError(f"synchronous takes {', '.join(_SYNCHRONOUS)}; got {synchronous!r}.")
+    path = unquote(location[1:])
+    if path in ("", ":memory:"):
+        return Address(None, ":memory:", int(busy_timeout), synchronous)
+    uri = f"file:{quote(path)}" + (f"?{urlencode(options)}" if options else "")
+    return Address(path, uri, int(busy_timeout), synchronous)

@@ -1,0 +1,130 @@
+"""A batch of changes as one transaction. Plain functions of a sqlite3 connection, inside its thread."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from typing import assert_never
+
+from aioflow.model import LIVE, Run, Transition, WorkflowStatus
+from aioflow.store import Amend, Change, Decide, Mark, Move, Result, Start
+
+_COLUMNS = ", ".join(Run._fields)
+#: From here on the columns of a run may change.
+_FIXED = Run._fields.index("status")
+
+SELECT_RUNS = f"SELECT {_COLUMNS} FROM runs"
+_INSERT_RUN = f"INSERT INTO runs ({_COLUMNS}) VALUES ({', '.join('?' * len(Run._fields))})"
+_UPDATE_RUN = f"UPDATE runs SET {', '.join(f'{name} = ?' for name in Run._fields[_FIXED:])} WHERE id = ?"
+_INSERT_TRANSITION = f"INSERT INTO history VALUES ({', '.join('?' * len(Transition._fields))})"
+_GUARDS = "SELECT id, seq, fence FROM runs WHERE id IN (SELECT value FROM json_each(?))"
+_SAME_COMMIT = "SELECT * FROM history WHERE run_id = ? AND commit_id = ?"
+_AT_ITS_PLACE = "SELECT 1 FROM history WHERE run_id = ? AND seq = ? AND commit_id = ?"
+_MARK_RUN = "UPDATE runs SET marked = 1 WHERE id = ?"
+_NEWEST_OF_KEY = f"{SELECT_RUNS} WHERE workflow = ? AND key = ? ORDER BY id DESC LIMIT 1"
+
+
+def apply(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Result]:
+    """Check each change's guards and write those that hold. The transaction is the caller's."""
+    ids = [change.run.id if isinstance(change, Start | Move) else change.run_id for change in changes]
+    guards = {id_: (seq, fence) for id_, seq, fence in db.execute(_GUARDS, (json.dumps(ids),))}
+    batch = _Batch(db, guards)
+    results = [batch.add(change) for change in changes]
+    batch.write()
+    return results
+
+
+class _Batch:
+    """The rows to write, collected: a statement runs once for all of its kind. ``guards``: run id -> (seq, fence)."""
+
+    def __init__(self, db: sqlite3.Connection, guards: dict[int, tuple[int, int]]) -> None:
+        self._db = db
+        self._guards = guards
+        self._started: list[Run] = []
+        self._moved: list[tuple[object, ...]] = []
+        self._marked: list[tuple[int]] = []
+        self._transitions: list[Transition] = []
+
+    def add(self, change: Change) -> Result:
+        """Check a change's guards, and collect what it writes."""
+        match change:
+            case Move(run, seq, fence, transition):
+                if self._guards.get(run.id) != (seq, fence):
+                    return self._refused(run.id, transition)
+                return self._move(run, transition, Result("applied", run))
+            case Start(run, transition, reuse):
+                return self._start(run, transition, reuse)
+            case Mark(run_id, seq, fence):
+                row = _row(self._db, run_id)
+                if row is None or (row.seq, row.fence) != (seq, fence):
+                    return Result("stale", row)
+                self._marked.append((run_id,))
+                return Result("applied", row._replace(marked=1))
+            case Amend(run_id, decide, commit_id):
+                return self._amend(run_id, decide, commit_id)
+            case _:
+                assert_never(change)
+
+    def write(self) -> None:
+        """Write what was collected."""
+        for sql, rows in (
+            (_INSERT_RUN, self._started),
+            (_UPDATE_RUN, self._moved),
+            (_MARK_RUN, self._marked),
+            (_INSERT_TRANSITION, self._transitions),
+        ):
+            if rows:
+                self._db.executemany(sql, rows)
+
+    def _move(self, run: Run, transition: Transition, result: Result) -> Result:
+        self._moved.append((*run[_FIXED:], run.id))
+        self._transitions.append(transition)
+        return result
+
+    def _start(self, run: Run, transition: Transition, reuse: str) -> Result:
+        if run.id in self._guards:
+            return self._refused(run.id, transition)
+        other = _in_the_way(self._db, run, reuse)
+        if other is not None:
+            return Result("exists", other)
+        self._started.append(run)
+        self._transitions.append(transition)
+        return Result("applied", run)
+
+    def _amend(self, run_id: int, decide: Decide, commit_id: int) -> Result:
+        row = _row(self._db, run_id)
+        if row is None:
+            return Result("stale")
+        before = self._db.execute(_SAME_COMMIT, (run_id, commit_id)).fetchone()
+        if before is not None:
+            return Result("applied", row, Transition._make(before))
+        amended = decide(row)
+        if amended is None:
+            return Result("stale", row)
+        return self._move(*amended, Result("applied", *amended))
+
+    def _refused(self, run_id: int, transition: Transition) -> Result:
+        """A guard does not hold: because of an earlier offer of this very change, or of somebody else."""
+        place = (run_id, transition.seq, transition.commit_id)
+        applied = self._db.execute(_AT_ITS_PLACE, place).fetchone() is not None
+        return Result("applied" if applied else "stale", _row(self._db, run_id))
+
+
+def _row(db: sqlite3.Connection, run_id: int) -> Run | None:
+    row = db.execute(f"{SELECT_RUNS} WHERE id = ?", (run_id,)).fetchone()
+    return None if row is None else Run._make(row)
+
+
+def _in_the_way(db: sqlite3.Connection, run: Run, reuse: str) -> Run | None:
+    """The run that has the key already."""
+    if run.key is None:
+        return None
+    found = db.execute(_NEWEST_OF_KEY, (run.workflow, run.key)).fetchone()
+    if found is None:
+        return None
+    other = Run._make(found)
+    free = (reuse == "ended" and other.status not in LIVE) or (
+        reuse == "failed" and other.status == WorkflowStatus.FAILED
+    )
+    return None if free else other

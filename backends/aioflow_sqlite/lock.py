@@ -1,0 +1,68 @@
+"""An advisory lock on a file: the kernel lets go of it when the process dies, however it dies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# POSIX record locks are the process's: a child does not inherit them, and a second lock of the same process would
+# be granted. So who holds what within the process is kept here, with the pid that a forked child does not have.
+_held: dict[str, int] = {}
+
+if sys.platform == "win32":  # pragma: no cover - runs on Windows only
+    import msvcrt
+
+    def _lock(fd: int) -> None:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(fd: int) -> None:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class FileLock:
+    """One holder among all processes, and within this one.
+
+    Args:
+        path: a file for this alone; it is made, and stays. Nobody else may open it: closing any handle to it would
+            let go of a POSIX lock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._name = os.path.realpath(path)
+        self._fd: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object has the lock."""
+        return self._fd is not None
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free. True if this object has it now.
+
+        Raises:
+            OSError: the file cannot be made.
+        """
+        if self._fd is not None:
+            return True
+        if _held.get(self._name) == os.getpid():
+            return False
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        try:
+            _lock(fd)
+        except OSError:
+            os.close(fd)
+            return False
+        self._fd = fd
+        _held[self._name] = os.getpid()
+        return True
+
+    def release(self) -> None:
+        """Let go of it, if this object has it."""
+        if self._fd is not None:
+            _held.pop(self._name, None)
+            os.close(self._fd)
+            self._fd = None

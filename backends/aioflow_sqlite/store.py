@@ -1,0 +1,242 @@
+"""``SQLiteStore``: the port on one file.
+
+One writer connection and one reader, each with a thread; a verb is one function in one of them. The writer runs
+whole transactions, so that verbs never interleave in one, and a caller that is cancelled leaves none half done.
+
+One process works the file: the holder of ``<file>.worker``. Others start, query, and try for the lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import structlog
+
+from aioflow.clock import Micros
+from aioflow.errors import StoreError, StoreRefused, StoreUnavailable
+from aioflow.model import Deadline, Run, Transition
+from aioflow.store import Change, Claim, Result, RunQuery, Stats
+from aioflow_sqlite import batch, ownership, questions
+from aioflow_sqlite.address import parse
+from aioflow_sqlite.connection import Connection, NewerSchema, connect, let_checkpoint, migrate, transaction
+from aioflow_sqlite.lock import FileLock
+
+T = TypeVar("T")
+_log = structlog.get_logger("aioflow")
+#: Two connections that write and checkpoint at once can damage the WAL before this version.
+_SAFE_WAL = (3, 51, 3)
+_OPEN_TRIES = 100
+
+
+class SQLiteStore:
+    """Runs in a SQLite file.
+
+    Args:
+        url: ``sqlite:///relative.db``, ``sqlite:////absolute.db``, or ``sqlite://`` for one in memory. Options:
+            ``busy_timeout`` (milliseconds) and ``synchronous`` (FULL, EXTRA or NORMAL).
+
+    Raises:
+        ValueError: it is no such URL.
+
+    The mutable state: the two connections and the lock, while it is open.
+    """
+
+    exclusive = True
+
+    def __init__(self, url: str) -> None:
+        self._address = parse(url)
+        self._writer: Connection | None = None
+        self._reader: Connection | None = None
+        self._lock = None if self._address.path is None else FileLock(Path(f"{self._address.path}.worker"))
+        self._works = False
+        self._told = False
+
+    @property
+    def name(self) -> str:
+        """The URL without its options."""
+        return self._address.name
+
+    async def open(self, now: Micros) -> str:
+        """See the port."""
+        for tries_left in reversed(range(_OPEN_TRIES)):
+            try:
+                return await self._open()
+            except StoreError as error:
+                # Others may be switching the file to WAL just now, for which SQLite does not wait.
+                if not tries_left or "locked" not in str(error):
+                    raise
+                await asyncio.sleep(0.05)  # noqa: TID251 - waits for another process, whatever the engine's clock
+        raise AssertionError
+
+    async def _open(self) -> str:
+        try:
+            self._writer = await connect(self._address, read_only=False)
+            uuid = await self._writer.run(migrate)
+            in_memory = self._address.path is None
+            self._reader = self._writer if in_memory else await connect(self._address, read_only=True)
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, NewerSchema):
+                advice = "Use the aioflow that wrote it, or a newer one."
+                raise StoreUnavailable(self.name, str(error), advice) from error
+            if isinstance(error, sqlite3.Error):
+                raise self._told_apart(error) from error
+            raise
+        return uuid
+
+    async def close(self) -> None:
+        """See the port."""
+        reader, writer, self._reader, self._writer = self._reader, self._writer, None, None
+        try:
+            if reader is not None and reader is not writer:
+                await reader.close()
+            if writer is not None:
+                await writer.close()
+        finally:
+            self._works = False
+            if self._lock is not None:
+                self._lock.release()
+
+    async def reserve(self, kind: Literal["run", "worker"], count: int, now: Micros) -> int:
+        """See the port."""
+        sql = (
+            "INSERT INTO ids VALUES (?, ?) ON CONFLICT DO UPDATE SET next = next + excluded.next - 1 RETURNING next - ?"
+        )
+
+        def reserve(db: sqlite3.Connection) -> int:
+            (first,) = db.execute(sql, (kind, count + 1, count)).fetchone()
+            return int(first)
+
+        return await self._write(lambda db: transaction(db, reserve))
+
+    async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+        """See the port."""
+        return await self._write(lambda db: transaction(db, partial(batch.apply, changes=changes)))
+
+    async def load(self, run_ids: Collection[int], now: Micros) -> list[Run]:
+        """See the port."""
+        sql = f"{batch.SELECT_RUNS} WHERE id IN (SELECT value FROM json_each(?))"
+        ids = json.dumps(list(run_ids))
+        return await self._read(lambda db: [Run._make(row) for row in db.execute(sql, (ids,))])
+
+    async def select(self, query: RunQuery, now: Micros) -> list[Run]:
+        """See the port."""
+        return await self._read(lambda db: questions.select(db, query))
+
+    async def count(self, query: RunQuery, now: Micros) -> int:
+        """See the port."""
+        return await self._read(lambda db: questions.count(db, query))
+
+    async def history(self, run_id: int, after: int, limit: int, now: Micros) -> list[Transition]:
+        """See the port."""
+        sql = "SELECT * FROM history WHERE run_id = ? AND seq > ? ORDER BY seq LIMIT ?"
+        return await self._read(lambda db: [Transition._make(row) for row in db.execute(sql, (run_id, after, limit))])
+
+    async def due(
+        self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
+    ) -> list[Deadline]:
+        """See the port."""
+        return await self._read(lambda db: questions.due(db, after, until, limit))
+
+    async def claim(
+        self,
+        worker: int,
+        *,
+        lease: Micros,
+        limit: int,
+        known: Collection[tuple[str, str]],
+        held: Collection[int],
+        now: Micros,
+    ) -> Claim:
+        """See the port."""
+        held = frozenset(held)
+
+        def claim(db: sqlite3.Connection) -> Claim:
+            if self._lock is not None and not self._lock.acquire():
+                return Claim(working=False)
+            if not self._works:
+                let_checkpoint(db)
+                ownership.disown_dead(db, worker)
+                self._works = True
+            return Claim(True, ownership.take(db, worker, limit, held))
+
+        claimed = await self._write(claim)
+        if not claimed.working and not self._told:
+            self._told = True
+            self._tell_of_other()
+        return claimed
+
+    async def renew(self, worker: int, lease: Micros, now: Micros) -> bool:
+        """See the port: the lock is the lease, and it does not run out."""
+        return self._works
+
+    async def release(self, worker: int, now: Micros) -> None:
+        """See the port."""
+        if self._works:
+            await self._write(lambda db: ownership.give_back(db, worker))
+        self._works = False
+        if self._lock is not None:
+            self._lock.release()
+
+    async def hint(self, now: Micros) -> int:
+        """See the port: what other connections than the writer have committed."""
+        return await self._write(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
+
+    async def stats(self, now: Micros) -> Stats:
+        """See the port."""
+        return await self._read(lambda db: questions.stats(db, now))
+
+    def _tell_of_other(self) -> None:
+        if not structlog.is_configured() and sqlite3.sqlite_version_info >= _SAFE_WAL:
+            return
+        _log.info("another process works this file, this one is a client until that ends", store=self.name)
+        if sqlite3.sqlite_version_info < _SAFE_WAL:
+            _log.warning(
+                "several processes share a SQLite file: use SQLite 3.51.3 or newer, which mends a WAL race",
+                store=self.name,
+                sqlite=sqlite3.sqlite_version,
+            )
+
+    async def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._run(self._writer, function)
+
+    async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._run(self._reader, function)
+
+    async def _run(self, connection: Connection | None, function: Callable[[sqlite3.Connection], T]) -> T:
+        if connection is None:
+            raise StoreUnavailable(self.name, "it is not open")
+        try:
+            return await connection.run(function)
+        except sqlite3.Error as error:
+            raise self._told_apart(error) from error
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise StoreRefused(self.name, str(error)) from error
+        except OSError as error:  # the lock file
+            raise StoreUnavailable(self.name, str(error)) from error
+        except ValueError as error:  # aiosqlite: closed meanwhile
+            raise StoreUnavailable(self.name, str(error)) from error
+
+    def _told_apart(self, error: sqlite3.Error) -> StoreError:
+        """The data's fault, or the store's."""
+        if isinstance(error, sqlite3.DataError | sqlite3.IntegrityError | sqlite3.InterfaceError):
+            return StoreRefused(self.name, str(error))
+        text = str(error)
+        advice = next((words for sign, words in _ADVICE.items() if sign in text), "")
+        return StoreUnavailable(self.name, text, advice)
+
+
+_ADVICE = {
+    "unable to open": "Check that the directory exists and can be written.",
+    "locked": "Another process holds the file's write lock: end its long transaction.",
+    "readonly": "Check the permissions of the file and of its directory.",
+    "full": "Make room on the disk: work goes on by itself.",
+    "malformed": "The file is damaged: restore a backup.",
+    "not a database": "The path holds another kind of file.",
+}
