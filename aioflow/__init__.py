@@ -7,7 +7,7 @@ before it acts on it, so that a run outlives crashes, deploys and months of wait
 from aioflow import errors
 from aioflow.commands import complete, fail, goto, sleep
 from aioflow.context import get_context, get_run
-from aioflow.definition import step, workflow
+from aioflow.decorators import step, workflow
 from aioflow.model import StartOptions, Transition, WorkflowStatus
 from aioflow.retry import GiveUp, Retry, RetryLater
 from aioflow.run import WorkflowRun

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Unpack, overload
 
-from aioflow.client import Client, run_query
+from aioflow.client import Client
 from aioflow.model import StartOptions
+from aioflow.query import run_query
 from aioflow.run import WorkflowRun
 from aioflow.shapes import (
     ArgumentsDoNotFitCreateContext,

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Literal, cast
+from datetime import timedelta
+from typing import Any, cast
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel
 
 from aioflow import transitions
-from aioflow.clock import SECOND, Clock, Micros, to_micros
+from aioflow.clock import SECOND, Micros
 from aioflow.codec import Unstorable
-from aioflow.committer import Committer
-from aioflow.definition import Registry, WorkflowDefinition, definition_of
-from aioflow.errors import ContextInvalid, EngineClosed, RunCancelled, RunFailed, RunNotFound, StoreError
-from aioflow.ids import RunIds
+from aioflow.definition import WorkflowDefinition
+from aioflow.errors import ContextInvalid, EngineClosed, RunCancelled, RunFailed, RunNotFound
 from aioflow.model import Run, StartOptions, Transition, WorkflowStatus, check_name
+from aioflow.parts import Parts
+from aioflow.query import check_id, check_limit, workflow_name
 from aioflow.run import WorkflowRun
-from aioflow.scheduler import Scheduler, Slots
-from aioflow.store import Amend, RunQuery, Store
-from aioflow.telemetry import debug
-from aioflow.waiters import Until, Waiters, reached
+from aioflow.store import Amend, RunQuery
+from aioflow.waiters import Until, reached
 
 #: How long a call keeps offering a change to a store that does not take it, before it raises.
 _PATIENCE: Micros = 15 * SECOND
-_LISTEN: Micros = SECOND // 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,43 +52,6 @@ class Stats:
     bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What an open engine is made of."""
-
-    store: Store
-    clock: Clock
-    registry: Registry
-    committer: Committer
-    scheduler: Scheduler
-    slots: Slots
-    waiters: Waiters
-    run_ids: RunIds
-    commit_ids: Iterator[int]
-    running: Callable[[], int]
-
-    def definition_of(self, run: Run) -> WorkflowDefinition | None:
-        """The code of the run, if this process has it."""
-        return self.registry.get(run.workflow, run.version)
-
-    async def listen(self, foreign: Callable[[], None]) -> None:
-        """Notice what other processes write, and tell those who wait here; until cancelled."""
-        seen = await self.store.hint(self.clock.micros())
-        look_again = self.clock.monotonic()
-        while True:
-            await self.clock.sleep(_LISTEN)
-            try:
-                hint = await self.store.hint(self.clock.micros())
-                changed, seen = hint != seen, hint
-                if changed:
-                    foreign()
-                if self.waiters.run_ids and (changed or self.clock.monotonic() >= look_again):
-                    look_again = self.clock.monotonic() + SECOND
-                    self.waiters.tell_all(await self.store.load(self.waiters.run_ids, self.clock.micros()))
-            except StoreError as error:
-                debug("store does not answer, will listen again", error=str(error))
-
-
 class Client:
     """The calls. The mutable state: the parts, while it is open."""
 
@@ -109,7 +69,7 @@ class Client:
     async def reread(self, run_id: int) -> Run:
         """The row of a run as it stands now. Raises RunNotFound."""
         parts = self._open_for("get()")
-        rows = await parts.store.load([_check_id(run_id)], parts.clock.micros())
+        rows = await parts.store.load([check_id(run_id)], parts.clock.micros())
         if not rows:
             raise RunNotFound(run_id)
         return rows[0]
@@ -169,7 +129,7 @@ class Client:
 
     async def _find(self, workflow: object, key: str) -> WorkflowRun[Any]:
         parts = self._open_for("find()")
-        name = _workflow_name(workflow)
+        name = workflow_name(workflow)
         query = RunQuery(workflow=(name,), key=(check_name("find(key)", key),), limit=1)
         rows = await parts.store.select(query, parts.clock.micros())
         if not rows:
@@ -183,12 +143,12 @@ class Client:
     async def _iterate(self, query: RunQuery, page: int = 500) -> AsyncIterator[WorkflowRun[Any]]:
         parts = self._open_for("iter_runs()")
         while True:
-            rows = await parts.store.select(_with(query, limit=page), parts.clock.micros())
+            rows = await parts.store.select(dataclasses.replace(query, limit=page), parts.clock.micros())
             for row in rows:
                 yield WorkflowRun(self, row)
             if len(rows) < page:
                 return
-            query = _with(query, after=(getattr(rows[-1], query.order), rows[-1].id))
+            query = dataclasses.replace(query, after=(getattr(rows[-1], query.order), rows[-1].id))
 
     async def _count(self, query: RunQuery) -> int:
         parts = self._open_for("count()")
@@ -211,8 +171,8 @@ class Client:
             EngineClosed, StoreUnavailable: the store cannot be asked.
         """
         parts = self._open_for("history()")
-        _check_id(run_id)
-        _check_limit(limit)
+        check_id(run_id)
+        check_limit(limit)
         if after is not None and not isinstance(after, int):
             raise TypeError(f"history(after=...) takes a seq as an int, got {type(after).__name__}.")
         found = await parts.store.history(run_id, after or 0, limit, parts.clock.micros())
@@ -236,7 +196,7 @@ class Client:
             EngineClosed, StoreUnavailable: the store cannot be written.
         """
         parts = self._open_for("cancel()")
-        _check_id(run_id)
+        check_id(run_id)
         if reason is not None and not isinstance(reason, str):
             raise TypeError(f"cancel(reason) takes a string, got {type(reason).__name__}.")
         now = parts.clock.micros()
@@ -278,7 +238,7 @@ class Client:
         if until not in ("ended", "parked"):
             raise ValueError(f"wait(until=...) takes 'ended' or 'parked', got {until!r}.")
         seconds = _seconds(timeout)
-        future = parts.waiters.add(_check_id(run_id), until)
+        future = parts.waiters.add(check_id(run_id), until)
         try:
             async with asyncio.timeout(seconds):
                 row = await self.reread(run_id)
@@ -343,112 +303,6 @@ class Client:
         )
 
 
-# ---- reading arguments
-
-_ORDERS: dict[str, tuple[Literal["id", "created_at", "updated_at"], bool]] = {
-    "id": ("id", False),
-    "-id": ("id", True),
-    "created_at": ("created_at", False),
-    "-created_at": ("created_at", True),
-    "updated_at": ("updated_at", False),
-    "-updated_at": ("updated_at", True),
-}
-
-
-def run_query(
-    *,
-    workflow: object = None,
-    status: object = None,
-    step: object = None,
-    waiting_for: object = None,
-    key: object = None,
-    data: Mapping[str, JsonValue] | None = None,
-    created_after: datetime | None = None,
-    created_before: datetime | None = None,
-    updated_after: datetime | None = None,
-    updated_before: datetime | None = None,
-    order: str = "-id",
-    limit: int = 100,
-    after: WorkflowRun[Any] | int | None = None,
-) -> RunQuery:
-    """The filters of ``runs``, checked. Raises TypeError or ValueError, naming the filter."""
-    if order not in _ORDERS:
-        raise ValueError(f"runs(order=...) takes one of {', '.join(_ORDERS)}; got {order!r}.")
-    column, descending = _ORDERS[order]
-    _check_limit(limit)
-    if data is not None and not isinstance(data, Mapping):
-        raise TypeError(f"runs(data=...) takes a mapping of Context fields, got {type(data).__name__}.")
-    instants: dict[str, Any] = {}
-    for name, value in (
-        ("created_after", created_after),
-        ("created_before", created_before),
-        ("updated_after", updated_after),
-        ("updated_before", updated_before),
-    ):
-        if value is not None and not isinstance(value, datetime):
-            raise TypeError(f"runs({name}=...) takes an aware datetime, got {type(value).__name__}.")
-        instants[name] = None if value is None else to_micros(value, f"runs({name}=...)")
-    return RunQuery(
-        workflow=tuple(_workflow_name(item) for item in _several(workflow)),
-        status=tuple(str(WorkflowStatus(item)) for item in _several(status)),
-        step=_names("step", step),
-        waiting_for=_names("waiting_for", waiting_for),
-        key=_names("key", key),
-        data=dict(data or {}),
-        order=column,
-        descending=descending,
-        limit=limit,
-        after=None if after is None else _position(after, column),
-        **instants,
-    )
-
-
-def _several(value: object) -> list[Any]:
-    if value is None:
-        return []
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes | type):
-        return list(value)
-    return [value]
-
-
-def _names(filter_: str, value: object) -> tuple[str, ...]:
-    found = []
-    for item in _several(value):
-        name = item if isinstance(item, str) else getattr(item, "__name__", None)  # a step may be given as a method
-        if not isinstance(name, str):
-            raise TypeError(f"runs({filter_}=...) takes a string or several, got {type(item).__name__}.")
-        found.append(name)
-    return tuple(found)
-
-
-def _position(after: WorkflowRun[Any] | int, column: str) -> tuple[int, int]:
-    if isinstance(after, WorkflowRun):
-        row = after.row
-        return getattr(row, column), row.id
-    if column != "id":
-        raise TypeError("runs(after=...) takes the last WorkflowRun of the page before when the order is not by id.")
-    return _check_id(after), after
-
-
-def _workflow_name(workflow: object) -> str:
-    return workflow if isinstance(workflow, str) else definition_of(workflow).name
-
-
-def _check_id(run_id: object) -> int:
-    if isinstance(run_id, bool) or not isinstance(run_id, int):
-        raise TypeError(f"A run's id is an int, got {type(run_id).__name__}.")
-    if not 0 < run_id < 1 << 53:
-        raise RunNotFound(run_id)
-    return run_id
-
-
-def _check_limit(limit: object) -> None:
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit takes an int, got {type(limit).__name__}.")
-    if not 1 <= limit <= 10_000:
-        raise ValueError(f"limit must be from 1 to 10000, got {limit}. Page with after=, or use iter_runs().")
-
-
 def _seconds(timeout: object) -> float | None:
     if timeout is None:
         return None
@@ -459,7 +313,3 @@ def _seconds(timeout: object) -> float | None:
     if not timeout >= 0:
         raise ValueError(f"timeout must not be negative, got {timeout}.")
     return float(timeout)
-
-
-def _with(query: RunQuery, **changes: Any) -> RunQuery:
-    return dataclasses.replace(query, **changes)

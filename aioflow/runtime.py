@@ -12,16 +12,16 @@ from typing import Self
 
 from anyio import CancelScope
 
-from aioflow import definition, telemetry
+from aioflow import telemetry
 from aioflow.calls import Calls
-from aioflow.client import Parts
 from aioflow.clock import SECOND, Clock, duration_micros
 from aioflow.committer import Committer
-from aioflow.definition import Registry, definition_of
 from aioflow.discovery import find_store
 from aioflow.errors import EngineClosed, StoreError, UsageError
 from aioflow.executor import Executor
 from aioflow.ids import RunIds, commit_ids
+from aioflow.parts import Parts
+from aioflow.registry import Registry, definition_of, registry
 from aioflow.scheduler import Scheduler
 from aioflow.store import Change, Mark, Result, Store
 from aioflow.tasks import TaskSet
@@ -74,9 +74,7 @@ class Engine(Calls):
         if lease < timedelta(seconds=1):
             raise ValueError(f"Engine(lease=...) must be at least a second, got {lease}.")
         self._url_or_store = url_or_store
-        self._registry = (
-            definition.registry if workflows is None else Registry(definition_of(workflow) for workflow in workflows)
-        )
+        self._registry = registry if workflows is None else Registry(definition_of(workflow) for workflow in workflows)
         self._works = worker
         self._max_running = max_running
         self._threads = threads
@@ -121,7 +119,7 @@ class Engine(Calls):
         return self
 
     async def _compose(self, store: Store) -> None:
-        clock, registry = self._clock, self._registry
+        clock, known = self._clock, self._registry
         store_id = await store.open(clock.micros())
         number = await store.reserve("worker", 1, clock.micros())
         ids = commit_ids(number)
@@ -131,7 +129,7 @@ class Engine(Calls):
         worker = Worker(
             store,
             clock,
-            registry,
+            known,
             committer,
             executor,
             ids,
@@ -143,7 +141,7 @@ class Engine(Calls):
         parts = Parts(
             store=store,
             clock=clock,
-            registry=registry,
+            registry=known,
             committer=committer,
             scheduler=scheduler,
             slots=worker,

@@ -1,10 +1,8 @@
 """A worker: owns running runs, drives each through its steps, claims, renews, drains.
 
 Memory follows the store. ``follow`` hears of every change that was committed here, and from the row alone decides
-what must be: a task for a running run that this worker owns, a timer for a waiting one, nothing for one that ended.
-So it does not matter who committed it, or whether that somebody still lives.
-
-One task serves one *activation*: from the moment a run begins to run here until it parks or ends.
+what must be: an activation for a running run that this worker owns, a timer for a waiting one, nothing for one that
+ended. So it does not matter who committed it, or whether that somebody still lives.
 
 The mutable state of ``Worker``: the activations by run id, slots promised to runs that are being committed, tasks
 that were left behind, and the flags ``working`` and ``draining``.
@@ -13,41 +11,22 @@ that were left behind, and the flags ``working`` and ``draining``.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Iterator
 
-from pydantic import BaseModel, ValidationError
-
 from aioflow import telemetry
+from aioflow.activation import GRACE, Activation, Tools, read_context
 from aioflow.clock import SECOND, Clock, Micros
-from aioflow.codec import explain
 from aioflow.committer import Committer
-from aioflow.definition import Registry, WorkflowDefinition
-from aioflow.errors import ContextNotStorable, StoreError, StoreRefused
-from aioflow.executor import Executor, Ran, StopFlag, Stopped
-from aioflow.model import SUSPECT_CRASHES, Run, WorkflowStatus
+from aioflow.errors import StoreError
+from aioflow.executor import Executor
+from aioflow.model import Run, WorkflowStatus
+from aioflow.registry import Registry
 from aioflow.scheduler import Scheduler
 from aioflow.store import Change, Mark, Result, RunQuery, Store
-from aioflow.tasks import TaskSet
-from aioflow.transitions import Raised, block, decide, poison, unblock
+from aioflow.transitions import unblock
 
 RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
-#: How long a step that was cancelled may take to stop, before it is left behind.
-_GRACE = 1.0
 _PAGE = 500
-
-
-class Activation(StopFlag):
-    """A run that runs here. The mutable state: the row as last committed, and the task that drives it."""
-
-    __slots__ = ("alone", "live", "run", "task")
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self.run = run
-        self.live: BaseModel | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.alone = False
 
 
 class Worker:
@@ -70,7 +49,6 @@ class Worker:
         self._clock = clock
         self._registry = registry
         self._committer = committer
-        self._executor = executor
         self._commit_ids = commit_ids
         self._number = number
         self._max_running = max_running
@@ -82,11 +60,9 @@ class Worker:
         self._renewed: Micros = 0
         self._left_behind = 0
         self._known_generation = -1
-        self._alone = asyncio.Lock()
         self._claim_now = asyncio.Event()
         self._idle = asyncio.Event()
-        self._tasks = TaskSet()
-        self._context = contextvars.copy_context()
+        self._tools = Tools(clock, registry, committer, executor, commit_ids, self)
         self.scheduler: Scheduler
         self.working = False
         self.draining = False
@@ -146,175 +122,38 @@ class Worker:
                 self._begin(run)
             return
         if activation is not None:
-            self._end(activation)
+            self.ended(activation)
             if run.status == WorkflowStatus.CANCELLED:
-                self._stop(activation)
+                activation.halt()
         if run.status == WAITING:
             self.scheduler.arm(run)
 
     def _begin(self, run: Run) -> None:
         if self.draining:
             return
-        activation = Activation(run)
+        activation = Activation(run, self._tools)
         self._activations[run.id] = activation
         self._idle.clear()
-        self._drive(activation, None)
+        activation.begin()
 
-    def _end(self, activation: Activation) -> None:
+    def ended(self, activation: Activation) -> None:
+        """See activation.Home."""
         if self._activations.get(activation.run.id) is activation:
             del self._activations[activation.run.id]
             self._made_room()
 
-    def _drive(self, activation: Activation, ran: Ran | None) -> None:
-        # A copy of the worker's own contextvars: what a step leaves behind, no other run can see.
-        activation.task = self._tasks.spawn(self._activate(activation, ran), context=self._context.copy())
-
-    def _stop(self, activation: Activation) -> None:
-        activation.stop = True
-        task = activation.task
-        if task is not None and not task.done():
-            task.cancel()
-            asyncio.get_running_loop().call_later(_GRACE, self._leave_behind, activation, task, None)
-
-    def _leave_behind(self, activation: Activation, task: asyncio.Task[None], ran: Ran | None) -> None:
-        """A step does not stop: its slot is written off until it does."""
-        if task.done() or activation.task is not task:
-            return
-        telemetry.fault(
-            "step does not stop, its slot is written off",
-            run_id=activation.run.id,
-            workflow=activation.run.workflow,
-            step=activation.run.step,
-        )
-        self._tasks.leave(task)
+    def left_behind(self, task: asyncio.Task[None]) -> None:
+        """See activation.Home."""
         self._left_behind += 1
         task.add_done_callback(self._came_back)
-        activation.task = None
-        if ran is not None:
-            self._drive(activation, ran)
-        else:
-            self._not_alone(activation)
-            self._end(activation)
 
     def _came_back(self, _: asyncio.Task[None]) -> None:
         self._left_behind -= 1
         self._made_room()
 
-    # ---- one activation
-
-    async def _activate(self, activation: Activation, ran: Ran | None) -> None:
-        """Drive a run until it parks, ends, or is not this worker's any more. ``ran``: a step that ended elsewhere."""
-        task = asyncio.current_task()
-        assert task is not None
-        try:
-            while not self.draining or ran is not None:
-                definition = self._registry.get(activation.run.workflow, activation.run.version)
-                if ran is None:
-                    if (definition := await self._prepare(activation, definition)) is None:
-                        return
-                    ran = await self._step(activation, definition)
-                    if activation.task is not task:
-                        return  # left behind: somebody else has gone on
-                    if task.cancelling():
-                        # Whoever cancelled this task is not to be trusted to have done so once: go on in a clean one.
-                        self._drive(activation, ran)
-                        return
-                assert definition is not None
-                run = await self._commit(activation, definition, ran)
-                self._not_alone(activation)
-                if run is None or run.status != RUNNING:
-                    return
-                activation.run, activation.live, ran = run, ran.live, None
-        except Stopped:
-            pass
-        except asyncio.CancelledError:
-            if not activation.stop:
-                self._claim_now.set()  # not the engine's doing: the run is taken up again by the next claim
-        except StoreError as error:
-            telemetry.warn("run left as it is", run_id=activation.run.id, error=str(error))
-        finally:
-            if activation.task is task:
-                self._not_alone(activation)
-                self._end(activation)
-
-    async def _prepare(
-        self, activation: Activation, definition: WorkflowDefinition | None
-    ) -> WorkflowDefinition | None:
-        """Whether the code can take the run; if not it is parked, with the reason."""
-        run = activation.run
-        if (move := poison(run, now=self._clock.micros(), commit_id=next(self._commit_ids))) is not None:
-            await self._committer.commit(move)
-            return None
-        read = _read(run, definition) if activation.live is None else activation.live
-        if definition is not None and run.step not in definition.steps:  # a class was redefined meanwhile
-            read = _no_step(run, definition)
-        if not isinstance(read, str):
-            activation.live = read
-            return definition
-        move = block(run, read, now=self._clock.micros(), commit_id=next(self._commit_ids))
-        await self._committer.commit(move)
-        return None
-
-    async def _step(self, activation: Activation, definition: WorkflowDefinition) -> Ran:
-        run, live = activation.run, activation.live
-        assert live is not None
-        if run.crashes < SUSPECT_CRASHES:
-            return await self._timed(activation, definition, live)
-        # A suspect runs alone until its transition is committed: if the process dies meanwhile, it was this run.
-        await self._alone.acquire()
-        activation.alone = True
-        await self._committer.commit(Mark(run.id, run.seq, run.fence))
-        return await self._timed(activation, definition, live)
-
-    def _not_alone(self, activation: Activation) -> None:
-        if activation.alone:
-            activation.alone = False
-            self._alone.release()
-
-    async def _timed(self, activation: Activation, definition: WorkflowDefinition, live: BaseModel) -> Ran:
-        limit = definition.steps[activation.run.step].options.timeout
-        if limit is None:
-            return await self._executor.run(activation.run, definition, live, activation)
-        activation.timed_out = False
-        loop = asyncio.get_running_loop()
-        alarm = loop.call_later(limit / SECOND, self._time_out, activation, limit)
-        try:
-            return await self._executor.run(activation.run, definition, live, activation)
-        finally:
-            alarm.cancel()
-
-    def _time_out(self, activation: Activation, limit: Micros) -> None:
-        task = activation.task
-        if task is None or task.done() or activation.stop:
-            return
-        activation.timed_out = True
-        task.cancel()
-        run = activation.run
-        late = Ran(Raised(self._executor.too_late(run, limit)), None, limit)
-        asyncio.get_running_loop().call_later(_GRACE, self._leave_if_same, activation, task, run.seq, late)
-
-    def _leave_if_same(self, activation: Activation, task: asyncio.Task[None], seq: int, late: Ran) -> None:
-        if activation.run.seq == seq and activation.timed_out:
-            self._leave_behind(activation, task, late)
-
-    async def _commit(self, activation: Activation, definition: WorkflowDefinition, ran: Ran) -> Run | None:
-        """Commit the step's transition: the row after it, or None if the run is not this worker's any more."""
-        run = activation.run
-        now = self._clock.micros()
-        move = decide(run, definition, ran.outcome, duration=ran.duration, now=now, commit_id=next(self._commit_ids))
-        try:
-            result = await self._committer.commit(move)
-        except StoreRefused as refused:
-            error = ContextNotStorable(run.id, run.workflow, run.step, str(refused))
-            error.__cause__ = refused
-            move = decide(
-                run, definition, Raised(error), duration=ran.duration, now=now, commit_id=next(self._commit_ids)
-            )
-            result = await self._committer.commit(move)
-        if result.outcome == "applied" and result.run is not None and result.run.seq == move.run.seq:
-            return result.run
-        telemetry.info("transition refused, the run was cancelled or taken over", run_id=run.id, seq=move.run.seq)
-        return None
+    def adrift(self) -> None:
+        """See activation.Home."""
+        self._claim_now.set()
 
     # ---- claiming
 
@@ -381,7 +220,7 @@ class Worker:
             runs = await self._store.select(query, self._clock.micros())
             for run in runs:
                 definition = self._registry.get(run.workflow, run.version)
-                if isinstance(_read(run, definition), str):
+                if isinstance(read_context(run, definition), str):
                     continue
                 owner = self.promise()
                 try:
@@ -413,8 +252,8 @@ class Worker:
         telemetry.fault("worker stops its runs", worker=self._number, why=why, runs=len(self._activations))
         self.working = self.scheduler.working = False
         for activation in list(self._activations.values()):
-            self._end(activation)
-            self._stop(activation)
+            self.ended(activation)
+            activation.halt()
 
     # ---- the end
 
@@ -426,35 +265,10 @@ class Worker:
             self._idle.clear()
             await self._clock.wait(self._idle, patience)
         for activation in list(self._activations.values()):
-            self._stop(activation)
-        if left := await self._tasks.wait(_GRACE + 0.5):
+            activation.halt()
+        if left := await self._tools.tasks.wait(GRACE + 0.5):
             telemetry.fault("steps do not stop, the engine ends without them", steps=left)
 
     async def release(self) -> None:
         """Give back what is left, uncounted."""
         await self._store.release(self._number, self._clock.micros())
-
-
-def _read(run: Run, definition: WorkflowDefinition | None) -> BaseModel | str:
-    """The run's Context, or why the code cannot take the run."""
-    if definition is None:
-        return (
-            f"This process knows no workflow {run.workflow!r} version {run.version!r}. "
-            "Import or restore its code: the run goes on by itself."
-        )
-    if run.step not in definition.steps:
-        return _no_step(run, definition)
-    try:
-        return definition.codec.decode(run.data)
-    except ValidationError as error:
-        return (
-            f"The Context of workflow {run.workflow!r} does not accept what run {run.id} has stored: "
-            f"{explain(error)}. Give new fields a default: the run goes on by itself."
-        )
-
-
-def _no_step(run: Run, definition: WorkflowDefinition) -> str:
-    return (
-        f"Workflow {run.workflow!r} has no step {run.step!r} any more (steps: {', '.join(definition.steps)}). "
-        "Restore the step: the run goes on by itself."
-    )

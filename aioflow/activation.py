@@ -1,0 +1,260 @@
+"""One activation: a run from the moment it begins to run here until it parks, ends, or is somebody else's.
+
+It is driven by one task, which goes on with the next step as soon as the last one's transition is committed. The task
+is changed when it is no longer clean: a step that cancelled it is not to be trusted to have done so once. A step that
+will not stop is left behind with its task, and the run goes on without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Iterator
+from typing import Protocol
+
+from pydantic import BaseModel, ValidationError
+
+from aioflow import telemetry
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow.codec import explain
+from aioflow.committer import Committer
+from aioflow.definition import WorkflowDefinition
+from aioflow.errors import ContextNotStorable, StoreError, StoreRefused
+from aioflow.executor import Executor, Ran, StopFlag, Stopped
+from aioflow.model import SUSPECT_CRASHES, Run, WorkflowStatus
+from aioflow.registry import Registry
+from aioflow.store import Mark
+from aioflow.tasks import TaskSet
+from aioflow.transitions import Raised, block, decide, poison
+
+#: Seconds that a step which was cancelled may take to stop, before it is left behind.
+GRACE = 1.0
+
+
+class Home(Protocol):
+    """Where activations live."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether no further step is to begin."""
+        ...
+
+    def ended(self, activation: Activation) -> None:
+        """It drives its run no more."""
+        ...
+
+    def left_behind(self, task: asyncio.Task[None]) -> None:
+        """A step does not stop: its slot is written off until this task ends."""
+        ...
+
+    def adrift(self) -> None:
+        """A run may be running with nobody to drive it."""
+        ...
+
+
+class Tools:
+    """What the activations of a worker share. ``alone``: held by the one suspect that runs."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        registry: Registry,
+        committer: Committer,
+        executor: Executor,
+        commit_ids: Iterator[int],
+        home: Home,
+    ) -> None:
+        self.clock = clock
+        self.registry = registry
+        self.committer = committer
+        self.executor = executor
+        self.commit_ids = commit_ids
+        self.home = home
+        self.tasks = TaskSet()
+        self.alone = asyncio.Lock()
+        self.context = contextvars.copy_context()
+
+
+class Activation(StopFlag):
+    """Drives one run.
+
+    The mutable state: ``run`` (the row as last committed), its Context, the task that drives it, and whether it holds
+    the lock of suspects.
+    """
+
+    __slots__ = ("_alone", "_live", "_task", "_tools", "run")
+
+    def __init__(self, run: Run, tools: Tools) -> None:
+        super().__init__()
+        self.run = run
+        self._tools = tools
+        self._live: BaseModel | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._alone = False
+
+    def begin(self, ran: Ran | None = None) -> None:
+        """Drive the run in a new task. ``ran``: what its step has come to already."""
+        # With a copy of the worker's own contextvars: what a step leaves behind, no other run can see.
+        tools = self._tools
+        self._task = tools.tasks.spawn(self._drive(ran), context=tools.context.copy())
+
+    def halt(self) -> None:
+        """Stop the step that runs; the run stays as it is in the store."""
+        self.stop = True
+        task = self._task
+        if task is not None and not task.done():
+            task.cancel()
+            asyncio.get_running_loop().call_later(GRACE, self._leave, task, None)
+
+    def _leave(self, task: asyncio.Task[None], ran: Ran | None) -> None:
+        """The task was cancelled and had its grace: if it still runs, go on without it, with ``ran`` if there is that."""
+        if task.done() or self._task is not task:
+            return
+        tools, run = self._tools, self.run
+        telemetry.fault(
+            "step does not stop, its slot is written off", run_id=run.id, workflow=run.workflow, step=run.step
+        )
+        tools.tasks.leave(task)
+        tools.home.left_behind(task)
+        self._task = None
+        if ran is not None:
+            self.begin(ran)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        self._not_alone()
+        self._tools.home.ended(self)
+
+    async def _drive(self, ran: Ran | None) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tools = self._tools
+        try:
+            while ran is not None or not tools.home.draining:
+                if ran is None:
+                    definition = await self._prepare()
+                    if definition is None:
+                        return
+                    ran = await self._step(definition)
+                    if self._task is not task:
+                        return  # left behind: another task has gone on
+                    if task.cancelling():
+                        self.begin(ran)
+                        return
+                run = await self._commit(ran)
+                self._not_alone()
+                if run is None or run.status != WorkflowStatus.RUNNING:
+                    return
+                self.run, self._live, ran = run, ran.live, None
+        except Stopped:
+            pass
+        except asyncio.CancelledError:
+            if not self.stop:  # not the engine's doing
+                tools.home.adrift()
+        except StoreError as error:
+            telemetry.warn("run left as it is", run_id=self.run.id, error=str(error))
+        finally:
+            if self._task is task:
+                self._end()
+
+    async def _prepare(self) -> WorkflowDefinition | None:
+        """The run's definition, if its code can take the run; else the run is parked, or failed as poison."""
+        tools, run = self._tools, self.run
+        now = tools.clock.micros()
+        if (move := poison(run, now=now, commit_id=next(tools.commit_ids))) is not None:
+            await tools.committer.commit(move)
+            return None
+        definition = tools.registry.get(run.workflow, run.version)
+        live = self._live
+        if live is not None and definition is not None and run.step in definition.steps:
+            return definition
+        read = read_context(run, definition)
+        if not isinstance(read, str):
+            self._live = read
+            return definition
+        await tools.committer.commit(block(run, read, now=now, commit_id=next(tools.commit_ids)))
+        return None
+
+    async def _step(self, definition: WorkflowDefinition) -> Ran:
+        run, tools = self.run, self._tools
+        if run.crashes >= SUSPECT_CRASHES:
+            # Alone until its transition is committed: if the process dies meanwhile, it was this run.
+            await tools.alone.acquire()
+            self._alone = True
+            await tools.committer.commit(Mark(run.id, run.seq, run.fence))
+        assert self._live is not None
+        limit = definition.steps[run.step].options.timeout
+        if limit is None:
+            return await tools.executor.run(run, definition, self._live, self)
+        self.timed_out = False
+        alarm = asyncio.get_running_loop().call_later(limit / SECOND, self._time_out, limit)
+        try:
+            return await tools.executor.run(run, definition, self._live, self)
+        finally:
+            alarm.cancel()
+
+    def _not_alone(self) -> None:
+        if self._alone:
+            self._alone = False
+            self._tools.alone.release()
+
+    def _time_out(self, limit: Micros) -> None:
+        task = self._task
+        if task is None or task.done() or self.stop:
+            return
+        self.timed_out = True
+        task.cancel()
+        late = Ran(Raised(self._tools.executor.too_late(self.run, limit)), None, limit)
+        asyncio.get_running_loop().call_later(GRACE, self._leave, task, late)
+
+    async def _commit(self, ran: Ran) -> Run | None:
+        """Commit the step's transition: the row after it, or None if the run is not this worker's any more."""
+        tools, run = self._tools, self.run
+        definition = tools.registry.get(run.workflow, run.version)
+        assert definition is not None
+        move = decide(
+            run,
+            definition,
+            ran.outcome,
+            duration=ran.duration,
+            now=tools.clock.micros(),
+            commit_id=next(tools.commit_ids),
+        )
+        try:
+            result = await tools.committer.commit(move)
+        except StoreRefused as refused:
+            if isinstance(ran.outcome, Raised):
+                raise
+            error = ContextNotStorable(run.id, run.workflow, run.step, str(refused))
+            error.__cause__ = refused
+            return await self._commit(Ran(Raised(error), None, ran.duration))
+        if result.outcome == "applied" and result.run is not None and result.run.seq == move.run.seq:
+            return result.run
+        telemetry.info("transition refused, the run was cancelled or taken over", run_id=run.id, seq=move.run.seq)
+        return None
+
+
+def read_context(run: Run, definition: WorkflowDefinition | None) -> BaseModel | str:
+    """The run's Context, or why the code cannot take the run."""
+    if definition is None:
+        return (
+            f"This process knows no workflow {run.workflow!r} version {run.version!r}. "
+            "Import or restore its code: the run goes on by itself."
+        )
+    if run.step not in definition.steps:
+        return _no_step(run, definition)
+    try:
+        return definition.codec.decode(run.data)
+    except ValidationError as error:
+        return (
+            f"The Context of workflow {run.workflow!r} does not accept what run {run.id} has stored: "
+            f"{explain(error)}. Give new fields a default: the run goes on by itself."
+        )
+
+
+def _no_step(run: Run, definition: WorkflowDefinition) -> str:
+    return (
+        f"Workflow {run.workflow!r} has no step {run.step!r} any more (steps: {', '.join(definition.steps)}). "
+        "Restore the step: the run goes on by itself."
+    )

@@ -1,0 +1,57 @@
+"""What an open engine is made of, and its ear to what other processes write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow.committer import Committer
+from aioflow.definition import WorkflowDefinition
+from aioflow.errors import StoreError
+from aioflow.ids import RunIds
+from aioflow.model import Run
+from aioflow.registry import Registry
+from aioflow.scheduler import Scheduler, Slots
+from aioflow.store import Store
+from aioflow.telemetry import debug
+from aioflow.waiters import Waiters
+
+_LISTEN: Micros = SECOND // 10
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an open engine is made of."""
+
+    store: Store
+    clock: Clock
+    registry: Registry
+    committer: Committer
+    scheduler: Scheduler
+    slots: Slots
+    waiters: Waiters
+    run_ids: RunIds
+    commit_ids: Iterator[int]
+    running: Callable[[], int]
+
+    def definition_of(self, run: Run) -> WorkflowDefinition | None:
+        """The code of the run, if this process has it."""
+        return self.registry.get(run.workflow, run.version)
+
+    async def listen(self, foreign: Callable[[], None]) -> None:
+        """Notice what other processes write, and tell those who wait here; until cancelled."""
+        seen = await self.store.hint(self.clock.micros())
+        look_again = self.clock.monotonic()
+        while True:
+            await self.clock.sleep(_LISTEN)
+            try:
+                hint = await self.store.hint(self.clock.micros())
+                changed, seen = hint != seen, hint
+                if changed:
+                    foreign()
+                if self.waiters.run_ids and (changed or self.clock.monotonic() >= look_again):
+                    look_again = self.clock.monotonic() + SECOND
+                    self.waiters.tell_all(await self.store.load(self.waiters.run_ids, self.clock.micros()))
+            except StoreError as error:
+                debug("store does not answer, will listen again", error=str(error))

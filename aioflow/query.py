@@ -1,0 +1,122 @@
+"""The filters of ``runs``, ``iter_runs`` and ``count``: read, checked, and made a ``RunQuery``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import JsonValue
+
+from aioflow.clock import to_micros
+from aioflow.errors import RunNotFound
+from aioflow.model import WorkflowStatus
+from aioflow.registry import definition_of
+from aioflow.run import WorkflowRun
+from aioflow.store import RunQuery
+
+_ORDERS: dict[str, tuple[Literal["id", "created_at", "updated_at"], bool]] = {
+    "id": ("id", False),
+    "-id": ("id", True),
+    "created_at": ("created_at", False),
+    "-created_at": ("created_at", True),
+    "updated_at": ("updated_at", False),
+    "-updated_at": ("updated_at", True),
+}
+
+
+def run_query(
+    *,
+    workflow: object = None,
+    status: object = None,
+    step: object = None,
+    waiting_for: object = None,
+    key: object = None,
+    data: Mapping[str, JsonValue] | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+    updated_after: datetime | None = None,
+    updated_before: datetime | None = None,
+    order: str = "-id",
+    limit: int = 100,
+    after: WorkflowRun[Any] | int | None = None,
+) -> RunQuery:
+    """The filters of ``runs``, checked. Raises TypeError or ValueError, naming the filter."""
+    if order not in _ORDERS:
+        raise ValueError(f"runs(order=...) takes one of {', '.join(_ORDERS)}; got {order!r}.")
+    column, descending = _ORDERS[order]
+    check_limit(limit)
+    if data is not None and not isinstance(data, Mapping):
+        raise TypeError(f"runs(data=...) takes a mapping of Context fields, got {type(data).__name__}.")
+    instants: dict[str, Any] = {}
+    for name, value in (
+        ("created_after", created_after),
+        ("created_before", created_before),
+        ("updated_after", updated_after),
+        ("updated_before", updated_before),
+    ):
+        if value is not None and not isinstance(value, datetime):
+            raise TypeError(f"runs({name}=...) takes an aware datetime, got {type(value).__name__}.")
+        instants[name] = None if value is None else to_micros(value, f"runs({name}=...)")
+    return RunQuery(
+        workflow=tuple(workflow_name(item) for item in _several(workflow)),
+        status=tuple(str(WorkflowStatus(item)) for item in _several(status)),
+        step=_names("step", step),
+        waiting_for=_names("waiting_for", waiting_for),
+        key=_names("key", key),
+        data=dict(data or {}),
+        order=column,
+        descending=descending,
+        limit=limit,
+        after=None if after is None else _position(after, column),
+        **instants,
+    )
+
+
+def _several(value: object) -> list[Any]:
+    if value is None:
+        return []
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | type):
+        return list(value)
+    return [value]
+
+
+def _names(filter_: str, value: object) -> tuple[str, ...]:
+    found = []
+    for item in _several(value):
+        name = item if isinstance(item, str) else getattr(item, "__name__", None)  # a step may be given as a method
+        if not isinstance(name, str):
+            raise TypeError(f"runs({filter_}=...) takes a string or several, got {type(item).__name__}.")
+        found.append(name)
+    return tuple(found)
+
+
+def _position(after: WorkflowRun[Any] | int, column: str) -> tuple[int, int]:
+    if isinstance(after, WorkflowRun):
+        row = after.row
+        return getattr(row, column), row.id
+    if column != "id":
+        raise TypeError("runs(after=...) takes the last WorkflowRun of the page before when the order is not by id.")
+    return check_id(after), after
+
+
+def workflow_name(workflow: object) -> str:
+    """The name of a workflow class, or the name itself. Raises TypeError for anything else."""
+    return workflow if isinstance(workflow, str) else definition_of(workflow).name
+
+
+def check_id(run_id: object) -> int:
+    """The id, if it can be one. Raises TypeError; RunNotFound for numbers that no store hands out."""
+    if isinstance(run_id, bool) or not isinstance(run_id, int):
+        raise TypeError(f"A run's id is an int, got {type(run_id).__name__}.")
+    if not 0 < run_id < 1 << 53:
+        raise RunNotFound(run_id)
+    return run_id
+
+
+def check_limit(limit: object) -> None:
+    """Raise TypeError or ValueError unless a page may have so many rows."""
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit takes an int, got {type(limit).__name__}.")
+    if not 1 <= limit <= 10_000:
+        raise ValueError(f"limit must be from 1 to 10000, got {limit}. Page with after=, or use iter_runs().")

@@ -1,0 +1,89 @@
+"""The workflows that an engine knows, by name and version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aioflow.definition import WorkflowDefinition
+from aioflow.errors import DefinitionError, WorkflowUnknown
+
+DEFINITION = "__aioflow_definition__"
+
+
+class Registry:
+    """The workflows that an engine knows, by name and version.
+
+    The mutable state: ``_by_name`` (name -> version -> definition, in order of registration) and ``generation``,
+    which rises with every addition.
+    """
+
+    def __init__(self, definitions: Iterable[WorkflowDefinition] = ()) -> None:
+        self._by_name: dict[str, dict[str, WorkflowDefinition]] = {}
+        self.generation = 0
+        for definition in definitions:
+            self.add(definition)
+
+    def add(self, definition: WorkflowDefinition) -> None:
+        """Register a definition; one that stands at the same place in the source is replaced.
+
+        Raises:
+            DefinitionError: another class has this name and version.
+        """
+        versions = self._by_name.setdefault(definition.name, {})
+        other = versions.get(definition.version)
+        if other is not None and other.source != definition.source:
+            raise DefinitionError(
+                definition.cls.__qualname__,
+                [
+                    (
+                        f"workflow {definition.name!r} version {definition.version!r} is {other.source[1]} "
+                        f"in {other.source[0]} already. Give one of them another name or version."
+                    )
+                ],
+            )
+        versions.pop(definition.version, None)
+        versions[definition.version] = definition
+        self.generation += 1
+
+    def get(self, name: str, version: str) -> WorkflowDefinition | None:
+        """The definition of this name and version, or None."""
+        return self._by_name.get(name, {}).get(version)
+
+    def find(self, workflow: object) -> WorkflowDefinition:
+        """The definition that a workflow class or a name means; by name, the version registered last.
+
+        Raises:
+            WorkflowUnknown: there is none.
+            TypeError: neither a workflow class nor a name.
+        """
+        if isinstance(workflow, str):
+            versions = self._by_name.get(workflow)
+            if not versions:
+                raise WorkflowUnknown(workflow, self._by_name)
+            return next(reversed(versions.values()))
+        definition = definition_of(workflow)
+        known = self.get(definition.name, definition.version)
+        if known is None or known.cls is not workflow:
+            raise WorkflowUnknown(definition.name, self._by_name)
+        return known
+
+    def known(self) -> list[tuple[str, str]]:
+        """Every (name, version)."""
+        return [(name, version) for name, versions in self._by_name.items() for version in versions]
+
+
+#: Where ``@workflow`` registers.
+registry = Registry()
+
+
+def definition_of(cls: object) -> WorkflowDefinition:
+    """The definition of a class that ``@workflow`` decorated.
+
+    Raises:
+        TypeError: it is no such class.
+    """
+    definition = vars(cls).get(DEFINITION) if isinstance(cls, type) else None
+    if not isinstance(definition, WorkflowDefinition):
+        what = cls.__qualname__ if isinstance(cls, type) else f"an instance of {type(cls).__qualname__}"
+        raise TypeError(f"{what} is no workflow. Pass a class decorated with @workflow(...), or a workflow's name.")
+    return definition
