@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -240,9 +241,12 @@ class Client:
         seconds = _seconds(timeout)
         future = parts.waiters.add(check_id(run_id), until)
         try:
-            async with asyncio.timeout(seconds):
-                row = await self.reread(run_id)
-                return WorkflowRun(self, row if reached(row, until) else await future)
+            async with nullcontext() if seconds is None else asyncio.timeout(seconds):
+                if not parts.slots.drives(run_id):  # else its end will be heard of
+                    row = await self.reread(run_id)
+                    if reached(row, until):
+                        return WorkflowRun(self, row)
+                return WorkflowRun(self, await future)
         except TimeoutError:
             raise TimeoutError(f"Run {run_id} has not {until} within {seconds:g} s.") from None
         finally:

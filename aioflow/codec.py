@@ -46,14 +46,8 @@ class ContextCodec:
     def __init__(self, context: type[BaseModel], undeclared: Undeclared) -> None:
         self.context = context
         self.live = _live_class(context, undeclared)
-
-    @property
-    def declared(self) -> frozenset[str]:
-        """The names that the Context's keywords may have: fields and their aliases."""
-        names = set(self.context.model_fields)
-        for field in self.context.model_fields.values():
-            names.update(alias for alias in (field.alias, field.validation_alias) if isinstance(alias, str))
-        return frozenset(names)
+        #: The names that the Context's keywords may have: fields and their aliases.
+        self.declared = frozenset(_keywords_of(context))
 
     @property
     def takes_any_keyword(self) -> bool:
@@ -111,6 +105,14 @@ class ContextCodec:
 
     def _validate(self, values: dict[str, Any]) -> BaseModel:
         return self.live.__pydantic_validator__.validate_python(values, by_alias=False, by_name=True)  # type: ignore[no-any-return]
+
+
+def _keywords_of(context: type[BaseModel]) -> Iterator[str]:
+    for name, field in context.model_fields.items():
+        yield name
+        for alias in (field.alias, field.validation_alias):
+            if isinstance(alias, str):
+                yield alias
 
 
 def _live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseModel]:

@@ -20,7 +20,7 @@ from itertools import chain
 from aioflow import telemetry
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
-from aioflow.store import Amend, Change, Mark, Move, Result, Start, Store
+from aioflow.store import Change, Move, Result, Start, Store
 from aioflow.tasks import TaskSet
 
 _FIRST_BACKOFF: Micros = 20_000
@@ -72,9 +72,11 @@ class Committer:
         self._given_up = False
         self._ended = False
         self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
 
     def start(self) -> None:
         """Begin to commit, in a task of its own."""
+        self._loop = asyncio.get_running_loop()
         self._task = TaskSet().spawn(self._run(), name="aioflow committer")
 
     async def stop(self, patience: Micros) -> None:
@@ -100,7 +102,7 @@ class Committer:
             A future of the result. It fails with StoreRefused if the change can never be stored, and with
             StoreUnavailable if patience or the engine ended while the outcome was unknown.
         """
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Result] = self._loop.create_future()
         if self._ended:
             future.set_exception(StoreUnavailable(self._store.name, "the engine has stopped"))
             return future
@@ -206,10 +208,7 @@ def _run_id_of(pending: _Pending) -> int:
 
 
 def _keys_of(change: Change) -> tuple[Hashable, ...]:
-    match change:
-        case Start(run):
-            return (run.id,) if run.key is None else (run.id, (run.workflow, run.key))
-        case Move(run):
-            return (run.id,)
-        case Mark() | Amend():
-            return (change.run_id,)
+    if isinstance(change, Start):
+        run = change.run
+        return (run.id,) if run.key is None else (run.id, (run.workflow, run.key))
+    return (change.run.id if isinstance(change, Move) else change.run_id,)

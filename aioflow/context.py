@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar, overload
 
@@ -12,32 +11,57 @@ from pydantic import BaseModel
 
 from aioflow.clock import Clock
 from aioflow.errors import UndeclaredField, UsageError
+from aioflow.model import Run
 
 M = TypeVar("M", bound=BaseModel)
 
 
-@dataclass(frozen=True, slots=True)
 class CurrentRun:
-    """The run that the calling step is part of.
+    """The run that the calling step is part of."""
 
-    Attributes:
-        id: the run's id.
-        workflow: the workflow's name.
-        step: the name of the step that runs.
-        attempt: committed failures of this visit, plus 1.
-        key: the caller's own name for the run, if it was started with one.
-        step_key: the idempotency key for the outside world: the same for every attempt, crash and takeover of this
-            visit of the step, and never the same for anything else.
-    """
+    __slots__ = ("_clock", "_context", "_run", "_store_id")
 
-    id: int
-    workflow: str
-    step: str
-    attempt: int
-    key: str | None
-    step_key: str
-    _clock: Clock
-    _context: BaseModel
+    def __init__(self, run: Run, context: BaseModel, store_id: str, clock: Clock) -> None:
+        self._run = run
+        self._context = context
+        self._store_id = store_id
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"<run {self.id} of {self.workflow!r}, attempt {self.attempt} of step {self.step!r}>"
+
+    @property
+    def id(self) -> int:
+        """The run's id."""
+        return self._run.id
+
+    @property
+    def workflow(self) -> str:
+        """The workflow's name."""
+        return self._run.workflow
+
+    @property
+    def step(self) -> str:
+        """The name of the step that runs."""
+        return self._run.step
+
+    @property
+    def attempt(self) -> int:
+        """Committed failures of this visit of the step, plus 1."""
+        return self._run.failures + 1
+
+    @property
+    def key(self) -> str | None:
+        """The caller's own name for the run, if it was started with one."""
+        return self._run.key
+
+    @property
+    def step_key(self) -> str:
+        """The idempotency key for the outside world.
+
+        The same for every attempt, crash and takeover of this visit of the step, and never the same for anything else.
+        """
+        return f"{self._store_id}:{self._run.id}:{self._run.visit}"
 
     @property
     def now(self) -> datetime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -28,21 +28,24 @@ class StepOptions:
 
 @dataclass(frozen=True, slots=True)
 class StepDefinition:
-    """A step of a workflow."""
+    """A step of a workflow.
+
+    ``is_async``: whether it is a coroutine function, also below decorators that keep ``__wrapped__``. ``in_thread``:
+    whether it runs in a worker thread, as sync steps do unless they say ``thread=False``.
+    """
 
     name: str
     function: Callable[..., Any]
     options: StepOptions
+    is_async: bool = field(init=False)
+    in_thread: bool = field(init=False)
 
-    @property
-    def is_async(self) -> bool:
-        """Whether it is a coroutine function, also below decorators that keep ``__wrapped__``."""
-        return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(inspect.unwrap(self.function))
-
-    @property
-    def in_thread(self) -> bool:
-        """Whether it runs in a worker thread: sync steps do unless ``thread=False``."""
-        return not self.is_async and self.options.thread is not False
+    def __post_init__(self) -> None:
+        is_async = inspect.iscoroutinefunction(self.function) or (
+            callable(self.function) and inspect.iscoroutinefunction(inspect.unwrap(self.function))
+        )
+        object.__setattr__(self, "is_async", is_async)
+        object.__setattr__(self, "in_thread", not is_async and self.options.thread is not False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +108,11 @@ class WorkflowDefinition:
 
     def _check_keywords(self, keywords: Mapping[str, Any]) -> None:
         codec = self.codec
-        if codec.takes_any_keyword:
+        if codec.declared.issuperset(keywords) or codec.takes_any_keyword:
             return
         unknown = [name for name in keywords if name not in codec.declared]
-        if unknown:
-            problem = (
-                f"it has no field {', '.join(map(repr, unknown))} (fields: {', '.join(codec.context.model_fields)})"
-            )
-            raise TypeError(_keyword_advice(f"{self.cls.__qualname__}.Context", problem))
+        problem = f"it has no field {', '.join(map(repr, unknown))} (fields: {', '.join(codec.context.model_fields)})"
+        raise TypeError(_keyword_advice(f"{self.cls.__qualname__}.Context", problem))
 
 
 def _keyword_advice(where: str, problem: str) -> str:

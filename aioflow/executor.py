@@ -19,7 +19,7 @@ from aioflow.context import CurrentRun, _current
 from aioflow.definition import StepDefinition, WorkflowDefinition
 from aioflow.errors import CommandAwaited, ContextNotStorable, LimitExceeded, NoCommand, StepTimeout
 from aioflow.model import Run
-from aioflow.telemetry import Telemetry, bound
+from aioflow.telemetry import Telemetry, bind_step
 from aioflow.transitions import Outcome, Raised, Stepped
 
 
@@ -68,6 +68,8 @@ class Executor:
     async def run(self, run: Run, definition: WorkflowDefinition, live: BaseModel, flag: StopFlag) -> Ran:
         """Run the run's step once.
 
+        The calling task's contextvars are the step's: they tell of the run until the task ends.
+
         Args:
             run: the row.
             definition: its workflow, which has the step.
@@ -78,29 +80,19 @@ class Executor:
             Stopped: the engine stopped it.
         """
         step = definition.steps[run.step]
-        current = CurrentRun(
-            run.id,
-            run.workflow,
-            run.step,
-            run.failures + 1,
-            run.key,
-            f"{self._store_id}:{run.id}:{run.visit}",
-            self._clock,
-            live,
-        )
-        token = _current.set(current)
+        # The task's context is its own, and ends with it: what is set here need not be taken back.
+        _current.set(CurrentRun(run, live, self._store_id, self._clock))
+        bind_step(run)
         started = self._clock.monotonic()
         error: BaseException | None = None
         returned: object = None
-        with bound(run):
-            self._telemetry.step_started(run)
-            try:
-                # Made anew for each step: nothing but the Context outlives one, as after a crash.
-                returned = await self._call(step, definition.cls())
-            except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
-                error = raised
-            self._telemetry.step_ended(run, error)
-        _current.reset(token)
+        self._telemetry.step_started(run)
+        try:
+            # Made anew for each step: nothing but the Context outlives one, as after a crash.
+            returned = await self._call(step, definition.cls())
+        except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
+            error = raised
+        self._telemetry.step_ended(run, error)
         duration = self._clock.monotonic() - started
         if flag.timed_out:
             late = self.too_late(run, step.options.timeout or 0)

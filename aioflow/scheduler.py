@@ -32,6 +32,10 @@ class Slots(Protocol):
         """How many runs may be begun now."""
         ...
 
+    def drives(self, run_id: int) -> bool:
+        """Whether the run executes here, so that its next change will be heard of."""
+        ...
+
     def promise(self) -> int | None:
         """The owner for a run that is about to be committed as running: this worker if it has room, else nobody."""
         ...

@@ -16,18 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from pydantic import JsonValue
 
 from aioflow.clock import Micros
 from aioflow.model import Deadline, Reuse, Run, Transition
 
-# ---- changes: the vocabulary of apply()
+# ---- changes: the vocabulary of apply(); named tuples, for there are many of them
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """Insert ``run`` and its first history row.
 
     With a ``run.key``, the newest run of that workflow and key stands in the way: always if ``reuse`` is "never";
@@ -39,8 +38,7 @@ class Start:
     reuse: Reuse = "never"
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """Replace the row ``run.id`` by ``run`` and insert the history row, if the row still has ``seq`` and ``fence``."""
 
     run: Run
@@ -49,8 +47,7 @@ class Move:
     transition: Transition
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """Set ``marked`` on a run that still has ``seq`` and ``fence``. No history row; to repeat it is harmless."""
 
     run_id: int
@@ -62,8 +59,7 @@ class Mark:
 Decide: TypeAlias = Callable[[Run], tuple[Run, Transition] | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Amend:
+class Amend(NamedTuple):
     """Change a run whatever its seq and fence, by a pure function of the row as it stands under the lock.
 
     The history row that ``decide`` gives bears ``commit_id``.
@@ -77,8 +73,7 @@ class Amend:
 Change: TypeAlias = Start | Move | Mark | Amend
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What became of a change.
 
     - "applied": it is committed, now or by an earlier offer of the same change; ``run`` is the row it wrote.
@@ -227,7 +222,7 @@ class Store(Protocol):
         lease: Micros,
         limit: int,
         known: Collection[tuple[str, str]],
-        held: Collection[int],
+        held: Collection[int] | None,
         now: Micros,
     ) -> Claim:
         """Make this worker the owner of up to ``limit`` running runs that have no living one.
@@ -237,7 +232,8 @@ class Store(Protocol):
         Taking a run without owner adds nothing. An exclusive store gives runs of all workflows, any other only
         ``known`` (workflow, version) pairs.
 
-        Also returns the worker's own running runs that are not in ``held``, unchanged: replies get lost.
+        Also returns the worker's own running runs that are not in ``held``, unchanged: replies get lost. None: does not
+        look for them.
 
         The first claim registers the worker with a lease of ``lease`` from now; with ``limit`` 0 it does that alone.
         Where the store is exclusive and another has it, ``working`` is False and nothing is taken.

@@ -6,12 +6,10 @@ failures. While structlog is not configured only warnings are printed. No values
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import structlog
-from structlog.contextvars import bind_contextvars, reset_contextvars
+from structlog.contextvars import bind_contextvars
 
 from aioflow.model import Run, Transition
 
@@ -60,10 +58,10 @@ class StructlogInstrument:
             fields["error"] = transition.error
         if failed:
             name = {"retry": "step failed, will retry", "fail": "run failed"}.get(kind, "run blocked")
-            _log.warning(name, **fields)
+            warn(name, **fields)
         elif kind in _INFO:
-            _log.info(_INFO[kind], **fields)
-        _log.debug("transition", status=run.status, next_step=run.next_step or run.step, **fields)
+            info(_INFO[kind], **fields)
+        debug("transition", status=run.status, next_step=run.next_step or run.step, **fields)
 
     def step_started(self, run: Run) -> None:
         """Nothing: the step's own log lines carry the run."""
@@ -117,14 +115,9 @@ class Telemetry:
             pass
 
 
-@contextmanager
-def bound(run: Run) -> Iterator[None]:
-    """Give the step's own log lines run_id, workflow, step and attempt."""
-    tokens = bind_contextvars(run_id=run.id, workflow=run.workflow, step=run.step, attempt=run.failures + 1)
-    try:
-        yield
-    finally:
-        reset_contextvars(**tokens)
+def bind_step(run: Run) -> None:
+    """Give the log lines of this context run_id, workflow, step and attempt."""
+    bind_contextvars(run_id=run.id, workflow=run.workflow, step=run.step, attempt=run.failures + 1)
 
 
 def debug(event: str, **fields: Any) -> None:

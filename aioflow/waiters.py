@@ -35,9 +35,10 @@ class Waiters:
 
     def tell(self, run: Run) -> None:
         """The run was committed like this."""
-        if not self._waiting:
+        entries = self._waiting.get(run.id)
+        if entries is None:
             return
-        for until, future in list(self._waiting.get(run.id, ())):
+        for until, future in list(entries):
             if not future.done() and reached(run, until):
                 future.set_result(run)
 

@@ -58,6 +58,7 @@ class Worker:
         self._backlog = False
         self._foreign = False
         self._renewed: Micros = 0
+        self._next_compare: Micros = 0
         self._left_behind = 0
         self._known_generation = -1
         self._claim_now = asyncio.Event()
@@ -80,6 +81,10 @@ class Worker:
     def running(self) -> int:
         """How many runs execute here."""
         return len(self._activations)
+
+    def drives(self, run_id: int) -> bool:
+        """Whether the run executes here, so that its next change will be heard of."""
+        return run_id in self._activations
 
     def promise(self) -> int | None:
         """See scheduler.Slots."""
@@ -181,6 +186,10 @@ class Worker:
     async def look(self) -> None:
         """One look at the store: that is all of recovery."""
         now = self._clock.micros()
+        # What is claimed as soon as there is room need not be compared with what is held each time.
+        compare = self._clock.monotonic() >= self._next_compare
+        if compare:
+            self._next_compare = self._clock.monotonic() + SECOND
         foreign, self._foreign = self._foreign, False
         self._backlog = False
         limit = min(self.room, _PAGE)
@@ -189,7 +198,7 @@ class Worker:
             lease=self._lease,
             limit=limit,
             known=self._registry.known(),
-            held=self._activations.keys(),
+            held=list(self._activations) if compare else None,
             now=now,
         )
         began = claim.working and not self.working
@@ -206,8 +215,9 @@ class Worker:
             telemetry.info("worker works", worker=self._number, store=self._store.name)
             self._renewed = self._clock.monotonic()
             self.scheduler.poke()
-        # Somebody else's waits are not in the heap: those of the next seconds are looked for.
-        await self.scheduler.scan(now + 2 * SECOND if foreign else now - SECOND)
+        if foreign or compare:
+            # Somebody else's waits are not in the heap: those of the next seconds are looked for.
+            await self.scheduler.scan(now + 2 * SECOND if foreign else now - SECOND)
         if began or self._known_generation != self._registry.generation:
             self._known_generation = self._registry.generation
             await self._unblock()

@@ -248,7 +248,7 @@ class OffersConformance(SecondHandle):
         """A history row that cannot be stored takes its run's row, and its batch, with it."""
         await put(store, a_run(1))
         change = moving(a_run(1))
-        odd = replace(change, transition=change.transition._replace(error=error))
+        odd = change._replace(transition=change.transition._replace(error=error))
 
         try:
             await store.apply([starting(a_run(2)), odd], NOW)

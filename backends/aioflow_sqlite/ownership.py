@@ -30,11 +30,13 @@ def disown_dead(db: sqlite3.Connection, worker: int) -> None:
         transaction(db, lambda db: db.execute(_DISOWN, (worker,)))
 
 
-def take(db: sqlite3.Connection, worker: int, limit: int, held: Collection[int]) -> list[Run]:
+def take(db: sqlite3.Connection, worker: int, limit: int, held: Collection[int] | None) -> list[Run]:
     """Own what has no owner, and find what is owned but not held."""
     taken: list[Run] = []
     if limit > 0 and db.execute("SELECT 1 FROM runs WHERE status = 'running' AND owner IS NULL LIMIT 1").fetchone():
         taken = transaction(db, lambda db: [Run._make(row) for row in db.execute(_TAKE, (worker, limit))])
+    if held is None:
+        return taken
     mine = {run_id for (run_id,) in db.execute("SELECT id FROM runs WHERE status = 'running' AND owner = ?", (worker,))}
     lost = mine.difference(held, (run.id for run in taken))
     if lost:

@@ -151,11 +151,11 @@ class SQLiteStore:
         lease: Micros,
         limit: int,
         known: Collection[tuple[str, str]],
-        held: Collection[int],
+        held: Collection[int] | None,
         now: Micros,
     ) -> Claim:
         """See the port."""
-        held = frozenset(held)
+        held = None if held is None else frozenset(held)
 
         def claim(db: sqlite3.Connection) -> Claim:
             if self._lock is not None and not self._lock.acquire():
