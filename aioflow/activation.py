@@ -20,7 +20,7 @@ from aioflow.codec import explain
 from aioflow.committer import Committer
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextNotStorable, StoreError, StoreRefused
-from aioflow.executor import Executor, Ran, StopFlag, Stopped
+from aioflow.executor import Executor, Ran, Stopped, Watch
 from aioflow.model import SUSPECT_CRASHES, Run, WorkflowStatus
 from aioflow.registry import Registry
 from aioflow.store import Mark
@@ -75,14 +75,14 @@ class Tools:
         self.context = contextvars.copy_context()
 
 
-class Activation(StopFlag):
+class Activation(Watch):
     """Drives one run.
 
-    The mutable state: ``run`` (the row as last committed), its Context, the task that drives it, and whether it holds
-    the lock of suspects.
+    The mutable state: ``run`` (the row as last committed), its Context, the task that drives it, the alarm of a step with
+    a timeout, and whether it holds the lock of suspects.
     """
 
-    __slots__ = ("_alone", "_live", "_task", "_tools", "run")
+    __slots__ = ("_alarm", "_alone", "_live", "_task", "_tools", "run")
 
     def __init__(self, run: Run, tools: Tools) -> None:
         super().__init__()
@@ -91,6 +91,7 @@ class Activation(StopFlag):
         self._live: BaseModel | None = None
         self._task: asyncio.Task[None] | None = None
         self._alone = False
+        self._alarm: asyncio.TimerHandle | None = None
 
     def begin(self, ran: Ran | None = None) -> None:
         """Drive the run in a new task. ``ran``: what its step has come to already."""
@@ -184,15 +185,19 @@ class Activation(StopFlag):
             self._alone = True
             await tools.committer.commit(Mark(run.id, run.seq, run.fence))
         assert self._live is not None
-        limit = definition.steps[run.step].options.timeout
-        if limit is None:
-            return await tools.executor.run(run, definition, self._live, self)
         self.timed_out = False
-        alarm = asyncio.get_running_loop().call_later(limit / SECOND, self._time_out, limit)
-        try:
-            return await tools.executor.run(run, definition, self._live, self)
-        finally:
-            alarm.cancel()
+        return await tools.executor.run(run, definition, self._live, self)
+
+    def began(self, limit: Micros | None) -> None:
+        """See executor.Watch."""
+        if limit is not None:
+            self._alarm = asyncio.get_running_loop().call_later(limit / SECOND, self._time_out, limit)
+
+    def over(self) -> None:
+        """See executor.Watch."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     def _not_alone(self) -> None:
         if self._alone:

@@ -131,7 +131,7 @@ class Client:
     async def _find(self, workflow: object, key: str) -> WorkflowRun[Any]:
         parts = self._open_for("find()")
         name = workflow_name(workflow)
-        query = RunQuery(workflow=(name,), key=(check_name("find(key)", key),), limit=1)
+        query = RunQuery(workflow=(name,), key=(check_name("find(key)", key),), order="created_at", limit=1)
         rows = await parts.store.select(query, parts.clock.micros())
         if not rows:
             raise RunNotFound(workflow=name, key=key)

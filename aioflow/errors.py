@@ -35,6 +35,17 @@ from collections.abc import Iterable
 class AioflowError(Exception):
     """The root of all errors that aioflow raises on purpose."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process boundaries with their sentence and attributes, whatever their constructors take."""
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+def _rebuild(kind: type[AioflowError], args: tuple[object, ...], attributes: dict[str, object]) -> AioflowError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
 
 class DefinitionError(AioflowError):
     """A workflow class cannot work as it is written. Raised when it is defined, with everything that is wrong.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Callable
 from typing import Any
 
 import anyio.to_thread
@@ -23,7 +22,7 @@ from aioflow.telemetry import Telemetry, bind_step
 from aioflow.transitions import Outcome, Raised, Stepped
 
 
-class StopFlag:
+class Watch:
     """What the engine wants of a step that runs. A cancellation without it comes from the step itself."""
 
     __slots__ = ("stop", "timed_out")
@@ -31,6 +30,12 @@ class StopFlag:
     def __init__(self) -> None:
         self.stop = False
         self.timed_out = False
+
+    def began(self, limit: Micros | None) -> None:
+        """The step's code is about to run, and may take ``limit``."""
+
+    def over(self) -> None:
+        """It runs no more."""
 
 
 class Stopped(Exception):
@@ -65,7 +70,7 @@ class Executor:
         self._limiter = CapacityLimiter(threads)
         self._unlimited = CapacityLimiter(math.inf)
 
-    async def run(self, run: Run, definition: WorkflowDefinition, live: BaseModel, flag: StopFlag) -> Ran:
+    async def run(self, run: Run, definition: WorkflowDefinition, live: BaseModel, watch: Watch) -> Ran:
         """Run the run's step once.
 
         The calling task's contextvars are the step's: they tell of the run until the task ends.
@@ -74,7 +79,7 @@ class Executor:
             run: the row.
             definition: its workflow, which has the step.
             live: the Context, which the step may change.
-            flag: set by the engine before it cancels the task.
+            watch: told when the step's code runs; set by the engine before it cancels the task.
 
         Raises:
             Stopped: the engine stopped it.
@@ -89,16 +94,17 @@ class Executor:
         self._telemetry.step_started(run)
         try:
             # Made anew for each step: nothing but the Context outlives one, as after a crash.
-            returned = await self._call(step, definition.cls())
+            returned = await self._call(step, definition.cls(), watch)
         except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
             error = raised
+        watch.over()
         self._telemetry.step_ended(run, error)
         duration = self._clock.monotonic() - started
-        if flag.timed_out:
+        if watch.timed_out:
             late = self.too_late(run, step.options.timeout or 0)
             return Ran(Raised(late.with_traceback(_trace(error))), None, duration)
         if error is not None:
-            if flag.stop:
+            if watch.stop:
                 raise Stopped
             if isinstance(error, AwaitedCommand):
                 error = CommandAwaited(run.id, run.workflow, run.step, error.command).with_traceback(_trace(error))
@@ -129,14 +135,13 @@ class Executor:
             raise ContextNotStorable(run.id, run.workflow, run.step, str(error)) from error
         return Ran(Stepped(returned, data), parsed, duration)
 
-    async def _call(self, step: StepDefinition, instance: object) -> object:
-        if step.is_async:
-            return await step.function(instance)
+    async def _call(self, step: StepDefinition, instance: object, watch: Watch) -> object:
         if step.in_thread:
-            return await self._in_thread(step.function, instance)
-        return step.function(instance)
+            return await self._in_thread(step, instance, watch)
+        watch.began(step.options.timeout)
+        return await step.function(instance) if step.is_async else step.function(instance)
 
-    async def _in_thread(self, function: Callable[..., Any], instance: object) -> object:
+    async def _in_thread(self, step: StepDefinition, instance: object, watch: Watch) -> object:
         # Whoever comes second gives the slot back: a thread that is left alone keeps its own until it ends.
         first: dict[str, str] = {}
         loop = asyncio.get_running_loop()
@@ -144,7 +149,7 @@ class Executor:
 
         def call() -> tuple[bool, Any]:
             try:
-                return True, function(instance)
+                return True, step.function(instance)
             except BaseException as error:  # noqa: BLE001 - handed over as a value: a future cannot hold every class
                 return False, error
             finally:
@@ -155,6 +160,7 @@ class Executor:
                         pass
 
         await self._limiter.acquire_on_behalf_of(borrower)
+        watch.began(step.options.timeout)
         try:
             good, value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._unlimited)
         finally:

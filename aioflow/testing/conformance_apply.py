@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -167,7 +166,7 @@ class ApplyConformance:
         """A Move that names another seq or fence changes nothing and is told how the row stands."""
         await put(store, a_run(1))
         stands = await do(store, moving(a_run(1)))
-        change = replace(moving(stands, data='{"lost":true}'), seq=seq, fence=fence)
+        change = moving(stands, data='{"lost":true}')._replace(seq=seq, fence=fence)
 
         assert await store.apply([change], NOW) == [Result("stale", stands)]
         assert await row(store, 1) == stands
@@ -239,11 +238,19 @@ class ApplyConformance:
             seen.append(run)
             return cancel.decide(run)
 
-        cancelled = await do(store, replace(cancel, decide=decide))
+        cancelled = await do(store, cancel._replace(decide=decide))
         assert seen[-1] == stands
         assert await row(store, 1) == cancelled
         assert (cancelled.status, cancelled.seq, cancelled.fence) == ("cancelled", 3, 8)
         assert [(line.seq, line.kind, line.commit_id) for line in await log(store, 1)][-1] == (3, "cancel", 77)
+
+    async def test_amend_tells_the_history_row_that_it_wrote(self, store: Store) -> None:
+        """The result of an applied Amend has both rows; other changes brought theirs."""
+        await put(store, a_run(1), a_run(2))
+        results = await store.apply([cancelling(1, commit_id=77), moving(a_run(2)), starting(a_run(3))], NOW)
+
+        assert results[0].transition == (await log(store, 1))[-1]
+        assert [result.transition for result in results[1:]] == [None, None]
 
     async def test_amend_may_leave_the_run_alone(self, store: Store) -> None:
         """An Amend that decides on nothing changes nothing, and is told how the row stands."""

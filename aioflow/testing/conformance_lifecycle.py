@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import pairwise
 from typing import Final, Literal
 
@@ -13,6 +14,7 @@ from aioflow.errors import StoreUnavailable
 from aioflow.model import MAX_DATA, MAX_ERROR, MAX_NAME, MAX_TRACEBACK, Run, Transition
 from aioflow.store import RunQuery, Start, Store
 from aioflow.testing.conformance_samples import (
+    LEASE,
     NOW,
     SecondHandle,
     a_run,
@@ -104,20 +106,7 @@ ROWS: Final[dict[str, Run]] = {
     ),
 }
 
-VERBS: Final = (
-    "reserve",
-    "apply",
-    "load",
-    "select",
-    "count",
-    "history",
-    "due",
-    "claim",
-    "renew",
-    "release",
-    "hint",
-    "stats",
-)
+VERBS: Final = ("reserve", "apply", "load", "select", "count", "history", "due", "claim", "hint", "stats")
 
 
 class LifecycleConformance(SecondHandle):
@@ -209,8 +198,6 @@ class LifecycleConformance(SecondHandle):
             lambda store: store.history(1, 0, 1, NOW),
             lambda store: store.due((0, 0), (NOW, 0), 1, NOW),
             lambda store: claiming(store, 1),
-            lambda store: store.renew(1, 1, NOW),
-            lambda store: store.release(1, NOW),
             lambda store: store.hint(NOW),
             lambda store: store.stats(NOW),
         ],
@@ -225,6 +212,13 @@ class LifecycleConformance(SecondHandle):
             await call(store)
         await store.open(NOW)
         assert await store.load([1], NOW) == []
+
+    async def test_nothing_is_renewed_in_a_closed_store(self, store: Store) -> None:
+        """Who has closed the store is not told that it still has its runs."""
+        await claiming(store, 3)
+        await store.close()
+        with suppress(StoreUnavailable):
+            assert await store.renew(3, LEASE, NOW) is False
 
     # ---- two users
 

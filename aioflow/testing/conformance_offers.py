@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -161,6 +160,14 @@ class OffersConformance(SecondHandle):
         assert (cancelled.hops, cancelled.seq) == (1, 4)
         assert await row(store, 1) == cancelled
         assert [line.seq for line in await log(store, 1)] == [1, 2, 3, 4]
+
+    async def test_an_amend_offered_again_tells_the_history_row_that_it_wrote(self, store: Store) -> None:
+        """The result has the first offer's history row, wherever the history stands."""
+        await put(store, a_run(1))
+        [first] = await store.apply([hopping(1, commit_id=77)], NOW)
+        moved = await do(store, moving(await row(store, 1)))
+        assert await store.apply([hopping(1, commit_id=77)], NOW) == [Result("applied", moved, first.transition)]
+        assert first.transition == (await log(store, 1))[1]
 
     # ---- batches
 

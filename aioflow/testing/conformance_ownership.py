@@ -103,6 +103,15 @@ class OwnershipConformance:
         assert ids((await claiming(store, 3, held={1, 3})).runs) == [2]
         assert (await claiming(store, 3, held=[1, 2, 3])).runs == []
 
+    async def test_own_runs_are_not_looked_for_unless_asked(self, store: Store) -> None:
+        """With ``held`` None a worker gets what it takes, and no lost reply."""
+        await put(store, a_run(1))
+        await claiming(store, 3)
+        await put(store, a_run(2))
+        assert ids((await claiming(store, 3, held=None)).runs) == [2]
+        assert (await claiming(store, 3, held=None)).runs == []
+        assert sorted(ids((await claiming(store, 3)).runs)) == [1, 2]
+
     async def test_what_was_started_for_the_worker_is_its_own(self, store: Store) -> None:
         """A run may be started in the hands of its owner, who gets it unchanged if it does not hold it."""
         await claiming(store, 3, limit=0)

@@ -136,17 +136,33 @@ class QuestionsConformance:
         assert paged == everything
         assert len(everything) == 19
 
-    async def test_due_tells_of_waiting_runs_with_a_deadline_only(self, store: Store) -> None:
-        """No running run, none that has ended, none that waits without deadline, whatever its columns say."""
+    async def test_due_tells_of_waiting_runs_with_a_deadline(self, store: Store) -> None:
+        """Whatever a run waits for, it is due at its deadline, and never without one."""
         await put(
             store,
-            a_run(1, wake_at=10),
-            *(an_ended(number, status, wake_at=10) for number, status in enumerate(ENDED, start=2)),
+            a_run(1),
+            *(an_ended(number, status) for number, status in enumerate(ENDED, start=2)),
             a_sleeper(5, None, waiting_for="blocked"),
             a_sleeper(6, 10, waiting_for="start"),
             a_sleeper(7, 10, waiting_for="retry"),
+            a_sleeper(8, 10, waiting_for="sleep"),
         )
-        assert [deadline.run_id for deadline in await store.due(START, END, 10, NOW)] == [6, 7]
+        assert [deadline.run_id for deadline in await store.due(START, END, 10, NOW)] == [6, 7, 8]
+
+    async def test_a_run_that_does_not_wait_has_no_deadline(self, store: Store) -> None:
+        """Running and ended runs are neither due nor overdue nor waiting, whatever their columns say."""
+        await put(
+            store,
+            a_run(1, wake_at=10, waiting_for="sleep"),
+            *(
+                an_ended(number, status, wake_at=10, waiting_for="sleep")
+                for number, status in enumerate(ENDED, start=2)
+            ),
+            a_sleeper(5, 20),
+        )
+        assert await store.due(START, END, 10, NOW) == [Deadline(20, 5, 1)]
+        stats = await store.stats(NOW)
+        assert (stats.overdue, stats.oldest_due, stats.waiting) == (1, 20, {"sleep": 1})
 
     async def test_due_follows_the_run(self, store: Store) -> None:
         """A deadline goes when the run wakes, and is another when it sleeps again."""
@@ -160,7 +176,7 @@ class QuestionsConformance:
         later = await do(store, moving(asleep, kind="sleep", wake_at=60))
         assert await store.due(START, END, 10, NOW) == [Deadline(60, 1, 4)]
 
-        await do(store, moving(later, kind="cancel", status="cancelled"))
+        await do(store, moving(later, kind="cancel", status="cancelled", waiting_for=None, wake_at=None))
         assert await store.due(START, END, 10, NOW) == []
 
     # ---- stats
@@ -182,7 +198,7 @@ class QuestionsConformance:
             a_sleeper(4, NOW + 5 * SECOND, waiting_for="retry"),
             a_sleeper(5, None, waiting_for="blocked"),
             *(an_ended(number, status) for number, status in enumerate(ENDED, start=6)),
-            an_ended(9, wake_at=NOW - 9 * SECOND),
+            an_ended(9),
             a_run(10, workflow="refund", step="check"),
             a_sleeper(11, NOW - 7 * SECOND, workflow="refund", step="check"),
             an_ended(12, "failed", workflow="report"),
@@ -205,7 +221,8 @@ class QuestionsConformance:
         assert (await store.stats(NOW)).oldest_due is None
         assert (await store.stats(NOW + 7 * SECOND)).overdue == 1
 
-        await do(store, moving(await row(store, 1), kind="cancel", status="cancelled", ended_at=NOW))
+        gone = {"status": "cancelled", "waiting_for": None, "wake_at": None}
+        await do(store, moving(await row(store, 1), kind="cancel", **gone))
         stats = await store.stats(NOW + 10 * SECOND)
         assert stats.runs == {"order": {"waiting": 1, "cancelled": 1}}
         assert stats.steps == {"order": {"pay": 1}}

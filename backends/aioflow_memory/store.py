@@ -146,7 +146,7 @@ class MemoryStore:
         lease: Micros,
         limit: int,
         known: Collection[tuple[str, str]],
-        held: Collection[int],
+        held: Collection[int] | None,
         now: Micros,
     ) -> Claim:
         """Take what nobody alive owns, lowest id first.
@@ -162,7 +162,7 @@ class MemoryStore:
         for run_id in sorted(self._rows.running):
             run = self._rows.runs[run_id]
             if run.owner == worker:
-                if run_id not in held:
+                if held is not None and run_id not in held:
                     runs.append(run)
             elif taken < limit and (run.workflow, run.version) in known and not self._alive(run.owner, now):
                 mine = _taken(run, worker)
@@ -264,13 +264,14 @@ class MemoryStore:
         was = self._rows.runs.get(change.run_id)
         if was is None:
             return Result("stale"), None
-        if any(row.commit_id == change.commit_id for row in self._rows.history[was.id]):
-            return Result("applied", was), None
+        before = [row for row in self._rows.history[was.id] if row.commit_id == change.commit_id]
+        if before:
+            return Result("applied", was, before[0]), None
         decided = change.decide(was)
         if decided is None:
             return Result("stale", was), None
         run, transition = decided
-        return Result("applied", run), Write(was, run, transition)
+        return Result("applied", run, transition), Write(was, run, transition)
 
     # ---- conditions
 

@@ -36,7 +36,7 @@ _GUARDS = "SELECT json_group_array(json_array(id, seq, fence)) FROM runs WHERE i
 _SAME_COMMIT = "SELECT * FROM history WHERE run_id = ? AND commit_id = ?"
 _AT_ITS_PLACE = "SELECT 1 FROM history WHERE run_id = ? AND seq = ? AND commit_id = ?"
 _MARK_RUN = "UPDATE runs SET marked = 1 WHERE id = ?"
-_NEWEST_OF_KEY = f"{SELECT_RUNS} WHERE workflow = ? AND key = ? ORDER BY id DESC LIMIT 1"
+_NEWEST_OF_KEY = f"{SELECT_RUNS} WHERE workflow = ? AND key = ? ORDER BY created_at DESC, id DESC LIMIT 1"
 
 
 def apply(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Result]:

@@ -38,7 +38,7 @@ def count(db: sqlite3.Connection, query: RunQuery) -> int:
 def due(db: sqlite3.Connection, after: tuple[int, int], until: tuple[int, int], limit: int) -> list[Deadline]:
     """Deadlines between two positions."""
     sql = (
-        "SELECT wake_at, id, seq FROM runs WHERE wake_at IS NOT NULL "
+        "SELECT wake_at, id, seq FROM runs WHERE status = 'waiting' AND wake_at IS NOT NULL "
         "AND (wake_at, id) > (?, ?) AND (wake_at, id) <= (?, ?) ORDER BY wake_at, id LIMIT ?"
     )
     return [Deadline._make(row) for row in db.execute(sql, (*after, *until, limit))]
@@ -57,7 +57,8 @@ def stats(db: sqlite3.Connection, now: int) -> Stats:
         db.execute("SELECT waiting_for, count(*) FROM runs WHERE waiting_for IS NOT NULL GROUP BY 1").fetchall()
     )
     overdue, oldest = db.execute(
-        "SELECT count(*), min(wake_at) FROM runs WHERE wake_at IS NOT NULL AND wake_at <= ?", (now,)
+        "SELECT count(*), min(wake_at) FROM runs WHERE status = 'waiting' AND wake_at IS NOT NULL AND wake_at <= ?",
+        (now,),
     ).fetchone()
     (size,) = db.execute("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()").fetchone()
     return Stats(runs, steps, waiting, overdue, oldest, size)
@@ -87,33 +88,42 @@ def _where(query: RunQuery) -> tuple[list[str], list[Any]]:
         if bound is not None:
             where.append(f"{column} {comparison} ?")
             values.append(bound)
-    for condition, bound_values in _data_conditions(query.data, "$"):
+    for condition, bound_values in _held("json_each(data)", query.data, exact=False, depth=0):
         where.append(condition)
         values += bound_values
     return where, values
 
 
-def _data_conditions(wanted: Mapping[str, JsonValue], path: str) -> Iterator[tuple[str, list[Any]]]:
-    """What each key of a data filter means. Paths are bound like values; a key is quoted as a JSON string in them."""
-    for key, value in wanted.items():
-        # SQLite before 3.45 does not unescape a quoted key: what needs escapes is looked up by comparing keys.
-        yield from _value_conditions(value, f"{path}.{json.dumps(key, ensure_ascii=False)}")
+def _held(
+    each: str, wanted: Mapping[str, JsonValue] | list[JsonValue], *, exact: bool, depth: int
+) -> Iterator[tuple[str, list[Any]]]:
+    """That a JSON object or array, opened by ``each``, holds these members. Keys are bound, never part of a path."""
+    members = enumerate(wanted) if isinstance(wanted, list) else wanted.items()
+    name = f"e{depth}"
+    for key, value in members:
+        condition, values = _equal(name, value, exact=exact, depth=depth + 1)
+        yield f"EXISTS (SELECT 1 FROM {each} AS {name} WHERE {name}.key = ? AND {condition})", [key, *values]
 
 
-def _value_conditions(value: JsonValue, path: str) -> Iterator[tuple[str, list[Any]]]:
+def _equal(name: str, value: JsonValue, *, exact: bool, depth: int) -> tuple[str, list[Any]]:
+    """That a member has this value; a mapping, outside of lists, only has to be held by it."""
     match value:
         case None:
-            yield "json_type(data, ?) = 'null'", [path]
+            return f"{name}.type = 'null'", []
         case bool():
-            yield "json_type(data, ?) = ?", [path, "true" if value else "false"]
+            return f"{name}.type = ?", ["true" if value else "false"]
         case int() | float():
-            yield "(json_type(data, ?) IN ('integer', 'real') AND json_extract(data, ?) = ?)", [path, path, value]
+            return f"{name}.type IN ('integer', 'real') AND {name}.value = ?", [value]
         case str():
-            yield "(json_type(data, ?) = 'text' AND json_extract(data, ?) = ?)", [path, path, value]
-        case list():
-            yield "(json_type(data, ?) = 'array' AND json_array_length(data, ?) = ?)", [path, path, len(value)]
-            for i, item in enumerate(value):
-                yield from _value_conditions(item, f"{path}[{i}]")
-        case _:
-            yield "json_type(data, ?) = 'object'", [path]
-            yield from _data_conditions(value, path)
+            return f"{name}.type = 'text' AND {name}.value = ?", [value]
+    conditions = [f"{name}.type = '{'array' if isinstance(value, list) else 'object'}'"]
+    values: list[Any] = []
+    each = f"json_each({name}.value)"
+    exact = exact or isinstance(value, list)
+    if exact:
+        conditions.append(f"(SELECT count(*) FROM {each}) = ?")
+        values.append(len(value))
+    for condition, bound in _held(each, value, exact=exact, depth=depth):
+        conditions.append(condition)
+        values += bound
+    return " AND ".join(conditions), values

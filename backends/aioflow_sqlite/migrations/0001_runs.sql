@@ -36,9 +36,9 @@ CREATE TABLE runs (
 
 -- Indexes on what is live: they stay small however many runs have ended.
 CREATE INDEX runs_running ON runs (owner, id) WHERE status = 'running';
-CREATE INDEX runs_due ON runs (wake_at, id, seq) WHERE wake_at IS NOT NULL;
+CREATE INDEX runs_due ON runs (wake_at, id, seq) WHERE status = 'waiting' AND wake_at IS NOT NULL;
 CREATE INDEX runs_blocked ON runs (id) WHERE waiting_for = 'blocked';
-CREATE INDEX runs_key ON runs (workflow, key, id) WHERE key IS NOT NULL;
+CREATE INDEX runs_key ON runs (workflow, key, created_at, id) WHERE key IS NOT NULL;
 
 -- The columns stand in the order of aioflow.model.Transition.
 CREATE TABLE history (
