@@ -162,19 +162,18 @@ class Activation(Watch):
     async def _prepare(self) -> WorkflowDefinition | None:
         """The run's definition, if its code can take the run; else the run is parked, or failed as poison."""
         tools, run = self._tools, self.run
-        now = tools.clock.micros()
-        if (move := poison(run, now=now, commit_id=next(tools.commit_ids))) is not None:
-            await tools.committer.commit(move)
-            return None
         definition = tools.registry.get(run.workflow, run.version)
-        live = self._live
-        if live is not None and definition is not None and run.step in definition.steps:
+        if run.crashes and (move := poison(run, now=tools.clock.micros(), commit_id=next(tools.commit_ids))):
+            await tools.committer.submit(move)
+            return None
+        if self._live is not None and definition is not None and run.step in definition.steps:
             return definition
         read = read_context(run, definition)
         if not isinstance(read, str):
             self._live = read
             return definition
-        await tools.committer.commit(block(run, read, now=now, commit_id=next(tools.commit_ids)))
+        move = block(run, read, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
+        await tools.committer.submit(move)
         return None
 
     async def _step(self, definition: WorkflowDefinition) -> Ran:
@@ -183,7 +182,7 @@ class Activation(Watch):
             # Alone until its transition is committed: if the process dies meanwhile, it was this run.
             await tools.alone.acquire()
             self._alone = True
-            await tools.committer.commit(Mark(run.id, run.seq, run.fence))
+            await tools.committer.submit(Mark(run.id, run.seq, run.fence))
         assert self._live is not None
         self.timed_out = False
         return await tools.executor.run(run, definition, self._live, self)
@@ -227,7 +226,7 @@ class Activation(Watch):
             commit_id=next(tools.commit_ids),
         )
         try:
-            result = await tools.committer.commit(move)
+            result = await tools.committer.submit(move)
         except StoreRefused as refused:
             if isinstance(ran.outcome, Raised):
                 raise

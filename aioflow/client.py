@@ -92,7 +92,7 @@ class Client:
         due = options.due(now)
         owner = None if due is not None and due > now else parts.slots.promise()
         try:
-            result = await parts.committer.commit(
+            result = await parts.committer.submit(
                 transitions.start(
                     definition,
                     data,
@@ -250,7 +250,7 @@ class Client:
         except TimeoutError:
             raise TimeoutError(f"Run {run_id} has not {until} within {seconds:g} s.") from None
         finally:
-            future.cancel()
+            parts.waiters.remove(run_id, future)
 
     async def result(self, run_id: int, timeout: float | timedelta | None = None) -> BaseModel:
         """Wait for a run to end, and give its final Context.

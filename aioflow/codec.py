@@ -60,7 +60,16 @@ class ContextCodec:
         Raises:
             ValidationError: its values do not validate (it was made with ``model_construct``, or changed since).
         """
-        return self._validate({**dict(context), **(context.__pydantic_extra__ or {})})
+        values = {name: context.__dict__[name] for name in self.context.model_fields if name in context.__dict__}
+        return self._validate({**values, **(context.__pydantic_extra__ or {})})
+
+    def build(self, keywords: Mapping[str, Any]) -> BaseModel:
+        """A live Context from the keywords of its class.
+
+        Raises:
+            ValidationError: they do not validate.
+        """
+        return self.live(**keywords)
 
     def merge(self, live: BaseModel, data: Mapping[str, Any]) -> BaseModel:
         """A new live Context with ``data`` laid over the old one's fields.
@@ -125,9 +134,15 @@ def _live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseMo
         config["validate_assignment"] = True
     asks_for_any = context.model_config.get("extra") == "allow"
 
+    fields = context.model_fields
+    checked = config.get("validate_assignment", False)
+
     def __setattr__(self: BaseModel, name: str, value: object) -> None:  # noqa: N807 - the body of a class made below
+        if checked and name in fields:  # what pydantic comes to, by a shorter way
+            self.__pydantic_validator__.validate_assignment(self, name, value)
+            return
         if (
-            name not in context.model_fields
+            name not in fields
             and not asks_for_any
             and not name.startswith("_")
             and name not in (self.__pydantic_extra__ or ())

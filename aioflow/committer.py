@@ -16,6 +16,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
 from itertools import chain
+from operator import attrgetter
 
 from aioflow import telemetry
 from aioflow.clock import SECOND, Clock, Micros
@@ -30,10 +31,11 @@ _LONGEST_BACKOFF: Micros = 2 * SECOND
 class _Pending:
     """A change, and who waits for it. ``until``: when a caller with little patience is told of the failure."""
 
-    __slots__ = ("change", "future", "until")
+    __slots__ = ("change", "future", "run_id", "until")
 
-    def __init__(self, change: Change, future: asyncio.Future[Result], until: Micros | None) -> None:
+    def __init__(self, change: Change, run_id: int, future: asyncio.Future[Result], until: Micros | None) -> None:
         self.change = change
+        self.run_id = run_id
         self.future = future
         self.until = until
 
@@ -106,17 +108,17 @@ class Committer:
         if self._ended:
             future.set_exception(StoreUnavailable(self._store.name, "the engine has stopped"))
             return future
-        keys = _keys_of(change)
-        # The last batch, or the one after the last that changes the same run: changes of one run keep their order.
-        if not self._batches:
-            self._batches.append(_Batch())
-        batch = self._batches[-1]
-        if len(batch.pending) >= self._max_batch or not batch.keys.isdisjoint(keys):
+        run_id = change.run.id if isinstance(change, Move | Start) else change.run_id
+        start_key = (change.run.workflow, change.run.key) if isinstance(change, Start) and change.run.key else run_id
+        # The last batch, or a new one after it if that changes the same run: changes of one run keep their order.
+        batch = self._batches[-1] if self._batches else None
+        if batch is None or run_id in batch.keys or start_key in batch.keys or len(batch.pending) >= self._max_batch:
             batch = _Batch()
             self._batches.append(batch)
-        batch.keys.update(keys)
+        batch.keys.add(run_id)
+        batch.keys.add(start_key)
         until = None if patience is None else self._clock.monotonic() + patience
-        batch.pending.append(_Pending(change, future, until))
+        batch.pending.append(_Pending(change, run_id, future, until))
         self._wake.set()
         return future
 
@@ -130,7 +132,7 @@ class Committer:
             while True:
                 while self._batches:
                     # By run id: every writer takes its locks in the same order.
-                    pending = sorted(self._batches.popleft().pending, key=_run_id_of)
+                    pending = sorted(self._batches.popleft().pending, key=attrgetter("run_id"))
                     await self._offer(pending)
                 if self._stopping:
                     return
@@ -200,15 +202,3 @@ class Committer:
 def _fail(pending: _Pending, error: Exception) -> None:
     if not pending.future.done():
         pending.future.set_exception(error)
-
-
-def _run_id_of(pending: _Pending) -> int:
-    change = pending.change
-    return change.run.id if isinstance(change, Start | Move) else change.run_id
-
-
-def _keys_of(change: Change) -> tuple[Hashable, ...]:
-    if isinstance(change, Start):
-        run = change.run
-        return (run.id,) if run.key is None else (run.id, (run.workflow, run.key))
-    return (change.run.id if isinstance(change, Move) else change.run_id,)

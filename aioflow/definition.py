@@ -87,15 +87,14 @@ class WorkflowDefinition:
         try:
             if create is None:
                 self._check_keywords(keywords)
-                context: object = self.codec.context(**keywords)
-            else:
-                try:
-                    inspect.signature(create).bind(**keywords)
-                except TypeError as error:
-                    raise TypeError(_keyword_advice(f"{self.cls.__qualname__}.create_context", str(error))) from None
-                context = create(**keywords)
-                if inspect.isawaitable(context):
-                    context = await context
+                return self.codec.build(keywords)
+            try:
+                inspect.signature(create).bind(**keywords)
+            except TypeError as error:
+                raise TypeError(_keyword_advice(f"{self.cls.__qualname__}.create_context", str(error))) from None
+            context: object = create(**keywords)
+            if inspect.isawaitable(context):
+                context = await context
             if not isinstance(context, self.codec.context):
                 raise ContextInvalid(
                     self.name,

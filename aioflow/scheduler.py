@@ -1,6 +1,7 @@
 """Fire what is due: wakes waiting runs when their deadline has come, in batches, never early.
 
-The mutable state of ``Scheduler``: the timer heap, the runs whose wake-up is being committed, and whether it works.
+The mutable state of ``Scheduler``: the timer heap, the runs whose wake-up is being committed, whether it
+lacks room to wake more, and whether it works at all.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Scheduler:
         self._timers = timers
         self._firing: set[int] = set()
         self._again = asyncio.Event()
+        self._starved = False
         self.working = False
 
     def arm(self, run: Run) -> None:
@@ -78,8 +80,13 @@ class Scheduler:
             self._timers.drop(Deadline(run.wake_at, run.id, run.seq))
 
     def poke(self) -> None:
-        """Look again: there is room, or work has begun."""
+        """Work has begun: look."""
         self._again.set()
+
+    def made_room(self) -> None:
+        """There is room for a run again."""
+        if self._starved:
+            self._again.set()
 
     async def run(self) -> None:
         """Fire what is due, until cancelled."""
@@ -100,8 +107,9 @@ class Scheduler:
         if self._timers.needs_refill(now):
             await self._refill(now)
         room = min(self._slots.room, _BATCH)
-        if room <= 0:
-            return _LONGEST_SLEEP  # poked as soon as there is room
+        self._starved = room <= 0
+        if self._starved:
+            return _LONGEST_SLEEP  # ended as soon as there is room
         due = self._timers.pop(now, room)
         if due:
             await self._fire(due)

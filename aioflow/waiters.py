@@ -27,10 +27,9 @@ class Waiters:
         return list(self._waiting)
 
     def add(self, run_id: int, until: Until) -> asyncio.Future[Run]:
-        """A future of the run as it ended, or parked. To forget it, cancel it."""
+        """A future of the run as it ended, or parked. Whoever adds it removes it in the end."""
         future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(run_id, []).append((until, future))
-        future.add_done_callback(lambda done: self._forget(run_id, done))
         return future
 
     def tell(self, run: Run) -> None:
@@ -54,7 +53,8 @@ class Waiters:
                 if not future.done():
                     future.set_exception(error)
 
-    def _forget(self, run_id: int, future: asyncio.Future[Run]) -> None:
+    def remove(self, run_id: int, future: asyncio.Future[Run]) -> None:
+        """Nobody listens to this future any more."""
         left = [entry for entry in self._waiting.get(run_id, ()) if entry[1] is not future]
         if left:
             self._waiting[run_id] = left

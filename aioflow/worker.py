@@ -110,7 +110,7 @@ class Worker:
         # In batches: each claim is a transaction.
         if self._backlog and (self.room >= max(1, self._max_running // 8) or not self._activations):
             self._claim_now.set()
-        self.scheduler.poke()
+        self.scheduler.made_room()
 
     # ---- memory follows the store
 

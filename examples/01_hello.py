@@ -1,9 +1,10 @@
-"""A workflow that sleeps between its steps. Press Ctrl-C while it sleeps, start it again: it goes on.
+"""A workflow that sleeps between its steps. Press Ctrl-C while it sleeps and start it again: it goes on.
 
 python examples/01_hello.py
 """
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 
 from pydantic import BaseModel
@@ -35,9 +36,11 @@ class Hello:
 async def main() -> None:
     async with Engine("sqlite:///hello.db") as engine:
         run = await engine.start(Hello, StartOptions(key="world", reuse="ended"), name="world")
-        print("Started." if run.created else "Found the run that was interrupted.")
+        if not run.created:
+            print("Found the run that was interrupted.")
         print(await run.result())
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with suppress(KeyboardInterrupt):
+        asyncio.run(main())

@@ -157,9 +157,12 @@ class LifecycleConformance(SecondHandle):
         assert store.name
 
     async def test_close_may_be_repeated(self, store: Store) -> None:
-        """To close what is closed is no error."""
+        """To close what is closed is no error, and does not keep it from being opened."""
+        await put(store, a_run(1))
         await store.close()
         await store.close()
+        await store.open(NOW)
+        assert await row(store, 1) == a_run(1)
 
     async def test_a_closed_store_can_be_opened_again(self, store: Store) -> None:
         """Runs, histories, deadlines and the UUID outlive a restart."""

@@ -271,6 +271,8 @@ class OffersConformance(SecondHandle):
         good: list[Change] = [moving(a_run(1)), starting(a_run(2, key="order-2"))]
         with pytest.raises(StoreRefused):
             await store.apply([*good, starting(a_run(3, parent_id=2**10_000))], NOW)
+        assert await store.load([1, 2, 3], NOW) == [a_run(1)]
+        assert [len(await log(store, number)) for number in (1, 2, 3)] == [1, 0, 0]
 
         assert [result.outcome for result in await store.apply(good, NOW)] == ["applied", "applied"]
         assert [len(await log(store, number)) for number in (1, 2, 3)] == [2, 1, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -216,12 +216,14 @@ class QuestionsConformance:
         assert stats.bytes is None or stats.bytes > 0
 
     async def test_stats_follow_the_runs_and_the_time(self, store: Store) -> None:
-        """A run is counted where it stands; what is overdue depends on ``now`` alone."""
+        """A run is counted where it stands; what is overdue depends on ``now`` alone, from the deadline itself on."""
         await put(store, a_sleeper(1, NOW + 5 * SECOND), a_sleeper(2, NOW + 9 * SECOND))
         assert (await store.stats(NOW)).oldest_due is None
+        assert (await store.stats(NOW + 5 * SECOND - 1)).overdue == 0
+        assert (await store.stats(NOW + 5 * SECOND)).overdue == 1
         assert (await store.stats(NOW + 7 * SECOND)).overdue == 1
 
-        gone = {"status": "cancelled", "waiting_for": None, "wake_at": None}
+        gone: dict[str, Any] = {"status": "cancelled", "waiting_for": None, "wake_at": None}
         await do(store, moving(await row(store, 1), kind="cancel", **gone))
         stats = await store.stats(NOW + 10 * SECOND)
         assert stats.runs == {"order": {"waiting": 1, "cancelled": 1}}

@@ -93,7 +93,13 @@ def cancelling(run_id: int, *, commit_id: int) -> Amend:
         if run.status in ENDED:
             return None
         to = run._replace(
-            status="cancelled", seq=run.seq + 1, fence=run.fence + 1, owner=None, wake_at=None, ended_at=NOW
+            status="cancelled",
+            seq=run.seq + 1,
+            fence=run.fence + 1,
+            owner=None,
+            waiting_for=None,
+            wake_at=None,
+            ended_at=NOW,
         )
         return to, a_transition(to, kind="cancel", commit_id=commit_id)
 

@@ -8,7 +8,7 @@ goes by sorted ids and never over a set, so that the same calls always have the 
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from typing import Literal, TypeAlias, assert_never
@@ -208,7 +208,7 @@ class MemoryStore:
             if run.status == WorkflowStatus.WAITING and run.waiting_for is not None:
                 waiting[run.waiting_for] += 1
         deadlines = self._rows.deadlines
-        overdue = bisect_left(deadlines, now, key=_at)
+        overdue = bisect_right(deadlines, now, key=_at)
         return Stats(
             runs={workflow: dict(counts) for workflow, counts in runs.items()},
             steps={workflow: dict(counts) for workflow, counts in steps.items()},

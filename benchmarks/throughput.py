@@ -1,0 +1,150 @@
+"""Three-step runs per second, and the time of one run alone, beside what SQLite itself can commit.
+
+    python benchmarks/throughput.py [--runs 10000] [--rounds 5] [--outstanding 2000] [--serial 300]
+
+The public Engine with everything on: history, fences, validation, tracing, `synchronous=FULL`. A run is four committed
+transitions. The raw rate is a plain sqlite3 loop in the same directory: groups of 1000 transitions (UPDATE of a run,
+INSERT of a history row), each group one transaction. Rounds of both alternate; the medians are printed as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from aioflow import Engine, complete, get_context, goto, step, workflow
+
+GROUP = 1000
+
+
+@workflow("three-steps")
+class ThreeSteps:
+    class Context(BaseModel):
+        order_id: int
+        customer: str = "somebody"
+        amount: float = 12.5
+        paid: bool = False
+        items: list[int] = []
+        note: str | None = None
+
+    @step(start=True)
+    async def reserve(self):
+        get_context(self.Context).items = [1, 2]
+        return goto(self.charge)
+
+    @step
+    async def charge(self):
+        get_context(self.Context).paid = True
+        return goto(self.ship)
+
+    @step
+    async def ship(self):
+        get_context(self.Context).note = "shipped"
+        return complete()
+
+
+async def many(engine: Engine, runs: int, outstanding: int) -> float:
+    """Runs per second with so many outstanding at once."""
+    numbers = iter(range(runs))
+
+    async def one_after_the_other() -> None:
+        for number in numbers:
+            run = await engine.start(ThreeSteps, order_id=number)
+            await run.wait()
+
+    started = time.perf_counter()
+    await asyncio.gather(*(one_after_the_other() for _ in range(outstanding)))
+    return runs / (time.perf_counter() - started)
+
+
+async def alone(engine: Engine, runs: int) -> list[float]:
+    """Milliseconds from start() to the end, one run at a time."""
+    times = []
+    for number in range(runs):
+        started = time.perf_counter()
+        run = await engine.start(ThreeSteps, order_id=number)
+        await run.wait()
+        times.append((time.perf_counter() - started) * 1000)
+    return times
+
+
+def raw(directory: Path, transitions: int) -> float:
+    """Transitions per second of plain sqlite3, in groups."""
+    path = directory / "raw.db"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, step TEXT, seq INTEGER, at INTEGER, data TEXT)"
+    )
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS history (run_id INTEGER, seq INTEGER, at INTEGER, step TEXT,"
+        " PRIMARY KEY (run_id, seq)) WITHOUT ROWID"
+    )
+    data = ThreeSteps.Context(order_id=1).model_dump_json()
+    db.executemany("INSERT OR IGNORE INTO runs VALUES (?, 'reserve', 0, 0, ?)", [(i, data) for i in range(GROUP)])
+    (seq,) = db.execute("SELECT coalesce(max(seq), 0) FROM history").fetchone()
+    started = time.perf_counter()
+    for _ in range(transitions // GROUP):
+        seq += 1
+        db.execute("BEGIN IMMEDIATE")
+        db.executemany(
+            "UPDATE runs SET step = ?, seq = ?, at = ?, data = ? WHERE id = ?",
+            [("charge", seq, seq, data, i) for i in range(GROUP)],
+        )
+        db.executemany("INSERT INTO history VALUES (?, ?, ?, ?)", [(i, seq, seq, "charge") for i in range(GROUP)])
+        db.execute("COMMIT")
+    rate = transitions / (time.perf_counter() - started)
+    db.close()
+    return rate
+
+
+async def measure(options: argparse.Namespace) -> dict[str, object]:
+    rates, limits, times = [], [], []
+    with tempfile.TemporaryDirectory() as directory:
+        for _ in range(options.rounds):
+            limits.append(raw(Path(directory), 4 * options.runs // GROUP * GROUP))
+            # A fresh file each round: nothing is deleted in between, which would slow single commits for a while.
+            path = Path(directory) / f"round-{len(rates)}.db"
+            async with Engine(f"sqlite:///{path}", max_running=options.outstanding) as engine:
+                rates.append(await many(engine, options.runs, options.outstanding))
+                times += await alone(engine, options.serial)
+    times.sort()
+    return {
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "cores": os.cpu_count(),
+        "outstanding": options.outstanding,
+        "runs_per_s": round(statistics.median(rates)),
+        "transitions_per_s": round(4 * statistics.median(rates)),
+        "raw_transitions_per_s": round(statistics.median(limits)),
+        "share_of_raw": round(4 * statistics.median(rates) / statistics.median(limits), 3),
+        "serial_ms_p50": round(times[len(times) // 2], 3),
+        "serial_ms_p99": round(times[len(times) * 99 // 100], 3),
+        "rounds": [round(rate) for rate in rates],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--outstanding", type=int, default=2_000)
+    parser.add_argument("--serial", type=int, default=300)
+    json.dump(asyncio.run(measure(parser.parse_args())), sys.stdout, indent=2)
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The README's code and commands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_its_workflow_runs(tmp_path: Path) -> None:
+    """The first program does what the README says, as it stands there."""
+    program = blocks("python")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "reminder 1 to a@example.com",
+        "reminder 2 to a@example.com",
+        "reminder 3 to a@example.com",
+        "email='a@example.com' sent=3",
+    ]
+
+
+def test_its_workflow_has_at_most_20_lines() -> None:
+    """A newcomer sees a whole workflow at once."""
+    program = blocks("python")[0]
+    workflow = program[program.index("@workflow") : program.index("async def main")]
+    assert len(workflow.strip().splitlines()) <= 20
+
+
+@pytest.mark.parametrize("name", ["hello", "test"])
+def test_its_commands_are_single_lines_that_bring_what_they_need(name: str) -> None:
+    """Each command makes its own environment, installs the project into it and uses nothing else."""
+    found = re.search(rf"^<!-- {name}-command -->\n```\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    venv, install, run = found[1].split(" && ")
+    assert "\n" not in found[1]
+    assert venv == "python3 -m venv .venv"
+    assert install.startswith(".venv/bin/pip install -q ")
+    assert run == {"hello": ".venv/bin/python examples/01_hello.py", "test": ".venv/bin/python -m pytest -q"}[name]
+
+
+def test_its_code_compiles() -> None:
+    """Every Python block is valid, at least inside a coroutine."""
+    for block in blocks("python")[1:]:
+        compile("async def main():\n" + "".join(f"    {line}\n" for line in block.splitlines()), "README.md", "exec")
