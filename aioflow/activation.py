@@ -29,6 +29,7 @@ from aioflow.transitions import Raised, block, decide, poison
 
 #: Seconds that a step which was cancelled may take to stop, before it is left behind.
 GRACE = 1.0
+RUNNING = str(WorkflowStatus.RUNNING)
 
 
 class Home(Protocol):
@@ -134,20 +135,22 @@ class Activation(Watch):
         try:
             while ran is not None or not tools.home.draining:
                 if ran is None:
-                    definition = await self._prepare()
+                    definition = self._ready() or await self._prepare()
                     if definition is None:
                         return
-                    ran = await self._step(definition)
+                    assert self._live is not None
+                    self.timed_out = False
+                    ran = await tools.executor.run(self.run, definition, self._live, self)
                     if self._task is not task:
                         return  # left behind: another task has gone on
                     if task.cancelling():
                         self.begin(ran)
                         return
-                run = await self._commit(ran)
+                after = await self._commit(ran)
                 self._not_alone()
-                if run is None or run.status != WorkflowStatus.RUNNING:
+                if after is None or after.status != RUNNING:
                     return
-                self.run, self._live, ran = run, ran.live, None
+                self.run, self._live, ran = after, ran.live, None
         except Stopped:
             pass
         except asyncio.CancelledError:
@@ -159,33 +162,37 @@ class Activation(Watch):
             if self._task is task:
                 self._end()
 
+    def _ready(self) -> WorkflowDefinition | None:
+        """The run's definition, if the last step left the Context for the next one."""
+        run = self.run
+        definition = self._tools.registry.get(run.workflow, run.version)
+        if self._live is None or definition is None or run.step not in definition.steps:
+            return None
+        return definition
+
     async def _prepare(self) -> WorkflowDefinition | None:
         """The run's definition, if its code can take the run; else the run is parked, or failed as poison."""
         tools, run = self._tools, self.run
-        definition = tools.registry.get(run.workflow, run.version)
         if run.crashes and (move := poison(run, now=tools.clock.micros(), commit_id=next(tools.commit_ids))):
             await tools.committer.submit(move)
             return None
-        if self._live is not None and definition is not None and run.step in definition.steps:
-            return definition
+        definition = tools.registry.get(run.workflow, run.version)
         read = read_context(run, definition)
         if not isinstance(read, str):
             self._live = read
+            if run.crashes >= SUSPECT_CRASHES:
+                await self._go_alone()
             return definition
         move = block(run, read, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
         await tools.committer.submit(move)
         return None
 
-    async def _step(self, definition: WorkflowDefinition) -> Ran:
+    async def _go_alone(self) -> None:
+        """A suspect runs alone until its transition is committed: if the process dies meanwhile, it was this run."""
         run, tools = self.run, self._tools
-        if run.crashes >= SUSPECT_CRASHES:
-            # Alone until its transition is committed: if the process dies meanwhile, it was this run.
-            await tools.alone.acquire()
-            self._alone = True
-            await tools.committer.submit(Mark(run.id, run.seq, run.fence))
-        assert self._live is not None
-        self.timed_out = False
-        return await tools.executor.run(run, definition, self._live, self)
+        await tools.alone.acquire()
+        self._alone = True
+        await tools.committer.submit(Mark(run.id, run.seq, run.fence))
 
     def began(self, limit: Micros | None) -> None:
         """See executor.Watch."""

@@ -79,7 +79,7 @@ class ContextCodec:
         """
         return self._validate({**live.__dict__, **(live.__pydantic_extra__ or {}), **data})
 
-    def decode(self, data: str) -> BaseModel:
+    def decode(self, data: str | bytes) -> BaseModel:
         """The live Context that was stored as ``data``.
 
         Raises:
@@ -101,16 +101,15 @@ class ContextCodec:
         except Exception as error:  # custom serializers may raise anything
             raise Unstorable(_one_line(error)) from error
         check_json(raw, "The Context")
-        data = raw.decode()
         try:
-            parsed = self.decode(data)
+            parsed = self.decode(raw)
         except ValidationError as error:
             raise Unstorable(f"it does not read back: {explain(error)}") from error
         if live.__dict__ != parsed.__dict__ or live.__pydantic_extra__ != parsed.__pydantic_extra__:
             difference = next(_differences(live, parsed, ""), None)
             if difference is not None:
                 raise Unstorable(difference)
-        return data, parsed
+        return raw.decode(), parsed
 
     def _validate(self, values: dict[str, Any]) -> BaseModel:
         return self.live.__pydantic_validator__.validate_python(values, by_alias=False, by_name=True)  # type: ignore[no-any-return]

@@ -116,7 +116,8 @@ class Committer:
             batch = _Batch()
             self._batches.append(batch)
         batch.keys.add(run_id)
-        batch.keys.add(start_key)
+        if start_key is not run_id:
+            batch.keys.add(start_key)
         until = None if patience is None else self._clock.monotonic() + patience
         batch.pending.append(_Pending(change, run_id, future, until))
         self._wake.set()

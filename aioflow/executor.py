@@ -94,7 +94,12 @@ class Executor:
         self._telemetry.step_started(run)
         try:
             # Made anew for each step: nothing but the Context outlives one, as after a crash.
-            returned = await self._call(step, definition.cls(), watch)
+            instance = definition.cls()
+            if step.in_thread:
+                returned = await self._in_thread(step, instance, watch)
+            else:
+                watch.began(step.options.timeout)
+                returned = await step.function(instance) if step.is_async else step.function(instance)
         except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
             error = raised
         watch.over()
@@ -134,12 +139,6 @@ class Executor:
         except Unstorable as error:
             raise ContextNotStorable(run.id, run.workflow, run.step, str(error)) from error
         return Ran(Stepped(returned, data), parsed, duration)
-
-    async def _call(self, step: StepDefinition, instance: object, watch: Watch) -> object:
-        if step.in_thread:
-            return await self._in_thread(step, instance, watch)
-        watch.began(step.options.timeout)
-        return await step.function(instance) if step.is_async else step.function(instance)
 
     async def _in_thread(self, step: StepDefinition, instance: object, watch: Watch) -> object:
         # Whoever comes second gives the slot back: a thread that is left alone keeps its own until it ends.

@@ -92,7 +92,7 @@ class Engine(Calls):
 
     @property
     def instruments(self) -> list[Instrument]:
-        """Who is told of transitions and steps; add yours. The first one writes to structlog."""
+        """Who else is told of transitions and steps, beside the log: add yours."""
         return self._telemetry.instruments
 
     async def __aenter__(self) -> Self:

@@ -7,6 +7,7 @@ Obligations that hold for every verb:
 - It raises ``StoreUnavailable`` when it could not be done *or when that is unknown*, and ``StoreRefused`` when the
   data itself can never be stored; the driver's error is the cause. Nothing else.
 - It may be cancelled: what it did is then unknown to the caller, and the store stays usable.
+- Called on a store that is not open it raises StoreUnavailable; ``renew`` may say False, ``release`` nothing.
 - Rows it returns are as the last committed transaction left them.
 
 ``aioflow.testing.StoreConformance`` is this text as tests.
@@ -29,8 +30,9 @@ from aioflow.model import Deadline, Reuse, Run, Transition
 class Start(NamedTuple):
     """Insert ``run`` and its first history row.
 
-    With a ``run.key``, the newest run of that workflow and key stands in the way: always if ``reuse`` is "never";
-    unless it has ended if "ended"; unless it has failed if "failed". Then the result is "exists", with that run.
+    With a ``run.key``, the live run of that workflow and key stands in the way, or if none is live the newest by
+    (created_at, id): always if ``reuse`` is "never"; unless it has ended if "ended"; unless it has failed if "failed".
+    Then the result is "exists", with that run.
     """
 
     run: Run
@@ -104,8 +106,9 @@ class RunQuery:
     event_id: tuple[str, ...] = ()
     parent_id: tuple[int, ...] = ()
     #: A mapping matches a Context that holds its keys with matching values, and recursively; all else by equality
-    #: (1 equals 1.0, True equals only True).
+    #: (1 equals 1.0, True equals only True). Inside a list a mapping, too, matches by equality.
     data: Mapping[str, JsonValue] = field(default_factory=dict)
+    #: Bounds are exclusive.
     created_after: Micros | None = None
     created_before: Micros | None = None
     updated_after: Micros | None = None
@@ -135,7 +138,7 @@ class Stats:
     """Counts of what is in the store.
 
     ``runs``: workflow -> status -> number. ``steps``: workflow -> step -> number, of live runs. ``waiting``: what
-    for -> number. ``overdue``: waiting runs whose deadline is past. ``oldest_due``: the earliest such deadline.
+    for -> number. ``overdue``: waiting runs whose deadline is now or past. ``oldest_due``: the earliest such deadline.
     ``bytes``: size of the store, None where it has none.
     """
 
@@ -180,13 +183,16 @@ class Store(Protocol):
         """Commit a batch: each change wholly or not at all, all that apply in one transaction. A result for each.
 
         Guards are checked under the lock that the change is written with. A stale change does not undo its
-        neighbours. The batch has at most one change per run, and one Start per (workflow, key).
+        neighbours. The batch has at most one change per run, and one Start per (workflow, key); a change to the run
+        that has a key may be judged before or after a Start of that key. What ``decide`` raises undoes the batch.
 
         The same changes may be offered again after an unknown outcome. A Start whose run id is in the store with its
         commit_id in history row 1, and a Move or Amend that finds its commit_id in a history row of the run (a Move:
         row ``transition.seq``), have been applied: the result is "applied", with the row as it now stands.
 
         A Start, Move or Amend whose row ends is freed of its owner by the row itself; the store adds nothing.
+
+        A Start whose id was taken by another commit, and an Amend that decides None, are stale.
 
         Raises:
             StoreRefused: some change cannot be stored, and so none of the batch was.
@@ -227,25 +233,29 @@ class Store(Protocol):
     ) -> Claim:
         """Make this worker the owner of up to ``limit`` running runs that have no living one.
 
-        Taking raises the fence. Taking from a dead owner (``owner`` set, its lease over, its lock lost) adds one to
-        ``crashes`` while they are below 2, and from then on only if the run is ``marked``; and clears the mark.
+        Taking raises the fence and clears the mark. Taking from a dead owner (``owner`` set, its lease over, its lock lost) adds one to
+        ``crashes`` while they are below 2, and from then on only if the run is ``marked``.
         Taking a run without owner adds nothing. An exclusive store gives runs of all workflows, any other only
         ``known`` (workflow, version) pairs.
 
-        Also returns the worker's own running runs that are not in ``held``, unchanged: replies get lost. None: does not
-        look for them.
+        Also returns, whatever the limit, the worker's own running runs that are not in ``held``, unchanged: replies get
+        lost. None: does not look for them.
 
-        The first claim registers the worker with a lease of ``lease`` from now; with ``limit`` 0 it does that alone.
+        The first claim registers the worker with a lease of ``lease`` from now; so does one after the lease was over,
+        and the worker keeps what nobody took meanwhile. A lease is over from the instant that it names.
         Where the store is exclusive and another has it, ``working`` is False and nothing is taken.
         """
         ...
 
     async def renew(self, worker: int, lease: Micros, now: Micros) -> bool:
-        """Extend the worker's lease to ``now + lease``. False if it was over already and others may have its runs."""
+        """Extend the worker's lease to ``now + lease``. False, and nothing done, if it was over already."""
         ...
 
     async def release(self, worker: int, now: Micros) -> None:
-        """The worker stops: its running runs have no owner any more, unmarked and uncounted; its lease and lock end."""
+        """The worker stops: its running runs have no owner any more, with a higher fence, unmarked and uncounted.
+
+        Its lease and its lock end.
+        """
         ...
 
     async def hint(self, now: Micros) -> int:

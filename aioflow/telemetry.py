@@ -1,7 +1,7 @@
 """One seam for tracing: instruments are told what was committed, and what runs.
 
-structlog is always an instrument: one debug event a transition, info when a run starts and ends, warnings for
-failures. While structlog is not configured only warnings are printed. No values of a Context are ever logged.
+The log is always written, through structlog: one debug event a transition, info when a run starts and ends, warnings
+for failures. While structlog is not configured only warnings are printed. No values of a Context are ever logged.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from aioflow.model import Run, Transition
 
 _log = structlog.get_logger("aioflow")
 _INFO = {"start": "run started", "complete": "run completed", "cancel": "run cancelled"}
+_WARN = {"retry": "step failed, will be retried", "fail": "run failed", "block": "run blocked"}
 
 
 class Instrument(Protocol):
@@ -33,55 +34,23 @@ class Instrument(Protocol):
         ...
 
 
-class StructlogInstrument:
-    """Transitions as structured log events."""
-
-    def committed(self, run: Run, transition: Transition) -> None:
-        """Log the transition at the level of its kind."""
-        kind = transition.kind
-        failed = transition.error is not None and kind in ("retry", "fail", "block")
-        if not failed and not structlog.is_configured():
-            return
-        fields: dict[str, Any] = {
-            "run_id": run.id,
-            "workflow": run.workflow,
-            "step": transition.step,
-            "attempt": transition.attempt,
-            "seq": transition.seq,
-            "kind": kind,
-        }
-        if run.key is not None:
-            fields["key"] = run.key
-        if transition.duration_micros:
-            fields["duration_ms"] = transition.duration_micros / 1000
-        if transition.error is not None:
-            fields["error"] = transition.error
-        if failed:
-            name = {"retry": "step failed, will retry", "fail": "run failed"}.get(kind, "run blocked")
-            warn(name, **fields)
-        elif kind in _INFO:
-            info(_INFO[kind], **fields)
-        debug("transition", status=run.status, next_step=run.next_step or run.step, **fields)
-
-    def step_started(self, run: Run) -> None:
-        """Nothing: the step's own log lines carry the run."""
-
-    def step_ended(self, run: Run, error: BaseException | None) -> None:
-        """Nothing: the transition says it."""
-
-
 class Telemetry:
-    """Calls every instrument; one that raises never breaks a run.
+    """Writes the log, and calls every instrument; one that raises never breaks a run.
 
     The mutable state: ``instruments``, and which of them have been reported as broken.
     """
 
     def __init__(self) -> None:
-        self.instruments: list[Instrument] = [StructlogInstrument()]
+        self.instruments: list[Instrument] = []
         self._broken: list[Instrument] = []
 
     def committed(self, run: Run, transition: Transition) -> None:
-        """Tell every instrument of a committed transition."""
+        """Log a committed transition, and tell every instrument of it."""
+        if structlog.is_configured() or transition.error is not None:
+            try:
+                _log_transition(run, transition)
+            except Exception:  # noqa: BLE001, S110 - the log itself is broken: there is nobody left to tell
+                pass
         for instrument in self.instruments:
             try:
                 instrument.committed(run, transition)
@@ -109,10 +78,38 @@ class Telemetry:
             return
         self._broken.append(instrument)
         try:
-            warn("instrument raised; its later errors are not logged", instrument=type(instrument).__name__,
-                 method=method, exc_info=True)  # fmt: skip
-        except Exception:  # noqa: BLE001, S110 - the log itself is broken: there is nobody left to tell
+            warn(
+                "instrument raised; its later errors are not logged",
+                instrument=type(instrument).__name__,
+                method=method,
+                exc_info=True,
+            )
+        except Exception:  # noqa: BLE001, S110 - see above
             pass
+
+
+def _log_transition(run: Run, transition: Transition) -> None:
+    kind = transition.kind
+    fields: dict[str, Any] = {
+        "run_id": run.id,
+        "workflow": run.workflow,
+        "step": transition.step,
+        "attempt": transition.attempt,
+        "seq": transition.seq,
+        "kind": kind,
+    }
+    if run.key is not None:
+        fields["key"] = run.key
+    if transition.duration_micros:
+        fields["duration_ms"] = transition.duration_micros / 1000
+    if transition.error is not None:
+        fields["error"] = transition.error
+    if kind in _WARN:
+        if transition.error is not None:  # a step that raised RetryLater has not failed
+            warn(_WARN[kind], **fields)
+    elif kind in _INFO:
+        info(_INFO[kind], **fields)
+    debug("transition", status=run.status, next_step=run.next_step or run.step, **fields)
 
 
 def bind_step(run: Run) -> None:

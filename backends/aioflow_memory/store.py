@@ -16,7 +16,7 @@ from uuid import uuid4  # noqa: TID251 - simulation gives a UUID
 
 from aioflow.clock import Micros
 from aioflow.errors import StoreUnavailable
-from aioflow.model import SUSPECT_CRASHES, Deadline, Reuse, Run, Transition, WorkflowStatus
+from aioflow.model import LIVE, SUSPECT_CRASHES, Deadline, Reuse, Run, Transition, WorkflowStatus
 from aioflow.store import Amend, Change, Claim, Mark, Move, Result, RunQuery, Start, Stats
 from aioflow_memory.matching import matches
 from aioflow_memory.rows import Rows, Write
@@ -244,9 +244,10 @@ class MemoryStore:
             again = self._rows.history[run.id][0].commit_id == transition.commit_id
             return Result("applied" if again else "stale", was), None
         if run.key is not None and (ids := self._rows.keyed.get((run.workflow, run.key))):
-            newest = self._rows.runs[ids[-1]]
-            if not _may_follow(newest, change.reuse):
-                return Result("exists", newest), None
+            holders = [self._rows.runs[run_id] for run_id in ids]
+            holder = max(holders, key=lambda run: (run.status in LIVE, run.created_at, run.id))
+            if not _may_follow(holder, change.reuse):
+                return Result("exists", holder), None
         return Result("applied", run), Write(None, run, transition)
 
     def _judge_move(self, change: Move) -> _Judgement:

@@ -36,7 +36,9 @@ _GUARDS = "SELECT json_group_array(json_array(id, seq, fence)) FROM runs WHERE i
 _SAME_COMMIT = "SELECT * FROM history WHERE run_id = ? AND commit_id = ?"
 _AT_ITS_PLACE = "SELECT 1 FROM history WHERE run_id = ? AND seq = ? AND commit_id = ?"
 _MARK_RUN = "UPDATE runs SET marked = 1 WHERE id = ?"
-_NEWEST_OF_KEY = f"{SELECT_RUNS} WHERE workflow = ? AND key = ? ORDER BY created_at DESC, id DESC LIMIT 1"
+#: A live one first, whatever the clocks of those who started them said.
+_HOLDER_OF_KEY = f"""{SELECT_RUNS} WHERE workflow = ? AND key = ?
+ORDER BY status IN ('running', 'waiting') DESC, created_at DESC, id DESC LIMIT 1"""
 
 
 def apply(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Result]:
@@ -63,7 +65,8 @@ class _Batch:
     def add(self, change: Change) -> Result:
         """Check a change's guards, and collect what it writes."""
         match change:
-            case Move(run, seq, fence, transition):
+            case Move():
+                run, seq, fence, transition = change
                 if self._guards.get(run.id) != (seq, fence):
                     return self._refused(run.id, transition)
                 return self._move(run, transition, Result("applied", run))
@@ -145,7 +148,7 @@ def _in_the_way(db: sqlite3.Connection, run: Run, reuse: str) -> Run | None:
     """The run that has the key already."""
     if run.key is None:
         return None
-    found = db.execute(_NEWEST_OF_KEY, (run.workflow, run.key)).fetchone()
+    found = db.execute(_HOLDER_OF_KEY, (run.workflow, run.key)).fetchone()
     if found is None:
         return None
     other = Run._make(found)

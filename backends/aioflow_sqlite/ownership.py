@@ -16,7 +16,7 @@ UPDATE runs SET owner = NULL, fence = fence + 1, marked = 0,
 WHERE status = 'running' AND owner IS NOT NULL AND owner <> ?
 """
 _TAKE = """
-UPDATE runs SET owner = ?, fence = fence + 1 WHERE id IN
+UPDATE runs SET owner = ?, fence = fence + 1, marked = 0 WHERE id IN
     (SELECT id FROM runs WHERE status = 'running' AND owner IS NULL ORDER BY id LIMIT ?)
 RETURNING *
 """

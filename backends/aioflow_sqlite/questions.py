@@ -53,9 +53,7 @@ def stats(db: sqlite3.Connection, now: int) -> Stats:
     live = "SELECT workflow, step, count(*) FROM runs WHERE status IN ('running', 'waiting') GROUP BY 1, 2"
     for workflow, step, number in db.execute(live):
         steps.setdefault(workflow, {})[step] = number
-    waiting = dict(
-        db.execute("SELECT waiting_for, count(*) FROM runs WHERE waiting_for IS NOT NULL GROUP BY 1").fetchall()
-    )
+    waiting = dict(db.execute("SELECT waiting_for, count(*) FROM runs WHERE status = 'waiting' GROUP BY 1").fetchall())
     overdue, oldest = db.execute(
         "SELECT count(*), min(wake_at) FROM runs WHERE status = 'waiting' AND wake_at IS NOT NULL AND wake_at <= ?",
         (now,),
