@@ -1,0 +1,154 @@
+"""What holds for every test: one backend, a loop that is never blocked, nothing left behind, a seed to repeat it by.
+
+Async tests need no mark (``anyio_mode`` in pyproject.toml). The checks run around each test's own fixtures, so that
+what a fixture opens and closes is checked as well; a broken one shows as an error at the test's teardown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from hypothesis import settings
+
+#: Seconds for which a loop may stand still. Machines are noisy; a blocking call that matters takes longer.
+LONGEST_BLOCK = 1.0
+#: Threads that their pools keep on purpose, to be used again or to end with their loop.
+POOLED_THREADS = ("AnyIO worker thread", "asyncio_", "ThreadPoolExecutor-")
+
+SEED = pytest.StashKey[int]()
+
+# No deadline: on a noisy machine it fails tests that are right.
+settings.register_profile("aioflow", deadline=None, print_blob=True)
+settings.load_profile("aioflow")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --slow and --seed."""
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--seed", type=int, help="repeat the choices of the `rng` fixture")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the session's seed."""
+    seed = config.getoption("--seed")
+    config.stash[SEED] = random.SystemRandom().randrange(2**32) if seed is None else seed
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the slow tests out unless they are asked for."""
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run async tests and fixtures of every scope on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """The source of a test's random choices; a failure's report says how to repeat them."""
+    seed = request.config.stash[SEED]
+    request.node.add_report_section("setup", "seed", f"repeat its random choices with --seed={seed}")
+    return random.Random(f"{seed} {request.node.nodeid}")
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a thread running: that of an aiosqlite connection which nobody closed, above all."""
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in threading.enumerate() if thread not in before and _still_runs(thread)]
+    if left:
+        pytest.fail(f"{request.node.nodeid} left threads running: {left}", pytrace=False)
+
+
+def _still_runs(thread: threading.Thread) -> bool:
+    if thread.name.startswith(POOLED_THREADS):
+        return False
+    thread.join(timeout=1.0)  # a closed connection's thread is on its way out
+    return thread.is_alive()
+
+
+@pytest.fixture(autouse=True)
+def _watched(request: pytest.FixtureRequest, _no_thread_left: None) -> Iterator[None]:
+    """Fail an async test that blocks its event loop, or leaves tasks running in it."""
+    if "anyio_backend" not in request.fixturenames:
+        yield
+        return
+    loop = request.getfixturevalue("_loop")
+    before = asyncio.all_tasks(loop)
+    watchdog = Watchdog(loop)
+    yield
+    blocked_at = watchdog.stop()
+    left = asyncio.all_tasks(loop) - before
+    if left:  # one that ends by itself may do so
+        _, left = loop.run_until_complete(asyncio.wait(left, timeout=0.5))
+    tasks = "\n".join(map(repr, left))
+    for task in left:
+        task.cancel()
+    test = request.node.nodeid
+    if blocked_at:
+        pytest.fail(f"{test} blocked the event loop for {LONGEST_BLOCK:g} s, here:\n{blocked_at}", pytrace=False)
+    if left:
+        pytest.fail(f"{test} left tasks running:\n{tasks}", pytrace=False)
+
+
+@pytest.fixture
+async def _loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
+    """The test's event loop, kept open for all of the test's fixtures."""
+    yield asyncio.get_running_loop()  # noqa: PT022 - an async generator keeps the loop open until its end
+
+
+class Watchdog:
+    """A thread that sees whether a running loop still beats, and where it stands if not.
+
+    Only time in which the loop runs counts, a tick's worth per look: neither the pauses between a fixture and its
+    test nor a machine that stops altogether look like a blocked loop.
+    """
+
+    TICK = 0.1
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.thread_id = threading.get_ident()
+        self.beats = 0
+        self.blocked_at = ""
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="loop watchdog", daemon=True)
+        self._beat()
+        self.thread.start()
+
+    def _beat(self) -> None:
+        self.beats += 1
+        self.timer = self.loop.call_later(self.TICK, self._beat)
+
+    def _watch(self) -> None:
+        seen, blocked, looked = 0, 0.0, time.monotonic()
+        while not self.stopped.wait(self.TICK):
+            elapsed, looked = time.monotonic() - looked, time.monotonic()
+            if self.beats != seen or not self.loop.is_running():
+                seen, blocked = self.beats, 0.0
+                continue
+            blocked += min(elapsed, 2 * self.TICK)
+            if blocked >= LONGEST_BLOCK and not self.blocked_at:
+                frame = sys._current_frames().get(self.thread_id)
+                self.blocked_at = "".join(traceback.format_stack(frame, limit=6)) or "unknown"
+
+    def stop(self) -> str:
+        """Stop watching. Where the loop was blocked, or an empty string."""
+        self.timer.cancel()
+        self.stopped.set()
+        self.thread.join()
+        return self.blocked_at

@@ -1,0 +1,75 @@
+"""What ``import aioflow`` gives, and what it does not drag in."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+
+import aioflow
+
+#: The public API. A name enters this list when it is built, described and tested.
+PUBLIC = {
+    "Engine",
+    "GiveUp",
+    "Retry",
+    "RetryLater",
+    "StartOptions",
+    "Transition",
+    "WorkflowRun",
+    "WorkflowStatus",
+    "complete",
+    "engine",
+    "errors",
+    "fail",
+    "get_context",
+    "get_run",
+    "goto",
+    "sleep",
+    "step",
+    "workflow",
+}
+
+#: Imported by their edges, when these are used.
+UNWANTED = {
+    "aioflow.testing",
+    "aioflow_memory",
+    "aioflow_sqlite",
+    "aiosqlite",
+    "asyncpg",
+    "fastapi",
+    "httpx",
+    "hypothesis",
+    "pytest",
+    "sqlite3",
+    "starlette",
+}
+
+
+def test_the_public_names_are_these() -> None:
+    """``aioflow.__all__`` is the public API, each name once."""
+    assert sorted(aioflow.__all__) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_a_public_name_is_there_and_described(name: str) -> None:
+    """Each public name can be imported, and its docstring says what it is."""
+    value = getattr(aioflow, name)
+    described = value if inspect.isclass(value) or inspect.ismodule(value) or callable(value) else type(value)
+    assert inspect.getdoc(described)
+
+
+def test_nothing_else_looks_public() -> None:
+    """What ``dir`` shows beside the public names are modules of aioflow, or private."""
+    others = {name for name in vars(aioflow) if not name.startswith("_")} - PUBLIC
+    assert {name for name in others if not inspect.ismodule(getattr(aioflow, name))} == set()
+
+
+def test_import_brings_no_driver() -> None:
+    """``import aioflow`` imports no store, no database driver, no web framework and no test tool."""
+    program = "import sys, json, aioflow; print(json.dumps(sorted(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(json.loads(ran.stdout)) & UNWANTED == set()

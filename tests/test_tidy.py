@@ -1,0 +1,305 @@
+"""What is written down about the house and no linter checks. The exceptions are listed here, and only shrink."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+import tomllib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = sorted((ROOT / "aioflow").rglob("*.py"))
+BACKENDS = sorted((ROOT / "backends").rglob("*.py"))
+QUERIES = sorted((ROOT / "backends").rglob("*.sql"))
+PRODUCT = CORE + BACKENDS
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+OTHERS = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+
+LONGEST_FILE = 350
+LONGEST_FUNCTION = 70
+#: A length in the exceptions may be this much above the real one, so that not every edit has to touch it.
+SLACK = 10
+
+#: file -> lines
+LONG_FILES: dict[str, int] = {}
+#: file::function -> lines
+LONG_FUNCTIONS: dict[str, int] = {}
+
+VAGUE_NAMES = {"base", "common", "helpers", "misc", "types", "utils"}
+
+#: A task needs an owner who ends it and hears of its errors.
+MAY_CREATE_TASKS = {
+    "aioflow/tasks.py": "the set that owns, reports and ends every task of the engine",
+}
+
+#: Modules whose functions need no docstring.
+UNDESCRIBED = {
+    "aioflow/shapes.py": "members of protocols, read by type checkers alone; the classes are described",
+}
+
+CLOCK = "aioflow/clock.py"
+
+#: Who reads time or sleeps beside it.
+MAY_TELL_TIME = {
+    "aioflow/tasks.py": "the loop's time: its patience is that of asyncio.wait, which counts in it too",
+    "backends/aioflow_sqlite/store.py": "opening waits for another process, whatever the engine's clock says",
+}
+
+#: Tests that pause in real time.
+MAY_PAUSE = {
+    "tests/support.py": "wait_until, for all others",
+}
+
+
+def none(problems: Iterable[str]) -> None:
+    """Fail with the problems, a line each."""
+    if found := list(problems):
+        pytest.fail("\n".join(found), pytrace=False)
+
+
+@cache
+def source(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(source(path), str(path))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def dotted(node: ast.AST) -> str:
+    """``asyncio.sleep`` for the expression that reads so; calls and subscripts in it are left out."""
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(value=value, attr=attr):
+            return f"{dotted(value)}.{attr}"
+        case ast.Call(func=function):
+            return dotted(function)
+        case _:
+            return "?"
+
+
+def calls(path: Path) -> Iterator[tuple[str, str, ast.Call]]:
+    """Every call in a file: where it stands, what is called (imported names resolved), the call."""
+    imported = dict(imports(path))
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            first, *rest = dotted(node.func).split(".")
+            yield f"{name_of(path)}:{node.lineno}", ".".join([imported.get(first, first), *rest]), node
+
+
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Every name that a file imports, with what it stands for."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.asname or alias.name, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield alias.asname or alias.name, f"{node.module}.{alias.name}"
+
+
+def functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Functions and methods with their qualified names, without those inside functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield prefix + child.name, child
+        elif isinstance(child, ast.ClassDef):
+            yield from functions(child, f"{prefix}{child.name}.")
+        else:
+            yield from functions(child, prefix)
+
+
+def over(found: dict[str, int], limit: int, exceptions: dict[str, int]) -> list[str]:
+    """What is longer than it may be, and which exceptions are stale."""
+    problems = [
+        f"{name} has {lines} lines, {exceptions.get(name, limit)} are allowed"
+        for name, lines in found.items()
+        if lines > exceptions.get(name, limit)
+    ]
+    for name, allowed in exceptions.items():
+        lines = found.get(name, 0)
+        if lines <= limit:
+            problems.append(f"{name} needs no exception any more: remove it")
+        elif allowed - lines > SLACK:
+            problems.append(f"{name} has {lines} lines, its exception can be lowered from {allowed}")
+    return problems
+
+
+def test_files_are_short() -> None:
+    """A file of the product is one concept, so up to about 350 lines."""
+    none(over({name_of(path): source(path).count("\n") for path in PRODUCT}, LONGEST_FILE, LONG_FILES))
+
+
+def test_functions_are_short() -> None:
+    """A function of the product fits on a screen, so up to about 70 lines."""
+    found = {
+        f"{name_of(path)}::{name}": (function.end_lineno or 0) - function.lineno + 1
+        for path in PRODUCT
+        for name, function in functions(tree(path))
+    }
+    none(over(found, LONGEST_FUNCTION, LONG_FUNCTIONS))
+
+
+def test_modules_are_named_after_what_they_hold() -> None:
+    """No module is called utils, common or the like."""
+    none(name_of(path) for path in PRODUCT + TESTS if path.stem.strip("_") in VAGUE_NAMES)
+
+
+def test_test_files_can_be_told_apart() -> None:
+    """Every file of tests is collected: its name starts with ``test_``, unless it holds none."""
+    strays = [
+        name_of(path)
+        for path in TESTS
+        if not path.name.startswith("test_") and any(name.startswith("test_") for name, _ in functions(tree(path)))
+    ]
+    none(strays)
+
+
+def test_tests_say_what_they_prove() -> None:
+    """The docstring of a test is one sentence."""
+    wrong = []
+    for path in TESTS:
+        for name, function in functions(tree(path)):
+            if not name.rpartition(".")[2].startswith("test_"):
+                continue
+            sentence = ast.get_docstring(function) or ""
+            if not sentence.endswith((".", "?")) or re.search(r"[.?!]\s+[A-Z]|\n\n", sentence):
+                wrong.append(f"{name_of(path)}::{name}: {sentence or 'no docstring'}")
+    none(wrong)
+
+
+def test_what_is_public_is_described() -> None:
+    """Every public module, class and function of the core has a docstring."""
+    missing = []
+    for path in CORE:
+        if not ast.get_docstring(tree(path)) and source(path).strip():
+            missing.append(name_of(path))
+        named: list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]
+        named = [(node.name, node) for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
+        if name_of(path) not in UNDESCRIBED:
+            named += functions(tree(path))
+        missing += [
+            f"{name_of(path)}::{name}"
+            for name, node in named
+            if not any(part.startswith("_") for part in name.split("."))
+            and not ast.get_docstring(node)
+            and not {"overload", "override"}
+            & {dotted(decorator).rpartition(".")[2] for decorator in node.decorator_list}
+        ]
+    none(missing)
+
+
+def test_tasks_have_an_owner() -> None:
+    """Tasks are created by the modules that answer for them, and by no other."""
+    creators = {
+        name_of(path)
+        for path in PRODUCT
+        for _, called, _ in calls(path)
+        if called.rpartition(".")[2] in {"create_task", "ensure_future"}
+    }
+    assert creators == set(MAY_CREATE_TASKS)
+
+
+def test_only_the_clock_tells_time() -> None:
+    """No module but clock.py, and those excused, reads a clock or sleeps."""
+    readers = re.compile(
+        r"time\.\w+|(asyncio|anyio|trio)\.sleep(_until)?|anyio\.current_time|.*loop\.time|"
+        r"(datetime\.)?(datetime|date)\.(now|utcnow|today)"
+    )
+    found = {where for path in PRODUCT for where, called, _ in calls(path) if readers.fullmatch(called)}
+    assert {where.partition(":")[0] for where in found} == {CLOCK, *MAY_TELL_TIME}, sorted(found)
+
+
+def test_sql_does_not_tell_time() -> None:
+    """A store's SQL is given ``now``, so that tests can move it."""
+    readers = re.compile(
+        r"\bCURRENT_(TIME|DATE|TIMESTAMP)\b|\b(NOW|CLOCK_TIMESTAMP|UNIXEPOCH|JULIANDAY)\(|'now'", re.IGNORECASE
+    )
+    found = [name_of(path) for path in QUERIES if readers.search(source(path))]
+    found += [
+        f"{name_of(path)}:{node.lineno} {node.value!r}"
+        for path in BACKENDS
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and readers.search(node.value)
+    ]
+    none(found)
+
+
+def test_tests_do_not_sleep() -> None:
+    """Tests move a virtual clock or use ``wait_until``; only a pause of nothing, which yields to others, is free."""
+    sleeps = {"asyncio.sleep", "anyio.sleep", "time.sleep"}
+    found = {
+        where
+        for path in TESTS
+        for where, called, call in calls(path)
+        if called in sleeps and not (call.args and isinstance(call.args[0], ast.Constant) and call.args[0].value == 0)
+    }
+    assert {where.partition(":")[0] for where in found} == set(MAY_PAUSE), sorted(found)
+
+
+def test_nobody_imports_the_source_root() -> None:
+    """No file imports ``backends.…``: it would be a second copy of a store's classes."""
+    found = [
+        f"{name_of(path)}: {target}"
+        for path in PRODUCT + TESTS + OTHERS
+        for _, target in imports(path)
+        if target.partition(".")[0] == "backends"
+    ]
+    none(found)
+
+
+def comments(path: Path) -> Iterator[tuple[int, str]]:
+    for token in tokenize.generate_tokens(io.StringIO(source(path)).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+def test_what_is_ignored_has_a_name() -> None:
+    """``type: ignore`` and ``noqa`` name the rule that they break."""
+    nameless = re.compile(r"#\s*(type:\s*ignore(?!\[)|noqa(?!:\s*[A-Z]+\d)|pyright:\s*ignore(?!\[))")
+    found = [
+        f"{name_of(path)}:{line} {comment}"
+        for path in PRODUCT + TESTS + OTHERS
+        for line, comment in comments(path)
+        if nameless.search(comment)
+    ]
+    none(found)
+
+
+def test_the_product_knows_no_machine() -> None:
+    """No path of a particular machine is in the product."""
+    paths = re.compile(r"(?<![\w.])(?:/(?:home|opt|root|tmp|Users|usr|var|work)/|[A-Z]:\\)")
+    none(name_of(path) for path in PRODUCT + QUERIES if paths.search(source(path)))
+
+
+def test_the_map_is_the_house() -> None:
+    """CONTRIBUTING.md draws the layers that import-linter checks, in their order, lowest first."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = {contract["id"]: contract for contract in project["tool"]["importlinter"]["contracts"]}
+    layers = [re.findall(r"\w+", layer) for layer in reversed(contracts["layers"]["layers"])]
+    fence = re.search(
+        r"^```\n(errors .*?)^```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert fence
+    drawn = [line.partition("  ")[0].split() for line in fence[1].splitlines() if not line.startswith(" ")]
+    assert drawn == layers
+
+
+def test_the_rules_find_what_they_look_for() -> None:
+    """The lists that the rules read are not empty, so that a moved folder is noticed."""
+    assert CORE
+    assert BACKENDS
+    assert name_of(Path(__file__)) in {name_of(path) for path in TESTS}
+    assert CLOCK in {name_of(path) for path in CORE}
