@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, cast
 
 from pydantic import BaseModel
@@ -91,24 +92,18 @@ class Client:
         now = parts.clock.micros()
         due = options.due(now)
         owner = None if due is not None and due > now else parts.slots.promise()
-        try:
-            result = await parts.committer.submit(
-                transitions.start(
-                    definition,
-                    data,
-                    run_id=run_id,
-                    key=options.key,
-                    reuse=options.reuse,
-                    due=due,
-                    owner=owner,
-                    now=now,
-                    commit_id=next(parts.commit_ids),
-                ),
-                _PATIENCE,
-            )
-        finally:
-            if due is None or due <= now:
-                parts.slots.redeem(owner)
+        start = transitions.start(
+            definition,
+            data,
+            run_id=run_id,
+            key=options.key,
+            reuse=options.reuse,
+            due=due,
+            owner=owner,
+            now=now,
+            commit_id=next(parts.commit_ids),
+        )
+        result = await parts.committer.submit(start, _PATIENCE, partial(parts.slots.redeem, owner))
         assert result.run is not None
         return WorkflowRun(self, result.run, created=result.outcome == "applied")
 
@@ -241,11 +236,11 @@ class Client:
         seconds = _seconds(timeout)
         future = parts.waiters.add(check_id(run_id), until)
         try:
+            if not parts.slots.drives(run_id):  # else its end will be heard of
+                row = await self.reread(run_id)
+                if reached(row, until):
+                    return WorkflowRun(self, row)
             async with nullcontext() if seconds is None else asyncio.timeout(seconds):
-                if not parts.slots.drives(run_id):  # else its end will be heard of
-                    row = await self.reread(run_id)
-                    if reached(row, until):
-                        return WorkflowRun(self, row)
                 return WorkflowRun(self, await future)
         except TimeoutError:
             raise TimeoutError(f"Run {run_id} has not {until} within {seconds:g} s.") from None

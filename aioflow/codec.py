@@ -99,6 +99,8 @@ class ContextCodec:
         except RecursionError:
             raise LimitExceeded("The Context", f"depth {MAX_DEPTH}", "it is nested deeper") from None
         except Exception as error:  # custom serializers may raise anything
+            if "depth" in str(error):  # pydantic-core's own limit, which is above ours
+                raise LimitExceeded("The Context", f"depth {MAX_DEPTH}", "it is nested deeper") from None
             raise Unstorable(_one_line(error)) from error
         check_json(raw, "The Context")
         try:

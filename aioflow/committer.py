@@ -31,13 +31,27 @@ _LONGEST_BACKOFF: Micros = 2 * SECOND
 class _Pending:
     """A change, and who waits for it. ``until``: when a caller with little patience is told of the failure."""
 
-    __slots__ = ("change", "future", "run_id", "until")
+    __slots__ = ("change", "future", "run_id", "settled", "until")
 
-    def __init__(self, change: Change, run_id: int, future: asyncio.Future[Result], until: Micros | None) -> None:
+    def __init__(
+        self,
+        change: Change,
+        run_id: int,
+        future: asyncio.Future[Result],
+        until: Micros | None,
+        settled: Callable[[], None] | None,
+    ) -> None:
         self.change = change
         self.run_id = run_id
         self.future = future
         self.until = until
+        self.settled = settled
+
+    def settle(self) -> None:
+        """It is decided what became of the change."""
+        if self.settled is not None:
+            self.settled()
+            self.settled = None
 
 
 class _Batch:
@@ -93,12 +107,15 @@ class Committer:
             await asyncio.wait({self._task})
         self._task.result()
 
-    def submit(self, change: Change, patience: Micros | None = None) -> asyncio.Future[Result]:
+    def submit(
+        self, change: Change, patience: Micros | None = None, settled: Callable[[], None] | None = None
+    ) -> asyncio.Future[Result]:
         """Queue a change.
 
         Args:
             change: what to commit.
             patience: microseconds after which a store that does not answer makes the future fail; None: never.
+            settled: called once it is decided what became of the change, whether or not somebody still waits.
 
         Returns:
             A future of the result. It fails with StoreRefused if the change can never be stored, and with
@@ -107,6 +124,8 @@ class Committer:
         future: asyncio.Future[Result] = self._loop.create_future()
         if self._ended:
             future.set_exception(StoreUnavailable(self._store.name, "the engine has stopped"))
+            if settled is not None:
+                settled()
             return future
         run_id = change.run.id if isinstance(change, Move | Start) else change.run_id
         start_key = (change.run.workflow, change.run.key) if isinstance(change, Start) and change.run.key else run_id
@@ -119,7 +138,7 @@ class Committer:
         if start_key is not run_id:
             batch.keys.add(start_key)
         until = None if patience is None else self._clock.monotonic() + patience
-        batch.pending.append(_Pending(change, run_id, future, until))
+        batch.pending.append(_Pending(change, run_id, future, until, settled))
         self._wake.set()
         return future
 
@@ -196,10 +215,12 @@ class Committer:
                 self._on_commit(pending.change, result)
             except Exception:  # noqa: BLE001 - the change is committed, whoever waits for it must hear so
                 telemetry.fault("a bug in aioflow: following a commit failed", exc_info=True)
+        pending.settle()
         if not pending.future.done():
             pending.future.set_result(result)
 
 
 def _fail(pending: _Pending, error: Exception) -> None:
+    pending.settle()
     if not pending.future.done():
         pending.future.set_exception(error)

@@ -69,10 +69,13 @@ def step(
     Raises:
         TypeError, ValueError: an option of the wrong type or out of its range.
     """
-    if function is not None and not callable(function):
-        raise TypeError(
-            f"@step decorates a method, got {type(function).__name__}. Options are keywords: @step(start=True)."
-        )
+    for option, value, kind, takes in (
+        ("start", start, bool, "a bool"),
+        ("title", title, str | None, "a string"),
+        ("thread", thread, bool | None, "a bool"),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"@step({option}=...) takes {takes}, got {type(value).__name__}.")
     if retry is not None and not isinstance(retry, Retry):
         raise TypeError(f"@step(retry=...) takes a Retry, got {type(retry).__name__}.")
     if timeout is not None and not isinstance(timeout, timedelta):
@@ -83,6 +86,10 @@ def step(
     options = StepOptions(start=start, retry=retry, timeout=micros, title=title, thread=thread)
 
     def mark(method: Any) -> Any:
+        if not callable(method) and not isinstance(method, classmethod):  # which is told of with its class
+            raise TypeError(
+                f"@step decorates a method, got {type(method).__name__}. Options are keywords: @step(start=True)."
+            )
         setattr(method, _MARK, options)
         return method
 

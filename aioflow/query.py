@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from aioflow.clock import to_micros
-from aioflow.errors import RunNotFound
-from aioflow.model import WorkflowStatus
+from aioflow.errors import LimitExceeded, RunNotFound
+from aioflow.model import MAX_DEPTH, MAX_NAME, WorkflowStatus
 from aioflow.registry import definition_of
 from aioflow.run import WorkflowRun
 from aioflow.store import RunQuery
@@ -48,6 +48,7 @@ def run_query(
     check_limit(limit)
     if data is not None and not isinstance(data, Mapping):
         raise TypeError(f"runs(data=...) takes a mapping of Context fields, got {type(data).__name__}.")
+    _check_data(data or {}, "data", 0)
     instants: dict[str, Any] = {}
     for name, value in (
         ("created_after", created_after),
@@ -71,6 +72,28 @@ def run_query(
         after=None if after is None else _position(after, column),
         **instants,
     )
+
+
+def _check_data(value: object, path: str, depth: int) -> None:
+    """Raise TypeError or LimitExceeded unless a stored Context could hold the value."""
+    if depth > MAX_DEPTH:
+        raise LimitExceeded("runs(data=...)", f"depth {MAX_DEPTH}", f"deeper at {path[:MAX_NAME]}")
+    match value:
+        case None | bool() | int() | float() | str():
+            return
+        case list():
+            for i, item in enumerate(value):
+                _check_data(item, f"{path}[{i}]", depth + 1)
+        case Mapping():
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise TypeError(f"runs(data=...) takes names as keys, got {type(key).__name__} in {path}.")
+                _check_data(item, f"{path}.{key}", depth + 1)
+        case _:
+            raise TypeError(
+                f"runs(data=...) takes values as JSON has them, got {type(value).__name__} at {path}. "
+                "Write what WorkflowRun.data shows: a datetime is a string there."
+            )
 
 
 def _several(value: object) -> list[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from typing import Protocol
 
 from aioflow import telemetry
@@ -165,15 +166,13 @@ class Scheduler:
                     continue
                 owner = self._slots.promise()
                 move = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))
-                waking.append((self._committer.submit(move), owner))
+                waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))
             problem: StoreError | None = None
-            for future, owner in waking:
+            for future in waking:
                 try:
                     fired += (await future).outcome == "applied"
                 except StoreError as error:
                     problem = error
-                finally:
-                    self._slots.redeem(owner)
             if problem is not None:
                 raise problem
         except StoreError:

@@ -126,11 +126,13 @@ class Claim:
     """What a worker holds after ``claim``.
 
     ``working``: whether this worker may execute runs at all; where one process at a time works a store, others
-    wait here. ``runs``: what it is to run now and did not hold before.
+    wait here. ``runs``: what it is to run now and did not hold before. ``gone``: what it held and does not own any
+    more: ended, parked, or taken by somebody else.
     """
 
     working: bool
     runs: list[Run] = field(default_factory=list)
+    gone: Collection[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +241,7 @@ class Store(Protocol):
         ``known`` (workflow, version) pairs.
 
         Also returns, whatever the limit, the worker's own running runs that are not in ``held``, unchanged: replies get
-        lost. None: does not look for them.
+        lost; and which of ``held`` are ``gone``. None: does not compare.
 
         The first claim registers the worker with a lease of ``lease`` from now; so does one after the lease was over,
         and the worker keeps what nobody took meanwhile. A lease is over from the instant that it names.

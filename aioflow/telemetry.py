@@ -54,7 +54,7 @@ class Telemetry:
         for instrument in self.instruments:
             try:
                 instrument.committed(run, transition)
-            except Exception:  # noqa: BLE001
+            except BaseException:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
                 self._report(instrument, "committed")
 
     def step_started(self, run: Run) -> None:
@@ -62,7 +62,7 @@ class Telemetry:
         for instrument in self.instruments:
             try:
                 instrument.step_started(run)
-            except Exception:  # noqa: BLE001
+            except BaseException:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
                 self._report(instrument, "step_started")
 
     def step_ended(self, run: Run, error: BaseException | None) -> None:
@@ -70,7 +70,7 @@ class Telemetry:
         for instrument in self.instruments:
             try:
                 instrument.step_ended(run, error)
-            except Exception:  # noqa: BLE001
+            except BaseException:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
                 self._report(instrument, "step_ended")
 
     def _report(self, instrument: Instrument, method: str) -> None:

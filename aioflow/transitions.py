@@ -163,7 +163,7 @@ def decide(
             step = run.step if then is None else definition.resolve(then)
             if step is None:
                 return _raised(run, definition, _no_target(run, definition, "sleep", then), duration, now, commit_id)
-            wake_at = now + (length or 0) if until is None else until
+            wake_at = now + (length or 0) if until is None else max(until, now)
             if wake_at > clock.LAST_INSTANT:
                 beyond = LimitExceeded("sleep()", "the year 9999", f"run {run.id}, step {run.step!r}")
                 return _raised(run, definition, beyond, duration, now, commit_id)

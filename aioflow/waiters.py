@@ -14,12 +14,13 @@ Until: TypeAlias = Literal["ended", "parked"]
 class Waiters:
     """Who waits for which run.
 
-    The mutable state: run id -> futures with what they wait for. All waiters of a process share one query when the
+    The mutable state: run id -> futures with what they wait for, and why there will be no more. All waiters of a process share one query when the
     run may have been changed by another process.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[int, list[tuple[Until, asyncio.Future[Run]]]] = {}
+        self._failed: Exception | None = None
 
     @property
     def run_ids(self) -> list[int]:
@@ -27,7 +28,13 @@ class Waiters:
         return list(self._waiting)
 
     def add(self, run_id: int, until: Until) -> asyncio.Future[Run]:
-        """A future of the run as it ended, or parked. Whoever adds it removes it in the end."""
+        """A future of the run as it ended, or parked. Whoever adds it removes it in the end.
+
+        Raises:
+            The error that ``fail`` was given.
+        """
+        if self._failed is not None:
+            raise self._failed
         future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(run_id, []).append((until, future))
         return future
@@ -47,7 +54,8 @@ class Waiters:
             self.tell(run)
 
     def fail(self, error: Exception) -> None:
-        """Nobody will tell any more."""
+        """Nobody will tell any more, neither those who wait nor those who come."""
+        self._failed = error
         for entries in list(self._waiting.values()):
             for _, future in list(entries):
                 if not future.done():

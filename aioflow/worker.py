@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 
 from aioflow import telemetry
 from aioflow.activation import GRACE, Activation, Tools, read_context
@@ -187,10 +188,11 @@ class Worker:
         """One look at the store: that is all of recovery."""
         now = self._clock.micros()
         # What is claimed as soon as there is room need not be compared with what is held each time.
-        compare = self._clock.monotonic() >= self._next_compare
+        foreign, self._foreign = self._foreign, False
+        compare = foreign or self._clock.monotonic() >= self._next_compare
         if compare:
             self._next_compare = self._clock.monotonic() + SECOND
-        foreign, self._foreign = self._foreign, False
+        held = dict(self._activations)
         self._backlog = False
         limit = min(self.room, _PAGE)
         claim = await self._store.claim(
@@ -198,7 +200,7 @@ class Worker:
             lease=self._lease,
             limit=limit,
             known=self._registry.known(),
-            held=list(self._activations) if compare else None,
+            held=list(held) if compare else None,
             now=now,
         )
         began = claim.working and not self.working
@@ -208,6 +210,10 @@ class Worker:
         for run in claim.runs:
             if run.id not in self._activations:
                 self._begin(run)
+        for run_id in claim.gone:
+            if self._activations.get(run_id) is held[run_id]:  # cancelled or taken over by somebody else
+                self.ended(held[run_id])
+                held[run_id].halt()
         self._backlog = self._backlog or began or len(claim.runs) >= limit
         if self._backlog and self.room > 0:
             self._claim_now.set()
@@ -215,10 +221,11 @@ class Worker:
             telemetry.info("worker works", worker=self._number, store=self._store.name)
             self._renewed = self._clock.monotonic()
             self.scheduler.poke()
-        if foreign or compare:
+        if compare:
             # Somebody else's waits are not in the heap: those of the next seconds are looked for.
             await self.scheduler.scan(now + 2 * SECOND if foreign else now - SECOND)
-        if began or self._known_generation != self._registry.generation:
+        # Where others work, too, they may park what this worker's code can take.
+        if began or self._known_generation != self._registry.generation or (compare and not self._store.exclusive):
             self._known_generation = self._registry.generation
             await self._unblock()
 
@@ -233,12 +240,8 @@ class Worker:
                 if isinstance(read_context(run, definition), str):
                     continue
                 owner = self.promise()
-                try:
-                    await self._committer.commit(
-                        unblock(run, owner=owner, now=self._clock.micros(), commit_id=next(self._commit_ids))
-                    )
-                finally:
-                    self.redeem(owner)
+                move = unblock(run, owner=owner, now=self._clock.micros(), commit_id=next(self._commit_ids))
+                await self._committer.submit(move, settled=partial(self.redeem, owner))
             if len(runs) < _PAGE:
                 return
             after = (runs[-1].id, runs[-1].id)

@@ -170,7 +170,8 @@ class MemoryStore:
                 runs.append(mine)
                 taken += 1
         self._writes += taken
-        return Claim(working=True, runs=runs)
+        owned = {run_id for run_id in self._rows.running if self._rows.runs[run_id].owner == worker}
+        return Claim(working=True, runs=runs, gone=() if held is None else set(held) - owned)
 
     async def renew(self, worker: int, lease: Micros, now: Micros) -> bool:
         """Extend a lease that is not over; one that is over stays over until the worker claims again."""

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Collection
 
 from aioflow.model import SUSPECT_CRASHES, Run
+from aioflow.store import Claim
 from aioflow_sqlite.batch import SELECT_RUNS
 from aioflow_sqlite.connection import transaction
 
@@ -30,19 +31,19 @@ def disown_dead(db: sqlite3.Connection, worker: int) -> None:
         transaction(db, lambda db: db.execute(_DISOWN, (worker,)))
 
 
-def take(db: sqlite3.Connection, worker: int, limit: int, held: Collection[int] | None) -> list[Run]:
-    """Own what has no owner, and find what is owned but not held."""
+def take(db: sqlite3.Connection, worker: int, limit: int, held: Collection[int] | None) -> Claim:
+    """Own what has no owner, and compare what is owned with what is held."""
     taken: list[Run] = []
     if limit > 0 and db.execute("SELECT 1 FROM runs WHERE status = 'running' AND owner IS NULL LIMIT 1").fetchone():
         taken = transaction(db, lambda db: [Run._make(row) for row in db.execute(_TAKE, (worker, limit))])
     if held is None:
-        return taken
+        return Claim(True, taken)
     mine = {run_id for (run_id,) in db.execute("SELECT id FROM runs WHERE status = 'running' AND owner = ?", (worker,))}
     lost = mine.difference(held, (run.id for run in taken))
     if lost:
         rows = db.execute(f"{SELECT_RUNS} WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(sorted(lost)),))
         taken += [Run._make(row) for row in rows]
-    return taken
+    return Claim(True, taken, mine.symmetric_difference(held) - mine)
 
 
 def give_back(db: sqlite3.Connection, worker: int) -> None:

@@ -164,7 +164,7 @@ class SQLiteStore:
                 let_checkpoint(db)
                 ownership.disown_dead(db, worker)
                 self._works = True
-            return Claim(True, ownership.take(db, worker, limit, held))
+            return ownership.take(db, worker, limit, held)
 
         claimed = await self._write(claim)
         if not claimed.working and not self._told:
