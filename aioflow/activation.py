@@ -12,7 +12,7 @@ import contextvars
 from collections.abc import Iterator
 from typing import Protocol
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from aioflow import telemetry
 from aioflow.clock import SECOND, Clock, Micros
@@ -257,7 +257,7 @@ def read_context(run: Run, definition: WorkflowDefinition | None) -> BaseModel |
         return _no_step(run, definition)
     try:
         return definition.codec.decode(run.data)
-    except ValidationError as error:
+    except Exception as error:  # noqa: BLE001 - a validator may raise anything
         return (
             f"The Context of workflow {run.workflow!r} does not accept what run {run.id} has stored: "
             f"{explain(error)}. Give new fields a default: the run goes on by itself."

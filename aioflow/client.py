@@ -21,6 +21,7 @@ from aioflow.errors import ContextInvalid, EngineClosed, RunCancelled, RunFailed
 from aioflow.model import Run, StartOptions, Transition, WorkflowStatus, check_name
 from aioflow.parts import Parts
 from aioflow.query import check_id, check_limit, workflow_name
+from aioflow.registry import Registry
 from aioflow.run import WorkflowRun
 from aioflow.store import Amend, RunQuery
 from aioflow.waiters import Until, reached
@@ -55,9 +56,15 @@ class Stats:
 
 
 class Client:
-    """The calls. The mutable state: the parts, while it is open."""
+    """The calls. The mutable state: the parts, while it is open.
 
-    _parts: Parts | None = None
+    Args:
+        registry: the workflows that it knows.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._parts: Parts | None = None
 
     def _open_for(self, call: str) -> Parts:
         if self._parts is None:
@@ -66,7 +73,7 @@ class Client:
 
     def definition_of(self, run: Run) -> WorkflowDefinition | None:
         """The code of a stored run, if this process has it."""
-        return None if self._parts is None else self._parts.definition_of(run)
+        return self._registry.get(run.workflow, run.version)
 
     async def reread(self, run_id: int) -> Run:
         """The row of a run as it stands now. Raises RunNotFound."""

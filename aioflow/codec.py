@@ -84,6 +84,7 @@ class ContextCodec:
 
         Raises:
             ValidationError: the Context, as it is declared now, does not accept it.
+            Others: what a validator raises.
         """
         return self.live.__pydantic_validator__.validate_json(data, by_alias=False, by_name=True)  # type: ignore[no-any-return]
 
@@ -105,12 +106,15 @@ class ContextCodec:
         check_json(raw, "The Context")
         try:
             parsed = self.decode(raw)
-        except ValidationError as error:
+        except Exception as error:
             raise Unstorable(f"it does not read back: {explain(error)}") from error
-        if live.__dict__ != parsed.__dict__ or live.__pydantic_extra__ != parsed.__pydantic_extra__:
-            difference = next(_differences(live, parsed, ""), None)
-            if difference is not None:
-                raise Unstorable(difference)
+        try:
+            same = live.__dict__ == parsed.__dict__ and live.__pydantic_extra__ == parsed.__pydantic_extra__
+            difference = None if same else next(_differences(live, parsed, ""), None)
+        except Exception as error:
+            raise Unstorable(f"it cannot be compared with what reads back: {explain(error)}") from error
+        if difference is not None:
+            raise Unstorable(difference)
         return raw.decode(), parsed
 
     def _validate(self, values: dict[str, Any]) -> BaseModel:
@@ -256,8 +260,10 @@ def _differences(left: Any, right: Any, path: str) -> Iterator[str]:
         yield f"{path} reads back as another {type(left).__name__} than was written"
 
 
-def explain(error: ValidationError) -> str:
-    """Which fields do not validate and why, without their values."""
+def explain(error: Exception) -> str:
+    """Which fields do not validate and why, without their values; or what a Context's own code raised."""
+    if not isinstance(error, ValidationError):
+        return _one_line(error)
     parts = [
         f"{'.'.join(str(at) for at in item['loc']) or 'Context'}: {item['msg']}"
         for item in error.errors(include_url=False, include_context=False, include_input=False)
@@ -266,7 +272,11 @@ def explain(error: ValidationError) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - an exception whose __str__ raises
+        text = "<its __str__ raised>"
+    return f"{type(error).__name__}: {text}"[:500]
 
 
 # ---- what a Context may declare

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import Unstorable, explain
@@ -129,13 +129,14 @@ class Executor:
         if not isinstance(returned, Goto | Sleep | Complete | Fail):
             raise NoCommand(run.id, run.workflow, run.step, _what(returned))
         codec = definition.codec
-        try:
-            if isinstance(returned, Complete) and returned.data:
+        if isinstance(returned, Complete) and returned.data:
+            try:
                 live = codec.merge(live, returned.data)
+            except Exception as error:  # a validator may raise anything
+                problem = f"complete(...) does not fit: {explain(error)}"
+                raise ContextNotStorable(run.id, run.workflow, run.step, problem) from error
+        try:
             data, parsed = codec.encode(live)
-        except ValidationError as error:
-            problem = f"complete(...) does not fit: {explain(error)}"
-            raise ContextNotStorable(run.id, run.workflow, run.step, problem) from error
         except Unstorable as error:
             raise ContextNotStorable(run.id, run.workflow, run.step, str(error)) from error
         return Ran(Stepped(returned, data), parsed, duration)

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
-from aioflow.definition import WorkflowDefinition
 from aioflow.errors import StoreError
 from aioflow.ids import RunIds
-from aioflow.model import Run
 from aioflow.registry import Registry
 from aioflow.scheduler import Scheduler, Slots
 from aioflow.store import Store
@@ -34,10 +32,6 @@ class Parts:
     run_ids: RunIds
     commit_ids: Iterator[int]
     running: Callable[[], int]
-
-    def definition_of(self, run: Run) -> WorkflowDefinition | None:
-        """The code of the run, if this process has it."""
-        return self.registry.get(run.workflow, run.version)
 
     async def listen(self, foreign: Callable[[], None]) -> None:
         """Notice what other processes write, and tell those who wait here; until cancelled."""

@@ -82,6 +82,10 @@ class Retry:
             if not isinstance(value, timedelta):
                 raise TypeError(f"Retry({name}=...) takes a timedelta, got {type(value).__name__}.")
             duration_micros(value, f"Retry({name}=...)")
+        for name in ("backoff_factor", "jitter"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"Retry({name}=...) takes a number, got {type(value).__name__}.")
         if not 1 <= self.backoff_factor < math.inf:
             raise ValueError(f"Retry(backoff_factor=...) must be at least 1 and finite, got {self.backoff_factor}.")
         if not 0 <= self.jitter <= 1:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue
 from pydantic_core import from_json
 
 from aioflow.clock import Micros, to_datetime
@@ -124,7 +124,7 @@ class WorkflowRun(Generic[C]):
             raise WorkflowUnknown(f"{self.workflow} version {self.version}", ())
         try:
             return cast("C", definition.codec.decode(self._row.data))
-        except ValidationError as error:
+        except Exception as error:  # a validator may raise anything
             raise ContextInvalid(self.workflow, explain(error)) from error
 
     @property

@@ -74,7 +74,7 @@ class Engine(Calls):
         if lease < timedelta(seconds=1):
             raise ValueError(f"Engine(lease=...) must be at least a second, got {lease}.")
         self._url_or_store = url_or_store
-        self._registry = registry if workflows is None else Registry(definition_of(workflow) for workflow in workflows)
+        super().__init__(registry if workflows is None else Registry(definition_of(flow) for flow in workflows))
         self._works = worker
         self._max_running = max_running
         self._threads = threads
@@ -83,6 +83,7 @@ class Engine(Calls):
         self._shutdown_timeout = duration_micros(shutdown_timeout, "Engine(shutdown_timeout=...)")
         self._telemetry = Telemetry()
         self._tasks = TaskSet()
+        self._waiters = Waiters()
         self._worker: Worker | None = None
         self._opening = False
 
@@ -123,7 +124,7 @@ class Engine(Calls):
         store_id = await store.open(clock.micros())
         number = await store.reserve("worker", 1, clock.micros())
         ids = commit_ids(number)
-        waiters = Waiters()
+        waiters = self._waiters = Waiters()
         committer = Committer(store, clock, self._committed)
         executor = Executor(clock, self._telemetry, store_id, self._threads)
         worker = Worker(
@@ -167,14 +168,14 @@ class Engine(Calls):
     def _committed(self, change: Change, result: Result) -> None:
         """A change was committed: everything in memory follows from here."""
         run = result.run
-        if run is None or isinstance(change, Mark) or self._parts is None or self._worker is None:
+        if run is None or isinstance(change, Mark) or self._worker is None:
             return
         transition = result.transition or getattr(change, "transition", None)
         if transition is not None:
             self._telemetry.committed(run, transition)
         if self._works:
             self._worker.follow(change, result)
-        self._parts.waiters.tell(run)
+        self._waiters.tell(run)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -200,6 +201,8 @@ class Engine(Calls):
             if self._works:
                 await worker.drain(self._shutdown_timeout)
             await self._tasks.cancel(1.0)
+            # Steps could start and query until now. From here on nobody may, or the end would wait for the last caller.
+            self._parts = None
             parts.waiters.fail(EngineClosed("engine.wait()"))
             await parts.committer.stop(max(self._shutdown_timeout, SECOND))
             try:
