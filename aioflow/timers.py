@@ -3,7 +3,8 @@
 The store holds every deadline; the heap holds those up to the *edge*, which moves ahead of the present. The rule of
 the refill: raise the edge first, then read from the store what lies between the old edge and the new one. A wait that
 is committed meanwhile is within the new edge and is pushed, so that nothing falls between; what comes twice is
-dropped when it is popped. A deadline that the heap holds need not be valid any more: whoever fires it looks at the
+dropped when it is popped. Where there are too many the edge is pulled in, and what lies beyond it is left to the store:
+the heap holds everything up to the edge and nothing beyond, whatever happens between the two ends of a refill. A deadline that the heap holds need not be valid any more: whoever fires it looks at the
 row, and its seq.
 """
 
@@ -49,8 +50,8 @@ class Timers:
         self._stale.discard(deadline)
         heapq.heappush(self._heap, deadline)
         if len(self._heap) > 2 * self._limit:
-            self._pull_in()
-        return self._heap[0] is deadline
+            self._thin()
+        return bool(self._heap) and self._heap[0] is deadline
 
     def drop(self, deadline: Deadline) -> None:
         """The run waits for this no more."""
@@ -83,8 +84,8 @@ class Timers:
 
     def needs_refill(self, now: Micros) -> bool:
         """Whether the heap may soon lack what the store holds."""
-        if self._full:
-            return len(self) <= self._limit // 2 or now >= self.edge[0]
+        if self._full:  # what it holds comes before all that it does not
+            return len(self) <= self._limit // 2
         return now >= self.edge[0] - self._horizon // 2
 
     def raise_edge(self, now: Micros) -> tuple[tuple[Micros, int], tuple[Micros, int]]:
@@ -94,9 +95,8 @@ class Timers:
         return old, self.edge
 
     def restore_edge(self, edge: tuple[Micros, int]) -> None:
-        """End a refill that could not read: what was not read will be."""
-        self.edge = edge
-        self._full = True
+        """End a refill that could not read: what was not read will be. ``edge``: the old one."""
+        self._pull_in(edge)
 
     @property
     def limit(self) -> int:
@@ -108,14 +108,20 @@ class Timers:
         entries = list(deadlines)
         self._heap.extend(entries)
         heapq.heapify(self._heap)
-        if len(entries) >= self._limit:
-            self.edge = entries[-1][:2]
-            self._full = True
+        self._pull_in(entries[-1][:2] if len(entries) >= self._limit else self.edge)
 
-    def _pull_in(self) -> None:
+    def _pull_in(self, edge: tuple[Micros, int]) -> None:
+        """The heap is complete up to ``edge`` only, if that is less than was thought."""
+        if edge < self.edge:
+            self.edge = edge
+            self._full = True
+        if self._full:
+            self._heap = [entry for entry in self._heap if entry[:2] <= self.edge]
+            heapq.heapify(self._heap)
+
+    def _thin(self) -> None:
+        """Keep the nearest ``limit``, and leave the rest to the store."""
         self._heap = sorted(set(self._heap) - self._stale)
         self._stale.clear()
         if len(self._heap) > self._limit:
-            del self._heap[self._limit :]
-            self.edge = self._heap[-1][:2]
-            self._full = True
+            self._pull_in(self._heap[self._limit - 1][:2])
