@@ -1,4 +1,4 @@
-"""Context <-> JSON: the one canon, and the proof that what is written reads back equal.
+"""Context <-> JSON, and the proof that what is written reads back equal.
 
 A step works on an instance of a *live* class, made from the user's Context: it also checks assignments and keeps
 names that the Context does not declare. ``encode`` writes it by field name and parses the bytes back; only a Context
@@ -7,28 +7,25 @@ that comes back equal is ever offered to a store, and the parsed object is what 
 
 from __future__ import annotations
 
-import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args, get_type_hints, is_typeddict
+from typing import Any
 
 from pydantic import (
+    AliasChoices,
+    AliasPath,
     BaseModel,
-    PlainSerializer,
-    RootModel,
-    Secret,
-    SecretBytes,
-    SecretStr,
     ValidationError,
-    WrapSerializer,
 )
-from pydantic.types import EncodedBytes
-from pydantic_core import from_json
 
-from aioflow.errors import LimitExceeded
-from aioflow.model import MAX_DATA, MAX_DEPTH, MAX_NAME
+from aioflow.canon import beyond, check_json
 
 #: Makes the error for an assignment to a name that the Context does not declare: (context, field, declared names).
 Undeclared = Callable[[str, str, Sequence[str]], AttributeError]
+
+
+#: What pydantic tells of a value that it cannot serialize: not for an error that is stored and logged.
+_VALUE = re.compile(r"input_value=.*, (?=input_type=)")
 
 
 class Unstorable(ValueError):
@@ -60,8 +57,7 @@ class ContextCodec:
         Raises:
             ValidationError: its values do not validate (it was made with ``model_construct``, or changed since).
         """
-        values = {name: context.__dict__[name] for name in self.context.model_fields if name in context.__dict__}
-        return self._validate({**values, **(context.__pydantic_extra__ or {})})
+        return self._validate(self._values(context))
 
     def build(self, keywords: Mapping[str, Any]) -> BaseModel:
         """A live Context from the keywords of its class.
@@ -69,7 +65,8 @@ class ContextCodec:
         Raises:
             ValidationError: they do not validate.
         """
-        return self.live(**keywords)
+        # By name and by alias: pydantic itself would ignore the name of a field that has an alias.
+        return self.live.__pydantic_validator__.validate_python(dict(keywords), by_alias=True, by_name=True)  # type: ignore[no-any-return]
 
     def merge(self, live: BaseModel, data: Mapping[str, Any]) -> BaseModel:
         """A new live Context with ``data`` laid over the old one's fields.
@@ -77,7 +74,7 @@ class ContextCodec:
         Raises:
             ValidationError: a value does not validate, or the Context forbids undeclared names.
         """
-        return self._validate({**live.__dict__, **(live.__pydantic_extra__ or {}), **data})
+        return self._validate({**self._values(live), **data})
 
     def decode(self, data: str | bytes) -> BaseModel:
         """The live Context that was stored as ``data``.
@@ -96,26 +93,34 @@ class ContextCodec:
             LimitExceeded: it is too large, too deep, or holds what not every store can hold.
         """
         try:
-            raw = live.__pydantic_serializer__.to_json(live, by_alias=False, round_trip=True, warnings="error")
-        except RecursionError:
-            raise LimitExceeded("The Context", f"depth {MAX_DEPTH}", "it is nested deeper") from None
+            raw = _write(live)
         except Exception as error:  # custom serializers may raise anything
-            if "depth" in str(error):  # pydantic-core's own limit, which is above ours
-                raise LimitExceeded("The Context", f"depth {MAX_DEPTH}", "it is nested deeper") from None
-            raise Unstorable(_one_line(error)) from error
+            raise self._why_not(live, error) from error
         check_json(raw, "The Context")
         try:
             parsed = self.decode(raw)
         except Exception as error:
             raise Unstorable(f"it does not read back: {explain(error)}") from error
-        try:
-            same = live.__dict__ == parsed.__dict__ and live.__pydantic_extra__ == parsed.__pydantic_extra__
-            difference = None if same else next(_differences(live, parsed, ""), None)
-        except Exception as error:
-            raise Unstorable(f"it cannot be compared with what reads back: {explain(error)}") from error
-        if difference is not None:
+        if not _same(live, parsed) and (difference := next(_differences(live, parsed, ""), None)) is not None:
             raise Unstorable(difference)
         return raw.decode(), parsed
+
+    def _values(self, context: BaseModel) -> dict[str, Any]:
+        """Fields and undeclared names; neither private nor cached attributes."""
+        fields = {name: context.__dict__[name] for name in self.context.model_fields if name in context.__dict__}
+        return {**fields, **(context.__pydantic_extra__ or {})}
+
+    def _why_not(self, live: BaseModel, error: Exception) -> Exception:
+        """A sentence for a Context that cannot be written, naming the place."""
+        values = self._values(live)
+        if (limit := beyond(values)) is not None:
+            return limit
+        for name in values:
+            try:
+                _write(live, include={name})
+            except Exception as problem:  # noqa: BLE001 - what a serializer raises is what is looked for
+                return Unstorable(f"{name}: {_one_line(problem)}")
+        return Unstorable(_one_line(error))
 
     def _validate(self, values: dict[str, Any]) -> BaseModel:
         return self.live.__pydantic_validator__.validate_python(values, by_alias=False, by_name=True)  # type: ignore[no-any-return]
@@ -124,9 +129,17 @@ class ContextCodec:
 def _keywords_of(context: type[BaseModel]) -> Iterator[str]:
     for name, field in context.model_fields.items():
         yield name
-        for alias in (field.alias, field.validation_alias):
-            if isinstance(alias, str):
-                yield alias
+        choices = field.validation_alias
+        for alias in (field.alias, *(choices.choices if isinstance(choices, AliasChoices) else [choices])):
+            first = alias.path[0] if isinstance(alias, AliasPath) else alias
+            if isinstance(first, str):
+                yield first
+
+
+def _write(live: BaseModel, include: set[str] | None = None) -> bytes:
+    return live.__pydantic_serializer__.to_json(
+        live, include=include, by_alias=False, round_trip=True, warnings="error"
+    )
 
 
 def _live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseModel]:
@@ -151,7 +164,8 @@ def _live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseMo
             and not asks_for_any
             and not name.startswith("_")
             and name not in (self.__pydantic_extra__ or ())
-            and not hasattr(type(self), name)  # a property or class attribute: Python or pydantic decides
+            and name not in context.__class_vars__  # pydantic refuses it
+            and not hasattr(getattr(type(self), name, None), "__set__")  # a property
         ):
             raise undeclared(context.__qualname__, name, list(context.model_fields))
         super(live, self).__setattr__(name, value)
@@ -176,78 +190,23 @@ def _live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseMo
     return live
 
 
-# ---- the canon
-
-
-def check_json(raw: bytes, what: str) -> None:
-    """Refuse JSON that some store could not hold. The quick looks come first: nearly all JSON passes them.
-
-    Args:
-        raw: JSON text.
-        what: names it in the error.
-
-    Raises:
-        LimitExceeded: over 1 MiB, deeper than 64, a key over 200 characters, or a NUL.
-    """
-    if len(raw) > MAX_DATA:
-        raise LimitExceeded(what, f"{MAX_DATA} bytes of JSON", f"it has {len(raw)}")
-    if (
-        b"\\u0000" in raw
-        or raw.count(b"{") + raw.count(b"[") > MAX_DEPTH
-        or (len(raw) > MAX_NAME and (b'\\"' in raw or len(max(raw.split(b'"'), key=len)) > MAX_NAME))
-    ):
-        _walk_json(raw, what)
-
-
-def _walk_json(raw: bytes, what: str) -> None:
-    try:
-        root = from_json(raw)
-    except ValueError:  # it was just written, so it can only be too deep for the parser
-        raise LimitExceeded(what, f"depth {MAX_DEPTH}", "it is nested deeper") from None
-    todo: list[tuple[str, Any, int]] = [("", root, 1)]
-    while todo:
-        path, value, depth = todo.pop()
-        if isinstance(value, str):
-            if "\0" in value:
-                raise LimitExceeded(what, "characters that every store can hold", f"a NUL at {path or 'its top'}")
-            continue
-        if not isinstance(value, dict | list):
-            continue
-        if depth > MAX_DEPTH:
-            raise LimitExceeded(what, f"depth {MAX_DEPTH}", f"deeper at {path[:MAX_NAME]}")
-        if isinstance(value, list):
-            todo.extend((f"{path}[{i}]", item, depth + 1) for i, item in enumerate(value))
-            continue
-        for key, item in value.items():
-            if len(key) > MAX_NAME:
-                raise LimitExceeded(what, f"{MAX_NAME} characters for a key", f"{len(key)} below {path or 'its top'}")
-            if "\0" in key:
-                raise LimitExceeded(
-                    what, "characters that every store can hold", f"a NUL in a key below {path or 'its top'}"
-                )
-            todo.append((f"{path}.{key}" if path else key, item, depth + 1))
-
-
 # ---- telling differences
+
+
+def _same(live: BaseModel, parsed: BaseModel) -> bool:
+    try:
+        return live.__dict__ == parsed.__dict__ and live.__pydantic_extra__ == parsed.__pydantic_extra__
+    except Exception:  # noqa: BLE001 - _differences tells which value cannot be compared
+        return False
 
 
 def _differences(left: Any, right: Any, path: str) -> Iterator[str]:
     """Where two values differ, comparing models by their fields: private and cached attributes are not stored."""
-    if isinstance(left, BaseModel) and isinstance(right, BaseModel):
-        if path and type(left) is not type(right):
-            yield f"{path} is a {type(left).__name__}, but reads back as a {type(right).__name__}"
-            return
-        for name in type(right).model_fields:
-            yield from _differences(getattr(left, name), getattr(right, name), f"{path}.{name}" if path else name)
-        extra, other = left.__pydantic_extra__ or {}, right.__pydantic_extra__ or {}
-        for name in {**extra, **other}:
-            where = f"{path}.{name}" if path else name
-            if (name in extra) != (name in other):
-                yield f"{where} would be {'lost' if name in extra else 'added'}"
-            else:
-                yield from _differences(extra[name], other[name], where)
-    elif left == right:
-        return
+    if isinstance(left, BaseModel) and isinstance(right, BaseModel) and (not path or type(left) is type(right)):
+        yield from _model_differences(left, right, f"{path}." if path else "")
+    elif (equal := _compare(left, right)) is not False:
+        if equal is not True:
+            yield f"{path} cannot be compared with what reads back: {equal}"
     elif isinstance(left, list | tuple) and type(left) is type(right) and len(left) == len(right):
         for i, (a, b) in enumerate(zip(left, right, strict=True)):
             yield from _differences(a, b, f"{path}[{i}]")
@@ -258,6 +217,25 @@ def _differences(left: Any, right: Any, path: str) -> Iterator[str]:
         yield f"{path} is a {type(left).__name__}, but reads back as a {type(right).__name__}"
     else:
         yield f"{path} reads back as another {type(left).__name__} than was written"
+
+
+def _model_differences(left: BaseModel, right: BaseModel, prefix: str) -> Iterator[str]:
+    for name in type(right).model_fields:
+        yield from _differences(getattr(left, name), getattr(right, name), prefix + name)
+    extra, other = left.__pydantic_extra__ or {}, right.__pydantic_extra__ or {}
+    for name in {**extra, **other}:
+        if (name in extra) != (name in other):
+            yield f"{prefix}{name} would be {'lost' if name in extra else 'added'}"
+        else:
+            yield from _differences(extra[name], other[name], prefix + name)
+
+
+def _compare(left: Any, right: Any) -> bool | str:
+    """Whether they are equal, or what their comparison raises."""
+    try:
+        return bool(left == right)
+    except Exception as error:  # noqa: BLE001 - values may be of any class
+        return _one_line(error)
 
 
 def explain(error: Exception) -> str:
@@ -273,68 +251,7 @@ def explain(error: Exception) -> str:
 
 def _one_line(error: Exception) -> str:
     try:
-        text = " ".join(str(error).split())
+        text = _VALUE.sub("", " ".join(str(error).split()))
     except Exception:  # noqa: BLE001 - an exception whose __str__ raises
         text = "<its __str__ raised>"
     return f"{type(error).__name__}: {text}"[:500]
-
-
-# ---- what a Context may declare
-
-
-def problems_of(context: type[BaseModel]) -> list[str]:
-    """Why this class cannot be a Context: sentences, none if it can."""
-    name = context.__qualname__
-    if issubclass(context, RootModel):
-        return [f"{name} is a RootModel: a Context has named fields. Subclass BaseModel."]
-    problems = []
-    if context.model_config.get("frozen"):
-        problems.append(f"{name} is frozen: steps change their Context. Take frozen=True out of its model_config.")
-    problems += _field_problems(context, name, set())
-    return problems
-
-
-_SECRETS = (SecretStr, SecretBytes, Secret)
-
-
-def _field_problems(model: type[BaseModel], path: str, seen: set[object]) -> Iterator[str]:
-    if model in seen:
-        return
-    seen.add(model)
-    config = model.model_config
-    bytes_as_text = config.get("ser_json_bytes", "utf8") == config.get("val_json_bytes", "utf8") != "utf8"
-    for name, field in model.model_fields.items():
-        where = f"{path}.{name}"
-        if field.exclude:
-            yield f"{where} has exclude=True: it would be lost at every step. Take it out of the Context."
-            continue
-        yield from _type_problems(field.annotation, tuple(field.metadata), where, bytes_as_text, seen)
-
-
-def _type_problems(
-    annotation: Any, metadata: Sequence[object], where: str, bytes_as_text: bool, seen: set[object]
-) -> Iterator[str]:
-    if hasattr(annotation, "__value__"):  # a type alias
-        annotation = annotation.__value__
-    encoded = any(isinstance(m, EncodedBytes | PlainSerializer | WrapSerializer) for m in metadata)
-    if hasattr(annotation, "__metadata__"):  # Annotated
-        yield from _type_problems(annotation.__origin__, annotation.__metadata__, where, bytes_as_text, seen)
-        return
-    if isinstance(annotation, type) and issubclass(annotation, _SECRETS):
-        yield f"{where} is a {annotation.__name__}: it would be stored as asterisks. Store a reference to the secret."
-    elif isinstance(annotation, type) and issubclass(annotation, bytes | bytearray):
-        if not encoded and not bytes_as_text:
-            yield f"{where} holds raw bytes, which JSON cannot. Declare it as pydantic.Base64Bytes."
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield from _field_problems(annotation, where, seen)
-    elif dataclasses.is_dataclass(annotation) or is_typeddict(annotation):
-        if annotation not in seen:
-            seen.add(annotation)
-            try:
-                hints = get_type_hints(annotation, include_extras=True)
-            except Exception:  # noqa: BLE001 - an unresolvable annotation: pydantic itself has decided about it
-                hints = {}
-            for name, hint in hints.items():
-                yield from _type_problems(hint, (), f"{where}.{name}", bytes_as_text, seen)
-    for argument in get_args(annotation):
-        yield from _type_problems(argument, (), where, bytes_as_text, seen)

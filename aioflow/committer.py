@@ -7,7 +7,8 @@ An error from the store means that the outcome is *unknown*. The same changes, w
 until the store answers; it recognises what it has already applied. A batch that some data sinks is cut in half until
 the change that cannot be stored stands alone.
 
-The mutable state of ``Committer``: ``_batches`` (what is waiting, in order), and how far it is with stopping.
+The mutable state of ``Committer``: ``_batches`` (what is waiting, in order), ``_offered`` (what the store has now), and
+how far it is with stopping.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from aioflow.tasks import TaskSet
 
 _FIRST_BACKOFF: Micros = 20_000
 _LONGEST_BACKOFF: Micros = 2 * SECOND
+_WATCH: Micros = SECOND // 4
+_LAST_WAIT: Micros = SECOND
 
 
 class _Pending:
     """A change, and who waits for it. ``until``: when a caller with little patience is told of the failure."""
 
-    __slots__ = ("change", "future", "run_id", "settled", "until")
+    __slots__ = ("change", "failed", "future", "run_id", "settled", "until")
 
     def __init__(
         self,
@@ -46,12 +49,20 @@ class _Pending:
         self.future = future
         self.until = until
         self.settled = settled
+        self.failed = False
 
     def settle(self) -> None:
         """It is decided what became of the change."""
         if self.settled is not None:
             self.settled()
             self.settled = None
+
+    def fail(self, error: Exception) -> None:
+        """Offer it no more, and say why."""
+        self.failed = True
+        self.settle()
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 class _Batch:
@@ -87,6 +98,8 @@ class Committer:
         self._stopping = False
         self._given_up = False
         self._ended = False
+        self._offered: list[_Pending] = []
+        self._watching = False
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
 
@@ -104,8 +117,11 @@ class Committer:
         done, _ = await asyncio.wait({self._task}, timeout=patience / SECOND)
         if not done:
             self._given_up = True
-            await asyncio.wait({self._task})
-        self._task.result()
+            self._tell(StoreUnavailable(self._store.name, "it has not answered by the end of the engine"))
+            # A store that does not answer at all is left: it will answer nobody.
+            done, _ = await asyncio.wait({self._task}, timeout=_LAST_WAIT / SECOND)
+        if done:
+            self._task.result()
 
     def submit(
         self, change: Change, patience: Micros | None = None, settled: Callable[[], None] | None = None
@@ -139,6 +155,9 @@ class Committer:
             batch.keys.add(start_key)
         until = None if patience is None else self._clock.monotonic() + patience
         batch.pending.append(_Pending(change, run_id, future, until, settled))
+        if until is not None and not self._watching:
+            self._watching = True
+            self._loop.call_later(_WATCH / SECOND, self._watch)
         self._wake.set()
         return future
 
@@ -147,32 +166,32 @@ class Committer:
         return await self.submit(change, patience)
 
     async def _run(self) -> None:
-        pending: list[_Pending] = []
         try:
             while True:
                 while self._batches:
                     # By run id: every writer takes its locks in the same order.
-                    pending = sorted(self._batches.popleft().pending, key=attrgetter("run_id"))
-                    await self._offer(pending)
+                    self._offered = sorted(self._batches.popleft().pending, key=attrgetter("run_id"))
+                    await self._offer(self._offered)
                 if self._stopping:
                     return
                 self._wake.clear()
                 await self._wake.wait()
         finally:  # also when the event loop itself is being closed: nobody may wait for what will not come
-            self._ended = True
-            for p in chain(pending, *(batch.pending for batch in self._batches)):
-                _fail(p, StoreUnavailable(self._store.name, "the engine has ended, the outcome is not known"))
+            self._ended = self._given_up = True
+            self._tell(StoreUnavailable(self._store.name, "the engine has ended, the outcome is not known"))
 
     async def _offer(self, pending: list[_Pending]) -> None:
         """Commit these together, however often it takes."""
         backoff = _FIRST_BACKOFF
         failing = False
-        while pending:
+        while pending := [p for p in pending if not p.failed]:
             try:
                 results = await self._store.apply([p.change for p in pending], self._clock.micros())
+                if len(results) != len(pending):
+                    raise InternalError(f"The store gave {len(results)} results for {len(pending)} changes.")
             except StoreRefused as error:
                 if len(pending) == 1:
-                    _fail(pending[0], error)
+                    pending[0].fail(error)
                     return
                 middle = len(pending) // 2
                 await self._offer(pending[:middle])
@@ -182,14 +201,16 @@ class Committer:
                 if not failing:
                     failing = True
                     telemetry.warn("commit failed, will offer it again", changes=len(pending), error=str(error))
-                pending = self._still_patient(pending, error)
+                self._tell(error)
                 await self._clock.sleep(backoff)
                 backoff = min(2 * backoff, _LONGEST_BACKOFF)
             except Exception as error:  # noqa: BLE001 - a store that breaks its contract must not end the committer
                 telemetry.fault("store broke its contract", exc_info=True)
-                broken = InternalError(f"The store raised {type(error).__name__}.")
+                broken = (
+                    error if isinstance(error, InternalError) else InternalError(f"The store raised {error!r:.200}.")
+                )
                 for p in pending:
-                    _fail(p, broken)
+                    p.fail(broken)
                 return
             else:
                 if failing:
@@ -198,16 +219,20 @@ class Committer:
                     self._resolve(p, result)
                 return
 
-    def _still_patient(self, pending: list[_Pending], error: StoreError) -> list[_Pending]:
-        """Tell those whose patience is over."""
+    def _tell(self, error: StoreError) -> None:
+        """Tell those whose patience is over, or everybody if the engine's is."""
         now = self._clock.monotonic()
-        left = []
-        for p in pending:
-            if self._given_up or (p.until is not None and now >= p.until):
-                _fail(p, error)
-            else:
-                left.append(p)
-        return left
+        for p in chain(self._offered, *(batch.pending for batch in self._batches)):
+            if self._given_up or (p.until is not None and now >= p.until and not p.future.done()):
+                p.fail(error)
+
+    def _watch(self) -> None:
+        """Look at the patience of those who wait, for a store that is silent lets nobody else look."""
+        self._tell(StoreUnavailable(self._store.name, "it does not answer"))
+        waiting = chain(self._offered, *(batch.pending for batch in self._batches))
+        self._watching = any(p.until is not None and not p.future.done() for p in waiting)
+        if self._watching:
+            self._loop.call_later(_WATCH / SECOND, self._watch)
 
     def _resolve(self, pending: _Pending, result: Result) -> None:
         if result.outcome == "applied":
@@ -218,9 +243,3 @@ class Committer:
         pending.settle()
         if not pending.future.done():
             pending.future.set_result(result)
-
-
-def _fail(pending: _Pending, error: Exception) -> None:
-    pending.settle()
-    if not pending.future.done():
-        pending.future.set_exception(error)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, overload
 from pydantic import BaseModel
 
 from aioflow import clock
-from aioflow.codec import ContextCodec, problems_of
+from aioflow.codec import ContextCodec
 from aioflow.commands import Returned
 from aioflow.context import undeclared_field
 from aioflow.definition import StepDefinition, StepOptions, WorkflowDefinition
@@ -22,6 +22,7 @@ from aioflow.errors import DefinitionError
 from aioflow.model import MAX_NAME, check_name
 from aioflow.registry import DEFINITION, registry
 from aioflow.retry import Retry
+from aioflow.storable import problems_of
 from aioflow.targets import named_targets
 
 _MARK = "__aioflow_step__"
@@ -153,6 +154,8 @@ def _define(cls: type, name: str, version: str, default_retry: Retry, max_transi
         problems.append("its Context is not a pydantic model. Subclass pydantic.BaseModel.")
     else:
         problems += problems_of(context)
+    if inspect.isfunction(inspect.getattr_static(cls, "create_context", None)):
+        problems.append("its create_context would need an instance. Make it a classmethod.")
     if problems:
         raise DefinitionError(cls.__qualname__, problems)
     return WorkflowDefinition(
@@ -174,7 +177,7 @@ def _steps_of(cls: type) -> tuple[dict[str, StepDefinition], list[str]]:
     problems: list[str] = []
     for klass in reversed(cls.__mro__):
         for name, member in vars(klass).items():
-            options = getattr(member, _MARK, None)
+            options = getattr(member, _MARK, None) or getattr(getattr(member, "__func__", None), _MARK, None)
             if options is not None:
                 steps[name] = StepDefinition(name, member, options)
             elif name in steps:
@@ -195,7 +198,7 @@ def _signature_problems(name: str, definition: StepDefinition) -> Iterable[str]:
         yield f"step {name!r} has a name of over {MAX_NAME} characters."
     if definition.is_async and definition.options.thread:
         yield f"step {name!r} is async and says thread=True. An async step runs on the event loop."
-    parameters = list(inspect.signature(definition.function).parameters.values())
+    parameters = list(inspect.signature(definition.function, follow_wrapped=False).parameters.values())
     if not parameters:
         yield f"step {name!r} takes no self. A step is a plain method."
     required = [

@@ -67,9 +67,19 @@ class WorkflowDefinition:
         """The name of the step that a command's target means, or None if it is no step of this workflow."""
         if isinstance(target, str):
             return target if target in self.steps else None
-        owner = getattr(target, "__self__", None)
-        name: str | None = getattr(target, "__name__", None)
-        return name if isinstance(owner, self.cls) and name in self.steps else None
+        try:
+            owner, function = getattr(target, "__self__", None), getattr(target, "__func__", None)
+            name = getattr(target, "__name__", None)
+        except Exception:  # noqa: BLE001 - a stranger's __getattr__
+            return None
+        if not isinstance(owner, self.cls):
+            return None
+        named = self.steps.get(name) if isinstance(name, str) else None
+        if named is not None and named.function is function:
+            return named.name
+        # Under a wrapper that hides its name; else super().step, which means the step of that name.
+        hidden = next((step.name for step in self.steps.values() if step.function is function), None)
+        return hidden or (named.name if named is not None else None)
 
     def retry_of(self, step: str) -> Retry:
         """The step's own policy, else the workflow's."""

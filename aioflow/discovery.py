@@ -35,7 +35,9 @@ def find_store(url_or_store: str | Store | None) -> Store:
         return url_or_store
     scheme, separator, _ = url_or_store.partition("://")
     if not separator or not scheme:
-        raise ValueError(f"A store's URL looks like sqlite:///file.db, got {url_or_store!r}.")
+        raise ValueError(
+            "A store's URL looks like sqlite:///relative.db or sqlite:////absolute.db; this one has no scheme."
+        )
     installed = {point.name: point for point in entry_points(group=_GROUP)}
     point = installed.get(scheme)
     if point is None:

@@ -80,11 +80,13 @@ class EngineClosed(UsageError):
 class WorkflowUnknown(UsageError, LookupError):
     """No workflow of this name is known to the engine."""
 
-    def __init__(self, workflow: str, known: Iterable[str]) -> None:
+    def __init__(self, workflow: str, known: Iterable[str], version: str | None = None) -> None:
         self.workflow = workflow
+        self.version = version
         names = ", ".join(sorted(set(known))) or "none"
+        which = f"{workflow!r}" if version is None else f"{workflow!r} version {version!r}"
         super().__init__(
-            f"No workflow {workflow!r} is known to this engine (known: {names}). "
+            f"No workflow {which} is known to this engine (known: {names}). "
             "Import the module that defines it, or add the class to Engine(workflows=[...])."
         )
 

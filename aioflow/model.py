@@ -18,6 +18,8 @@ from aioflow.errors import LimitExceeded
 MAX_NAME: Final = 200
 MAX_DATA: Final = 1024 * 1024
 MAX_DEPTH: Final = 64
+#: What a text beyond it holds: a NUL or a lone surrogate.
+CHARACTERS: Final = "characters that every store can hold"
 MAX_ERROR: Final = 2_000
 MAX_TRACEBACK: Final = 16_000
 #: From this many crashes on, a run is suspected of killing the process: it runs alone, and marked.
@@ -194,11 +196,11 @@ def check_name(what: str, name: object) -> str:
     if len(name) > MAX_NAME:
         raise LimitExceeded(what, f"{MAX_NAME} characters", f"it has {len(name)}")
     if "\0" in name:
-        raise LimitExceeded(what, "characters that every store can hold", "it holds a NUL")
+        raise LimitExceeded(what, CHARACTERS, "it holds a NUL")
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise LimitExceeded(what, "characters that every store can hold", "it holds a lone surrogate") from None
+        raise LimitExceeded(what, CHARACTERS, "it holds a lone surrogate") from None
     return name
 
 

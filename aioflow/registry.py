@@ -64,7 +64,8 @@ class Registry:
         definition = definition_of(workflow)
         known = self.get(definition.name, definition.version)
         if known is None or known.cls is not workflow:
-            raise WorkflowUnknown(definition.name, self._by_name)
+            other = definition.version if definition.name in self._by_name else None
+            raise WorkflowUnknown(definition.name, self._by_name, other)
         return known
 
     def known(self) -> list[tuple[str, str]]:

@@ -114,6 +114,8 @@ class Retry:
         """
         longest = duration_micros(self.max_delay)
         base = duration_micros(self.base_delay)
+        if not base:
+            return 0
         try:
             delay = min(base * self.backoff_factor ** (failures - 1), longest)
         except OverflowError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,10 +31,13 @@ def named_targets(function: Callable[..., Any]) -> Iterator[tuple[str, str, bool
     if code is None or not code.co_varnames:
         return
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        source = inspect.getsource(function)
+        # A method is indented, but not every line in it need be: a block around it takes what dedent would not.
+        body: list[ast.stmt] = ast.parse(f"if True:\n{source}" if source[:1].isspace() else source).body
     except (OSError, TypeError, SyntaxError):
         return
-    definition = tree.body[0] if tree.body else None
+    outer = body[0] if body else None
+    definition = outer.body[0] if isinstance(outer, ast.If) else outer
     if not isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef) or definition.name != code.co_name:
         return  # the file has changed since it was imported
     myself = code.co_varnames[0]

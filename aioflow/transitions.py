@@ -285,7 +285,10 @@ def _no_target(run: Run, definition: WorkflowDefinition, command: str, target: o
     if isinstance(target, str):
         written = repr(target)
     else:
-        written = getattr(target, "__qualname__", None) or type(target).__name__
+        try:
+            written = str(getattr(target, "__qualname__", None) or type(target).__name__)
+        except Exception:  # noqa: BLE001 - a stranger's __getattr__
+            written = type(target).__name__
     return TargetUnknown(run.id, run.workflow, run.step, written, command, definition.steps)
 
 

@@ -1,0 +1,104 @@
+"""The JSON that every store can hold: checked before it is offered to one, so that no run's data can sink a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import from_json
+
+from aioflow.errors import LimitExceeded
+from aioflow.model import CHARACTERS, MAX_DATA, MAX_DEPTH, MAX_NAME
+
+#: Python's own limit on reading a number, which the parser has too.
+_MAX_DIGITS = 4300
+
+
+def check_json(raw: bytes, what: str) -> None:
+    """Refuse JSON that some store could not hold. The quick looks come first: nearly all JSON passes them.
+
+    Args:
+        raw: JSON text.
+        what: names it in the error.
+
+    Raises:
+        LimitExceeded: over 1 MiB, deeper than 64, a key over 200 characters, or a NUL.
+    """
+    if len(raw) > MAX_DATA:
+        raise LimitExceeded(what, f"{MAX_DATA} bytes of JSON", f"it has {len(raw)}")
+    if (
+        b"\\u0000" in raw
+        or b"NaN" in raw
+        or b"Infinity" in raw
+        or raw.count(b"{") + raw.count(b"[") > MAX_DEPTH
+        or (len(raw) > MAX_NAME and (b'\\"' in raw or len(max(raw.split(b'"'), key=len)) > MAX_NAME))
+    ):
+        _walk_json(raw, what)
+
+
+def _walk_json(raw: bytes, what: str) -> None:
+    try:
+        root = from_json(raw)
+    except ValueError as error:  # it was just written, so it can only be too much for the parser
+        if "number" in str(error):
+            raise LimitExceeded(what, f"{_MAX_DIGITS} digits for a number", "a number has more") from None
+        raise LimitExceeded(what, f"depth {MAX_DEPTH}", "it is nested deeper") from None
+    todo: list[tuple[str, Any, int]] = [("", root, 1)]
+    while todo:
+        path, value, depth = todo.pop()
+        if not isinstance(value, dict | list):
+            _check_scalar(value, path or "its top", what)
+            continue
+        if depth > MAX_DEPTH:
+            raise LimitExceeded(what, f"depth {MAX_DEPTH}", f"deeper at {path[:MAX_NAME]}")
+        if isinstance(value, list):
+            todo.extend((f"{path}[{i}]", item, depth + 1) for i, item in enumerate(value))
+            continue
+        for key, item in value.items():
+            if len(key) > MAX_NAME:
+                raise LimitExceeded(what, f"{MAX_NAME} characters for a key", f"{len(key)} below {path or 'its top'}")
+            if "\0" in key:
+                raise LimitExceeded(what, CHARACTERS, f"a NUL in a key below {path or 'its top'}")
+            todo.append((f"{path}.{key}" if path else key, item, depth + 1))
+
+
+def _check_scalar(value: object, path: str, what: str) -> None:
+    if isinstance(value, str) and "\0" in value:
+        raise LimitExceeded(what, CHARACTERS, f"a NUL at {path}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise LimitExceeded(what, "the numbers that JSON has", f"{value} at {path}")
+
+
+def beyond(values: dict[str, Any]) -> LimitExceeded | None:
+    """Which limit the values of a Context exceed that could not be written, if it is one of ours."""
+    what = "The Context"
+    todo: list[tuple[str, Any, int]] = [(name, value, 2) for name, value in values.items()]
+    while todo:
+        path, value, depth = todo.pop()
+        if isinstance(value, str) and not _encodes(value):
+            return LimitExceeded(what, CHARACTERS, f"a lone surrogate at {path[:MAX_NAME]}")
+        members: Iterable[tuple[str, Any]] = ()
+        if isinstance(value, BaseModel):
+            members = ((f"{path}.{name}", item) for name, item in value)
+        elif isinstance(value, Mapping):
+            if any(isinstance(key, str) and not _encodes(key) for key in value):
+                return LimitExceeded(what, CHARACTERS, f"a lone surrogate in a key below {path[:MAX_NAME]}")
+            members = ((f"{path}.{key}", item) for key, item in value.items())
+        elif isinstance(value, list | tuple | set | frozenset):
+            members = ((f"{path}[{i}]", item) for i, item in enumerate(value))
+        else:
+            continue
+        if depth > MAX_DEPTH:
+            return LimitExceeded(what, f"depth {MAX_DEPTH}", f"deeper at {path[:MAX_NAME]}")
+        todo.extend((place, item, depth + 1) for place, item in members)
+    return None
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,77 @@
+"""What a Context class may declare: everything that is found here would be lost, or refused, when a run is stored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, PlainSerializer, RootModel, Secret, SecretBytes, SecretStr, WrapSerializer
+from pydantic.types import EncodedBytes
+
+
+def problems_of(context: type[BaseModel]) -> list[str]:
+    """Why this class cannot be a Context: sentences, none if it can."""
+    name = context.__qualname__
+    if issubclass(context, RootModel):
+        return [f"{name} is a RootModel: a Context has named fields. Subclass BaseModel."]
+    problems = []
+    if context.model_config.get("frozen"):
+        problems.append(f"{name} is frozen: steps change their Context. Take frozen=True out of its model_config.")
+    problems += _field_problems(context, name, set())
+    return problems
+
+
+_SECRETS = (SecretStr, SecretBytes, Secret)
+
+
+def _field_problems(model: type[BaseModel], path: str, seen: set[object]) -> Iterator[str]:
+    if model in seen:
+        return
+    seen.add(model)
+    config = model.model_config
+    bytes_as_text = config.get("ser_json_bytes", "utf8") == config.get("val_json_bytes", "utf8") != "utf8"
+    for name, field in model.model_fields.items():
+        where = f"{path}.{name}"
+        if field.exclude:
+            yield f"{where} has exclude=True: it would be lost at every step. Take it out of the Context."
+            continue
+        yield from _type_problems(field.annotation, tuple(field.metadata), where, bytes_as_text, seen)
+
+
+def _type_problems(
+    annotation: Any, metadata: Sequence[object], where: str, bytes_as_text: bool, seen: set[object]
+) -> Iterator[str]:
+    if hasattr(annotation, "__value__"):  # a type alias
+        annotation = annotation.__value__
+    if hasattr(annotation, "__supertype__"):  # a NewType
+        annotation = annotation.__supertype__
+    encoded = any(isinstance(m, EncodedBytes | PlainSerializer | WrapSerializer) for m in metadata)
+    if hasattr(annotation, "__metadata__"):  # Annotated
+        yield from _type_problems(annotation.__origin__, annotation.__metadata__, where, bytes_as_text, seen)
+        return
+    kind = get_origin(annotation) or annotation
+    if isinstance(kind, type) and issubclass(kind, _SECRETS):
+        yield f"{where} is a {kind.__name__}: it would be stored as asterisks. Store a reference to the secret."
+    elif isinstance(annotation, type) and issubclass(annotation, bytes | bytearray):
+        if not encoded and not bytes_as_text:
+            yield f"{where} holds raw bytes, which JSON cannot. Declare it as pydantic.Base64Bytes."
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield from _field_problems(annotation, where, seen)
+    elif dataclasses.is_dataclass(annotation) or hasattr(annotation, "__total__") or hasattr(annotation, "_fields"):
+        # a dataclass, a TypedDict of typing or typing_extensions, a NamedTuple
+        yield from _member_problems(annotation, where, bytes_as_text, seen)
+    for argument in get_args(annotation):
+        yield from _type_problems(argument, (), where, bytes_as_text, seen)
+
+
+def _member_problems(annotation: Any, where: str, bytes_as_text: bool, seen: set[object]) -> Iterator[str]:
+    if annotation in seen:
+        return
+    seen.add(annotation)
+    try:
+        hints = get_type_hints(annotation, include_extras=True)
+    except Exception:  # noqa: BLE001 - an unresolvable annotation: pydantic itself has decided about it
+        return
+    for name, hint in hints.items():
+        yield from _type_problems(hint, (), f"{where}.{name}", bytes_as_text, seen)

@@ -1,0 +1,119 @@
+"""Engines on every store, and a clock that tests move."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from aioflow import Engine, WorkflowRun
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow.store import Store
+from aioflow_memory import MemoryStore
+from tests.support import wait_until
+
+
+class ShiftedClock(Clock):
+    """The machine's clock, as far ahead of it as tests have moved it. Whoever waits for time looks again at once.
+
+    The mutable state: the offset, and the timeouts of those who wait.
+    """
+
+    def __init__(self) -> None:
+        self._offset: Micros = 0
+        self._waiting: set[asyncio.Timeout] = set()
+
+    def micros(self) -> Micros:
+        return super().micros() + self._offset
+
+    async def wait(self, event: asyncio.Event, timeout: Micros | None = None) -> bool:
+        if timeout is None or timeout <= 0 or event.is_set():
+            return await super().wait(event, timeout)
+        limit = asyncio.timeout(timeout / SECOND)
+        self._waiting.add(limit)
+        try:
+            async with limit:
+                await event.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting.discard(limit)
+        return event.is_set()
+
+    def shift(self, by: timedelta) -> datetime:
+        """Let so much time pass at once, or go back; what time it is then."""
+        self._offset += by // timedelta(microseconds=1)
+        now = asyncio.get_running_loop().time()
+        for limit in self._waiting:
+            if not limit.expired():
+                limit.reschedule(now)
+        return self.now()
+
+
+#: ``make_engine(*workflows, **options)``: an engine on the test's store and clock, that knows these workflows; without
+#: any, all that are imported. A second one on the same store is a restart, or another process.
+MakeEngine: TypeAlias = Callable[..., Engine]
+
+
+async def run_of(engine: Engine, workflow: type, /, **context: Any) -> WorkflowRun[Any]:
+    """Start a run, and give it as it ended."""
+    run = await engine.start(workflow, **context)
+    return await run.wait(10)
+
+
+async def kinds_of(engine: Engine, run: WorkflowRun[Any]) -> list[str]:
+    """What the transitions of a run did, in order."""
+    return [row.kind for row in await engine.history(run.id)]
+
+
+async def moved_on(run: WorkflowRun[Any]) -> None:
+    """Until the run has made a transition that this object does not show yet; then it does."""
+    seq = run.row.seq
+
+    async def moved() -> bool:
+        await run.refresh()
+        return run.row.seq > seq
+
+    await wait_until(moved)
+
+
+@pytest.fixture
+def clock() -> ShiftedClock:
+    """The clock of all engines of the test."""
+    return ShiftedClock()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str | Store:
+    """A store of its own for each test: what an Engine takes first."""
+    return MemoryStore() if request.param == "memory" else f"sqlite:///{tmp_path}/x.db"
+
+
+@pytest.fixture
+def make_engine(store_url: str | Store, clock: ShiftedClock) -> MakeEngine:
+    """Makes engines on the test's store."""
+
+    def make(*workflows: type, **options: Any) -> Engine:
+        return Engine(store_url, **{"workflows": workflows or None, "clock": clock, **options})
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[list[EventDict]]:
+    """What was logged; a test in which the engine reports a bug of its own fails, whatever else came out."""
+    configured = structlog.is_configured()
+    with capture_logs() as entries:
+        yield entries
+    if not configured:
+        structlog.reset_defaults()
+    bugs = [entry for entry in entries if "bug in aioflow" in f"{entry['event']} {entry.get('error')}"]
+    if bugs:
+        pytest.fail("\n".join(map(str, bugs)), pytrace=False)

@@ -1,0 +1,483 @@
+"""What a step returns, and what becomes of the run and its Context."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from aioflow import complete, errors, fail, get_context, get_run, goto, sleep, step, workflow
+from aioflow.commands import Command
+from tests.engine.conftest import MakeEngine, ShiftedClock, kinds_of, moved_on, run_of
+
+HOUR = timedelta(hours=1)
+
+
+# ---- goto
+
+
+async def test_goto_goes_on_with_the_named_step(make_engine: MakeEngine) -> None:
+    """Steps follow each other by method or name, each with the Context that the last one left."""
+
+    @workflow("steps-goto")
+    class Flow:
+        class Context(BaseModel):
+            path: list[str] = []
+
+        @step(start=True)
+        async def first(self) -> Command:
+            get_context(self.Context).path.append("first")
+            return goto(self.second)
+
+        @step
+        def second(self) -> Command:
+            get_context(self.Context).path.append("second")
+            return goto("third")
+
+        @step
+        async def third(self) -> Command:
+            get_context(self.Context).path.append("third")
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        run = await run_of(engine, Flow)
+        assert (run.status, run.current_step) == ("completed", "third")
+        assert run.data == {"path": ["first", "second", "third"]}
+        assert run.ended_at == run.updated_at
+        rows = await engine.history(run.id)
+        assert [(row.kind, row.step) for row in rows] == [
+            ("start", "first"),
+            ("goto", "first"),
+            ("goto", "second"),
+            ("complete", "third"),
+        ]
+
+
+async def test_progress_is_kept_until_it_is_said_again(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """The run shows the progress that the last goto with one has told."""
+
+    @workflow("steps-progress")
+    class Flow:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def first(self) -> Command:
+            return goto(self.second, progress=0.25)
+
+        @step
+        async def second(self) -> Command:
+            return goto(self.third)
+
+        @step
+        async def third(self) -> Command:
+            return sleep(HOUR, then=self.fourth)
+
+        @step
+        async def fourth(self) -> Command:
+            return goto(self.last, progress=1)
+
+        @step
+        async def last(self) -> Command:
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        run = await engine.start(Flow)
+        await run.wait(5, until="parked")
+        assert run.progress == 0.25
+        clock.shift(HOUR)
+        await run.wait(5)
+        assert run.progress == 1.0
+
+
+async def test_engine_gives_each_step_a_new_instance(make_engine: MakeEngine) -> None:
+    """Nothing but the Context outlives a step: neither attributes of the instance nor private ones of the Context."""
+
+    @workflow("steps-instance")
+    class Flow:
+        class Context(BaseModel):
+            seen: list[str] = []
+            _private: str = PrivateAttr("fresh")
+
+        note = "fresh"
+
+        @step(start=True)
+        async def first(self) -> Command:
+            self.note = "stale"
+            get_context(self.Context)._private = "stale"
+            return goto(self.second)
+
+        @step
+        async def second(self) -> Command:
+            context = get_context(self.Context)
+            context.seen += [self.note, context._private]
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        assert (await run_of(engine, Flow)).data == {"seen": ["fresh", "fresh"]}
+
+
+# ---- sleep
+
+
+async def test_sleep_runs_the_same_step_again(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """The reminder loop: a step that sleeps without then= runs again each time, as a visit of its own."""
+    keys = []
+
+    @workflow("steps-reminder")
+    class Flow:
+        class Context(BaseModel):
+            reminders: int = 0
+
+        @step(start=True)
+        async def remind(self) -> Command:
+            keys.append(get_run().step_key)
+            context = get_context(self.Context)
+            context.reminders += 1
+            return complete() if context.reminders == 3 else sleep(HOUR)
+
+    async with make_engine(Flow) as engine:
+        run = await engine.start(Flow)
+        for reminders in (1, 2):
+            await run.wait(5, until="parked")
+            assert (run.status, run.waiting_for, run.current_step) == ("waiting", "sleep", "remind")
+            assert run.wake_at == run.updated_at + HOUR
+            assert run.data == {"reminders": reminders}
+            clock.shift(HOUR)
+            await moved_on(run)
+        await run.wait(5)
+        assert (run.status, run.data) == ("completed", {"reminders": 3})
+        assert len(set(keys)) == 3
+        assert await kinds_of(engine, run) == ["start", "sleep", "wake", "sleep", "wake", "complete"]
+
+
+async def test_sleep_then_goes_on_with_another_step(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """With then= another step follows; until then the run stands at the step that sleeps."""
+
+    @workflow("steps-then")
+    class Flow:
+        class Context(BaseModel):
+            path: list[str] = []
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            get_context(self.Context).path.append("ask")
+            return sleep(HOUR, then=self.escalate)
+
+        @step
+        async def escalate(self) -> Command:
+            get_context(self.Context).path.append("escalate")
+            return sleep(HOUR, then="end")
+
+        @step
+        async def end(self) -> Command:
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        run = await engine.start(Flow)
+        await run.wait(5, until="parked")
+        assert (run.current_step, run.data) == ("ask", {"path": ["ask"]})
+        clock.shift(HOUR)
+        await moved_on(run)
+        await run.wait(5, until="parked")
+        assert (run.current_step, run.data) == ("escalate", {"path": ["ask", "escalate"]})
+        clock.shift(HOUR)
+        await run.wait(5)
+        assert (run.status, run.current_step) == ("completed", "end")
+        assert [(row.kind, row.step) for row in await engine.history(run.id)] == [
+            ("start", "ask"),
+            ("sleep", "ask"),
+            ("wake", "escalate"),
+            ("sleep", "escalate"),
+            ("wake", "end"),
+            ("complete", "end"),
+        ]
+
+
+async def test_sleep_until_an_instant(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """A run may sleep until an aware datetime, in whatever time zone."""
+    at = (clock.now() + timedelta(days=100)).astimezone()
+
+    @workflow("steps-until")
+    class Flow:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def wait(self) -> Command:
+            return sleep(at, then=self.end)
+
+        @step
+        async def end(self) -> Command:
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        run = await engine.start(Flow)
+        await run.wait(5, until="parked")
+        assert (run.wake_at, run.wake_at.tzinfo) == (at, UTC)
+        clock.shift(timedelta(days=100))
+        assert (await run.wait(5)).status == "completed"
+
+
+@pytest.mark.parametrize(
+    "until",
+    [timedelta(0), datetime(2020, 1, 1, tzinfo=UTC), datetime(1969, 7, 20, tzinfo=UTC), datetime(1, 1, 1, tzinfo=UTC)],
+    ids=["nothing", "2020", "1969", "year 1"],
+)
+async def test_sleep_until_what_is_past_goes_on_at_once(make_engine: MakeEngine, until: Any) -> None:
+    """A sleep of nothing, or until an instant that is past, ends at once, however long it is past."""
+
+    @workflow("steps-past")
+    class Flow:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def wait(self) -> Command:
+            return sleep(until, then=self.end)
+
+        @step
+        async def end(self) -> Command:
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        run = await run_of(engine, Flow)
+        assert await kinds_of(engine, run) == ["start", "sleep", "wake", "complete"]
+
+
+@pytest.mark.parametrize("year", [1, 1969, 2020])
+async def test_sleep_that_is_over_outlives_a_restart(make_engine: MakeEngine, year: int) -> None:
+    """A run whose sleep was over before its engine closed goes on in the next engine, however long it was over."""
+    gate, inside = asyncio.Event(), asyncio.Event()
+
+    @workflow("steps-past-restart")
+    class Flow:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def wait(self) -> Command:
+            inside.set()
+            await gate.wait()
+            return sleep(datetime(year, 1, 2, tzinfo=UTC), then=self.end)
+
+        @step
+        async def end(self) -> Command:
+            return complete()
+
+    engine = make_engine(Flow)
+    async with engine:
+        run = await engine.start(Flow)
+        await inside.wait()
+        closing = asyncio.ensure_future(engine.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        gate.set()
+        await closing
+    async with make_engine(Flow) as engine:
+        assert (await engine.wait(run.id, 2)).status == "completed"
+
+
+# ---- complete and fail
+
+
+async def test_complete_merges_its_data(make_engine: MakeEngine) -> None:
+    """What complete is given is laid over the Context; names that it does not declare are kept too."""
+
+    @workflow("steps-complete")
+    class Flow:
+        class Context(BaseModel):
+            number: int = 1
+            kept: str = "as it was"
+
+        @step(start=True)
+        async def end(self) -> Command:
+            get_context(self.Context).kept = "as the step left it"
+            return complete(number=2, receipt={"id": 7})
+
+    async with make_engine(Flow) as engine:
+        run = await run_of(engine, Flow)
+        assert run.data == {"number": 2, "kept": "as the step left it", "receipt": {"id": 7}}
+        assert run.context.receipt == {"id": 7}
+        assert await run.result() == run.context
+
+
+@pytest.mark.parametrize("extra", ["ignore", "forbid"])
+async def test_context_decides_about_undeclared_names(make_engine: MakeEngine, extra: Any) -> None:
+    """A Context that says extra="ignore" drops what it does not declare, one that says "forbid" makes it an error."""
+
+    @workflow("steps-extra")
+    class Flow:
+        class Context(BaseModel):
+            model_config = ConfigDict(extra=extra)
+            number: int = 1
+
+        @step(start=True)
+        async def end(self) -> Command:
+            return complete(number=2, receipt=7)
+
+    async with make_engine(Flow) as engine:
+        run = await run_of(engine, Flow)
+        if extra == "ignore":
+            assert (run.status, run.data) == ("completed", {"number": 2})
+        else:
+            assert (run.status, run.data) == ("failed", {"number": 1})
+            assert run.error == (
+                f"Step 'end' of workflow 'steps-extra' (run {run.id}) left a Context that cannot be stored: "
+                "complete(...) does not fit: receipt: Extra inputs are not permitted"
+            )
+
+
+@pytest.mark.parametrize("reason", ["card declined", "", "ünïcode ✓\n  second line\t", "fail: ValueError('x')"])
+async def test_fail_gives_exactly_the_reason(make_engine: MakeEngine, reason: str) -> None:
+    """fail(reason) ends the run with that very text, without retry, and keeps what the step did to the Context."""
+
+    @workflow("steps-fail")
+    class Flow:
+        class Context(BaseModel):
+            tried: int = 0
+            reason: str
+
+        @step(start=True)
+        async def pay(self) -> Command:
+            context = get_context(self.Context)
+            context.tried += 1
+            return fail(context.reason)
+
+    async with make_engine(Flow) as engine:
+        run = await run_of(engine, Flow, reason=reason)
+        assert (run.status, run.error, run.traceback, run.attempt) == ("failed", reason, None, 1)
+        assert run.data == {"tried": 1, "reason": reason}
+        assert run.ended_at == run.updated_at
+        [_, failed] = await engine.history(run.id)
+        assert (failed.kind, failed.error) == ("fail", reason)
+
+
+# ---- the Context, and what a step can ask
+
+
+async def test_next_step_starts_from_what_was_stored(make_engine: MakeEngine) -> None:
+    """A step gets a Context that was read back, not the object that the last one changed."""
+    live = []
+
+    @workflow("steps-parsed")
+    class Flow:
+        class Context(BaseModel):
+            at: datetime
+            items: list[int] = []
+
+        @step(start=True)
+        async def first(self) -> Command:
+            live.append(get_context(self.Context))
+            live[0].items.append(1)
+            return goto(self.second)
+
+        @step
+        async def second(self) -> Command:
+            live.append(get_context())
+            live[0].items.append(2)  # nobody sees this any more
+            return complete()
+
+    at = datetime(2026, 7, 1, 12, 30, 15, 123456, tzinfo=UTC)
+    async with make_engine(Flow) as engine:
+        run = await run_of(engine, Flow, at=at)
+        assert live[0] is not live[1]
+        assert (run.context.at, run.context.items) == (at, [1])
+
+
+async def test_step_can_ask_about_its_run(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """get_run tells who runs: id, workflow, step, attempt, key, step_key, and the engine's time."""
+    asked = []
+
+    @workflow("steps-ask")
+    class Flow:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def first(self) -> Command:
+            asked.append((get_run(), get_run().now))
+            return goto(self.second)
+
+        @step
+        def second(self) -> Command:
+            asked.append((get_run(), get_run().now))
+            return complete()
+
+    clock.shift(timedelta(days=1000))
+    async with make_engine(Flow) as engine:
+        before = clock.now()
+        run = await run_of(engine, Flow)
+        for (current, now), name in zip(asked, ("first", "second"), strict=True):
+            assert (current.id, current.workflow, current.step) == (run.id, "steps-ask", name)
+            assert (current.attempt, current.key) == (1, None)
+            assert before <= now <= clock.now()
+        first, second = (current.step_key for current, _ in asked)
+        assert first != second
+        assert first.endswith(f":{run.id}:1")
+        assert second.endswith(f":{run.id}:2")
+
+
+@pytest.mark.parametrize(("ask", "name"), [(get_run, "get_run"), (get_context, "get_context")])
+async def test_nothing_runs_outside_a_step(ask: Any, name: str) -> None:
+    """Asked outside a step, get_run and get_context say where they work."""
+    with pytest.raises(errors.UsageError) as raised:
+        ask()
+    assert str(raised.value) == f"{name}() works inside a step, while it runs. Nothing runs here."
+
+
+# ---- endless loops
+
+
+async def test_loop_without_a_wait_is_stopped(make_engine: MakeEngine) -> None:
+    """A run that goes on and on without waiting fails at max_transitions, and the error names the limit."""
+    seen = []
+
+    @workflow("steps-loop", max_transitions=5)
+    class Flow:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def ping(self) -> Command:
+            seen.append(1)
+            return goto(self.pong)
+
+        @step
+        async def pong(self) -> Command:
+            seen.append(1)
+            return goto(self.ping)
+
+    async with make_engine(Flow) as engine:
+        run = await run_of(engine, Flow)
+        assert run.status == "failed"
+        assert len(seen) == 5
+        assert run.error == (
+            f"Run {run.id} of workflow 'steps-loop' is beyond the limit of 5 transitions without a wait "
+            "(max_transitions): it went on from step 'ping' to 'pong'."
+        )
+
+
+async def test_wait_makes_a_loop_a_patient_one(make_engine: MakeEngine) -> None:
+    """Transitions count from the last wait on: a loop that sleeps may go on for ever."""
+
+    @workflow("steps-patient", max_transitions=3)
+    class Flow:
+        class Context(BaseModel):
+            rounds: int = 0
+
+        @step(start=True)
+        async def work(self) -> Command:
+            return goto(self.rest)
+
+        @step
+        async def rest(self) -> Command:
+            context = get_context(self.Context)
+            context.rounds += 1
+            return complete() if context.rounds == 10 else sleep(timedelta(0), then=self.work)
+
+    async with make_engine(Flow) as engine:
+        run = await run_of(engine, Flow)
+        assert (run.status, run.data) == ("completed", {"rounds": 10})

@@ -1,0 +1,369 @@
+"""Where steps run: async ones on the loop, sync ones in a bounded pool of threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import timedelta
+
+from pydantic import BaseModel
+
+from aioflow import Retry, complete, get_context, get_run, goto, step, workflow
+from aioflow.commands import Command
+from tests.engine.conftest import MakeEngine, kinds_of, run_of
+from tests.support import wait_until
+
+
+class Nothing(BaseModel):
+    """A Context."""
+
+
+class Crowd:
+    """How many are inside, and how many ever were at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.inside = self.most = self.entered = 0
+
+    def enter(self) -> None:
+        with self._lock:
+            self.entered += 1
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+
+    def leave(self) -> None:
+        with self._lock:
+            self.inside -= 1
+
+
+async def test_sync_steps_run_in_threads(make_engine: MakeEngine) -> None:
+    """An async step runs on the loop, a sync one in a worker thread, and with thread=False on the loop again."""
+    threads: dict[str, int] = {}
+
+    @workflow("threads-where")
+    class Flow:
+        class Context(BaseModel):
+            path: list[str] = []
+
+        def note(self) -> None:
+            run = get_run()
+            threads[run.step] = threading.get_ident()
+            get_context(self.Context).path.append(run.step)
+
+        @step(start=True)
+        async def on_the_loop(self) -> Command:
+            self.note()
+            return goto(self.in_a_thread)
+
+        @step
+        def in_a_thread(self) -> Command:
+            self.note()
+            return goto(self.in_a_thread_too)
+
+        @step(thread=True)
+        def in_a_thread_too(self) -> Command:
+            self.note()
+            return goto(self.on_the_loop_too)
+
+        @step(thread=False)
+        def on_the_loop_too(self) -> Command:
+            self.note()
+            asyncio.get_running_loop()
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        run = await run_of(engine, Flow)
+        assert run.status == "completed"
+        assert run.data == {"path": ["on_the_loop", "in_a_thread", "in_a_thread_too", "on_the_loop_too"]}
+    here = threading.get_ident()
+    assert {name: ident == here for name, ident in threads.items()} == {
+        "on_the_loop": True,
+        "in_a_thread": False,
+        "in_a_thread_too": False,
+        "on_the_loop_too": True,
+    }
+
+
+async def test_loop_goes_on_while_a_thread_works(make_engine: MakeEngine) -> None:
+    """A sync step that blocks its thread holds up nobody else."""
+    gate = threading.Event()
+
+    @workflow("threads-blocking")
+    class Flow:
+        Context = Nothing
+
+        @step(start=True)
+        def block(self) -> Command:
+            gate.wait(10)
+            return complete()
+
+    @workflow("threads-quick")
+    class Quick:
+        Context = Nothing
+
+        @step(start=True)
+        async def end(self) -> Command:
+            return complete()
+
+    async with make_engine(Flow, Quick) as engine:
+        run = await engine.start(Flow)
+        for _ in range(10):
+            assert (await run_of(engine, Quick)).status == "completed"
+        gate.set()
+        assert (await run.wait(5)).status == "completed"
+
+
+async def test_no_more_threads_than_there_may_be(make_engine: MakeEngine) -> None:
+    """Of many runs in sync steps only as many execute at once as the engine has threads; the others have their turn."""
+    gate, crowd = threading.Event(), Crowd()
+
+    @workflow("threads-bound")
+    class Flow:
+        Context = Nothing
+
+        @step(start=True)
+        def work(self) -> Command:
+            crowd.enter()
+            gate.wait(10)
+            crowd.leave()
+            return complete()
+
+    async with make_engine(Flow, threads=3) as engine:
+        runs = [await engine.start(Flow) for _ in range(12)]
+        await wait_until(lambda: crowd.inside == 3)
+        assert (await engine.stats()).running_here == 12
+        gate.set()
+        for run in runs:
+            assert (await run.wait(5)).status == "completed"
+    assert (crowd.entered, crowd.most) == (12, 3)
+
+
+async def test_async_steps_need_no_thread(make_engine: MakeEngine) -> None:
+    """While every thread is taken, async steps and those with thread=False go on."""
+    gate, crowd = threading.Event(), Crowd()
+
+    @workflow("threads-taken")
+    class Taken:
+        Context = Nothing
+
+        @step(start=True)
+        def work(self) -> Command:
+            crowd.enter()
+            gate.wait(10)
+            return complete()
+
+    @workflow("threads-free")
+    class Free:
+        Context = Nothing
+
+        @step(start=True)
+        async def first(self) -> Command:
+            return goto(self.second)
+
+        @step(thread=False)
+        def second(self) -> Command:
+            return complete()
+
+    async with make_engine(Taken, Free, threads=1) as engine:
+        taken = await engine.start(Taken)
+        await wait_until(lambda: crowd.inside)
+        assert (await run_of(engine, Free)).status == "completed"
+        gate.set()
+        await taken.wait(5)
+
+
+# ---- timeouts of threads: they cannot be stopped
+
+
+async def test_thread_that_is_too_late_is_left_alone(make_engine: MakeEngine) -> None:
+    """A sync step beyond its timeout counts as failed and is tried again; what its thread returns later is dropped."""
+    gate, late = threading.Event(), []
+
+    @workflow("threads-late")
+    class Flow:
+        class Context(BaseModel):
+            attempts: list[int] = []
+
+        @step(start=True, timeout=timedelta(milliseconds=30), retry=Retry(max_attempts=2, base_delay=timedelta(0)))
+        def work(self) -> Command:
+            run, context = get_run(), get_context(self.Context)
+            context.attempts.append(run.attempt)
+            if run.attempt == 1:
+                gate.wait(10)
+                late.append(run.step_key)
+                return goto(self.wrong)
+            return complete()
+
+        @step
+        def wrong(self) -> Command:
+            late.append("went on")
+            return complete()
+
+    @workflow("threads-later")
+    class Quick:
+        Context = Nothing
+
+        @step(start=True)
+        def end(self) -> Command:
+            return complete()
+
+    async with make_engine(Flow, Quick) as engine:
+        run = await run_of(engine, Flow)
+        assert (run.status, run.attempt, run.data) == ("completed", 2, {"attempts": [2]})
+        error = "Step 'work' of workflow 'threads-late' ran longer than its timeout of 0.03 s."
+        rows = await engine.history(run.id)
+        assert [(row.kind, row.attempt, row.error) for row in rows] == [
+            ("start", 1, None),
+            ("retry", 1, error),
+            ("wake", 2, None),
+            ("complete", 2, None),
+        ]
+        assert rows[1].duration >= timedelta(milliseconds=30)
+        gate.set()
+        await wait_until(lambda: late)
+        # A thread that began later has ended, and so has whatever came of the late one.
+        assert (await run_of(engine, Quick)).status == "completed"
+        assert await engine.history(run.id) == rows
+        assert [key.rsplit(":", 2)[1:] for key in late] == [[str(run.id), "1"]]
+
+
+async def test_slot_of_a_late_thread_is_not_used_again(make_engine: MakeEngine) -> None:
+    """A thread that is left alone keeps its place in the pool until it ends."""
+    gate, entered = threading.Event(), []
+
+    @workflow("threads-slot", default_retry=Retry(max_attempts=1))
+    class Late:
+        Context = Nothing
+
+        @step(start=True, timeout=timedelta(milliseconds=30))
+        def work(self) -> Command:
+            entered.append("late")
+            gate.wait(10)
+            return complete()
+
+    @workflow("threads-next")
+    class Next:
+        Context = Nothing
+
+        @step(start=True)
+        def work(self) -> Command:
+            entered.append("next")
+            return complete()
+
+    @workflow("threads-async")
+    class Async:
+        Context = Nothing
+
+        @step(start=True)
+        async def work(self) -> Command:
+            return complete()
+
+    async with make_engine(Late, Next, Async, threads=1) as engine:
+        late = await run_of(engine, Late)
+        assert (late.status, late.error) == (
+            "failed",
+            "Step 'work' of workflow 'threads-slot' ran longer than its timeout of 0.03 s.",
+        )
+        run = await engine.start(Next)
+        for _ in range(10):
+            assert (await run_of(engine, Async)).status == "completed"
+        assert entered == ["late"]
+        await run.refresh()
+        assert run.status == "running"
+        gate.set()
+        assert (await run.wait(5)).status == "completed"
+        assert entered == ["late", "next"]
+        assert await kinds_of(engine, late) == ["start", "fail"]
+        for _ in range(3):
+            assert (await run_of(engine, Next)).status == "completed"
+
+
+async def test_waiting_for_a_thread_is_no_part_of_the_timeout(make_engine: MakeEngine) -> None:
+    """A step's timeout begins when its code does: one that finds every thread taken has its whole time."""
+    gate, entered = threading.Event(), []
+
+    @workflow("threads-patient", default_retry=Retry(max_attempts=1))
+    class Flow:
+        class Context(BaseModel):
+            taken: bool
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            return goto(self.take if get_context(self.Context).taken else self.work)
+
+        @step
+        def take(self) -> Command:
+            entered.append(1)
+            gate.wait(10)
+            return complete()
+
+        @step(timeout=timedelta(milliseconds=500))
+        def work(self) -> Command:
+            return complete()
+
+    @workflow("threads-meanwhile", default_retry=Retry(max_attempts=1))
+    class Meanwhile:
+        Context = Nothing
+
+        @step(start=True, timeout=timedelta(milliseconds=550))
+        async def wait(self) -> Command:
+            await asyncio.Event().wait()
+            return complete()
+
+    async with make_engine(Flow, Meanwhile, threads=1) as engine:
+        taken = await engine.start(Flow, taken=True)
+        await wait_until(lambda: entered)
+        run = await engine.start(Flow, taken=False)
+        assert (await run_of(engine, Meanwhile)).status == "failed"  # so much time has passed
+        gate.set()
+        assert (await taken.wait(5)).status == "completed"
+        assert ((await run.wait(5)).status, run.error) == ("completed", None)
+
+
+async def test_every_slot_comes_back(make_engine: MakeEngine) -> None:
+    """However steps end (well, badly, too late, cancelled), the pool is whole again afterwards."""
+    gate, crowd = threading.Event(), Crowd()
+
+    @workflow("threads-ways", default_retry=Retry(max_attempts=1))
+    class Ways:
+        class Context(BaseModel):
+            way: str
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            return goto(get_context(self.Context).way)
+
+        @step
+        def well(self) -> Command:
+            return complete()
+
+        @step
+        def badly(self) -> Command:
+            raise SystemExit
+
+        @step(timeout=timedelta(milliseconds=20))
+        def late(self) -> Command:
+            crowd.enter()
+            gate.wait(10)
+            crowd.leave()
+            return complete()
+
+        @step
+        def blocked(self) -> Command:
+            crowd.enter()
+            gate.wait(10)
+            crowd.leave()
+            return complete()
+
+    async with make_engine(Ways, threads=2) as engine:
+        for _ in range(3):
+            gate.clear()
+            stuck = [await engine.start(Ways, way=way) for way in ("late", "blocked", "blocked", "late", "well")]
+            await wait_until(lambda: crowd.inside == 2)
+            for run in stuck:
+                await engine.cancel(run.id)
+            gate.set()
+            for way, status in (("well", "completed"), ("badly", "failed")) * 3:
+                assert (await run_of(engine, Ways, way=way)).status == status
+            await wait_until(lambda: crowd.inside == 0)
+        assert crowd.most == 2

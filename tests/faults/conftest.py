@@ -1,0 +1,29 @@
+"""Processes to be killed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.children import House, Nursery
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """The process that forks the others; it ends with the session."""
+    if not hasattr(os, "fork"):
+        pytest.skip("there is no fork() and no SIGKILL here")
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def house(nursery: Nursery, tmp_path: Path) -> Iterator[House]:
+    """A folder with a store, and processes on it that end with the test."""
+    house = House(nursery, tmp_path)
+    yield house
+    house.close()

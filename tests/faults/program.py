@@ -1,0 +1,423 @@
+"""The program that the tests kill: a workflow that does what its Context says, and a server that forks lives of it.
+
+    python program.py            forks a life for each job that it reads from standard input
+    python program.py '{...}'    is one life
+
+A *life* is one process on a store. Whatever it does it notes in a journal beside the store, before anything can go
+wrong: a write per line, which a SIGKILL leaves whole. The tests compare the journal with what the engine committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import select
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from aioflow import (
+    Engine,
+    GiveUp,
+    Retry,
+    RetryLater,
+    StartOptions,
+    Transition,
+    complete,
+    fail,
+    get_context,
+    get_run,
+    goto,
+    sleep,
+    step,
+    workflow,
+)
+from aioflow.clock import Clock
+from aioflow.model import Run
+
+RETRY = Retry(max_attempts=4, base_delay=timedelta(milliseconds=2), max_delay=timedelta(milliseconds=10))
+LATER = timedelta(milliseconds=3)
+REASON = "its program says so"
+
+
+class World:
+    """Where this process stands: the number of its life, and the journal that outlives it."""
+
+    def __init__(self, folder: str | Path, life: int) -> None:
+        self.folder = Path(folder)
+        self.life = life
+        self.postponed: Counter[str] = Counter()
+        self._fd = os.open(self.folder / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def note(self, what: str, **facts: object) -> None:
+        """Write a line."""
+        facts = {"what": what, "life": self.life, "pid": os.getpid(), "wall": time.time_ns() // 1000, **facts}
+        # A newline before it as well: if ever a kill tears a line, the next one stands alone.
+        os.write(self._fd, b"\n%s\n" % json.dumps(facts).encode())
+
+    def leave(self) -> None:
+        """Close the journal."""
+        os.close(self._fd)
+
+
+world: World | None = None
+
+
+def enter(folder: str | Path, life: int) -> World:
+    """Make this process a life."""
+    global world  # noqa: PLW0603 - a process has one life, and its steps can be given nothing
+    world = World(folder, life)
+    return world
+
+
+# ---- what a run does
+
+
+def parse(instruction: str) -> tuple[str, list[tuple[str, int]]]:
+    """Read ``"thread: take 5, flaky 2, sleep 30"``: the step that does it, and what it does; the last is a command."""
+    name, _, rest = instruction.partition(": ")
+    words = [part.split() for part in rest.split(", ")]
+    return name, [(word[0], int(word[1]) if len(word) > 1 else 0) for word in words]
+
+
+def advance(total: int, at: int) -> int:
+    """What an instruction does to the total: whoever leaves one out, or does it twice, gets another one."""
+    return (total * 31 + at + 1) % 1_000_003
+
+
+@workflow("machine", default_retry=RETRY)
+class Machine:
+    """Each step does the instruction ``program[at]``, which names the step that is to do it.
+
+    take n: it takes n milliseconds. flaky n: attempts up to the n-th fail. later n: RetryLater, n times in each life.
+    hold n: in lives before n it never ends. kill n, exit n: in lives up to n the process ends. fork n: in lives up to
+    n the process has a child, which lives on. raise, giveup: it fails for good. Then: goto, sleep n, complete or fail.
+    """
+
+    class Context(BaseModel):
+        program: list[str]
+        number: int = 0
+        at: int = 0
+        total: int = 0
+        path: list[str] = []
+
+    @step(start=True)
+    async def coroutine(self):
+        turn = Turn("coroutine")
+        for word, number in turn.actions:
+            if (seconds := turn.lasts(word, number)) == 0:
+                continue
+            try:
+                await passing(seconds)
+            except asyncio.CancelledError:
+                turn.note("stopped")
+                raise
+        return turn.command()
+
+    @step
+    def thread(self):
+        return Turn("thread").at_once()
+
+    @step(thread=False)
+    def inline(self):
+        return Turn("inline").at_once()
+
+
+class Turn:
+    """One execution of a step."""
+
+    def __init__(self, name: str) -> None:
+        assert world is not None
+        self.world = world
+        self.run = get_run()
+        self.context = ctx = get_context(Machine.Context)
+        self.name, self.actions = parse(ctx.program[ctx.at])
+        self._command = self.actions.pop()
+        self.note("step")
+        assert name == self.name == self.run.step
+
+    def note(self, what: str) -> None:
+        """Write into the journal which execution this is, and with what it began."""
+        run, ctx = self.run, self.context
+        self.world.note(
+            what, run=run.id, step=run.step, key=run.step_key, attempt=run.attempt, at=ctx.at, total=ctx.total
+        )
+
+    def at_once(self) -> Any:
+        """Do the instruction without a loop."""
+        for word, number in self.actions:
+            if (seconds := self.lasts(word, number)) != 0:
+                threading.Event().wait(seconds)
+        return self.command()
+
+    def lasts(self, word: str, number: int) -> float | None:
+        """Do what takes no time; how long the rest takes, None for ever."""
+        ctx, run, life = self.context, self.run, self.world.life
+        before = ctx.total, list(ctx.path)
+        ctx.total, ctx.path = -1, ["what a failed attempt leaves"]
+        match word:
+            case "flaky" if run.attempt <= number:
+                raise RuntimeError(f"attempt {run.attempt} of {number + 1} fails")
+            case "raise":
+                raise RuntimeError(f"attempt {run.attempt} fails")
+            case "giveup":
+                raise GiveUp(REASON)
+            case "later" if self.world.postponed[run.step_key] < number:
+                self.world.postponed[run.step_key] += 1
+                raise RetryLater(LATER)
+            case "kill" if life <= number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "exit" if life <= number:
+                os._exit(1)
+            case "fork" if life <= number:
+                beget(self.world)
+        ctx.total, ctx.path = before
+        match word:
+            case "take":
+                return number / 1000
+            case "hold" if life < number:
+                return None
+        return 0
+
+    def command(self) -> Any:
+        """What the step returns."""
+        ctx, (word, number) = self.context, self._command
+        ctx.total = advance(ctx.total, ctx.at)
+        ctx.path.append(self.name)
+        ctx.at += 1
+        following = parse(ctx.program[ctx.at])[0] if ctx.at < len(ctx.program) else ""
+        match word:
+            case "goto":
+                return goto(following)
+            case "sleep":
+                return sleep(timedelta(milliseconds=number), then=None if following == self.name else following)
+            case "fail":
+                return fail(REASON)
+            case _:
+                return complete()
+
+
+async def passing(seconds: float | None) -> None:
+    """Let that much time pass; None is for ever."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.Event().wait()
+
+
+def beget(world: World) -> None:
+    """Fork a child that tries for the file's lock, and lives on with all that this process had open."""
+    from aioflow_sqlite.lock import FileLock
+
+    if os.fork():
+        return
+    signal.alarm(60)  # whatever becomes of the test
+    with suppress(BaseException):
+        world.note("begotten", locked=FileLock(world.folder / "runs.db.worker").acquire())
+        while True:
+            signal.pause()
+    os._exit(1)
+
+
+# ---- random programs
+
+
+class Plan(NamedTuple):
+    """A run to start. ``delay``: milliseconds."""
+
+    number: int
+    program: list[str]
+    key: str | None = None
+    delay: int = 0
+
+
+def planned(seed: int, number: int) -> Plan:
+    """The plan of this number: the same in every process."""
+    rng = random.Random(f"{seed} plan {number}")
+    names = ["coroutine", *rng.choices(["coroutine", "thread", "inline"], [2, 1, 1], k=rng.randrange(9))]
+    program = []
+    for name in names:
+        words = []
+        if rng.random() < 0.6:
+            words.append(f"take {rng.randint(1, 2 if name == 'inline' else 12)}")
+        if rng.random() < 0.15:
+            words.append(f"flaky {rng.randint(1, 3)}")
+        if rng.random() < 0.1:
+            words.append(f"later {rng.randint(1, 2)}")
+        rng.shuffle(words)
+        if len(program) == len(names) - 1:
+            words.append(rng.choices(["complete", "fail", "raise, goto", "giveup, goto"], [80, 8, 7, 5])[0])
+        else:
+            words.append("goto" if rng.random() < 0.6 else f"sleep {rng.choice([0, 1, 10, 100, 400])}")
+        program.append(f"{name}: {', '.join(words)}")
+    key = f"order-{number}" if rng.random() < 0.25 else None
+    return Plan(number, program, key, rng.choice([1, 30, 150]) if rng.random() < 0.15 else 0)
+
+
+# ---- a life
+
+
+class Ahead(Clock):
+    """A clock that is that many seconds ahead."""
+
+    def __init__(self, seconds: float) -> None:
+        self._ahead = int(seconds * 1_000_000)
+
+    def micros(self) -> int:
+        """See Clock."""
+        return super().micros() + self._ahead
+
+
+class Reaper:
+    """An instrument that kills the process as soon as a transition of one of these kinds is committed."""
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        self._kinds = frozenset(kinds)
+
+    def committed(self, run: Run, transition: Transition) -> None:
+        """See Instrument."""
+        if transition.kind in self._kinds:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def step_started(self, run: Run) -> None:
+        """Nothing."""
+
+    def step_ended(self, run: Run, error: BaseException | None) -> None:
+        """Nothing."""
+
+
+async def begin(engine: Engine, plan: Plan) -> None:
+    """Start a run; note it once that is acknowledged."""
+    assert world is not None
+    options = StartOptions(key=plan.key, delay=timedelta(milliseconds=plan.delay) if plan.delay else None)
+    run = await engine.start(Machine, options, program=plan.program, number=plan.number)
+    world.note("acknowledged", run=run.id, number=plan.number, key=plan.key, created=run.created)
+
+
+async def errands(
+    engine: Engine, starts: Sequence[Sequence[Any]], stream: Mapping[str, Any] | None, finish: bool
+) -> None:
+    """What a life does beside working: start runs, as many as it is told or a stream of them, and see them end."""
+    assert world is not None
+    world.note("open")
+    await asyncio.gather(*(begin(engine, Plan(*start)) for start in starts))
+    if starts:
+        world.note("started")
+    if stream:
+        pace = random.Random(f"{stream['seed']} pace {world.life}")
+        plans = [planned(stream["seed"], number) for number in stream["numbers"]]
+        while plans:
+            lot, plans = plans[: (size := pace.randint(1, 30))], plans[size:]
+            await asyncio.gather(*(begin(engine, plan) for plan in lot for _ in range(2 if plan.key else 1)))
+            await passing(pace.random() * 0.02)
+    if finish:
+        while await engine.count(status=["running", "waiting"]):
+            await passing(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def live(
+    folder: str,
+    *,
+    bare: bool = False,
+    starts: Sequence[Sequence[Any]] = (),
+    stream: Mapping[str, Any] | None = None,
+    finish: bool = False,
+    code: bool = True,
+    ahead: float = 0,
+    dies_on: Sequence[str] = (),
+    shutdown_timeout: float = 10,
+    max_running: int = 1000,
+    threads: int = 40,
+) -> None:
+    """One life, until SIGTERM or SIGINT. ``code``: whether it knows the workflow. ``bare``: run_forever alone."""
+    assert world is not None
+    engine = Engine(
+        f"sqlite:///{folder}/runs.db",
+        workflows=None if code else [],
+        clock=Ahead(ahead),
+        shutdown_timeout=timedelta(seconds=shutdown_timeout),
+        max_running=max_running,
+        threads=threads,
+    )
+    engine.instruments.append(Reaper(dies_on))
+    if bare:
+        await engine.run_forever()
+    else:
+        async with engine, asyncio.TaskGroup() as group:
+            busy = group.create_task(errands(engine, starts, stream, finish))
+            await engine.run_forever()
+            busy.cancel()
+    world.note("closed")
+
+
+def be_born(job: dict[str, Any]) -> None:
+    """Be the life that the job describes."""
+    enter(job["folder"], job.pop("life"))
+    asyncio.run(live(**job))
+
+
+def serve() -> None:
+    """Print ``ready``; fork a life for each job, a line of JSON: ``born <pid>``, then ``ended <pid> <exit code>``."""
+    ear, bell = os.pipe()
+    os.set_blocking(bell, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(bell)
+    os.write(1, b"ready\n")
+    jobs = b""
+    while True:
+        ready, _, _ = select.select([0, ear], [], [])
+        if ear in ready:
+            os.read(ear, 4096)
+            with suppress(ChildProcessError):
+                while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                    os.write(1, b"ended %d %d\n" % (ended[0], os.waitstatus_to_exitcode(ended[1])))
+        if 0 in ready:
+            if not (read := os.read(0, 1 << 16)):
+                return
+            *lines, jobs = (jobs + read).split(b"\n")
+            for line in lines:
+                if pid := os.fork():
+                    os.write(1, b"born %d\n" % pid)
+                    continue
+                fork_off(json.loads(line), (ear, bell))
+
+
+def fork_off(job: dict[str, Any], others: Iterable[int]) -> None:
+    """Live, in a process that was just forked, and end it."""
+    code = 1
+    signal.alarm(300)  # whatever becomes of the test
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        log = os.open(Path(job["folder"]) / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        for fd in (*others, log, nothing):
+            os.close(fd)
+        be_born(job)
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        be_born(json.loads(sys.argv[1]))
+    else:
+        serve()

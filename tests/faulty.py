@@ -1,0 +1,166 @@
+"""A store whose commits go wrong as they are told to, and a clock on which waiting takes no time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from aioflow.clock import Clock, Micros
+from aioflow.errors import StoreRefused, StoreUnavailable
+from aioflow.model import Deadline, Run, Transition
+from aioflow.store import Amend, Change, Claim, Mark, Result, RunQuery, Stats
+from aioflow_memory import MemoryStore
+
+#: The present of the quick clock when it is made.
+NOW: Micros = 1_750_000_000_000_000
+
+
+class QuickClock(Clock):
+    """Time passes by sleeping alone, and at once: others run once meanwhile."""
+
+    def __init__(self) -> None:
+        self.passed: Micros = 0
+        #: How long each sleep was.
+        self.slept: list[Micros] = []
+
+    def micros(self) -> Micros:
+        return NOW + self.passed
+
+    def monotonic(self) -> Micros:
+        return self.passed
+
+    async def sleep(self, duration: Micros) -> None:
+        self.slept.append(duration)
+        self.passed += duration
+        await asyncio.sleep(0)
+
+
+#: What an offer comes to: an error before anything was applied or after everything was, or what else is raised.
+Fault = Literal["before", "after"] | BaseException | None
+
+
+def lost(when: str) -> StoreUnavailable:
+    """What a store raises when it does not know."""
+    return StoreUnavailable("faulty://", f"the connection was lost {when} the commit")
+
+
+def run_id_of(change: Change) -> int:
+    """The run that a change is about."""
+    return change.run_id if isinstance(change, Mark | Amend) else change.run.id
+
+
+class FaultyStore:
+    """A MemoryStore that hands every verb on; ``apply`` does so when it is let, and as well as it is let.
+
+    Attributes:
+        faults: what comes of the next offers, one each; None is a good one, and so are all after the last.
+        down: as long as it is set, nothing is applied.
+        poison: a batch that has one of these runs is refused.
+        mangle: what becomes of the results.
+        offers: the batches that were offered, and what they were offered at.
+    """
+
+    def __init__(self) -> None:
+        self.store = MemoryStore("faulty://", uuid="faulty")
+        self.faults: deque[Fault] = deque()
+        self.down = False
+        self.poison: set[int] = set()
+        self.mangle: Callable[[list[Result]], Any] = lambda results: results
+        self.offers: list[list[Change]] = []
+        self.instants: list[Micros] = []
+        self._open = asyncio.Event()
+        self._open.set()
+        self._arrived = asyncio.Event()
+
+    @property
+    def batches(self) -> list[list[int]]:
+        """The run ids of each offer."""
+        return [[run_id_of(change) for change in offer] for offer in self.offers]
+
+    @contextmanager
+    def held(self) -> Any:
+        """Keep offers waiting for the length of a ``with`` block."""
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+    async def arrived(self, offers: int) -> None:
+        """Wait until so many offers were made."""
+        while len(self.offers) < offers:
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+        self.offers.append(list(changes))
+        self.instants.append(now)
+        self._arrived.set()
+        await self._open.wait()
+        fault = self.faults.popleft() if self.faults else None
+        if self.down or fault == "before":
+            raise lost("before")
+        if isinstance(fault, BaseException):
+            raise fault
+        sick = self.poison & {run_id_of(change) for change in changes}
+        if sick:
+            raise StoreRefused(self.name, f"run {min(sick)} is too large")
+        results = await self.store.apply(changes, now)
+        if fault == "after":
+            raise lost("after")
+        mangled: list[Result] = self.mangle(results)
+        return mangled
+
+    # ---- the rest of the port, as it is
+
+    @property
+    def name(self) -> str:
+        return self.store.name
+
+    @property
+    def exclusive(self) -> bool:
+        return self.store.exclusive
+
+    async def open(self, now: Micros) -> str:
+        return await self.store.open(now)
+
+    async def close(self) -> None:
+        await self.store.close()
+
+    async def reserve(self, kind: Literal["run", "worker"], count: int, now: Micros) -> int:
+        return await self.store.reserve(kind, count, now)
+
+    async def load(self, run_ids: Collection[int], now: Micros) -> list[Run]:
+        return await self.store.load(run_ids, now)
+
+    async def select(self, query: RunQuery, now: Micros) -> list[Run]:
+        return await self.store.select(query, now)
+
+    async def count(self, query: RunQuery, now: Micros) -> int:
+        return await self.store.count(query, now)
+
+    async def history(self, run_id: int, after: int, limit: int, now: Micros) -> list[Transition]:
+        return await self.store.history(run_id, after, limit, now)
+
+    async def due(
+        self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
+    ) -> list[Deadline]:
+        return await self.store.due(after, until, limit, now)
+
+    async def claim(self, worker: int, **arguments: Any) -> Claim:
+        return await self.store.claim(worker, **arguments)
+
+    async def renew(self, worker: int, lease: Micros, now: Micros) -> bool:
+        return await self.store.renew(worker, lease, now)
+
+    async def release(self, worker: int, now: Micros) -> None:
+        await self.store.release(worker, now)
+
+    async def hint(self, now: Micros) -> int:
+        return await self.store.hint(now)
+
+    async def stats(self, now: Micros) -> Stats:
+        return await self.store.stats(now)

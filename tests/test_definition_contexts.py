@@ -1,0 +1,220 @@
+"""What a Context may not declare: each refused when the workflow is defined, with the path to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Generic, NamedTuple, NewType, TypeVar
+
+import pytest
+from pydantic import (
+    Base64Bytes,
+    Base64UrlBytes,
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    Secret,
+    SecretBytes,
+    SecretStr,
+    create_model,
+)
+from typing_extensions import TypeAliasType, TypedDict
+
+from aioflow import complete, step, workflow
+from aioflow.commands import Command
+from aioflow.errors import DefinitionError
+from aioflow.registry import definition_of, registry
+
+T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    known = {name: dict(versions) for name, versions in registry._by_name.items()}
+    monkeypatch.setattr(registry, "_by_name", known)
+
+
+def define(context: type[BaseModel]) -> Any:
+    """A workflow class with this Context."""
+
+    @workflow("order")
+    class Order:
+        Context = context
+
+        @step(start=True)
+        def first(self) -> Command:
+            return complete()
+
+    return Order
+
+
+def context_problems(context: type[BaseModel]) -> tuple[str, ...]:
+    """Why the class cannot be a Context."""
+    with pytest.raises(DefinitionError) as caught:
+        define(context)
+    return caught.value.problems
+
+
+def test_a_root_model_is_no_context() -> None:
+    """A Context has named fields."""
+
+    class Numbers(RootModel[list[int]]):
+        pass
+
+    name = Numbers.__qualname__
+    expected = (f"{name} is a RootModel: a Context has named fields. Subclass BaseModel.",)
+    assert context_problems(Numbers) == expected
+
+
+def test_a_context_can_be_changed() -> None:
+    """A frozen Context is refused, also when it inherits that."""
+    frozen = create_model("Context", __config__=ConfigDict(frozen=True), total=(int, 0))
+    expected = ("Context is frozen: steps change their Context. Take frozen=True out of its model_config.",)
+    assert context_problems(frozen) == expected
+    assert context_problems(create_model("Context", __base__=frozen, more=(int, 0))) == expected
+
+
+class Card(BaseModel):
+    number: SecretStr
+
+
+class Wallet(BaseModel):
+    cards: dict[str, list[Card]] = {}
+    parent: Wallet | None = None
+
+
+@dataclasses.dataclass
+class PlainCard:
+    number: SecretStr
+
+
+class CardDict(TypedDict):
+    number: SecretStr
+
+
+class CardTuple(NamedTuple):
+    number: SecretStr
+
+
+class Box(BaseModel, Generic[T]):
+    inside: T
+
+
+CardNumber = NewType("CardNumber", SecretStr)
+Cards = TypeAliasType("Cards", list[Card])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "where", "secret"),
+    [
+        (SecretStr, "", "SecretStr"),
+        (SecretBytes, "", "SecretBytes"),
+        (Secret[int], "", "Secret"),
+        (SecretStr | None, "", "SecretStr"),
+        (Annotated[SecretStr, Field(min_length=3)], "", "SecretStr"),
+        (list[dict[str, tuple[SecretStr, ...]]], "", "SecretStr"),
+        (CardNumber, "", "SecretStr"),
+        (Card, ".number", "SecretStr"),
+        (Wallet, ".cards.number", "SecretStr"),
+        (Cards, ".number", "SecretStr"),
+        (Box[SecretStr], ".inside", "SecretStr"),
+        (PlainCard, ".number", "SecretStr"),
+        (CardDict, ".number", "SecretStr"),
+        (CardTuple, ".number", "SecretStr"),
+    ],
+    ids=str,
+)
+def test_a_context_holds_no_secret(annotation: Any, where: str, secret: str) -> None:
+    """A secret is refused wherever it is nested, with the path to it: pydantic would write asterisks."""
+    assert context_problems(create_model("Context", pay=(annotation, ...))) == (
+        f"Context.pay{where} is a {secret}: it would be stored as asterisks. Store a reference to the secret.",
+    )
+
+
+class Hidden(BaseModel):
+    total: int = Field(default=0, exclude=True)
+
+
+def test_a_context_excludes_nothing() -> None:
+    """``exclude=True`` is refused wherever it is nested: the field would be lost at every step."""
+    context = create_model(
+        "Context", total=(int, Field(exclude=True)), many=(list[Hidden], []), shown=(int, Field(exclude=False))
+    )
+    assert context_problems(context) == (
+        "Context.total has exclude=True: it would be lost at every step. Take it out of the Context.",
+        "Context.many.total has exclude=True: it would be lost at every step. Take it out of the Context.",
+    )
+
+
+class Photo(BaseModel):
+    pixels: bytes
+
+
+@dataclasses.dataclass
+class PlainPhoto:
+    pixels: bytes
+
+
+class PhotoDict(TypedDict):
+    pixels: bytes
+
+
+class PhotoTuple(NamedTuple):
+    pixels: bytes
+
+
+Pixels = NewType("Pixels", bytes)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "where"),
+    [
+        (bytes, ""),
+        (bytes | None, ""),
+        (Annotated[bytes, Field(max_length=9)], ""),
+        (dict[str, list[bytes]], ""),
+        (Pixels, ""),
+        (Photo, ".pixels"),
+        (Box[bytes], ".inside"),
+        (PlainPhoto, ".pixels"),
+        (PhotoDict, ".pixels"),
+        (PhotoTuple, ".pixels"),
+    ],
+    ids=str,
+)
+def test_a_context_holds_no_raw_bytes(annotation: Any, where: str) -> None:
+    """Raw bytes are refused wherever they are nested, with the type to use."""
+    assert context_problems(create_model("Context", photo=(annotation, ...))) == (
+        f"Context.photo{where} holds raw bytes, which JSON cannot. Declare it as pydantic.Base64Bytes.",
+    )
+
+
+class Base64Photo(BaseModel):
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+    pixels: bytes
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        create_model("Context", photo=(Base64Bytes, ...)),
+        create_model("Context", photo=(Base64UrlBytes | None, None)),
+        create_model("Context", photos=(dict[str, list[Base64Bytes]], ...)),
+        create_model("Context", photo=(Base64Photo, ...)),
+        create_model(
+            "Context", __config__=ConfigDict(ser_json_bytes="hex", val_json_bytes="hex"), photo=(bytes | None, None)
+        ),
+    ],
+)
+def test_bytes_may_be_written_as_text(context: type[BaseModel]) -> None:
+    """Base64 types, and models whose config writes and reads bytes alike, are accepted."""
+    assert definition_of(define(context)).codec.context is context
+
+
+def test_writing_bytes_without_reading_them_is_refused() -> None:
+    """A config that writes base64 and reads UTF-8 does not read back, so the bytes count as raw."""
+    context = create_model("Context", __config__=ConfigDict(ser_json_bytes="base64"), photo=(bytes, ...))
+    assert context_problems(context) == (
+        "Context.photo holds raw bytes, which JSON cannot. Declare it as pydantic.Base64Bytes.",
+    )

@@ -1,0 +1,222 @@
+"""What users write, and type checkers must accept, with the types that they must see. Read by them, never run."""
+
+# pyright: strict
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import wraps
+from typing import Any, ClassVar, assert_type
+
+from pydantic import BaseModel, Field
+
+from aioflow import (
+    Engine,
+    GiveUp,
+    Retry,
+    RetryLater,
+    StartOptions,
+    Transition,
+    WorkflowRun,
+    WorkflowStatus,
+    complete,
+    engine,
+    errors,
+    fail,
+    get_context,
+    get_run,
+    goto,
+    sleep,
+    step,
+    workflow,
+)
+from aioflow.commands import Command
+
+
+@workflow("order", version="2", default_retry=Retry(max_attempts=5), max_transitions=100)
+class Order:
+    class Context(BaseModel):
+        order_id: int
+        total: Decimal = Decimal(0)
+        note: str | None = None
+
+    @step(start=True)
+    async def pay(self) -> Command:
+        context = get_context(self.Context)
+        assert_type(context, Order.Context)
+        assert_type(context.total, Decimal)
+        context.note = "paid"
+        if context.order_id < 0:
+            raise GiveUp("no such order")
+        if context.order_id == 0:
+            raise RetryLater(timedelta(minutes=1))
+        return goto(self.ship)
+
+    @step
+    def ship(self) -> Command:
+        assert_type(get_context(Order.Context), Order.Context)
+        if get_run().attempt > 1:
+            return goto("remind", progress=0.5)
+        return sleep(timedelta(hours=1))
+
+    @step()
+    async def remind(self) -> Command:
+        assert_type(get_context(), Any)
+        return sleep(datetime(2030, 1, 1, tzinfo=UTC), then=self.done)
+
+    @step(
+        retry=Retry(max_attempts=2, base_delay=timedelta(0), retry_on=(OSError,), give_up_on=(ValueError,)),
+        timeout=timedelta(seconds=5),
+        title="Last",
+        thread=False,
+    )
+    def done(self) -> Command:
+        run = get_run()
+        assert_type(run.id, int)
+        assert_type(run.key, str | None)
+        assert_type(run.step_key, str)
+        assert_type(run.now, datetime)
+        return complete(total=3) if run.key else fail("no key")
+
+    def not_a_step(self) -> int:
+        return 3
+
+
+@workflow("created")
+class Created:
+    class Context(BaseModel):
+        user_id: int
+        email: str = ""
+
+    @classmethod
+    def create_context(cls, user_id: int, *, shout: bool = False) -> Context:
+        return cls.Context(user_id=user_id, email="X" if shout else "x")
+
+    @step(start=True)
+    async def first(self) -> Command:
+        return complete()
+
+
+@workflow("created later")
+class CreatedLater:
+    class Context(BaseModel):
+        order_id: int
+
+    @classmethod
+    async def create_context(cls, order_id: str) -> Context:
+        return cls.Context(order_id=int(order_id))
+
+    @step(start=True)
+    def first(self) -> Command:
+        return complete()
+
+
+class Shared(BaseModel):
+    """A Context that is defined elsewhere."""
+
+    name: str = Field(default="", max_length=10)
+
+
+class Steps:
+    """A mixin."""
+
+    @step
+    async def last(self) -> Command:
+        return complete()
+
+
+@workflow("assigned")
+class Assigned(Steps):
+    Context: ClassVar = Shared  # pyright matches an assigned class only if it is a ClassVar
+
+    @step(start=True)
+    async def first(self) -> Command:
+        assert_type(get_context(self.Context).name, str)
+        return goto(self.last)
+
+
+class OrderWithGift(Order):
+    class Context(Order.Context):
+        gift: str = ""
+
+    @step
+    async def wrap(self) -> Command:
+        assert_type(get_context(self.Context).gift, str)
+        return goto(super().ship)
+
+
+def counted(function: Callable[[Assigned], Awaitable[Command]]) -> Callable[[Assigned], Awaitable[Command]]:
+    """A decorator of the user's own."""
+
+    @wraps(function)
+    async def wrapper(self: Assigned) -> Command:
+        return await function(self)
+
+    return wrapper
+
+
+async def start() -> None:
+    run = await engine.start(Order, order_id=1, total=Decimal(2))
+    assert_type(run, WorkflowRun[Order.Context])
+    assert_type(run.context, Order.Context)
+    assert_type(await run.result(timedelta(seconds=5)), Order.Context)
+    assert_type(await run.wait(5, until="parked"), WorkflowRun[Order.Context])
+    assert_type(
+        await engine.start(Order, StartOptions(key="1", reuse="failed"), order_id=1), WorkflowRun[Order.Context]
+    )
+    assert_type(await engine.start(Created, user_id=1, shout=True), WorkflowRun[Created.Context])
+    assert_type(
+        await engine.start(CreatedLater, StartOptions(delay=timedelta(1)), order_id="1"),
+        WorkflowRun[CreatedLater.Context],
+    )
+    assert_type(await engine.start(Assigned, name="x"), WorkflowRun[Shared])
+    assert_type(await engine.start(OrderWithGift, order_id=1, gift="x"), WorkflowRun[OrderWithGift.Context])
+    assert_type(await engine.start("order", anything=1), WorkflowRun[Any])
+
+
+async def ask(engine: Engine) -> None:
+    assert_type((await engine.find(Order, "1")).context.total, Decimal)
+    assert_type(await engine.find("order", "1"), WorkflowRun[Any])
+    assert_type(await engine.get(1), WorkflowRun[Any])
+    assert_type(await engine.runs(workflow=Order, status=WorkflowStatus.FAILED), list[WorkflowRun[Order.Context]])
+    assert_type(await engine.runs(workflow="order", step=Order.pay, order="id"), list[WorkflowRun[Any]])
+    assert_type(await engine.runs(workflow=[Order, Created], status=["failed", "running"]), list[WorkflowRun[Any]])
+    assert_type(await engine.runs(), list[WorkflowRun[Any]])
+    async for found in engine.iter_runs(workflow=CreatedLater, data={"order_id": 1}):
+        assert_type(found, WorkflowRun[CreatedLater.Context])
+    async for other in engine.iter_runs(key="1"):
+        assert_type(other, WorkflowRun[Any])
+    assert_type(await engine.count(workflow=Order, created_after=datetime(2030, 1, 1, tzinfo=UTC)), int)
+    assert_type(await engine.history(1), list[Transition])
+    assert_type(await engine.cancel(1, "enough"), bool)
+
+
+async def read(run: WorkflowRun[Order.Context]) -> None:
+    assert_type(run.id, int)
+    assert_type(run.key, str | None)
+    assert_type(run.status, WorkflowStatus)
+    assert_type(run.error, str | None)
+    assert_type(run.wake_at, datetime | None)
+    assert_type(run.created_at, datetime)
+    assert_type(run.progress, float | None)
+    assert_type(run.created, bool)
+    await run.refresh()
+    try:
+        await run.result()
+    except errors.RunFailed as failure:
+        assert_type(failure.error, str | None)
+
+
+async def open_it() -> None:
+    async with Engine("sqlite:///x.db", workflows=[Order, Created], max_running=10) as opened:
+        assert_type(opened, Engine)
+
+
+def call_a_step_in_a_test() -> None:
+    assert_type(Order().ship(), Command)
+
+
+async def call_an_async_step_in_a_test() -> None:
+    assert_type(await Order().pay(), Command)
