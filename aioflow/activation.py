@@ -19,7 +19,7 @@ from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import explain
 from aioflow.committer import Committer
 from aioflow.definition import WorkflowDefinition
-from aioflow.errors import ContextNotStorable, StoreError, StoreRefused
+from aioflow.errors import ContextNotStorable, InternalError, StoreError, StoreRefused
 from aioflow.executor import Executor, Ran, Stopped, Watch
 from aioflow.model import SUSPECT_CRASHES, Run, WorkflowStatus
 from aioflow.registry import Registry
@@ -156,8 +156,9 @@ class Activation(Watch):
         except asyncio.CancelledError:
             if not self.stop:  # not the engine's doing
                 tools.home.adrift()
-        except StoreError as error:
+        except (StoreError, InternalError) as error:
             telemetry.warn("run left as it is", run_id=self.run.id, error=str(error))
+            tools.home.adrift()
         finally:
             if self._task is task:
                 self._end()

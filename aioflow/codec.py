@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import (
     AliasChoices,
@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     ValidationError,
 )
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from aioflow.canon import beyond, check_json
 
@@ -52,12 +53,9 @@ class ContextCodec:
         return self.context.model_config.get("extra") == "allow"
 
     def adopt(self, context: BaseModel) -> BaseModel:
-        """The live twin of a Context that user code made.
-
-        Raises:
-            ValidationError: its values do not validate (it was made with ``model_construct``, or changed since).
-        """
-        return self._validate(self._values(context))
+        """The live twin of a Context that user code made; ``encode`` finds out whether its values are valid."""
+        # Not validated once more: a type that decodes would decode what it has decoded.
+        return self._bare(context)
 
     def build(self, keywords: Mapping[str, Any]) -> BaseModel:
         """A live Context from the keywords of its class.
@@ -74,7 +72,26 @@ class ContextCodec:
         Raises:
             ValidationError: a value does not validate, or the Context forbids undeclared names.
         """
-        return self._validate({**self._values(live), **data})
+        if self.context.__pydantic_decorators__.model_validators:  # they are to see all of it at once
+            return self.live.__pydantic_validator__.validate_python(  # type: ignore[no-any-return]
+                {**self._values(live), **data}, by_alias=False, by_name=True
+            )
+        merged = self._bare(live)
+        extra = self.live.model_config.get("extra")
+        problems: list[InitErrorDetails] = []
+        for name, value in data.items():
+            if name in self.context.model_fields:
+                try:
+                    merged.__pydantic_validator__.validate_assignment(merged, name, value)
+                except ValidationError as error:
+                    problems += map(_again, error.errors(include_url=False, include_input=False))
+            elif merged.__pydantic_extra__ is not None:
+                merged.__pydantic_extra__[name] = value
+            elif extra == "forbid":
+                problems.append(InitErrorDetails(type="extra_forbidden", loc=(name,), input=None))
+        if problems:
+            raise ValidationError.from_exception_data(self.context.__qualname__, problems)
+        return merged
 
     def decode(self, data: str | bytes) -> BaseModel:
         """The live Context that was stored as ``data``.
@@ -115,6 +132,12 @@ class ContextCodec:
         values = self._values(live)
         if (limit := beyond(values)) is not None:
             return limit
+        try:  # the validator says more clearly than the serializer what does not fit
+            self.decode(_write(live, warnings="none"))
+        except ValidationError as invalid:
+            return Unstorable(f"it does not read back: {explain(invalid)}")
+        except Exception:  # noqa: BLE001, S110 - it is the first error that is to be explained
+            pass
         for name in values:
             try:
                 _write(live, include={name})
@@ -122,8 +145,19 @@ class ContextCodec:
                 return Unstorable(f"{name}: {_one_line(problem)}")
         return Unstorable(_one_line(error))
 
-    def _validate(self, values: dict[str, Any]) -> BaseModel:
-        return self.live.__pydantic_validator__.validate_python(values, by_alias=False, by_name=True)  # type: ignore[no-any-return]
+    def _bare(self, context: BaseModel) -> BaseModel:
+        """A live Context with the values of another, as they are."""
+        # Not by model_construct, which would look for aliases.
+        live = self.live.__new__(self.live)
+        keeps = self.live.model_config.get("extra") == "allow"
+        fields = {name: context.__dict__[name] for name in self.context.model_fields if name in context.__dict__}
+        object.__setattr__(live, "__dict__", fields)
+        object.__setattr__(live, "__pydantic_extra__", dict(context.__pydantic_extra__ or {}) if keeps else None)
+        object.__setattr__(live, "__pydantic_fields_set__", set(context.model_fields_set))
+        object.__setattr__(live, "__pydantic_private__", None)
+        if self.live.__pydantic_post_init__:
+            live.model_post_init(None)
+        return live
 
 
 def _keywords_of(context: type[BaseModel]) -> Iterator[str]:
@@ -136,9 +170,15 @@ def _keywords_of(context: type[BaseModel]) -> Iterator[str]:
                 yield first
 
 
-def _write(live: BaseModel, include: set[str] | None = None) -> bytes:
+def _again(problem: ErrorDetails) -> InitErrorDetails:
+    """A problem, to be raised together with others."""
+    text = problem["msg"].replace("{", "{{").replace("}", "}}")
+    return InitErrorDetails(type=PydanticCustomError(problem["type"], text), loc=problem["loc"], input=None)
+
+
+def _write(live: BaseModel, *, include: set[str] | None = None, warnings: Literal["error", "none"] = "error") -> bytes:
     return live.__pydantic_serializer__.to_json(
-        live, include=include, by_alias=False, round_trip=True, warnings="error"
+        live, include=include, by_alias=False, round_trip=True, warnings=warnings
     )
 
 

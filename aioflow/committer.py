@@ -206,9 +206,8 @@ class Committer:
                 backoff = min(2 * backoff, _LONGEST_BACKOFF)
             except Exception as error:  # noqa: BLE001 - a store that breaks its contract must not end the committer
                 telemetry.fault("store broke its contract", exc_info=True)
-                broken = (
-                    error if isinstance(error, InternalError) else InternalError(f"The store raised {error!r:.200}.")
-                )
+                bug = InternalError(f"The store raised {type(error).__name__}.")
+                broken = error if isinstance(error, InternalError) else bug
                 for p in pending:
                     p.fail(broken)
                 return

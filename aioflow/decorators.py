@@ -6,6 +6,7 @@ the source of the steps; only what is positively read is refused, the rest is de
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -208,6 +209,18 @@ def _signature_problems(name: str, definition: StepDefinition) -> Iterable[str]:
         yield f"step {name!r} needs the arguments {', '.join(required)}. A step takes self alone: read the Context."
 
 
+def _attributes_set(cls: type) -> set[str]:
+    """The attributes that the class's own functions set, on self or on whatever else."""
+    return {
+        str(instruction.argval)
+        for klass in cls.__mro__
+        for member in vars(klass).values()
+        if inspect.isfunction(member)
+        for instruction in dis.get_instructions(inspect.unwrap(member))
+        if instruction.opname == "STORE_ATTR"
+    }
+
+
 def _target_problems(
     cls: type, name: str, definition: StepDefinition, steps: Mapping[str, StepDefinition]
 ) -> Iterable[str]:
@@ -219,6 +232,8 @@ def _target_problems(
             continue
         if member is not None and not inspect.isfunction(member):
             continue  # a property or the like may give a step: decided when the step returns
+        if is_attribute and member is None and target in _attributes_set(cls):
+            continue  # an instance has it, whatever it is
         known = ", ".join(steps)
         if member is not None:
             yield f"step {name!r}: {command} names {target!r}, which is a method but no step (steps: {known}). Add @step."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.metadata import entry_points
 from typing import cast
 
@@ -35,9 +36,8 @@ def find_store(url_or_store: str | Store | None) -> Store:
         return url_or_store
     scheme, separator, _ = url_or_store.partition("://")
     if not separator or not scheme:
-        raise ValueError(
-            "A store's URL looks like sqlite:///relative.db or sqlite:////absolute.db; this one has no scheme."
-        )
+        shown = re.sub(r"[^/]*@", "***@", url_or_store)
+        raise ValueError(f"A store's URL looks like sqlite:///file.db, got {shown!r}.")
     installed = {point.name: point for point in entry_points(group=_GROUP)}
     point = installed.get(scheme)
     if point is None:

@@ -94,7 +94,7 @@ class WorkflowUnknown(UsageError, LookupError):
 class ContextInvalid(UsageError, ValueError):
     """The arguments do not make a valid Context; nothing was started or changed.
 
-    The cause is pydantic's ValidationError, or what ``create_context`` raised.
+    The cause is pydantic's ValidationError. What ``create_context`` itself raises comes through as it is.
     """
 
     def __init__(self, workflow: str, problem: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
-from aioflow.errors import StoreError
+from aioflow.errors import InternalError, StoreError
 from aioflow.ids import RunIds
 from aioflow.registry import Registry
 from aioflow.scheduler import Scheduler, Slots
@@ -47,5 +47,5 @@ class Parts:
                 if self.waiters.run_ids and (changed or self.clock.monotonic() >= look_again):
                     look_again = self.clock.monotonic() + SECOND
                     self.waiters.tell_all(await self.store.load(self.waiters.run_ids, self.clock.micros()))
-            except StoreError as error:
+            except (StoreError, InternalError) as error:
                 debug("store does not answer, will listen again", error=str(error))

@@ -103,7 +103,7 @@ class Engine(Calls):
             BackendUnknown, StoreUnavailable: there is no such store, or it cannot be opened.
             UsageError: the engine is open already.
         """
-        if self._parts is not None or self._opening:
+        if self._worker is not None or self._opening:
             raise UsageError(f"{self!r} is open already. Open it once, and share it within the event loop.")
         self._opening = True
         try:
@@ -161,7 +161,7 @@ class Engine(Calls):
                 self._tasks.spawn(scheduler.run(), name="aioflow scheduler")
             self._tasks.spawn(parts.listen(worker.notice), name="aioflow listener")
         except BaseException:
-            self._parts = None
+            self._parts = self._worker = None
             await committer.stop(0)
             raise
 

@@ -42,7 +42,10 @@ def _field_problems(model: type[BaseModel], path: str, seen: set[object]) -> Ite
 def _type_problems(
     annotation: Any, metadata: Sequence[object], where: str, bytes_as_text: bool, seen: set[object]
 ) -> Iterator[str]:
-    if hasattr(annotation, "__value__"):  # a type alias
+    if hasattr(annotation, "__value__"):  # a type alias, which may name itself
+        if annotation in seen:
+            return
+        seen.add(annotation)
         annotation = annotation.__value__
     if hasattr(annotation, "__supertype__"):  # a NewType
         annotation = annotation.__supertype__

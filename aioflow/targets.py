@@ -41,8 +41,8 @@ def named_targets(function: Callable[..., Any]) -> Iterator[tuple[str, str, bool
     if not isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef) or definition.name != code.co_name:
         return  # the file has changed since it was imported
     myself = code.co_varnames[0]
-    for node in ast.walk(definition):
-        if not isinstance(node, ast.Call):
+    for node, hidden in _calls(definition, frozenset()):
+        if _first_name(node.func) in hidden:
             continue
         command = _value_of(node.func, function)
         for index, keyword in _PLACES.get(command, ()) if callable(command) and _hashable(command) else ():
@@ -54,8 +54,40 @@ def named_targets(function: Callable[..., Any]) -> Iterator[tuple[str, str, bool
                 match value:
                     case ast.Constant(value=str() as name):
                         yield written, name, False
-                    case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner == myself:
+                    case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner == myself and owner not in hidden:
                         yield written, name, True
+
+
+_SCOPES = (
+    ast.FunctionDef
+    | ast.AsyncFunctionDef
+    | ast.Lambda
+    | ast.ClassDef
+    | ast.ListComp
+    | ast.SetComp
+    | ast.DictComp
+    | ast.GeneratorExp
+)
+
+
+def _calls(node: ast.AST, hidden: frozenset[str]) -> Iterator[tuple[ast.Call, frozenset[str]]]:
+    """Every call in it, with the names that mean something else there than in the function itself."""
+    for child in ast.iter_child_nodes(node):
+        inner = hidden
+        if isinstance(child, _SCOPES):
+            inner |= {part.arg for part in ast.walk(child) if isinstance(part, ast.arg)}
+            inner |= {
+                part.id for part in ast.walk(child) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+            }
+        if isinstance(child, ast.Call):
+            yield child, inner
+        yield from _calls(child, inner)
+
+
+def _first_name(node: ast.expr) -> str | None:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
 
 
 def _hashable(value: object) -> bool:

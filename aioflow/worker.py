@@ -18,7 +18,7 @@ from aioflow import telemetry
 from aioflow.activation import GRACE, Activation, Tools, read_context
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
-from aioflow.errors import StoreError
+from aioflow.errors import InternalError, StoreError
 from aioflow.executor import Executor
 from aioflow.model import Run, WorkflowStatus
 from aioflow.registry import Registry
@@ -179,7 +179,7 @@ class Worker:
                     next_renewal = self._clock.monotonic() + self._lease // 3
                     await self._renew()
                 await self.look()
-            except StoreError as error:
+            except (StoreError, InternalError) as error:
                 telemetry.warn("store does not answer, will try again", error=str(error))
                 self._check_lease()
                 await self._clock.sleep(SECOND // 2)

@@ -173,9 +173,10 @@ async def test_a_batch_has_one_change_of_a_run(desk: Desk) -> None:
 
 async def test_every_kind_of_change_counts_for_its_run(desk: Desk) -> None:
     """Starts, moves, marks and amends of one run never share a batch."""
-    run = a_run(1)
-    changes = [starting(run), marking(run), hopping(1, commit_id=5), cancelling(1, commit_id=6), moving(run)]
-    assert await desk.commit(*changes) == ["applied", "applied", "applied", "applied", "stale"]
+    run = a_run(1, key="a")
+    early = hopping(1, commit_id=4)
+    changes = [early, starting(run), marking(run), hopping(1, commit_id=5), cancelling(1, commit_id=6), moving(run)]
+    assert await desk.commit(*changes) == ["stale", "applied", "applied", "applied", "applied", "stale"]
     assert desk.store.offers == [[change] for change in changes]
 
 
@@ -438,9 +439,11 @@ async def test_patience_ends_while_the_store_is_silent(desk: Desk) -> None:
     with desk.store.held():
         hasty = asyncio.ensure_future(desk.committer.commit(starting(a_run(1)), patience=1_000))
         await desk.store.arrived(1)
+        early, _ = await asyncio.wait({hasty}, timeout=0.5)
         desk.clock.passed += SECOND
         done, _ = await asyncio.wait({hasty}, timeout=2)
     await asyncio.wait({hasty})
+    assert not early, "patience was not over yet"
     assert done, "patience was over, and nobody told"
     assert isinstance(hasty.exception(), StoreUnavailable)
 
@@ -534,9 +537,13 @@ async def test_stop_gives_up_a_store_that_is_silent() -> None:
         await desk.store.arrived(1)
         stopping = asyncio.ensure_future(desk.committer.stop(1_000))
         done, _ = await asyncio.wait({stopping}, timeout=2)
-    await asyncio.wait({stopping, future})
+        [late] = desk.submit(*starts(2))
+        told = late.done()
+    await asyncio.wait({stopping, future, late})
     assert done, "stop() hangs"
     assert isinstance(future.exception(), StoreUnavailable)
+    assert told, "what came after the end would wait for ever"
+    assert isinstance(late.exception(), StoreUnavailable)
 
 
 async def test_nothing_is_taken_in_after_the_end(desk: Desk) -> None:

@@ -38,13 +38,19 @@ ROWS = [
         errors.WorkflowUnknown("ordr", ["refund", "order", "order"]),
         "No workflow 'ordr' is known to this engine (known: order, refund). "
         "Import the module that defines it, or add the class to Engine(workflows=[...]).",
-        {"workflow": "ordr"},
+        {"workflow": "ordr", "version": None},
     ),
     Row(
         errors.WorkflowUnknown("order", []),
         "No workflow 'order' is known to this engine (known: none). "
         "Import the module that defines it, or add the class to Engine(workflows=[...]).",
-        {"workflow": "order"},
+        {"workflow": "order", "version": None},
+    ),
+    Row(
+        errors.WorkflowUnknown("order", ["order"], "2"),
+        "No workflow 'order' version '2' is known to this engine (known: order). "
+        "Import the module that defines it, or add the class to Engine(workflows=[...]).",
+        {"workflow": "order", "version": "2"},
     ),
     Row(
         errors.ContextInvalid("order", "total: Field required"),
