@@ -116,7 +116,7 @@ class Committer:
             return
         done, _ = await asyncio.wait({self._task}, timeout=patience / SECOND)
         if not done:
-            self._given_up = True
+            self._given_up = self._ended = True
             self._tell(StoreUnavailable(self._store.name, "it has not answered by the end of the engine"))
             # A store that does not answer at all is left: it will answer nobody.
             done, _ = await asyncio.wait({self._task}, timeout=_LAST_WAIT / SECOND)
