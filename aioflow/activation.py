@@ -193,7 +193,13 @@ class Activation(Watch):
         run, tools = self.run, self._tools
         await tools.alone.acquire()
         self._alone = True
+        if not self.may_begin():
+            raise Stopped
         await tools.committer.submit(Mark(run.id, run.seq, run.fence))
+
+    def may_begin(self) -> bool:
+        """See executor.Watch."""
+        return not (self.stop or self._tools.home.draining)
 
     def began(self, limit: Micros | None) -> None:
         """See executor.Watch."""

@@ -31,6 +31,10 @@ class Watch:
         self.stop = False
         self.timed_out = False
 
+    def may_begin(self) -> bool:
+        """Whether the step's code may still run, after a wait for its turn."""
+        return not self.stop
+
     def began(self, limit: Micros | None) -> None:
         """The step's code is about to run, and may take ``limit``."""
 
@@ -109,7 +113,7 @@ class Executor:
             late = self.too_late(run, step.options.timeout or 0)
             return Ran(Raised(late.with_traceback(_trace(error))), None, duration)
         if error is not None:
-            if watch.stop:
+            if watch.stop or isinstance(error, Stopped):
                 raise Stopped
             if isinstance(error, AwaitedCommand):
                 error = CommandAwaited(run.id, run.workflow, run.step, error.command).with_traceback(_trace(error))
@@ -160,6 +164,9 @@ class Executor:
                         pass
 
         await self._limiter.acquire_on_behalf_of(borrower)
+        if not watch.may_begin():
+            self._limiter.release_on_behalf_of(borrower)
+            raise Stopped
         watch.began(step.options.timeout)
         try:
             good, value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._unlimited)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
-from aioflow import Engine, complete, sleep, step, workflow
+from aioflow import Engine, StartOptions, complete, sleep, step, workflow
 from aioflow.clock import SECOND, Micros
 from aioflow.commands import Command
 from aioflow.committer import Committer
@@ -652,6 +652,32 @@ async def test_an_engine_outlives_a_store_that_breaks_its_contract(offer: int) -
         assert (await run.wait(3)).status == "completed"
         for earlier in await engine.runs():
             assert (await earlier.wait(3)).status == "completed"
+
+
+@pytest.mark.parametrize("verb", ["due", "load", "claim", "hint"])
+async def test_an_engine_outlives_a_question_that_breaks_the_contract(
+    monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """An answer that no store should give costs the engine no more than another question."""
+    store = FaultyStore()
+    answer, asked = getattr(store, verb), []
+
+    async def broken(*arguments: Any, **options: Any) -> Any:
+        asked.append(verb)
+        if len(asked) == 2:  # the engine is open, and asks by itself
+            raise NotInTheContract
+        return await answer(*arguments, **options)
+
+    monkeypatch.setattr(store, verb, broken)
+    async with Engine(store, workflows=[Sleeper]) as engine:
+        for _ in range(3):
+            run = await engine.start(Sleeper, StartOptions(delay=timedelta(milliseconds=1)))
+            with suppress(NotInTheContract):
+                await run.wait(5)
+        await wait_until(lambda: len(asked) > 3)
+        async with asyncio.timeout(5):
+            async for run in engine.iter_runs():
+                assert (await run.wait(5)).status == "completed"
 
 
 # ---- anything at all
