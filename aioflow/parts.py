@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
-from aioflow.errors import InternalError, StoreError
+from aioflow.errors import StoreError
 from aioflow.ids import RunIds
 from aioflow.registry import Registry
 from aioflow.scheduler import Scheduler, Slots
 from aioflow.store import Store
-from aioflow.telemetry import debug
+from aioflow.telemetry import trouble
 from aioflow.waiters import Waiters
 
 _LISTEN: Micros = SECOND // 10
@@ -47,5 +47,6 @@ class Parts:
                 if self.waiters.run_ids and (changed or self.clock.monotonic() >= look_again):
                     look_again = self.clock.monotonic() + SECOND
                     self.waiters.tell_all(await self.store.load(self.waiters.run_ids, self.clock.micros()))
-            except (StoreError, InternalError) as error:
-                debug("store does not answer, will listen again", error=str(error))
+            except Exception as error:  # noqa: BLE001 - nothing may end the listening
+                if not isinstance(error, StoreError):
+                    trouble("store cannot be listened to, will try again", error)

@@ -14,7 +14,6 @@ from typing import Protocol
 from aioflow import telemetry
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
-from aioflow.errors import AioflowError, InternalError, StoreError
 from aioflow.model import Deadline, Run, WorkflowStatus
 from aioflow.store import Store
 from aioflow.timers import START, Timers
@@ -95,8 +94,8 @@ class Scheduler:
             self._again.clear()
             try:
                 pause = await self._turn()
-            except (StoreError, InternalError) as error:
-                telemetry.warn("timers cannot be fired, will try again", error=str(error))
+            except Exception as error:  # noqa: BLE001 - nothing may end the timers
+                telemetry.trouble("timers cannot be fired, will try again", error)
                 pause = SECOND
             if pause > 0:
                 await self._clock.wait(self._again, pause)
@@ -167,15 +166,15 @@ class Scheduler:
                 owner = self._slots.promise()
                 move = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))
                 waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))
-            problem: AioflowError | None = None
+            problem: Exception | None = None
             for future in waking:
                 try:
                     fired += (await future).outcome == "applied"
-                except (StoreError, InternalError) as error:
+                except Exception as error:  # noqa: BLE001 - raised below, when all others are through
                     problem = error
             if problem is not None:
                 raise problem
-        except (StoreError, InternalError):
+        except Exception:
             for deadline in todo.values():
                 self._timers.push(deadline)
             raise

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import structlog
 from structlog.contextvars import bind_contextvars
 
+from aioflow.errors import StoreError
 from aioflow.model import Run, Transition
 
 _log = structlog.get_logger("aioflow")
@@ -127,6 +128,14 @@ def info(event: str, **fields: Any) -> None:
     """Log what is worth knowing; silent until structlog is configured."""
     if structlog.is_configured():
         _log.info(event, **fields)
+
+
+def trouble(event: str, error: Exception) -> None:
+    """Log what made a background loop stumble: a store that does not answer, or one that breaks its contract."""
+    if isinstance(error, StoreError):
+        warn(event, error=str(error))
+    else:
+        fault(f"a bug: {event}", exc_info=error)
 
 
 def warn(event: str, **fields: Any) -> None:

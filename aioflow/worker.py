@@ -18,7 +18,6 @@ from aioflow import telemetry
 from aioflow.activation import GRACE, Activation, Tools, read_context
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
-from aioflow.errors import InternalError, StoreError
 from aioflow.executor import Executor
 from aioflow.model import Run, WorkflowStatus
 from aioflow.registry import Registry
@@ -179,8 +178,8 @@ class Worker:
                     next_renewal = self._clock.monotonic() + self._lease // 3
                     await self._renew()
                 await self.look()
-            except (StoreError, InternalError) as error:
-                telemetry.warn("store does not answer, will try again", error=str(error))
+            except Exception as error:  # noqa: BLE001 - nothing may end the claiming
+                telemetry.trouble("store cannot be looked at, will try again", error)
                 self._check_lease()
                 await self._clock.sleep(SECOND // 2)
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from datetime import timedelta
 
+import pytest
 from pydantic import BaseModel
 
 from aioflow import Retry, complete, get_context, get_run, goto, step, workflow
@@ -210,7 +211,7 @@ async def test_thread_that_is_too_late_is_left_alone(make_engine: MakeEngine) ->
     async with make_engine(Flow, Quick) as engine:
         run = await run_of(engine, Flow)
         assert (run.status, run.attempt, run.data) == ("completed", 2, {"attempts": [2]})
-        error = "Step 'work' of workflow 'threads-late' ran longer than its timeout of 0.03 s."
+        error = "Step 'work' of workflow 'threads-late' ran longer than its timeout of 0.3 s."
         rows = await engine.history(run.id)
         assert [(row.kind, row.attempt, row.error) for row in rows] == [
             ("start", 1, None),
@@ -218,7 +219,7 @@ async def test_thread_that_is_too_late_is_left_alone(make_engine: MakeEngine) ->
             ("wake", 2, None),
             ("complete", 2, None),
         ]
-        assert rows[1].duration >= timedelta(milliseconds=30)
+        assert rows[1].duration >= timedelta(milliseconds=300)
         gate.set()
         await wait_until(lambda: late)
         # A thread that began later has ended, and so has whatever came of the late one.
@@ -235,7 +236,7 @@ async def test_slot_of_a_late_thread_is_not_used_again(make_engine: MakeEngine) 
     class Late:
         Context = Nothing
 
-        @step(start=True, timeout=timedelta(milliseconds=30))
+        @step(start=True, timeout=timedelta(milliseconds=300))
         def work(self) -> Command:
             entered.append("late")
             gate.wait(10)
@@ -262,7 +263,7 @@ async def test_slot_of_a_late_thread_is_not_used_again(make_engine: MakeEngine) 
         late = await run_of(engine, Late)
         assert (late.status, late.error) == (
             "failed",
-            "Step 'work' of workflow 'threads-slot' ran longer than its timeout of 0.03 s.",
+            "Step 'work' of workflow 'threads-slot' ran longer than its timeout of 0.3 s.",
         )
         run = await engine.start(Next)
         for _ in range(10):
@@ -276,6 +277,38 @@ async def test_slot_of_a_late_thread_is_not_used_again(make_engine: MakeEngine) 
         assert await kinds_of(engine, late) == ["start", "fail"]
         for _ in range(3):
             assert (await run_of(engine, Next)).status == "completed"
+
+
+@pytest.mark.parametrize("way", ["timeout", "cancel"])
+async def test_thread_that_never_began_gives_its_slot_back(make_engine: MakeEngine, way: str) -> None:
+    """A step that is stopped on its way into a thread, before its code ran, leaves its place in the pool."""
+
+    @workflow("threads-never", default_retry=Retry(max_attempts=1))
+    class Never:
+        Context = Nothing
+
+        @step(start=True, timeout=timedelta(microseconds=1) if way == "timeout" else None)
+        def work(self) -> Command:
+            return complete()
+
+    @workflow("threads-then")
+    class Then:
+        Context = Nothing
+
+        @step(start=True)
+        def work(self) -> Command:
+            return complete()
+
+    async with make_engine(Never, Then, threads=1, shutdown_timeout=timedelta(0)) as engine:
+        for turns in range(20):
+            run = await engine.start(Never)
+            if way == "cancel":
+                for _ in range(turns // 2):
+                    await asyncio.sleep(0)
+                await engine.cancel(run.id)
+            await run.wait(5)
+            then = await engine.start(Then)
+            assert (await then.wait(5)).status == "completed"
 
 
 async def test_waiting_for_a_thread_is_no_part_of_the_timeout(make_engine: MakeEngine) -> None:

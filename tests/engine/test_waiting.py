@@ -350,7 +350,7 @@ async def test_client_need_not_know_the_workflow(make_engine: MakeEngine) -> Non
         found: WorkflowRun[Any] = await client.wait(run.id, 5)
         assert (found.status, found.data["total"]) == ("completed", 42)
         for call in (lambda: client.result(run.id), found.result):
-            with pytest.raises(errors.WorkflowUnknown, match="No workflow 'waiting-order version 1' is known"):
+            with pytest.raises(errors.WorkflowUnknown, match="No workflow 'waiting-order' version '1' is known"):
                 await call()
 
 
