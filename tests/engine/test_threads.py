@@ -185,7 +185,7 @@ async def test_thread_that_is_too_late_is_left_alone(make_engine: MakeEngine) ->
         class Context(BaseModel):
             attempts: list[int] = []
 
-        @step(start=True, timeout=timedelta(milliseconds=30), retry=Retry(max_attempts=2, base_delay=timedelta(0)))
+        @step(start=True, timeout=timedelta(milliseconds=300), retry=Retry(max_attempts=2, base_delay=timedelta(0)))
         def work(self) -> Command:
             run, context = get_run(), get_context(self.Context)
             context.attempts.append(run.attempt)
