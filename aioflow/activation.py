@@ -181,21 +181,25 @@ class Activation(Watch):
         read = read_context(run, definition)
         if not isinstance(read, str):
             self._live = read
-            if run.crashes >= SUSPECT_CRASHES:
-                await self._go_alone()
+            if run.crashes >= SUSPECT_CRASHES and not await self._go_alone():
+                return None
             return definition
         move = block(run, read, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
         await tools.committer.submit(move)
         return None
 
-    async def _go_alone(self) -> None:
-        """A suspect runs alone until its transition is committed: if the process dies meanwhile, it was this run."""
+    async def _go_alone(self) -> bool:
+        """A suspect runs alone until its transition is committed: if the process dies meanwhile, it was this run.
+
+        False if the run was cancelled or taken over while it waited for its turn.
+        """
         run, tools = self.run, self._tools
         await tools.alone.acquire()
         self._alone = True
         if not self.may_begin():
             raise Stopped
-        await tools.committer.submit(Mark(run.id, run.seq, run.fence))
+        marked = await tools.committer.submit(Mark(run.id, run.seq, run.fence))
+        return marked.outcome == "applied"
 
     def may_begin(self) -> bool:
         """See executor.Watch."""

@@ -146,18 +146,22 @@ class Executor:
         return Ran(Stepped(returned, data), parsed, duration)
 
     async def _in_thread(self, step: StepDefinition, instance: object, watch: Watch) -> object:
-        # Whoever comes second gives the slot back: a thread that is left alone keeps its own until it ends.
+        # Task and thread race twice, and each time whoever comes first writes its name (setdefault is atomic). To begin:
+        # a task that has left before the thread began takes the step back. To end: whoever comes second gives the slot
+        # back, so that a thread that is left alone keeps its own until it ends.
         first: dict[str, str] = {}
         loop = asyncio.get_running_loop()
         borrower = object()
 
         def call() -> tuple[bool, Any]:
+            if first.setdefault("begin", "thread") == "task":
+                return True, None
             try:
                 return True, step.function(instance)
             except BaseException as error:  # noqa: BLE001 - handed over as a value: a future cannot hold every class
                 return False, error
             finally:
-                if first.setdefault("first", "thread") == "task":
+                if first.setdefault("end", "thread") == "task":
                     try:
                         loop.call_soon_threadsafe(self._limiter.release_on_behalf_of, borrower)
                     except RuntimeError:  # the loop is closed
@@ -171,7 +175,7 @@ class Executor:
         try:
             good, value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._unlimited)
         finally:
-            if first.setdefault("first", "task") == "thread":
+            if first.setdefault("begin", "task") == "task" or first.setdefault("end", "task") == "thread":
                 self._limiter.release_on_behalf_of(borrower)
         if good:
             return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any, TypeAlias
 
 import pytest
 import structlog
+from pydantic import BaseModel
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from aioflow import Engine, WorkflowRun
+from aioflow import Engine, WorkflowRun, complete, get_context, get_run, goto, step, workflow
 from aioflow.clock import SECOND, Clock, Micros
+from aioflow.commands import Command
 from aioflow.store import Store
 from aioflow_memory import MemoryStore
 from tests.support import wait_until
@@ -62,9 +65,9 @@ class ShiftedClock(Clock):
 MakeEngine: TypeAlias = Callable[..., Engine]
 
 
-async def run_of(engine: Engine, workflow: type, /, **context: Any) -> WorkflowRun[Any]:
+async def run_of(engine: Engine, flow: type, /, **context: Any) -> WorkflowRun[Any]:
     """Start a run, and give it as it ended."""
-    run = await engine.start(workflow, **context)
+    run = await engine.start(flow, **context)
     return await run.wait(10)
 
 
@@ -82,6 +85,50 @@ async def moved_on(run: WorkflowRun[Any]) -> None:
         return run.row.seq > seq
 
     await wait_until(moved)
+
+
+class Slow:
+    """A workflow of two steps, the first of which waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.gate = gate = asyncio.Event()
+        self.seen = seen = []
+
+        @workflow("slow")
+        class Flow:
+            class Context(BaseModel):
+                path: list[str] = []
+
+            @step(start=True)
+            async def first(self) -> Command:
+                seen.append(("first", get_run().attempt, get_run().step_key))
+                get_context(self.Context).path.append("first")
+                try:
+                    await gate.wait()
+                except asyncio.CancelledError:
+                    seen.append("stopped")
+                    raise
+                return goto(self.second)
+
+            @step
+            async def second(self) -> Command:
+                seen.append(("second", get_run().attempt, get_run().step_key))
+                get_context(self.Context).path.append("second")
+                return complete()
+
+        self.workflow = Flow
+
+
+async def closed(engine: Engine) -> None:
+    """Nothing of the engine is left: no task, and no thread but those of the pool."""
+    assert repr(engine).startswith("<Engine closed")
+    await wait_until(lambda: not [task for task in asyncio.all_tasks() if task.get_name().startswith("aioflow")])
+    await wait_until(lambda: not [one for one in threading.enumerate() if "connection" in one.name])
+
+
+async def idle(engine: Engine) -> bool:
+    """Whether no run executes in the engine."""
+    return (await engine.stats()).running_here == 0
 
 
 @pytest.fixture

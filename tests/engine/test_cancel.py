@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from aioflow import Engine, Retry, RetryLater, StartOptions, complete, errors, get_context, goto, sleep, step, workflow
+from aioflow import Retry, RetryLater, StartOptions, complete, errors, get_context, goto, sleep, step, workflow
 from aioflow.commands import Command
-from tests.engine.conftest import MakeEngine, ShiftedClock, kinds_of, run_of
+from tests.engine.conftest import MakeEngine, ShiftedClock, idle, kinds_of, run_of
 from tests.support import wait_until
 
 HOUR = timedelta(hours=1)
@@ -60,16 +58,11 @@ async def test_step_that_runs_is_cancelled(make_engine: MakeEngine) -> None:
         assert (run.data, run.waiting_for, run.wake_at) == ({"changed": 1}, None, None)
         assert run.ended_at == run.updated_at
         await wait_until(lambda: seen)
-        await wait_until(lambda: _running_here(engine) == 0)
+        await wait_until(lambda: idle(engine))
         rows = await engine.history(run.id)
         assert [row.kind for row in rows] == ["start", "goto", "cancel"]
         assert (rows[-1].error, rows[-1].step, rows[-1].seq) == ("no longer wanted", "second", 3)
         assert seen == ["cancelled"]
-
-
-def _running_here(engine: Engine) -> int:
-    assert engine._parts is not None
-    return engine._parts.running()
 
 
 async def test_thread_of_a_cancelled_run_is_left_alone(make_engine: MakeEngine) -> None:
@@ -107,7 +100,7 @@ async def test_thread_of_a_cancelled_run_is_left_alone(make_engine: MakeEngine) 
         await wait_until(lambda: path)
         assert await engine.cancel(run.id)
         assert (await run.wait(1)).status == "cancelled"
-        await wait_until(lambda: _running_here(engine) == 0)  # though the thread goes on
+        await wait_until(lambda: idle(engine))  # though the thread goes on
         assert path == ["began"]
         gate.set()
         await wait_until(lambda: len(path) > 1)
@@ -267,150 +260,3 @@ async def test_only_one_of_many_cancels_counts(make_engine: MakeEngine) -> None:
         await run.refresh()
         assert run.error == str(told.index(True))
         assert (await kinds_of(engine, run)).count("cancel") == 1
-
-
-# ---- races
-
-
-@pytest.mark.parametrize("first", ["step", "cancel"])
-async def test_cancel_races_a_step_that_ends(make_engine: MakeEngine, first: str) -> None:
-    """Whichever comes first, the row, the history and what cancel returned tell the same story."""
-    gates: dict[int, asyncio.Event] = {}
-
-    @workflow("cancel-race")
-    class Flow:
-        class Context(BaseModel):
-            number: int
-
-        @step(start=True)
-        async def work(self) -> Command:
-            number = get_context(self.Context).number
-            await gates[number].wait()
-            return complete() if number % 2 else goto(self.next)
-
-        @step
-        async def next(self) -> Command:
-            return sleep(HOUR) if get_context(self.Context).number % 4 else complete()
-
-    async with make_engine(Flow) as engine:
-        runs = []
-        for number in range(100):
-            gates[number] = asyncio.Event()
-            runs.append(await engine.start(Flow, number=number))
-
-        async def race(number: int) -> bool:
-            if first == "step":
-                gates[number].set()
-                for _ in range(number % 10):
-                    await asyncio.sleep(0)
-                return await engine.cancel(runs[number].id, "race")
-            cancelling = asyncio.ensure_future(engine.cancel(runs[number].id, "race"))
-            for _ in range(number % 10):
-                await asyncio.sleep(0)
-            gates[number].set()
-            return await cancelling
-
-        told = await asyncio.gather(*map(race, range(100)))
-        for run, cancelled in zip(runs, told, strict=True):
-            await run.wait(5)
-            rows = await engine.history(run.id)
-            assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
-            assert run.row.seq == len(rows)
-            assert (run.status == "cancelled") is cancelled
-            assert [row.kind == "cancel" for row in rows] == [False] * (len(rows) - 1) + [cancelled]
-            assert rows[-1].kind == ("cancel" if cancelled else "complete")
-            assert run.error == ("race" if cancelled else None)
-            assert run.row.owner is None
-        await wait_until(lambda: _running_here(engine) == 0)
-
-
-async def test_cancel_races_a_timer(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Of runs that are cancelled just as they are due, each ends once: cancelled, or on its way before that."""
-    async with make_engine(Waits) as engine:
-        runs = [await engine.start(Waits, way="sleep") for _ in range(100)]
-        for run in runs:
-            await run.wait(5, until="parked")
-
-        async def cancel(number: int) -> bool:
-            for _ in range(number % 12):
-                await asyncio.sleep(0)
-            return await engine.cancel(runs[number].id)
-
-        clock.shift(HOUR)
-        told = await asyncio.gather(*map(cancel, range(100)))
-        for run, cancelled in zip(runs, told, strict=True):
-            await run.wait(5)
-            kinds = await kinds_of(engine, run)
-            assert run.status == ("cancelled" if cancelled else "completed")
-            ways: list[list[str]] = [["cancel"], ["wake", "cancel"], ["wake", "complete"]]
-            assert kinds[:2] == ["start", "sleep"]
-            assert kinds[2:] in (ways[:2] if cancelled else ways[2:])
-
-
-# ---- from another engine
-
-
-async def _cancelled_from_a_client(make_engine: MakeEngine, flow: type, begun: Callable[[], Any]) -> list[str]:
-    afar = make_engine(worker=False, workflows=[])
-    async with make_engine(flow, shutdown_timeout=timedelta(0)) as engine, afar as client:
-        run = await engine.start(flow)
-        await wait_until(begun)
-        assert await client.cancel(run.id, "from afar")
-        assert (await run.wait(5)).status == "cancelled"
-        await wait_until(lambda: _running_here(engine) == 0, timeout=3, what="the step was stopped")
-        await run.refresh()
-        assert (run.status, run.error) == ("cancelled", "from afar")
-        return await kinds_of(engine, run)
-
-
-async def test_client_cancels_a_run_that_executes_elsewhere(make_engine: MakeEngine) -> None:
-    """An engine stops a step whose run another engine has cancelled, also one that would never end by itself."""
-    inside, seen = asyncio.Event(), []
-
-    @workflow("cancel-afar")
-    class Flow:
-        Context = Nothing
-
-        @step(start=True)
-        async def work(self) -> Command:
-            inside.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                seen.append("stopped")
-            return complete()
-
-    assert await _cancelled_from_a_client(make_engine, Flow, inside.is_set) == ["start", "cancel"]
-    assert seen == ["stopped"]
-
-
-async def test_step_that_ends_after_a_cancel_from_afar_is_refused(make_engine: MakeEngine) -> None:
-    """A step that ends before its engine has heard of the cancel commits nothing."""
-    gate, inside, went_on = asyncio.Event(), asyncio.Event(), []
-
-    @workflow("cancel-afar-ends")
-    class Flow:
-        Context = Nothing
-
-        @step(start=True)
-        async def work(self) -> Command:
-            inside.set()
-            await gate.wait()
-            return goto(self.wrong)
-
-        @step
-        async def wrong(self) -> Command:
-            went_on.append(1)
-            return complete()
-
-    async with make_engine(Flow) as engine, make_engine(worker=False, workflows=[]) as client:
-        runs = [await engine.start(Flow) for _ in range(5)]
-        await inside.wait()
-        for run in runs:
-            assert await client.cancel(run.id)
-        gate.set()
-        await wait_until(lambda: _running_here(engine) == 0)
-        for run in runs:
-            assert (await run.wait(5)).status == "cancelled"
-            assert await kinds_of(engine, run) == ["start", "cancel"]
-    assert went_on == []

@@ -192,6 +192,34 @@ async def test_step_that_cancels_its_task_harms_only_itself(
             assert run.data["note"] == ("changed, 0" if status == "completed" else "")
 
 
+async def test_sync_step_that_cancels_the_task_it_runs_in_harms_only_itself(make_engine: MakeEngine) -> None:
+    """A sync step on the loop can get at its task too: its command counts, and the next step has a clean task."""
+
+    @workflow("hostile-cancels-sync", default_retry=Retry(max_attempts=1))
+    class Flow:
+        class Context(BaseModel):
+            cancelling: int | None = None
+
+        @step(start=True, thread=False)
+        def begin(self) -> Command:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            return goto(self.next)
+
+        @step
+        async def next(self) -> Command:
+            await asyncio.sleep(0)
+            task = asyncio.current_task()
+            assert task is not None
+            return complete(cancelling=task.cancelling())
+
+    async with make_engine(Flow) as engine:
+        for _ in range(3):
+            run = await run_of(engine, Flow)
+            assert (run.status, run.data) == ("completed", {"cancelling": 0})
+
+
 async def test_step_that_swallows_a_cancel_is_cancelled_all_the_same(make_engine: MakeEngine) -> None:
     """What a step returns after its run was cancelled is dropped."""
     inside, swallowed = asyncio.Event(), asyncio.Event()

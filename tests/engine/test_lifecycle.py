@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import threading
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
-import anyio
 import pytest
 from pydantic import BaseModel
 
-import aioflow
-from aioflow import Engine, StartOptions, complete, errors, get_context, get_run, goto, step, workflow
+from aioflow import StartOptions, complete, errors, get_context, get_run, goto, step, workflow
 from aioflow.commands import Command
 from aioflow.store import Store
-from tests.engine.conftest import MakeEngine, kinds_of, run_of
+from tests.engine.conftest import MakeEngine, Slow, closed, kinds_of, run_of
 from tests.support import wait_until
 
 HOUR = timedelta(hours=1)
@@ -35,45 +29,6 @@ class Order:
     @step(start=True)
     async def pay(self) -> Command:
         return complete()
-
-
-class Slow:
-    """A workflow of two steps, the first of which waits until the test lets it go on."""
-
-    def __init__(self) -> None:
-        self.gate = gate = asyncio.Event()
-        self.seen = seen = []
-
-        @workflow("lifecycle-slow")
-        class Flow:
-            class Context(BaseModel):
-                path: list[str] = []
-
-            @step(start=True)
-            async def first(self) -> Command:
-                seen.append(("first", get_run().attempt, get_run().step_key))
-                get_context(self.Context).path.append("first")
-                try:
-                    await gate.wait()
-                except asyncio.CancelledError:
-                    seen.append("stopped")
-                    raise
-                return goto(self.second)
-
-            @step
-            async def second(self) -> Command:
-                seen.append(("second", get_run().attempt, get_run().step_key))
-                get_context(self.Context).path.append("second")
-                return complete()
-
-        self.workflow = Flow
-
-
-async def closed(engine: Engine) -> None:
-    """Nothing of the engine is left: no task, and no thread but those of the pool."""
-    assert repr(engine).startswith("<Engine closed")
-    await wait_until(lambda: not [task for task in asyncio.all_tasks() if task.get_name().startswith("aioflow")])
-    await wait_until(lambda: not [one for one in threading.enumerate() if "connection" in one.name])
 
 
 # ---- draining
@@ -344,168 +299,6 @@ async def test_error_in_the_body_comes_through(make_engine: MakeEngine) -> None:
     with pytest.raises(ZeroDivisionError):
         await program()
     await closed(engine)
-
-
-async def test_engine_in_a_cancelled_scope_closes(make_engine: MakeEngine) -> None:
-    """An anyio scope that is cancelled around an engine lets it drain: steps that end in time are committed."""
-    slow = Slow()
-    engine = make_engine(slow.workflow)
-    with anyio.CancelScope() as scope:
-        async with engine:
-            run = await engine.start(slow.workflow)
-            await wait_until(lambda: slow.seen)
-            asyncio.get_running_loop().call_later(0.02, slow.gate.set)
-            scope.cancel()
-            await asyncio.Event().wait()
-    assert scope.cancelled_caught
-    await closed(engine)
-    async with make_engine(slow.workflow) as engine:
-        assert (await engine.wait(run.id, 5)).data == {"path": ["first", "second"]}
-    assert [one[0] for one in slow.seen] == ["first", "second"]
-
-
-async def test_engine_whose_task_is_cancelled_again_and_again_closes(make_engine: MakeEngine) -> None:
-    """A task that is cancelled, also while it closes the engine, closes it to the end and is cancelled then."""
-    slow = Slow()
-    engine = make_engine(slow.workflow)
-
-    async def service() -> None:
-        async with engine:
-            await engine.start(slow.workflow)
-            await asyncio.Event().wait()
-
-    task = asyncio.ensure_future(service())
-    await wait_until(lambda: slow.seen)
-    for turns in range(10):
-        task.cancel()
-        for _ in range(turns):
-            await asyncio.sleep(0)
-    assert not task.done()
-    slow.gate.set()
-    await asyncio.wait([task])
-    assert task.cancelled()
-    await closed(engine)
-    assert [one[0] for one in slow.seen] == ["first"]
-
-
-@pytest.mark.parametrize("native", [True, False], ids=["task", "scope"])
-async def test_open_that_is_cancelled_leaves_nothing(make_engine: MakeEngine, native: bool) -> None:
-    """Wherever an opening is cancelled, it opens or leaves nothing behind, and the engine can be opened again."""
-    engine = make_engine(Order)
-    before = asyncio.all_tasks()
-
-    async def opens(scope: anyio.CancelScope) -> None:
-        with scope:
-            async with engine:
-                pass
-
-    async def opened(turns: int) -> int:
-        """Cancel the opening after so many turns of the loop; how many turns it took in all."""
-        scope = anyio.CancelScope()
-        task = asyncio.ensure_future(opens(scope))
-        taken = 0
-        while not task.done():
-            if taken == turns:
-                _ = task.cancel() if native else scope.cancel()
-            taken += 1
-            await asyncio.sleep(0)
-        return taken
-
-    whole = await opened(-1)
-    for part in range(40):
-        await opened(whole * part // 40)
-        assert repr(engine) == "<Engine closed>"
-        await wait_until(lambda: asyncio.all_tasks() == before, timeout=1, what="no task is left")
-    async with engine:
-        assert (await run_of(engine, Order)).status == "completed"
-    await closed(engine)
-
-
-# ---- ways to open
-
-
-async def test_lifespan_opens_and_closes_the_engine(make_engine: MakeEngine) -> None:
-    """Engine.lifespan is an ASGI lifespan: called with the app, the engine works inside, and is closed after."""
-    engine = make_engine(Order)
-    for app in (object(), None):
-        async with engine.lifespan(app) as state:
-            assert state is None
-            assert (await run_of(engine, Order)).status == "completed"
-        await closed(engine)
-    with pytest.raises(ZeroDivisionError):
-        async with engine.lifespan(app):
-            _ = 1 / 0
-    await closed(engine)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("is_open", [False, True], ids=["closed", "open"])
-async def test_run_forever_works_until_it_is_told_to_end(
-    make_engine: MakeEngine, number: signal.Signals, is_open: bool
-) -> None:
-    """run_forever executes runs until SIGTERM or SIGINT, then closes what it opened; the old handlers are back."""
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    engine = make_engine(Order)
-    if is_open:
-        await engine.__aenter__()
-    service = asyncio.ensure_future(engine.run_forever())
-    await wait_until(lambda: signal.getsignal(number) not in handlers)
-    async with make_engine(Order, worker=False) as client:
-        run = await client.start(Order)
-        assert (await run.wait(5)).status == "completed"
-    os.kill(os.getpid(), number)
-    async with asyncio.timeout(5):
-        await service
-    if is_open:
-        assert await engine.count() == 1
-        await engine.__aexit__(None, None, None)
-    await closed(engine)
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
-
-
-async def test_engine_without_arguments_reads_the_environment(tmp_path: Path, monkeypatch: Any) -> None:
-    """Engine() looks for AIOFLOW_DATABASE_URL when it is opened, not when it is made."""
-    engine = Engine()
-    for name in ("one", "two"):
-        monkeypatch.setenv("AIOFLOW_DATABASE_URL", f"sqlite:///{tmp_path}/{name}.db")
-        async with engine:
-            assert repr(engine) == f"<Engine open on sqlite:///{tmp_path}/{name}.db>"
-            assert await engine.count() == 0
-            await engine.start(Order)
-        assert (tmp_path / f"{name}.db").exists()
-    monkeypatch.setenv("AIOFLOW_DATABASE_URL", "nosuch://host")
-    with pytest.raises(errors.BackendUnknown, match=r"No backend is installed for nosuch:// URLs"):
-        await engine.__aenter__()
-
-
-async def test_engine_without_a_url_makes_a_file_here(tmp_path: Path, monkeypatch: Any) -> None:
-    """Without argument and environment the store is aioflow.db in the working directory, also for aioflow.engine."""
-    monkeypatch.delenv("AIOFLOW_DATABASE_URL", raising=False)
-    monkeypatch.chdir(tmp_path)
-    async with Engine() as engine:
-        run = await run_of(engine, Order)
-    assert (tmp_path / "aioflow.db").exists()
-    async with aioflow.engine:
-        assert await aioflow.engine.get(run.id) == run
-
-
-async def test_relative_path_has_three_slashes(tmp_path: Path, monkeypatch: Any) -> None:
-    """Three slashes name a file below the working directory, four one anywhere: here, the same one."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    async with Engine("sqlite:///data/my runs.db") as engine:
-        run = await run_of(engine, Order)
-    async with Engine(f"sqlite:///{tmp_path}/data/my runs.db", worker=False) as engine:
-        assert await engine.get(run.id) == run
-    assert (tmp_path / "data" / "my runs.db").exists()
-
-
-@pytest.mark.parametrize("url", ["memory://", "sqlite://"])
-async def test_store_in_memory_is_its_engines_own(url: str) -> None:
-    """Each engine on memory://, or on sqlite:// without a file, has its own runs."""
-    async with Engine(url) as one, Engine(url) as other:
-        assert (await run_of(one, Order)).status == "completed"
-        assert (await one.count(), await other.count()) == (1, 0)
 
 
 async def test_successor_takes_over_at_once(make_engine: MakeEngine, store_url: str | Store) -> None:

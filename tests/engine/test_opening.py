@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+import aioflow
 from aioflow import Engine, WorkflowRun, complete, errors, step, workflow
 from aioflow.commands import Command
-from tests.engine.conftest import MakeEngine
+from tests.engine.conftest import MakeEngine, closed, run_of
+from tests.support import wait_until
 
 
 @workflow("opening-order")
@@ -124,6 +129,34 @@ async def test_closing_twice_is_closing_once(make_engine: MakeEngine) -> None:
         assert repr(engine) == "<Engine closed>"
 
 
+async def test_two_that_close_at_once_close_once(make_engine: MakeEngine) -> None:
+    """Two tasks may close an engine at the same time: both return when it is closed, and other engines work on."""
+    gate = asyncio.Event()
+
+    @workflow("opening-slow")
+    class Slow:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def wait(self) -> Command:
+            await gate.wait()
+            return complete()
+
+    engine = make_engine(Slow)
+    async with make_engine(Order, worker=False) as other:
+        await engine.__aenter__()
+        run = await engine.start(Slow)
+        closings = [asyncio.ensure_future(engine.__aexit__(None, None, None)) for _ in range(3)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not any(closing.done() for closing in closings)
+        gate.set()
+        await asyncio.gather(*closings)
+        assert repr(engine) == "<Engine closed>"
+        assert (await other.get(run.id)).status == "completed"
+
+
 async def test_engine_that_is_closing_cannot_be_opened_yet(make_engine: MakeEngine) -> None:
     """An opening is refused until the close is over; from then on the engine works as a new one."""
     engine = make_engine(Order)
@@ -189,3 +222,90 @@ async def test_file_that_cannot_be_made_is_refused(tmp_path: Any) -> None:
     with pytest.raises(errors.StoreUnavailable, match="Check that the directory exists and can be written"):
         await engine.__aenter__()
     assert repr(engine) == "<Engine closed>"
+
+
+# ---- ways to open
+
+
+async def test_lifespan_opens_and_closes_the_engine(make_engine: MakeEngine) -> None:
+    """Engine.lifespan is an ASGI lifespan: called with the app, the engine works inside, and is closed after."""
+    engine = make_engine(Order)
+    for app in (object(), None):
+        async with engine.lifespan(app) as state:
+            assert state is None
+            assert (await run_of(engine, Order)).status == "completed"
+        await closed(engine)
+    with pytest.raises(ZeroDivisionError):
+        async with engine.lifespan(app):
+            _ = 1 / 0
+    await closed(engine)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("is_open", [False, True], ids=["closed", "open"])
+async def test_run_forever_works_until_it_is_told_to_end(
+    make_engine: MakeEngine, number: signal.Signals, is_open: bool
+) -> None:
+    """run_forever executes runs until SIGTERM or SIGINT, then closes what it opened; the old handlers are back."""
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    engine = make_engine(Order)
+    if is_open:
+        await engine.__aenter__()
+    service = asyncio.ensure_future(engine.run_forever())
+    await wait_until(lambda: signal.getsignal(number) not in handlers)
+    async with make_engine(Order, worker=False) as client:
+        run = await client.start(Order)
+        assert (await run.wait(5)).status == "completed"
+    os.kill(os.getpid(), number)
+    async with asyncio.timeout(5):
+        await service
+    if is_open:
+        assert await engine.count() == 1
+        await engine.__aexit__(None, None, None)
+    await closed(engine)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+
+
+async def test_engine_without_arguments_reads_the_environment(tmp_path: Path, monkeypatch: Any) -> None:
+    """Engine() looks for AIOFLOW_DATABASE_URL when it is opened, not when it is made."""
+    engine = Engine()
+    for name in ("one", "two"):
+        monkeypatch.setenv("AIOFLOW_DATABASE_URL", f"sqlite:///{tmp_path}/{name}.db")
+        async with engine:
+            assert repr(engine) == f"<Engine open on sqlite:///{tmp_path}/{name}.db>"
+            assert await engine.count() == 0
+            await engine.start(Order)
+        assert (tmp_path / f"{name}.db").exists()
+    monkeypatch.setenv("AIOFLOW_DATABASE_URL", "nosuch://host")
+    with pytest.raises(errors.BackendUnknown, match=r"No backend is installed for nosuch:// URLs"):
+        await engine.__aenter__()
+
+
+async def test_engine_without_a_url_makes_a_file_here(tmp_path: Path, monkeypatch: Any) -> None:
+    """Without argument and environment the store is aioflow.db in the working directory, also for aioflow.engine."""
+    monkeypatch.delenv("AIOFLOW_DATABASE_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    async with Engine() as engine:
+        run = await run_of(engine, Order)
+    assert (tmp_path / "aioflow.db").exists()
+    async with aioflow.engine:
+        assert await aioflow.engine.get(run.id) == run
+
+
+async def test_relative_path_has_three_slashes(tmp_path: Path, monkeypatch: Any) -> None:
+    """Three slashes name a file below the working directory, four one anywhere: here, the same one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    async with Engine("sqlite:///data/my runs.db") as engine:
+        run = await run_of(engine, Order)
+    async with Engine(f"sqlite:///{tmp_path}/data/my runs.db", worker=False) as engine:
+        assert await engine.get(run.id) == run
+    assert (tmp_path / "data" / "my runs.db").exists()
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite://"])
+async def test_store_in_memory_is_its_engines_own(url: str) -> None:
+    """Each engine on memory://, or on sqlite:// without a file, has its own runs."""
+    async with Engine(url) as one, Engine(url) as other:
+        assert (await run_of(one, Order)).status == "completed"
+        assert (await one.count(), await other.count()) == (1, 0)
