@@ -23,12 +23,36 @@ _COLUMNS = ", ".join(Run._fields)
 
 SELECT_RUNS = f"SELECT {_COLUMNS} FROM runs"
 _MUTABLE = ", ".join(f"{name} = excluded.{name}" for name in Run._fields[Run._fields.index("status") :])
+#: To bind None makes sqlite3 look for an adapter, in vain and in two places, which costs more than all other values of
+#: a row together. So NULL is bound as a text that no row can hold.
+_NULL = "\0"
+_NULLABLE = frozenset(
+    [
+        "key",
+        "parent_id",
+        "event_id",
+        "next_step",
+        "owner",
+        "waiting_for",
+        "wake_at",
+        "progress",
+        "error",
+        "traceback",
+        "ended_at",
+    ]
+)
+
+
+def _row_of(columns: Sequence[str]) -> str:
+    return f"({', '.join('nullif(?, char(0))' if column in _NULLABLE else '?' for column in columns)})"
+
+
 _WRITE_RUNS = (
     f"INSERT INTO runs ({_COLUMNS}) VALUES ",
-    len(Run._fields),
+    _row_of(Run._fields),
     f" ON CONFLICT (id) DO UPDATE SET {_MUTABLE}",
 )
-_WRITE_HISTORY = ("INSERT INTO history VALUES ", len(Transition._fields), " ON CONFLICT DO NOTHING")
+_WRITE_HISTORY = ("INSERT INTO history VALUES ", _row_of(Transition._fields), " ON CONFLICT DO NOTHING")
 #: Lengths of VALUES lists: few enough that every statement stays prepared. A batch is filled up to the next one with
 #: its last row, which is then written twice.
 _LENGTHS = sorted([1 << n for n in range(11)] + [3 << n for n in range(9)])
@@ -125,18 +149,19 @@ class _Batch:
         return Result("applied" if applied else "stale", _row(self._db, run_id))
 
 
-def _write(db: sqlite3.Connection, statement: tuple[str, int, str], rows: Sequence[tuple[object, ...]]) -> None:
+def _write(db: sqlite3.Connection, statement: tuple[str, str, str], rows: Sequence[tuple[object, ...]]) -> None:
     for start in range(0, len(rows), _LENGTHS[-1]):
         part = rows[start : start + _LENGTHS[-1]]
         length = _LENGTHS[bisect_left(_LENGTHS, len(part))]
-        values = [*chain.from_iterable(part), *(part[-1] * (length - len(part)))]
+        values = [_NULL if value is None else value for value in chain.from_iterable(part)]
+        values += values[-len(part[-1]) :] * (length - len(part))
         db.execute(_sql(statement, length), values)
 
 
 @cache
-def _sql(statement: tuple[str, int, str], length: int) -> str:
-    head, columns, tail = statement
-    return head + ", ".join([f"({', '.join('?' * columns)})"] * length) + tail
+def _sql(statement: tuple[str, str, str], length: int) -> str:
+    head, row, tail = statement
+    return head + ", ".join([row] * length) + tail
 
 
 def _row(db: sqlite3.Connection, run_id: int) -> Run | None:

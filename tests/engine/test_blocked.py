@@ -12,7 +12,7 @@ from pydantic import BaseModel, field_validator
 
 from aioflow import Engine, Retry, WorkflowRun, complete, get_context, get_run, goto, sleep, step, workflow
 from aioflow.commands import Command
-from tests.engine.conftest import MakeEngine, ShiftedClock, kinds_of
+from tests.engine.conftest import MakeEngine, ShiftedClock, idle, kinds_of
 from tests.support import wait_until
 
 HOUR = timedelta(hours=1)
@@ -229,7 +229,7 @@ async def test_run_of_unknown_code_waits_for_it(
         else:  # other workers may know it, so it need not be parked
             await engine.process_scheduled()
             assert (await (await engine.start(flow)).wait(5)).status == "completed"
-            await wait_until(lambda: not engine._parts.running())
+            await wait_until(lambda: idle(engine))
             assert (await engine.get(run.id)).status in ("running", "waiting")
     if not sleeps:
         async with make_engine(release(First)) as engine:
