@@ -205,7 +205,7 @@ class Committer:
                 await self._clock.sleep(backoff)
                 backoff = min(2 * backoff, _LONGEST_BACKOFF)
             except Exception as error:  # noqa: BLE001 - a store that breaks its contract must not end the committer
-                telemetry.fault("store broke its contract", exc_info=True)
+                telemetry.fault("store broke its contract", exception=telemetry.plain_traceback(error))
                 bug = InternalError(f"The store raised {type(error).__name__}.")
                 broken = error if isinstance(error, InternalError) else bug
                 for p in pending:
@@ -237,8 +237,9 @@ class Committer:
         if result.outcome == "applied":
             try:
                 self._on_commit(pending.change, result)
-            except Exception:  # noqa: BLE001 - the change is committed, whoever waits for it must hear so
-                telemetry.fault("a bug in aioflow: following a commit failed", exc_info=True)
+            except Exception as error:  # noqa: BLE001 - the change is committed, whoever waits for it must hear so
+                trace = telemetry.plain_traceback(error)
+                telemetry.fault("a bug in aioflow: following a commit failed", exception=trace)
         pending.settle()
         if not pending.future.done():
             pending.future.set_result(result)

@@ -56,4 +56,5 @@ class TaskSet:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            telemetry.fault("a bug in aioflow: a task ended with an error", task=task.get_name(), exc_info=error)
+            trace = telemetry.plain_traceback(error)
+            telemetry.fault("a bug in aioflow: a task ended with an error", task=task.get_name(), exception=trace)

@@ -6,13 +6,14 @@ for failures. While structlog is not configured only warnings are printed. No va
 
 from __future__ import annotations
 
+import traceback
 from typing import Any, Protocol
 
 import structlog
 from structlog.contextvars import bind_contextvars
 
 from aioflow.errors import StoreError
-from aioflow.model import Run, Transition
+from aioflow.model import MAX_TRACEBACK, Run, Transition, bounded
 
 _log = structlog.get_logger("aioflow")
 _INFO = {"start": "run started", "complete": "run completed", "cancel": "run cancelled"}
@@ -55,26 +56,26 @@ class Telemetry:
         for instrument in self.instruments:
             try:
                 instrument.committed(run, transition)
-            except BaseException:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
-                self._report(instrument, "committed")
+            except BaseException as error:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
+                self._report(instrument, "committed", error)
 
     def step_started(self, run: Run) -> None:
         """Tell every instrument that a step is about to run."""
         for instrument in self.instruments:
             try:
                 instrument.step_started(run)
-            except BaseException:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
-                self._report(instrument, "step_started")
+            except BaseException as error:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
+                self._report(instrument, "step_started", error)
 
     def step_ended(self, run: Run, error: BaseException | None) -> None:
         """Tell every instrument that a step has ended."""
         for instrument in self.instruments:
             try:
                 instrument.step_ended(run, error)
-            except BaseException:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
-                self._report(instrument, "step_ended")
+            except BaseException as error:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
+                self._report(instrument, "step_ended", error)
 
-    def _report(self, instrument: Instrument, method: str) -> None:
+    def _report(self, instrument: Instrument, method: str, error: BaseException) -> None:
         if any(instrument is broken for broken in self._broken):
             return
         self._broken.append(instrument)
@@ -83,7 +84,7 @@ class Telemetry:
                 "instrument raised; its later errors are not logged",
                 instrument=type(instrument).__name__,
                 method=method,
-                exc_info=True,
+                exception=plain_traceback(error),
             )
         except Exception:  # noqa: BLE001, S110 - see above
             pass
@@ -130,12 +131,17 @@ def info(event: str, **fields: Any) -> None:
         _log.info(event, **fields)
 
 
+def plain_traceback(error: BaseException) -> str:
+    """The traceback as text: structlog's own may print every local variable, and with them the Contexts of runs."""
+    return bounded("".join(traceback.format_exception(error)), MAX_TRACEBACK)
+
+
 def trouble(event: str, error: Exception) -> None:
     """Log what made a background loop stumble: a store that does not answer, or one that breaks its contract."""
     if isinstance(error, StoreError):
         warn(event, error=str(error))
     else:
-        fault(f"a bug: {event}", exc_info=error)
+        fault(f"a bug: {event}", exception=plain_traceback(error))
 
 
 def warn(event: str, **fields: Any) -> None:
