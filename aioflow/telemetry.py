@@ -49,10 +49,7 @@ class Telemetry:
     def committed(self, run: Run, transition: Transition) -> None:
         """Log a committed transition, and tell every instrument of it."""
         if structlog.is_configured() or transition.error is not None:
-            try:
-                _log_transition(run, transition)
-            except Exception:  # noqa: BLE001, S110 - the log itself is broken: there is nobody left to tell
-                pass
+            _log_transition(run, transition)
         for instrument in self.instruments:
             try:
                 instrument.committed(run, transition)
@@ -72,22 +69,19 @@ class Telemetry:
         for instrument in self.instruments:
             try:
                 instrument.step_ended(run, error)
-            except BaseException as error:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
-                self._report(instrument, "step_ended", error)
+            except BaseException as raised:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
+                self._report(instrument, "step_ended", raised)
 
     def _report(self, instrument: Instrument, method: str, error: BaseException) -> None:
         if any(instrument is broken for broken in self._broken):
             return
         self._broken.append(instrument)
-        try:
-            warn(
-                "instrument raised; its later errors are not logged",
-                instrument=type(instrument).__name__,
-                method=method,
-                exception=plain_traceback(error),
-            )
-        except Exception:  # noqa: BLE001, S110 - see above
-            pass
+        warn(
+            "instrument raised; its later errors are not logged",
+            instrument=type(instrument).__name__,
+            method=method,
+            exception=plain_traceback(error),
+        )
 
 
 def _log_transition(run: Run, transition: Transition) -> None:
@@ -119,16 +113,23 @@ def bind_step(run: Run) -> None:
     bind_contextvars(run_id=run.id, workflow=run.workflow, step=run.step, attempt=run.failures + 1)
 
 
+def _say(level: str, event: str, fields: dict[str, Any]) -> None:
+    try:
+        getattr(_log, level)(event, **fields)
+    except Exception:  # noqa: BLE001, S110 - the log itself is broken: there is nobody left to tell
+        pass
+
+
 def debug(event: str, **fields: Any) -> None:
     """Log what only somebody who looks for it wants to know."""
     if structlog.is_configured():
-        _log.debug(event, **fields)
+        _say("debug", event, fields)
 
 
 def info(event: str, **fields: Any) -> None:
     """Log what is worth knowing; silent until structlog is configured."""
     if structlog.is_configured():
-        _log.info(event, **fields)
+        _say("info", event, fields)
 
 
 def plain_traceback(error: BaseException) -> str:
@@ -146,9 +147,9 @@ def trouble(event: str, error: Exception) -> None:
 
 def warn(event: str, **fields: Any) -> None:
     """Log what somebody should look at."""
-    _log.warning(event, **fields)
+    _say("warning", event, fields)
 
 
 def fault(event: str, **fields: Any) -> None:
     """Log what is broken."""
-    _log.error(event, **fields)
+    _say("error", event, fields)
