@@ -89,7 +89,8 @@ class Rows:
 
     def _check_storable(self, run_id: int, row: Run | Transition) -> None:
         """Refuse what databases refuse, so that it is not met there for the first time."""
-        for column, value in zip(row._fields, row, strict=True):
+        values: tuple[object, ...] = row
+        for column, value in zip(row._fields, values, strict=True):
             if isinstance(value, str):
                 if "\0" in value:
                     raise StoreRefused(self._store, f"a NUL in {column} of run {run_id}")
