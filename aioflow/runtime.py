@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -23,6 +22,7 @@ from aioflow.ids import RunIds, commit_ids
 from aioflow.parts import Parts
 from aioflow.registry import Registry, definition_of, registry
 from aioflow.scheduler import Scheduler
+from aioflow.shutdown import signalled
 from aioflow.store import Change, Mark, Result, Store
 from aioflow.tasks import TaskSet
 from aioflow.telemetry import Instrument, Telemetry
@@ -86,6 +86,7 @@ class Engine(Calls):
         self._waiters = Waiters()
         self._worker: Worker | None = None
         self._opening = False
+        self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         state = "closed" if self._parts is None else f"open on {self._parts.store.name}"
@@ -181,7 +182,9 @@ class Engine(Calls):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let running steps end and commit, give the runs back, and close the store."""
-        closing = TaskSet().spawn(self._close(), name="aioflow closing")
+        if self._closing is None or self._closing.done():
+            self._closing = TaskSet().spawn(self._close(), name="aioflow closing")
+        closing = self._closing  # whoever else closes it meanwhile waits for the same
         cancelled: asyncio.CancelledError | None = None
         while not closing.done():  # bounded by shutdown_timeout; half a close would leave threads behind
             try:
@@ -223,10 +226,10 @@ class Engine(Calls):
             As opening the engine does.
         """
         if self._parts is not None:
-            await _signalled()
+            await signalled()
             return
         async with self:
-            await _signalled()
+            await signalled()
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
@@ -237,25 +240,6 @@ class Engine(Calls):
         """
         async with self:
             yield
-
-
-async def _signalled() -> None:
-    """Wait for SIGINT or SIGTERM."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        handler = signal.getsignal(number)
-        with suppress(NotImplementedError, ValueError, RuntimeError):  # Windows, or not the main thread
-            loop.add_signal_handler(number, stop.set)
-            before[number] = handler
-    try:
-        await stop.wait()
-        telemetry.info("signal received, the engine ends")
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
 
 
 #: A ready engine for programs that need just one; it reads ``AIOFLOW_DATABASE_URL`` when it is opened.
