@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -247,7 +246,9 @@ class Client:
                 row = await self.reread(run_id)
                 if reached(row, until):
                     return WorkflowRun(self, row)
-            async with nullcontext() if seconds is None else asyncio.timeout(seconds):
+            if seconds is None:
+                return WorkflowRun(self, await future)
+            async with asyncio.timeout(seconds):
                 return WorkflowRun(self, await future)
         except TimeoutError:
             raise TimeoutError(f"Run {run_id} has not {until} within {seconds:g} s.") from None

@@ -118,7 +118,11 @@ class ContextCodec:
             parsed = self.decode(raw)
         except Exception as error:
             raise Unstorable(f"it does not read back: {explain(error)}") from error
-        if not _same(live, parsed) and (difference := next(_differences(live, parsed, ""), None)) is not None:
+        try:
+            same = live.__dict__ == parsed.__dict__ and live.__pydantic_extra__ == parsed.__pydantic_extra__
+        except Exception:  # noqa: BLE001 - _differences tells which value cannot be compared
+            same = False
+        if not same and (difference := next(_differences(live, parsed, ""), None)) is not None:
             raise Unstorable(difference)
         return raw.decode(), parsed
 
@@ -231,13 +235,6 @@ def _live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseMo
 
 
 # ---- telling differences
-
-
-def _same(live: BaseModel, parsed: BaseModel) -> bool:
-    try:
-        return live.__dict__ == parsed.__dict__ and live.__pydantic_extra__ == parsed.__pydantic_extra__
-    except Exception:  # noqa: BLE001 - _differences tells which value cannot be compared
-        return False
 
 
 def _differences(left: Any, right: Any, path: str) -> Iterator[str]:

@@ -274,7 +274,8 @@ def _move(
 ) -> Move:
     """The change to a row, and its history row; ``note`` is what that tells as its error."""
     seq = run.seq + 1
-    new = run._replace(seq=seq, crashes=0, marked=0, updated_at=now, **changes)
+    changes.update(seq=seq, crashes=0, marked=0, updated_at=now)
+    new = run._replace(**changes)
     # A wake made no attempt yet: it tells the step and attempt it leads to, everything else those it ended.
     made = new if kind in ("wake", "unblock") else run
     transition = Transition(run.id, seq, now, made.step, made.failures + 1, kind, duration, note, commit_id)
