@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import TypeVar
 
 import aiosqlite
+from anyio import CancelScope, to_thread
 
 from aioflow_sqlite.address import Address
 
@@ -26,6 +27,11 @@ class Connection(aiosqlite.Connection):
         result: T = await self._execute(lambda: function(self._conn))  # type: ignore[no-untyped-call]
         return result
 
+    async def thread_ended(self) -> None:
+        """Wait for the thread of a connection that could not be made: it still has a word for the event loop."""
+        with CancelScope(shield=True):
+            await to_thread.run_sync(self._thread.join)
+
 
 async def connect(address: Address, *, read_only: bool) -> Connection:
     """Open a connection and set it up."""
@@ -41,7 +47,11 @@ async def connect(address: Address, *, read_only: bool) -> Connection:
         ),
         iter_chunk_size=64,
     )
-    await connection
+    try:
+        await connection
+    except BaseException:
+        await connection.thread_ended()
+        raise
     try:
         await connection.run(partial(_set_up, address=address, read_only=read_only))
     except BaseException:
