@@ -1,0 +1,109 @@
+"""What is SQLite's own: the URL, the file, its schema, and those who open it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from aioflow.errors import StoreUnavailable
+from aioflow.testing.conformance_samples import NOW
+from aioflow_sqlite import SQLiteStore
+from aioflow_sqlite.address import parse
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///orders.db", "orders.db"),
+        ("sqlite:///data/my%20orders.db", "data/my orders.db"),
+        ("sqlite:////var/orders.db", "/var/orders.db"),
+        ("sqlite://", None),
+        ("sqlite:///", None),
+        ("sqlite:///:memory:", None),
+    ],
+)
+def test_the_url_names_the_file(url: str, path: str | None) -> None:
+    """Three slashes are relative, four absolute, and without a path it is in memory."""
+    assert parse(url).path == path
+
+
+def test_options_are_ours_or_the_drivers() -> None:
+    """aioflow's options are taken off the query string, the rest is SQLite's."""
+    address = parse("sqlite:///o.db?busy_timeout=250&synchronous=extra&mode=rwc")
+    assert (address.busy_timeout, address.synchronous) == (250, "EXTRA")
+    assert address.uri == "file:o.db?mode=rwc"
+    assert address.name == "sqlite:///o.db"
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("sqlite://host/orders.db", "A SQLite URL looks like sqlite:///relative.db (three slashes)"),
+        ("sqlite:///o.db?busy_timeout=soon", "busy_timeout takes milliseconds, got 'soon'."),
+        ("sqlite:///o.db?synchronous=off", "synchronous takes FULL, EXTRA, NORMAL; got 'OFF'."),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(url: str, text: str) -> None:
+    """A host, or an option without such a value, is an error that says what there is."""
+    with pytest.raises(ValueError, match=r"SQLite URL|busy_timeout|synchronous") as caught:
+        SQLiteStore(url)
+    assert str(caught.value).startswith(text)
+
+
+async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    """A file that a newer aioflow wrote is left alone, and the error says what to do."""
+    path = tmp_path / "new.db"
+    store = SQLiteStore(f"sqlite:///{path}")
+    await store.open(NOW)
+    await store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 999")
+    db.close()
+    with pytest.raises(StoreUnavailable) as caught:
+        await store.open(NOW)
+    assert str(caught.value) == (
+        f"The store sqlite:///{path} is not available: its schema is version 999, this code knows up to 1. "
+        "Use the aioflow that wrote it, or a newer one."
+    )
+
+
+async def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+    """A file of another kind is named as what it is."""
+    path = tmp_path / "letter.txt"
+    path.write_text("Dear reader, this is no database. " * 100)
+    with pytest.raises(StoreUnavailable, match=r"not a database.*The path holds another kind of file"):
+        await SQLiteStore(f"sqlite:///{path}").open(NOW)
+
+
+async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    """A path that cannot be made tells what to look at."""
+    with pytest.raises(StoreUnavailable, match="Check that the directory exists and can be written"):
+        await SQLiteStore(f"sqlite:///{tmp_path}/nowhere/o.db").open(NOW)
+
+
+async def test_many_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    """Ten that come first at the same time make one store, migrated once."""
+    stores = [SQLiteStore(f"sqlite:///{tmp_path}/o.db") for _ in range(10)]
+    try:
+        uuids = await asyncio.gather(*(store.open(NOW) for store in stores))
+        assert len(set(uuids)) == 1
+        firsts = await asyncio.gather(*(store.reserve("run", 5, NOW) for store in stores))
+        assert sorted(firsts) == list(range(1, 51, 5))
+    finally:
+        for store in stores:
+            await store.close()
+
+
+async def test_what_is_committed_is_synced(tmp_path: Path) -> None:
+    """WAL and FULL, so that nothing acknowledged is lost with the power."""
+    store = SQLiteStore(f"sqlite:///{tmp_path}/o.db")
+    await store.open(NOW)
+    try:
+        assert store._writer is not None
+        assert await store._writer.run(lambda db: db.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
+        assert await store._writer.run(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)
+    finally:
+        await store.close()
