@@ -137,7 +137,7 @@ class Calls(Client):
             TypeError, ValueError: an unknown filter, or a value of the wrong type or out of its range.
             EngineClosed, StoreUnavailable: the store cannot be asked.
         """
-        return await self._select(run_query(workflow=workflow, order=order, limit=limit, after=after, **filters))
+        return await self._select(run_query("runs", filters, workflow=workflow, order=order, limit=limit, after=after))
 
     @overload
     def iter_runs(
@@ -161,7 +161,7 @@ class Calls(Client):
         Raises:
             As ``runs``.
         """
-        return self._iterate(run_query(workflow=workflow, order=order, **filters))
+        return self._iterate(run_query("iter_runs", filters, workflow=workflow, order=order))
 
     async def count(self, *, workflow: Any = None, **filters: Unpack[RunFilters]) -> int:
         """How many runs match.
@@ -176,4 +176,4 @@ class Calls(Client):
         Raises:
             As ``runs``.
         """
-        return await self._count(run_query(workflow=workflow, **filters))
+        return await self._count(run_query("count", filters, workflow=workflow))

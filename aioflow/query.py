@@ -13,6 +13,7 @@ from aioflow.errors import LimitExceeded, RunNotFound
 from aioflow.model import MAX_DEPTH, MAX_NAME, WorkflowStatus
 from aioflow.registry import definition_of
 from aioflow.run import WorkflowRun
+from aioflow.shapes import RunFilters
 from aioflow.store import RunQuery
 
 _ORDERS: dict[str, tuple[Literal["id", "created_at", "updated_at"], bool]] = {
@@ -25,7 +26,25 @@ _ORDERS: dict[str, tuple[Literal["id", "created_at", "updated_at"], bool]] = {
 }
 
 
-def run_query(
+def run_query(call: str, filters: Mapping[str, Any], **rest: Any) -> RunQuery:
+    """The filters that a call was given, checked.
+
+    Args:
+        call: its name, for errors.
+        filters: by name; see ``Engine.runs``.
+        rest: ``workflow``, ``order``, ``limit`` and ``after``, as far as the call takes them.
+
+    Raises:
+        TypeError, ValueError, LimitExceeded: an unknown filter, or a value of the wrong type or out of its range.
+    """
+    unknown = [name for name in filters if name not in RunFilters.__annotations__]
+    if unknown:
+        known = ", ".join(["workflow", *RunFilters.__annotations__])
+        raise TypeError(f"{call}() has no filter {', '.join(map(repr, unknown))} (filters: {known}).")
+    return _read(**filters, **rest)
+
+
+def _read(
     *,
     workflow: object = None,
     status: object = None,
@@ -41,7 +60,6 @@ def run_query(
     limit: int = 100,
     after: WorkflowRun[Any] | int | None = None,
 ) -> RunQuery:
-    """The filters of ``runs``, checked. Raises TypeError or ValueError, naming the filter."""
     if order not in _ORDERS:
         raise ValueError(f"runs(order=...) takes one of {', '.join(_ORDERS)}; got {order!r}.")
     column, descending = _ORDERS[order]

@@ -358,3 +358,14 @@ async def test_data_filter_takes_any_key(make_engine: MakeEngine, key: str) -> N
         await engine.start(Keys, names={"other": 1})
         assert await engine.runs(data={"names": {key: 1}}) == [run]
         assert await engine.runs(data={"names": {key: 2}}) == []
+
+
+@pytest.mark.parametrize("call", ["runs", "iter_runs", "count"])
+async def test_unknown_filter_is_named_with_those_that_there_are(make_engine: MakeEngine, call: str) -> None:
+    """A misspelt filter, or one that the call does not take, is refused by the call's own name."""
+    async with make_engine(Trip, worker=False) as engine:
+        wrong = {"runs": "stauts", "iter_runs": "limit", "count": "order"}[call]
+        with pytest.raises(TypeError) as raised:
+            found = getattr(engine, call)(**{wrong: "failed"})
+            await found
+        assert str(raised.value).startswith(f"{call}() has no filter '{wrong}' (filters: workflow, status, step, ")
