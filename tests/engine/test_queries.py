@@ -365,7 +365,10 @@ async def test_unknown_filter_is_named_with_those_that_there_are(make_engine: Ma
     """A misspelt filter, or one that the call does not take, is refused by the call's own name."""
     async with make_engine(Trip, worker=False) as engine:
         wrong = {"runs": "stauts", "iter_runs": "limit", "count": "order"}[call]
+
+        async def ask() -> None:
+            await getattr(engine, call)(**{wrong: "failed"})
+
         with pytest.raises(TypeError) as raised:
-            found = getattr(engine, call)(**{wrong: "failed"})
-            await found
+            await ask()
         assert str(raised.value).startswith(f"{call}() has no filter '{wrong}' (filters: workflow, status, step, ")
