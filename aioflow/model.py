@@ -87,7 +87,7 @@ class Run(NamedTuple):
     crashes: int
     #: 1 from the moment a suspect's step is about to run.
     marked: int
-    waiting_for: str | None
+    waiting_for: WaitingFor | None
     wake_at: Micros | None
     progress: float | None
     #: The Context as JSON.

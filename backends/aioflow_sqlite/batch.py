@@ -2,8 +2,7 @@
 
 The thread and the event loop share the GIL. sqlite3 lets go of it for every row that it steps through, and getting it
 back from a busy loop takes up to a switch interval of 5 ms. So a batch is a handful of statements that each step
-once: all rows of a kind in one VALUES list, the guards as one JSON value (8 times faster than executemany beside a
-busy loop; benchmarks/README.md).
+once: all rows of a kind in one VALUES list, the guards as one JSON value.
 """
 
 from __future__ import annotations
