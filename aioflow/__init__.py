@@ -5,19 +5,22 @@ before it acts on it, so that a run outlives crashes, deploys and months of wait
 """
 
 from aioflow import errors
-from aioflow.commands import complete, fail, goto, sleep
+from aioflow.commands import complete, fail, goto, on, sleep, wait
 from aioflow.context import get_context, get_run
 from aioflow.decorators import step, workflow
-from aioflow.model import StartOptions, Transition, WorkflowStatus
+from aioflow.model import Failure, StartOptions, Transition, WorkflowStatus
 from aioflow.retry import GiveUp, Retry, RetryLater
 from aioflow.run import WorkflowRun
 from aioflow.runtime import Engine, engine
+from aioflow.signals import SignalReceipt
 
 __all__ = [
     "Engine",
+    "Failure",
     "GiveUp",
     "Retry",
     "RetryLater",
+    "SignalReceipt",
     "StartOptions",
     "Transition",
     "WorkflowRun",
@@ -29,7 +32,9 @@ __all__ = [
     "get_context",
     "get_run",
     "goto",
+    "on",
     "sleep",
     "step",
+    "wait",
     "workflow",
 ]

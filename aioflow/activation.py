@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Iterator
+from functools import partial
 from typing import Protocol
 
 from pydantic import BaseModel
@@ -21,18 +22,20 @@ from aioflow.committer import Committer
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextNotStorable, InternalError, StoreError, StoreRefused
 from aioflow.executor import Executor, Ran, Stopped, Watch
+from aioflow.interventions import block, overrun, poison
 from aioflow.model import SUSPECT_CRASHES, Run, WorkflowStatus
 from aioflow.registry import Registry
-from aioflow.store import Mark
+from aioflow.slots import Slots
+from aioflow.store import Mark, Move, Post, Start
 from aioflow.tasks import TaskSet
-from aioflow.transitions import Raised, block, decide, poison
+from aioflow.transitions import Raised, decide
 
 #: Seconds that a step which was cancelled may take to stop, before it is left behind.
 GRACE = 1.0
 RUNNING = str(WorkflowStatus.RUNNING)
 
 
-class Home(Protocol):
+class Home(Slots, Protocol):
     """Where activations live."""
 
     @property
@@ -167,7 +170,7 @@ class Activation(Watch):
         """The run's definition, if the last step left the Context for the next one."""
         run = self.run
         definition = self._tools.registry.get(run.workflow, run.version)
-        if self._live is None or definition is None or run.step not in definition.steps:
+        if self._live is None or definition is None or run.step not in definition.steps or run.deadline is not None:
             return None
         return definition
 
@@ -178,6 +181,10 @@ class Activation(Watch):
             await tools.committer.submit(move)
             return None
         definition = tools.registry.get(run.workflow, run.version)
+        if definition is not None and run.deadline is not None:
+            now, commit_id = tools.clock.micros(), next(tools.commit_ids)
+            if move := overrun(run, definition, now=now, commit_id=commit_id):
+                return await self._prepare_late(move)
         read = read_context(run, definition)
         if not isinstance(read, str):
             self._live = read
@@ -187,6 +194,14 @@ class Activation(Watch):
         move = block(run, read, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
         await tools.committer.submit(move)
         return None
+
+    async def _prepare_late(self, move: Move) -> WorkflowDefinition | None:
+        """The run's own time is over: it goes to its ``on_timeout`` first, or ends."""
+        result = await self._tools.committer.submit(move)
+        if result.outcome != "applied" or result.run is None or result.run.status != RUNNING:
+            return None
+        self.run = result.run
+        return await self._prepare()
 
     async def _go_alone(self) -> bool:
         """A suspect runs alone until its transition is committed: if the process dies meanwhile, it was this run.
@@ -243,8 +258,11 @@ class Activation(Watch):
             now=tools.clock.micros(),
             commit_id=next(tools.commit_ids),
         )
+        owners: list[int | None] = []
+        if ran.also:
+            move = move._replace(also=tuple(self._owned(part, owners) for part in ran.also))
         try:
-            result = await tools.committer.submit(move)
+            result = await tools.committer.submit(move, settled=partial(self._redeem, owners) if owners else None)
         except StoreRefused as refused:
             if isinstance(ran.outcome, Raised):
                 raise
@@ -255,6 +273,17 @@ class Activation(Watch):
             return result.run
         telemetry.info("transition refused, the run was cancelled or taken over", run_id=run.id, seq=move.run.seq)
         return None
+
+    def _owned(self, part: Start | Post, owners: list[int | None]) -> Start | Post:
+        """A run that the step starts runs here, if there is room."""
+        if isinstance(part, Post) or part.run.status != RUNNING:
+            return part
+        owners.append(self._tools.home.promise())
+        return part._replace(run=part.run._replace(owner=owners[-1]))
+
+    def _redeem(self, owners: list[int | None]) -> None:
+        for owner in owners:
+            self._tools.home.redeem(owner)
 
 
 def read_context(run: Run, definition: WorkflowDefinition | None) -> BaseModel | str:

@@ -12,21 +12,20 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from aioflow import transitions
+from aioflow import interventions
 from aioflow.clock import SECOND, Micros
-from aioflow.codec import Unstorable
 from aioflow.definition import WorkflowDefinition
-from aioflow.errors import ContextInvalid, EngineClosed, RunCancelled, RunFailed, RunNotFound
+from aioflow.errors import EngineClosed, RunCancelled, RunFailed, RunNotFound
 from aioflow.model import Run, StartOptions, Transition, WorkflowStatus, check_name
 from aioflow.parts import Parts
-from aioflow.query import check_id, check_limit, workflow_name
-from aioflow.registry import Registry
+from aioflow.query import check_id, check_limit
+from aioflow.registry import Registry, workflow_name
 from aioflow.run import WorkflowRun
 from aioflow.store import Amend, RunQuery
 from aioflow.waiters import Until, reached
 
 #: How long a call keeps offering a change to a store that does not take it, before it raises.
-_PATIENCE: Micros = 15 * SECOND
+PATIENCE: Micros = 15 * SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +35,11 @@ class Stats:
     Attributes:
         runs: workflow -> status -> number of runs.
         steps: workflow -> step -> number of runs that have not ended.
-        waiting: what for ("sleep", "retry", "start", "blocked") -> number of waiting runs.
+        waiting: what for ("sleep", "signal", "retry", "start", "blocked") -> number of waiting runs.
         blocked: runs that their code cannot take.
         overdue: waiting runs whose deadline is past.
+        mailbox: signals that nobody has taken yet.
+        expired_signals: signals that nobody took in their time, as this engine has noticed since it was opened.
         lag: how long the earliest of those has been due; zero if none is.
         running_here: runs that this engine executes now.
         bytes: the size of the store, None where it has none.
@@ -49,6 +50,8 @@ class Stats:
     waiting: Mapping[str, int]
     blocked: int
     overdue: int
+    mailbox: int
+    expired_signals: int
     lag: timedelta
     running_here: int
     bytes: int | None
@@ -90,26 +93,11 @@ class Client:
                 f"got {type(options).__name__}."
             )
         definition = parts.registry.find(workflow)
-        try:
-            data, _ = definition.codec.encode(await definition.new_context(keywords))
-        except Unstorable as error:
-            raise ContextInvalid(definition.name, f"it cannot be stored: {error}") from error
-        run_id = await parts.run_ids.take()
-        now = parts.clock.micros()
-        due = options.due(now)
-        owner = None if due is not None and due > now else parts.slots.promise()
-        start = transitions.start(
-            definition,
-            data,
-            run_id=run_id,
-            key=options.key,
-            reuse=options.reuse,
-            due=due,
-            owner=owner,
-            now=now,
-            commit_id=next(parts.commit_ids),
-        )
-        result = await parts.committer.submit(start, _PATIENCE, partial(parts.slots.redeem, owner))
+        start = await parts.office.start_of(definition, options, keywords)
+        owner = None
+        if start.run.status == WorkflowStatus.RUNNING and (owner := parts.slots.promise()) is not None:
+            start = start._replace(run=start.run._replace(owner=owner))
+        result = await parts.committer.submit(start, PATIENCE, partial(parts.slots.redeem, owner))
         assert result.run is not None
         return WorkflowRun(self, result.run, created=result.outcome == "applied")
 
@@ -207,9 +195,9 @@ class Client:
 
         def decide(row: Run) -> tuple[Run, Transition] | None:
             before[:] = [row]
-            return transitions.cancel(row, reason, now=now, commit_id=commit_id)
+            return interventions.cancel(row, reason, now=now, commit_id=commit_id)
 
-        result = await parts.committer.commit(Amend(run_id, decide, commit_id), _PATIENCE)
+        result = await parts.committer.commit(Amend(run_id, decide, commit_id), PATIENCE)
         if result.run is None:
             raise RunNotFound(run_id)
         for row in before:
@@ -304,6 +292,8 @@ class Client:
             waiting=found.waiting,
             blocked=found.waiting.get("blocked", 0),
             overdue=found.overdue,
+            mailbox=found.mailbox,
+            expired_signals=parts.delivery.expired,
             lag=timedelta(microseconds=lag),
             running_here=parts.running(),
             bytes=found.bytes,

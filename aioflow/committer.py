@@ -22,7 +22,7 @@ from operator import attrgetter
 from aioflow import telemetry
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
-from aioflow.store import Change, Move, Result, Start, Store
+from aioflow.store import Change, Move, Post, Result, Start, Store
 from aioflow.tasks import TaskSet
 
 _FIRST_BACKOFF: Micros = 20_000
@@ -66,13 +66,36 @@ class _Pending:
 
 
 class _Batch:
-    """At most one change per run, and per start key."""
+    """At most one change per run, per start key and per signal_id."""
 
     __slots__ = ("keys", "pending")
 
     def __init__(self) -> None:
         self.pending: list[_Pending] = []
         self.keys: set[Hashable] = set()
+
+
+def _run_id(change: Change) -> int:
+    match change:
+        case Move(run=run) | Start(run=run):
+            return run.id
+        case Post(signal=signal):
+            return signal.run_id
+        case _:
+            return change.run_id
+
+
+def _keys(change: Change) -> tuple[Hashable, ...]:
+    """What no other change of the same batch may have."""
+    match change:
+        case Move(run=run, also=also):
+            return (run.id, *(key for part in also for key in _keys(part))) if also else (run.id,)
+        case Start(run=run):
+            return (run.id,) if run.key is None else (run.id, (run.workflow, run.key))
+        case Post(signal=signal):
+            return (("signal", signal.id), ("signal_id", signal.signal_id)) if signal.signal_id else ()
+        case _:
+            return (change.run_id,)
 
 
 class Committer:
@@ -143,16 +166,14 @@ class Committer:
             if settled is not None:
                 settled()
             return future
-        run_id = change.run.id if isinstance(change, Move | Start) else change.run_id
-        start_key = (change.run.workflow, change.run.key) if isinstance(change, Start) and change.run.key else run_id
+        run_id = _run_id(change)
+        keys = _keys(change)
         # The last batch, or a new one after it if that changes the same run: changes of one run keep their order.
         batch = self._batches[-1] if self._batches else None
-        if batch is None or run_id in batch.keys or start_key in batch.keys or len(batch.pending) >= self._max_batch:
+        if batch is None or not batch.keys.isdisjoint(keys) or len(batch.pending) >= self._max_batch:
             batch = _Batch()
             self._batches.append(batch)
-        batch.keys.add(run_id)
-        if start_key is not run_id:
-            batch.keys.add(start_key)
+        batch.keys.update(keys)
         until = None if patience is None else self._clock.monotonic() + patience
         batch.pending.append(_Pending(change, run_id, future, until, settled))
         if until is not None and not self._watching:

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from datetime import datetime
-from typing import Any, TypeVar, overload
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypeVar, overload
 
 from pydantic import BaseModel
 
-from aioflow.clock import Clock
+from aioflow.clock import Clock, to_datetime
 from aioflow.errors import UndeclaredField, UsageError
-from aioflow.model import Run
+from aioflow.model import Failure, Resumption, Run, StartOptions, failure_of
+from aioflow.shapes import ArgumentsDoNotFitCreateContext, BuildsContext, C, CreatesContext, HasCreateContext, P
 
 M = TypeVar("M", bound=BaseModel)
+
+
+_DEFAULT = StartOptions()
+
+
+class Outbox(Protocol):
+    """Takes what a step starts and sends."""
+
+    def start(self, workflow: object, options: StartOptions, keywords: Mapping[str, Any]) -> None:
+        """Start a run."""
+        ...
+
+    def signal(self, name_or_message: object, payload: object, **address: Any) -> None:
+        """Send a signal."""
+        ...
 
 
 class CurrentRun:
     """The run that the calling step is part of."""
 
-    __slots__ = ("_clock", "_context", "_run", "_store_id")
+    __slots__ = ("_clock", "_context", "_outbox", "_run", "_store_id")
 
-    def __init__(self, run: Run, context: BaseModel, store_id: str, clock: Clock) -> None:
+    def __init__(self, run: Run, context: BaseModel, store_id: str, clock: Clock, outbox: Outbox) -> None:
+        self._outbox = outbox
         self._run = run
         self._context = context
         self._store_id = store_id
@@ -68,6 +85,87 @@ class CurrentRun:
         """The engine's time: aware, UTC; virtual in tests."""
         return self._clock.now()
 
+    @property
+    def deadline(self) -> datetime | None:
+        """When the time of the whole run is over (``@workflow(timeout=...)``): aware, UTC."""
+        return None if self._run.deadline is None else to_datetime(self._run.deadline)
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the step runs because the time of a wait, or of the whole run, was over."""
+        resumption = Resumption.of(self._run)
+        return resumption is not None and resumption.kind == "timeout"
+
+    @property
+    def failure(self) -> Failure | None:
+        """What failed, on the way that an ``on_fail`` began; a later failure takes its place."""
+        return failure_of(self._run)
+
+    @overload
+    def start(
+        self, workflow: CreatesContext[P, C], options: StartOptions = ..., /, *args: P.args, **context: P.kwargs
+    ) -> None: ...
+    @overload
+    def start(
+        self, workflow: HasCreateContext, options: StartOptions = ..., /, *args: Any, **context: Any
+    ) -> ArgumentsDoNotFitCreateContext: ...
+    @overload
+    def start(
+        self, workflow: BuildsContext[P, C], options: StartOptions = ..., /, *args: P.args, **context: P.kwargs
+    ) -> None: ...
+    @overload
+    def start(self, workflow: str, options: StartOptions = ..., /, **context: Any) -> None: ...
+    def start(self, workflow: Any, options: StartOptions = _DEFAULT, /, *args: Any, **context: Any) -> Any:
+        """Start a run with this step's transition: both are committed, or neither. Not awaited; works in sync steps.
+
+        Args:
+            workflow: the workflow class, or its name.
+            options: key, reuse, delay or start_at. A key that is taken starts nothing.
+            args: none; keywords only.
+            context: what ``create_context`` takes, or without one the fields of the Context.
+
+        Raises:
+            TypeError: a keyword that does not fit. Values that make no Context fail the step when it has returned.
+            WorkflowUnknown: the engine knows no such workflow.
+            UsageError: the step has returned already.
+            LimitExceeded: one step starts and sends at most 1 000.
+        """
+        if args:
+            raise TypeError("start() takes the Context's values as keywords: start(Order, order_id=1).")
+        self._outbox.start(workflow, options, context)
+
+    def signal(
+        self,
+        name_or_message: str | BaseModel,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        run_id: int | None = None,
+        key: str | None = None,
+        workflow: Any = None,
+        signal_id: str | None = None,
+        ttl: timedelta | None = None,
+    ) -> None:
+        """Send a signal with this step's transition: both are committed, or neither. Not awaited; works in sync steps.
+
+        Args:
+            name_or_message: the signal's name, or a pydantic model that is the message itself.
+            payload: with a name: what is merged into the Context of the run.
+            run_id: the run that it is for; if that has ended by then, nothing is sent.
+            key: the key that it is for.
+            workflow: with a key: the run of this workflow that was started with the key.
+            signal_id: makes it idempotent.
+            ttl: how long it waits to be taken. All as ``Engine.signal`` has them.
+
+        Raises:
+            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range. A workflow and key
+                without a run fail the step with RunNotFound when it has returned.
+            SignalInvalid: the payload or message cannot be stored.
+            UsageError: the step has returned already.
+        """
+        self._outbox.signal(
+            name_or_message, payload, run_id=run_id, key=key, workflow=workflow, signal_id=signal_id, ttl=ttl
+        )
+
 
 _current: ContextVar[CurrentRun] = ContextVar("aioflow_current_run")
 
@@ -76,7 +174,7 @@ def get_run() -> CurrentRun:
     """The run that the calling step is part of.
 
     Returns:
-        Its id, workflow, step, attempt, key, step_key and now.
+        Its id, workflow, step, attempt, key, step_key, now, deadline, timed_out and failure; ``start`` and ``signal``.
 
     Raises:
         UsageError: not called from a step.

@@ -6,11 +6,10 @@ the source of the steps; only what is positively read is refused, the rest is de
 
 from __future__ import annotations
 
-import dis
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Any, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 from pydantic import BaseModel
 
@@ -19,16 +18,18 @@ from aioflow.codec import ContextCodec
 from aioflow.commands import Returned
 from aioflow.context import undeclared_field
 from aioflow.definition import StepDefinition, StepOptions, WorkflowDefinition
+from aioflow.edges import edge_problems, target_problems
 from aioflow.errors import DefinitionError
 from aioflow.model import MAX_NAME, check_name
 from aioflow.registry import DEFINITION, registry
 from aioflow.retry import Retry
 from aioflow.storable import problems_of
-from aioflow.targets import named_targets
 
 _MARK = "__aioflow_step__"
 
 F = TypeVar("F", bound=Callable[..., Returned])
+#: A step of the class that is being defined: the function, or its name.
+StepName: TypeAlias = Callable[..., Returned] | str
 K = TypeVar("K", bound=type)
 
 
@@ -40,6 +41,7 @@ def step(
     start: bool = False,
     retry: Retry | None = None,
     timeout: timedelta | None = None,
+    on_fail: StepName | None = None,
     title: str | None = None,
     thread: bool | None = None,
 ) -> Callable[[F], F]: ...
@@ -50,17 +52,21 @@ def step(
     start: bool = False,
     retry: Retry | None = None,
     timeout: timedelta | None = None,
+    on_fail: StepName | None = None,
     title: str | None = None,
     thread: bool | None = None,
 ) -> Any:
     """Make a method a step. Write it as ``@step``, or with options as ``@step(...)``.
 
     Args:
-        function: the method, sync or async; it takes ``self`` alone and returns a command.
+        function: the method, sync or async; it returns a command. It may take parameters beside ``self``, which are
+            filled, by name and type, from what resumed the run: a message, the keys of a signal's payload, a Failure.
         start: whether runs begin here; exactly one step of a workflow does.
         retry: how its failures are retried; the workflow's ``default_retry`` if not given.
         timeout: how long one attempt may take; a longer one fails with StepTimeout and is retried. A thread cannot
             be stopped: a sync step that is too late is left alone, and what it returns is dropped.
+        on_fail: the step, or its name, that the run goes on with when this one has failed for good; the workflow's
+            ``on_fail`` if not given.
         title: a name for people.
         thread: False runs a sync step on the event loop, which it must not block. By default sync steps run in a
             bounded pool of worker threads.
@@ -85,7 +91,8 @@ def step(
     micros = None if timeout is None else clock.duration_micros(timeout, "@step(timeout=...)")
     if micros == 0:
         raise ValueError("@step(timeout=...) must be longer than zero.")
-    options = StepOptions(start=start, retry=retry, timeout=micros, title=title, thread=thread)
+    after = _step_name("@step(on_fail=...)", on_fail)
+    options = StepOptions(start=start, retry=retry, timeout=micros, title=title, thread=thread, on_fail=after)
 
     def mark(method: Any) -> Any:
         if not callable(method) and not isinstance(method, classmethod):  # which is told of with its class
@@ -103,6 +110,9 @@ def workflow(
     *,
     version: str = "1",
     default_retry: Retry = Retry(),  # noqa: B008 - frozen
+    timeout: timedelta | None = None,
+    on_timeout: StepName | None = None,
+    on_fail: StepName | None = None,
     max_transitions: int = 10_000,
 ) -> Callable[[K], K]:
     """Make a class a workflow, and register it.
@@ -114,6 +124,11 @@ def workflow(
         name: what runs are stored under; up to 200 characters.
         version: runs go on with the version they started with; change it when old runs could not.
         default_retry: for the steps that have no policy of their own.
+        timeout: how long a run may take from its start in all, waiting and retrying included. What is running then
+            ends; the run goes on with ``on_timeout`` before its next step, without it the run has failed.
+        on_timeout: the step, or its name, for a run that is out of time; it is not timed out again.
+        on_fail: the step, or its name, that a run goes on with when a step without an ``on_fail`` of its own has failed
+            for good. A run goes there once.
         max_transitions: how many steps a run may take without waiting, before it is failed as an endless loop.
 
     Returns:
@@ -130,8 +145,25 @@ def workflow(
     if not isinstance(max_transitions, int) or max_transitions < 1:
         raise ValueError(f"@workflow(max_transitions=...) must be an int of at least 1, got {max_transitions!r}.")
 
+    if timeout is not None and not isinstance(timeout, timedelta):
+        raise TypeError(f"@workflow(timeout=...) takes a timedelta, got {type(timeout).__name__}.")
+    micros = None if timeout is None else clock.duration_micros(timeout, "@workflow(timeout=...)")
+    if micros == 0:
+        raise ValueError("@workflow(timeout=...) must be longer than zero.")
+    if on_timeout is not None and timeout is None:
+        raise TypeError("@workflow(on_timeout=...) needs timeout=. Say how long a run may take.")
+    options: dict[str, Any] = {
+        "name": name,
+        "version": version,
+        "default_retry": default_retry,
+        "max_transitions": max_transitions,
+        "timeout": micros,
+        "on_timeout": _step_name("@workflow(on_timeout=...)", on_timeout),
+        "on_fail": _step_name("@workflow(on_fail=...)", on_fail),
+    }
+
     def decorate(cls: K) -> K:
-        definition = _define(cls, name, version, default_retry, max_transitions)
+        definition = _define(cls, options)
         registry.add(definition)
         setattr(cls, DEFINITION, definition)
         return cls
@@ -139,10 +171,20 @@ def workflow(
     return decorate
 
 
-def _define(cls: type, name: str, version: str, default_retry: Retry, max_transitions: int) -> WorkflowDefinition:
+def _step_name(option: str, step: object) -> str | None:
+    if step is None or isinstance(step, str):
+        return step
+    name = getattr(step, "__name__", None)
+    if not callable(step) or not isinstance(name, str):
+        raise TypeError(f"{option} takes a step of the class or its name, got {type(step).__name__}.")
+    return name
+
+
+def _define(cls: type, options: Mapping[str, Any]) -> WorkflowDefinition:
     if not isinstance(cls, type):
         raise TypeError(f"@workflow decorates a class, got {type(cls).__name__}.")
     steps, problems = _steps_of(cls)
+    problems += edge_problems(steps, options)
     starts = [s.name for s in steps.values() if s.options.start]
     if not starts:
         problems.append("it has no start step. Mark the first one: @step(start=True).")
@@ -160,15 +202,12 @@ def _define(cls: type, name: str, version: str, default_retry: Retry, max_transi
     if problems:
         raise DefinitionError(cls.__qualname__, problems)
     return WorkflowDefinition(
-        name=name,
-        version=version,
         cls=cls,
         codec=ContextCodec(context, undeclared_field),
         steps=steps,
         start=starts[0],
-        default_retry=default_retry,
-        max_transitions=max_transitions,
         source=(_file_of(cls), cls.__qualname__),
+        **options,
     )
 
 
@@ -190,7 +229,7 @@ def _steps_of(cls: type) -> tuple[dict[str, StepDefinition], list[str]]:
             problems.append(f"step {name!r} is a {type(definition.function).__name__}. A step is a plain method.")
             continue
         problems += _signature_problems(name, definition)
-        problems += _target_problems(cls, name, definition, steps)
+    problems += target_problems(cls, steps)
     return steps, problems
 
 
@@ -199,46 +238,16 @@ def _signature_problems(name: str, definition: StepDefinition) -> Iterable[str]:
         yield f"step {name!r} has a name of over {MAX_NAME} characters."
     if definition.is_async and definition.options.thread:
         yield f"step {name!r} is async and says thread=True. An async step runs on the event loop."
-    parameters = list(inspect.signature(definition.function, follow_wrapped=False).parameters.values())
-    if not parameters:
+    parameters = definition.parameters
+    if not parameters.bound:
         yield f"step {name!r} takes no self. A step is a plain method."
-    required = [
-        p.name for p in parameters[1:] if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    if required:
-        yield f"step {name!r} needs the arguments {', '.join(required)}. A step takes self alone: read the Context."
-
-
-def _attributes_set(cls: type) -> set[str]:
-    """The attributes that the class's own functions set, on self or on whatever else."""
-    return {
-        str(instruction.argval)
-        for klass in cls.__mro__
-        for member in vars(klass).values()
-        if inspect.isfunction(member)
-        for instruction in dis.get_instructions(inspect.unwrap(member))
-        if instruction.opname == "STORE_ATTR"
-    }
-
-
-def _target_problems(
-    cls: type, name: str, definition: StepDefinition, steps: Mapping[str, StepDefinition]
-) -> Iterable[str]:
-    for command, target, is_attribute in named_targets(definition.function):
-        if target in steps:
-            continue
-        member = inspect.getattr_static(cls, target, None) if is_attribute else None
-        if is_attribute and hasattr(cls, "__getattr__"):
-            continue
-        if member is not None and not inspect.isfunction(member):
-            continue  # a property or the like may give a step: decided when the step returns
-        if is_attribute and member is None and target in _attributes_set(cls):
-            continue  # an instance has it, whatever it is
-        known = ", ".join(steps)
-        if member is not None:
-            yield f"step {name!r}: {command} names {target!r}, which is a method but no step (steps: {known}). Add @step."
-        else:
-            yield f"step {name!r}: {command} names {target!r}, which is no step of this class (steps: {known})."
+    if parameters.positional:
+        yield f"step {name!r} takes {', '.join(parameters.positional)} by position only. Leave out the '/'."
+    if definition.options.start and parameters.needed:
+        yield (
+            f"step {name!r} needs the arguments {', '.join(parameters.needed)}. A start step takes self alone: "
+            "read the Context."
+        )
 
 
 def _file_of(cls: type) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from aioflow.arguments import Parameters
 from aioflow.clock import Micros
 from aioflow.codec import ContextCodec, explain
 from aioflow.errors import ContextInvalid
@@ -24,6 +25,7 @@ class StepOptions:
     timeout: Micros | None
     title: str | None
     thread: bool | None
+    on_fail: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class StepDefinition:
     """A step of a workflow.
 
     ``is_async``: whether it is a coroutine function, also below decorators that keep ``__wrapped__``. ``in_thread``:
-    whether it runs in a worker thread, as sync steps do unless they say ``thread=False``.
+    whether it runs in a worker thread, as sync steps do unless they say ``thread=False``. ``parameters``: what it takes
+    besides self.
     """
 
     name: str
@@ -39,6 +42,7 @@ class StepDefinition:
     options: StepOptions
     is_async: bool = field(init=False)
     in_thread: bool = field(init=False)
+    parameters: Parameters = field(init=False)
 
     def __post_init__(self) -> None:
         is_async = inspect.iscoroutinefunction(self.function) or (
@@ -46,6 +50,7 @@ class StepDefinition:
         )
         object.__setattr__(self, "is_async", is_async)
         object.__setattr__(self, "in_thread", not is_async and self.options.thread is not False)
+        object.__setattr__(self, "parameters", Parameters(self.function))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,9 @@ class WorkflowDefinition:
     start: str
     default_retry: Retry
     max_transitions: int
+    timeout: Micros | None
+    on_timeout: str | None
+    on_fail: str | None
     #: Where it stands: the same (file, qualified name) may define it again.
     source: tuple[str, str]
 
@@ -86,6 +94,19 @@ class WorkflowDefinition:
         definition = self.steps.get(step)
         return (definition.options.retry if definition else None) or self.default_retry
 
+    def on_fail_of(self, step: str) -> str | None:
+        """Where the step itself sends a run when it has failed for good."""
+        definition = self.steps.get(step)
+        return definition.options.on_fail if definition else None
+
+    def falls_to(self, step: str, on_timeout: str | None) -> str | None:
+        """Where a wait of this step goes on that does not say so: the next declared step but the one for its timeout."""
+        names = iter(self.steps)
+        for name in names:
+            if name == step:
+                return next((after for after in names if after != on_timeout), None)
+        return None
+
     async def new_context(self, keywords: Mapping[str, Any]) -> BaseModel:
         """A live Context from the keywords given to ``start``.
 
@@ -95,13 +116,9 @@ class WorkflowDefinition:
         """
         create = getattr(self.cls, "create_context", None)
         try:
+            self.check_keywords(keywords)
             if create is None:
-                self._check_keywords(keywords)
                 return self.codec.build(keywords)
-            try:
-                inspect.signature(create).bind(**keywords)
-            except TypeError as error:
-                raise TypeError(_keyword_advice(f"{self.cls.__qualname__}.create_context", str(error))) from None
             context: object = create(**keywords)
             if inspect.isawaitable(context):
                 context = await context
@@ -115,8 +132,16 @@ class WorkflowDefinition:
         except ValidationError as error:
             raise ContextInvalid(self.name, explain(error)) from error
 
-    def _check_keywords(self, keywords: Mapping[str, Any]) -> None:
+    def check_keywords(self, keywords: Mapping[str, Any]) -> None:
+        """Raise TypeError for a keyword that neither create_context nor the Context takes, or that is missing."""
         codec = self.codec
+        create = getattr(self.cls, "create_context", None)
+        if create is not None:
+            try:
+                inspect.signature(create).bind(**keywords)
+            except TypeError as error:
+                raise TypeError(_keyword_advice(f"{self.cls.__qualname__}.create_context", str(error))) from None
+            return
         if codec.declared.issuperset(keywords) or codec.takes_any_keyword:
             return
         unknown = [name for name in keywords if name not in codec.declared]

@@ -7,15 +7,20 @@ A constructor takes data, the class writes the sentence: what happened, to which
     ├── UsageError                 a call that cannot be right, whatever the state of the store
     │   ├── EngineClosed
     │   ├── WorkflowUnknown        (also a LookupError)
-    │   └── ContextInvalid         (also a ValueError)
+    │   ├── ContextInvalid         (also a ValueError)
+    │   └── SignalInvalid          (also a ValueError)
     ├── RunError                   about one run; has run_id
     │   ├── RunNotFound            (also a LookupError)
+    │   ├── RunEnded
     │   ├── RunFailed
     │   ├── RunCancelled
+    │   ├── RunTimeout             the time of the whole run is over (also a TimeoutError)
     │   └── StepError              the step is wrong in a way that retrying cannot mend
     │       ├── NoCommand
     │       ├── CommandAwaited
     │       ├── TargetUnknown
+    │       ├── NoNextStep
+    │       ├── ArgumentsMissing
     │       ├── ContextNotStorable
     │       └── UndeclaredField    (also an AttributeError)
     ├── StepTimeout                a step ran longer than its timeout (also a TimeoutError)
@@ -102,6 +107,14 @@ class ContextInvalid(UsageError, ValueError):
         super().__init__(f"These arguments do not make a Context of workflow {workflow!r}: {problem}")
 
 
+class SignalInvalid(UsageError, ValueError):
+    """What was to be sent is no signal: it cannot be stored, or does not read back. Nothing was sent."""
+
+    def __init__(self, signal: str, problem: str) -> None:
+        self.signal = signal
+        super().__init__(f"Signal {signal!r} cannot be sent: {problem}")
+
+
 class RunError(AioflowError):
     """About one run."""
 
@@ -121,6 +134,24 @@ class RunNotFound(RunError, LookupError):
         else:
             sentence = f"There is no run of workflow {workflow!r} with key {key!r} in this store."
         super().__init__(run_id, sentence)
+
+
+class RunEnded(RunError):
+    """The run has ended: nothing can be sent to it any more."""
+
+    def __init__(self, run_id: int, workflow: str, status: str) -> None:
+        self.workflow = workflow
+        self.status = status
+        super().__init__(run_id, f"Run {run_id} of workflow {workflow!r} has ended ({status}): it takes no signals.")
+
+
+class RunTimeout(RunError, TimeoutError):
+    """The time that ``@workflow(timeout=...)`` gives a run is over, and it names no ``on_timeout``."""
+
+    def __init__(self, run_id: int, workflow: str, step: str) -> None:
+        self.workflow = workflow
+        self.step = step
+        super().__init__(run_id, f"Run {run_id} of workflow {workflow!r} was out of time at step {step!r}.")
 
 
 class RunFailed(RunError):
@@ -191,6 +222,25 @@ class TargetUnknown(StepError):
             f"returned {command} with the target {target}, which is no step of it (steps: {', '.join(steps)}). "
             f"{command}() takes a step of the same workflow.",
         )
+
+
+class NoNextStep(StepError):
+    """A wait does not say where the run goes on, and no step is declared after it."""
+
+    def __init__(self, run_id: int, workflow: str, step: str) -> None:
+        super().__init__(
+            run_id,
+            workflow,
+            step,
+            "returned a wait, and no step is declared after it for the run to go on with. Say then=.",
+        )
+
+
+class ArgumentsMissing(StepError):
+    """A step needs arguments that what resumed the run does not give."""
+
+    def __init__(self, run_id: int, workflow: str, step: str, problem: str) -> None:
+        super().__init__(run_id, workflow, step, f"cannot be called: {problem}")
 
 
 class ContextNotStorable(StepError):

@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import anyio.to_thread
 from anyio import CapacityLimiter
 from pydantic import BaseModel
 
+from aioflow.arguments import Unfillable, note_model
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import Unstorable, explain
-from aioflow.commands import AwaitedCommand, Command, Complete, Fail, Goto, Sleep
+from aioflow.commands import AwaitedCommand, Command, Complete, Fail, Goto, Sleep, Wait
 from aioflow.context import CurrentRun, _current
 from aioflow.definition import StepDefinition, WorkflowDefinition
-from aioflow.errors import CommandAwaited, ContextNotStorable, LimitExceeded, NoCommand, StepTimeout
-from aioflow.model import Run
+from aioflow.errors import ArgumentsMissing, CommandAwaited, ContextNotStorable, NoCommand, StepTimeout
+from aioflow.model import Resumption, Run, failure_of
+from aioflow.outbox import Office, Outbox
+from aioflow.store import Post, Start
 from aioflow.telemetry import Telemetry, bind_step
 from aioflow.transitions import Outcome, Raised, Stepped
+
+_NONE: Final[Mapping[str, Any]] = {}
 
 
 class Watch:
@@ -47,14 +53,17 @@ class Stopped(Exception):
 
 
 class Ran:
-    """What running a step came to, the Context as it will be stored, and how long it took."""
+    """What running a step came to, the Context as it will be stored, how long it took, and what it started and sent."""
 
-    __slots__ = ("duration", "live", "outcome")
+    __slots__ = ("also", "duration", "live", "outcome")
 
-    def __init__(self, outcome: Outcome, live: BaseModel | None, duration: Micros) -> None:
+    def __init__(
+        self, outcome: Outcome, live: BaseModel | None, duration: Micros, also: tuple[Start | Post, ...] = ()
+    ) -> None:
         self.outcome = outcome
         self.live = live
         self.duration = duration
+        self.also = also
 
 
 class Executor:
@@ -65,9 +74,11 @@ class Executor:
         telemetry: told of every step.
         store_id: the store's UUID, for step keys.
         threads: how many sync steps run at once.
+        office: makes changes of what steps start and send.
     """
 
-    def __init__(self, clock: Clock, telemetry: Telemetry, store_id: str, threads: int) -> None:
+    def __init__(self, clock: Clock, telemetry: Telemetry, store_id: str, threads: int, office: Office) -> None:
+        self._office = office
         self._clock = clock
         self._telemetry = telemetry
         self._store_id = store_id
@@ -90,7 +101,8 @@ class Executor:
         """
         step = definition.steps[run.step]
         # The task's context is its own, and ends with it: what is set here need not be taken back.
-        _current.set(CurrentRun(run, live, self._store_id, self._clock))
+        outbox = Outbox(self._office, run)
+        _current.set(CurrentRun(run, live, self._store_id, self._clock, outbox))
         bind_step(run)
         started = self._clock.monotonic()
         error: BaseException | None = None
@@ -99,11 +111,13 @@ class Executor:
         try:
             # Made anew for each step: nothing but the Context outlives one, as after a crash.
             instance = definition.cls()
+            arguments = _arguments(run, step) if step.parameters else _NONE
             if step.in_thread:
-                returned = await self._in_thread(step, instance, watch)
+                returned = await self._in_thread(step, instance, arguments, watch)
             else:
                 watch.began(step.options.timeout)
-                returned = await step.function(instance) if step.is_async else step.function(instance)
+                called: Any = step.function(instance, **arguments)
+                returned = await called if step.is_async else called
         except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
             error = raised
         watch.over()
@@ -119,9 +133,11 @@ class Executor:
                 error = CommandAwaited(run.id, run.workflow, run.step, error.command).with_traceback(_trace(error))
             return Ran(Raised(error), None, duration)
         try:
-            return self._returned(run, definition, live, returned, duration)
-        except (NoCommand, ContextNotStorable, LimitExceeded) as problem:
+            ran = self._returned(run, definition, live, returned, duration)
+            ran.also = await outbox.changes()
+        except Exception as problem:  # noqa: BLE001 - what it returned, left or ordered is wrong: the step's own failure
             return Ran(Raised(problem), None, duration)
+        return ran
 
     def too_late(self, run: Run, limit: Micros) -> StepTimeout:
         """The error of a step that ran longer than its timeout."""
@@ -130,8 +146,12 @@ class Executor:
     def _returned(
         self, run: Run, definition: WorkflowDefinition, live: BaseModel, returned: object, duration: Micros
     ) -> Ran:
-        if not isinstance(returned, Goto | Sleep | Complete | Fail):
+        if not isinstance(returned, Goto | Sleep | Wait | Complete | Fail):
             raise NoCommand(run.id, run.workflow, run.step, _what(returned))
+        if isinstance(returned, Wait):
+            for arm in returned.arms:
+                if arm.model is not None:
+                    note_model(arm.model)
         codec = definition.codec
         if isinstance(returned, Complete) and returned.data:
             try:
@@ -145,7 +165,9 @@ class Executor:
             raise ContextNotStorable(run.id, run.workflow, run.step, str(error)) from error
         return Ran(Stepped(returned, data), parsed, duration)
 
-    async def _in_thread(self, step: StepDefinition, instance: object, watch: Watch) -> object:
+    async def _in_thread(
+        self, step: StepDefinition, instance: object, arguments: Mapping[str, Any], watch: Watch
+    ) -> object:
         # Task and thread race twice, and each time whoever comes first writes its name (setdefault is atomic). To begin:
         # a task that has left before the thread began takes the step back. To end: whoever comes second gives the slot
         # back, so that a thread that is left alone keeps its own until it ends.
@@ -157,7 +179,7 @@ class Executor:
             if first.setdefault("begin", "thread") == "task":
                 return True, None
             try:
-                return True, step.function(instance)
+                return True, step.function(instance, **arguments)
             except BaseException as error:  # noqa: BLE001 - handed over as a value: a future cannot hold every class
                 return False, error
             finally:
@@ -180,6 +202,14 @@ class Executor:
         if good:
             return value
         raise value
+
+
+def _arguments(run: Run, step: StepDefinition) -> dict[str, Any]:
+    """What the step's parameters get from what resumed the run."""
+    try:
+        return step.parameters.fill(Resumption.of(run), failure_of(run))
+    except Unfillable as error:
+        raise ArgumentsMissing(run.id, run.workflow, run.step, str(error)) from error
 
 
 def _trace(error: BaseException | None) -> Any:

@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from itertools import count
 
 from aioflow.clock import Clock
-from aioflow.store import Store
+from aioflow.store import IdKind, Store
 
 
-class RunIds:
-    """Run ids, from blocks reserved in the store. What is left of a block when the process ends is never used.
+class Ids:
+    """Ids of runs or signals, from blocks reserved in the store. What is left of a block when the process ends is never used.
 
     The mutable state: the next id and the end of the block.
     """
 
-    def __init__(self, store: Store, clock: Clock, block: int = 2000) -> None:
+    def __init__(self, store: Store, clock: Clock, kind: IdKind, block: int = 2000) -> None:
         self._store = store
         self._clock = clock
+        self._kind: IdKind = kind
         self._block = block
         self._next = self._end = 0
         self._reserving = asyncio.Lock()
@@ -28,7 +29,7 @@ class RunIds:
         while self._next >= self._end:
             async with self._reserving:
                 if self._next >= self._end:
-                    first = await self._store.reserve("run", self._block, self._clock.micros())
+                    first = await self._store.reserve(self._kind, self._block, self._clock.micros())
                     self._next, self._end = first, first + self._block
         taken = self._next
         self._next += 1

@@ -6,10 +6,13 @@ and a ``Run`` is the row to write.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, Literal, NamedTuple, TypeAlias
+
+from pydantic import JsonValue
 
 from aioflow import clock
 from aioflow.clock import Micros
@@ -46,11 +49,25 @@ class WorkflowStatus(StrEnum):
 LIVE: Final = frozenset({WorkflowStatus.RUNNING, WorkflowStatus.WAITING})
 
 #: What a waiting run waits for.
-WaitingFor: TypeAlias = Literal["sleep", "retry", "start", "blocked"]
+WaitingFor: TypeAlias = Literal["sleep", "signal", "retry", "start", "blocked"]
 
 #: What a transition did. "start" enters the history of every run, with seq 1.
 TransitionKind: TypeAlias = Literal[
-    "start", "goto", "sleep", "retry", "wake", "complete", "fail", "cancel", "block", "unblock"
+    "start",
+    "goto",
+    "sleep",
+    "wait",
+    "retry",
+    "wake",
+    "signal",
+    "timeout",
+    "reject",
+    "on_fail",
+    "complete",
+    "fail",
+    "cancel",
+    "block",
+    "unblock",
 ]
 
 
@@ -71,7 +88,7 @@ class Run(NamedTuple):
     status: str
     #: The step that runs, that runs next, or that returned the wait.
     step: str
-    #: Where a waiting run goes on; resolved when it parked.
+    #: Where a waiting run goes on at ``wake_at``; resolved when it parked.
     next_step: str | None
     seq: int
     fence: int
@@ -89,6 +106,14 @@ class Run(NamedTuple):
     marked: int
     waiting_for: WaitingFor | None
     wake_at: Micros | None
+    #: What a run that waits for a signal can be resumed by: a JSON list of Arms.
+    arms: str | None
+    #: What resumed the run: a Resumption as JSON, until the step that it resumed has gone on.
+    input: str | None
+    #: When the time of the whole run is over.
+    deadline: Micros | None
+    #: The Failure that led to an ``on_fail`` step, as JSON.
+    failure: str | None
     progress: float | None
     #: The Context as JSON.
     data: str
@@ -122,6 +147,88 @@ class Transition(NamedTuple):
     def duration(self) -> timedelta:
         """How long the step ran; zero where no step ran."""
         return timedelta(microseconds=self.duration_micros)
+
+
+class Signal(NamedTuple):
+    """One signal in the mailbox."""
+
+    #: The copies of a broadcast share one.
+    id: int
+    #: The run it is addressed to. 0: the first run that waits with the key, or without a key all that wait for the name.
+    run_id: int
+    name: str
+    key: str | None
+    #: A JSON object.
+    payload: str
+    #: 1 if it was sent as a model: it is handed to the step, not merged into the Context.
+    message: int
+    #: 1 for a broadcast's copy, which lives as long as the wait that it was made for.
+    broadcast: int
+    #: Makes a send idempotent.
+    signal_id: str | None
+    sent_at: Micros
+    #: None: it lives as long as the run.
+    expires_at: Micros | None
+
+
+class Arm(NamedTuple):
+    """One thing that a run waits for: a signal of this name that is addressed to the run, to this key, or to everybody."""
+
+    kind: Literal["signal"]
+    name: str
+    key: str | None
+    #: The step that it goes on with.
+    then: str
+    #: Whether the wait named a model.
+    message: bool
+
+
+def arms_of(run: Run) -> list[Arm]:
+    """What a waiting run can be resumed by."""
+    return [] if run.arms is None else [Arm(*arm) for arm in json.loads(run.arms)]
+
+
+class Resumption(NamedTuple):
+    """What resumed a run: kept with it, so that a re-execution of the step gets the same arguments.
+
+    "signal" and "message" have the signal's name and payload; "timeout" is a wait's or the run's that is over;
+    "deadline" marks a run whose own time is over and that has not gone to its ``on_timeout`` yet.
+    """
+
+    kind: Literal["signal", "message", "timeout", "deadline"]
+    name: str = ""
+    payload: JsonValue = None
+
+    @classmethod
+    def of(cls, run: Run) -> Resumption | None:
+        """What resumed this run, if it is still to be told."""
+        return None if run.input is None else cls(*json.loads(run.input))
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a run went to an ``on_fail`` step.
+
+    Attributes:
+        step: the step that failed.
+        error: its last error, as ``run.error`` would tell it.
+        attempts: how often the step was tried.
+        kind: "exhausted" (no attempts left, or an error that is not retried), "gave up" (GiveUp), "invalid" (an error
+            in the code that retrying cannot mend, or a limit), "timeout" (the run's own time is over).
+    """
+
+    step: str
+    error: str
+    attempts: int
+    kind: Literal["exhausted", "gave up", "invalid", "timeout"]
+
+
+def failure_of(run: Run) -> Failure | None:
+    """What failed, if the run is on the way of an ``on_fail``."""
+    if run.failure is None:
+        return None
+    told = json.loads(run.failure)
+    return Failure(told["step"], told["error"], told["attempts"], told["kind"])
 
 
 class Deadline(NamedTuple):

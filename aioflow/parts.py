@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
+from aioflow.delivery import Delivery
 from aioflow.errors import StoreError
-from aioflow.ids import RunIds
+from aioflow.ids import Ids
+from aioflow.outbox import Office
 from aioflow.registry import Registry
-from aioflow.scheduler import Scheduler, Slots
+from aioflow.scheduler import Scheduler
+from aioflow.slots import Slots
 from aioflow.store import Store
 from aioflow.telemetry import trouble
 from aioflow.waiters import Waiters
@@ -29,7 +32,9 @@ class Parts:
     scheduler: Scheduler
     slots: Slots
     waiters: Waiters
-    run_ids: RunIds
+    office: Office
+    delivery: Delivery
+    signal_ids: Ids
     commit_ids: Iterator[int]
     running: Callable[[], int]
 

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from aioflow.clock import to_micros
 from aioflow.errors import LimitExceeded, RunNotFound
 from aioflow.model import MAX_DEPTH, MAX_NAME, WorkflowStatus
-from aioflow.registry import definition_of
+from aioflow.registry import workflow_name
 from aioflow.run import WorkflowRun
 from aioflow.shapes import RunFilters
 from aioflow.store import RunQuery
@@ -50,6 +50,8 @@ def _read(
     status: object = None,
     step: object = None,
     waiting_for: object = None,
+    waiting_signal: object = None,
+    waiting_key: object = None,
     key: object = None,
     data: Mapping[str, JsonValue] | None = None,
     created_after: datetime | None = None,
@@ -82,6 +84,8 @@ def _read(
         status=tuple(str(WorkflowStatus(item)) for item in _several(status)),
         step=_names("step", step),
         waiting_for=_names("waiting_for", waiting_for),
+        waiting_signal=_names("waiting_signal", waiting_signal),
+        waiting_key=_names("waiting_key", waiting_key),
         key=_names("key", key),
         data=dict(data or {}),
         order=column,
@@ -139,11 +143,6 @@ def _position(after: WorkflowRun[Any] | int, column: str) -> tuple[int, int]:
     if column != "id":
         raise TypeError("runs(after=...) takes the last WorkflowRun of the page before when the order is not by id.")
     return check_id(after), after
-
-
-def workflow_name(workflow: object) -> str:
-    """The name of a workflow class, or the name itself. Raises TypeError for anything else."""
-    return workflow if isinstance(workflow, str) else definition_of(workflow).name
 
 
 def check_id(run_id: object) -> int:

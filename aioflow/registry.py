@@ -88,3 +88,8 @@ def definition_of(cls: object) -> WorkflowDefinition:
         what = cls.__qualname__ if isinstance(cls, type) else f"an instance of {type(cls).__qualname__}"
         raise TypeError(f"{what} is no workflow. Pass a class decorated with @workflow(...), or a workflow's name.")
     return definition
+
+
+def workflow_name(workflow: object) -> str:
+    """The name of a workflow class, or the name itself. Raises TypeError for anything else."""
+    return workflow if isinstance(workflow, str) else definition_of(workflow).name

@@ -13,7 +13,7 @@ from aioflow.clock import Micros, to_datetime
 from aioflow.codec import explain
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextInvalid, WorkflowUnknown
-from aioflow.model import Run, WorkflowStatus
+from aioflow.model import Run, WorkflowStatus, arms_of
 from aioflow.waiters import Until
 
 C = TypeVar("C", bound=BaseModel)
@@ -139,8 +139,35 @@ class WorkflowRun(Generic[C]):
 
     @property
     def waiting_for(self) -> str | None:
-        """While it waits: "sleep", "retry", "start" or "blocked"."""
+        """While it waits: "sleep", "signal", "retry", "start" or "blocked"."""
         return self._row.waiting_for
+
+    @property
+    def waiting_signal(self) -> str | None:
+        """The signal that it waits for; of several, the first."""
+        arms = arms_of(self._row)
+        return arms[0].name if arms else None
+
+    @property
+    def waiting_key(self) -> str | None:
+        """The key of the signal that it waits for: the wait's own, else the run's; of several, the first."""
+        arms = arms_of(self._row)
+        return arms[0].key if arms else None
+
+    @property
+    def on_timeout(self) -> str | None:
+        """The step that a wait for a signal goes on with when its time is over."""
+        return self._row.next_step if self._row.waiting_for == "signal" else None
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the time of the whole run is over."""
+        return _instant(self._row.deadline)
+
+    @property
+    def parent_id(self) -> int | None:
+        """The run whose step started it, if one did."""
+        return self._row.parent_id
 
     @property
     def wake_at(self) -> datetime | None:

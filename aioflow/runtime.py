@@ -15,15 +15,17 @@ from aioflow import telemetry
 from aioflow.calls import Calls
 from aioflow.clock import SECOND, Clock, duration_micros
 from aioflow.committer import Committer
+from aioflow.delivery import Delivery
 from aioflow.discovery import find_store
 from aioflow.errors import EngineClosed, StoreError, UsageError
 from aioflow.executor import Executor
-from aioflow.ids import RunIds, commit_ids
+from aioflow.ids import Ids, commit_ids
+from aioflow.outbox import Office
 from aioflow.parts import Parts
 from aioflow.registry import Registry, definition_of, registry
 from aioflow.scheduler import Scheduler
 from aioflow.shutdown import signalled
-from aioflow.store import Change, Mark, Result, Store
+from aioflow.store import Change, Mark, Move, Post, Result, Store
 from aioflow.tasks import TaskSet
 from aioflow.telemetry import Instrument, Telemetry
 from aioflow.timers import Timers
@@ -84,6 +86,7 @@ class Engine(Calls):
         self._telemetry = Telemetry()
         self._tasks = TaskSet()
         self._waiters = Waiters()
+        self._delivery: Delivery
         self._worker: Worker | None = None
         self._opening = False
         self._closing: asyncio.Task[None] | None = None
@@ -127,7 +130,9 @@ class Engine(Calls):
         ids = commit_ids(number)
         waiters = self._waiters = Waiters()
         committer = Committer(store, clock, self._committed)
-        executor = Executor(clock, self._telemetry, store_id, self._threads)
+        run_ids, signal_ids = Ids(store, clock, "run"), Ids(store, clock, "signal", block=500)
+        office = Office(store, clock, known, run_ids, signal_ids, ids)
+        executor = Executor(clock, self._telemetry, store_id, self._threads, office)
         worker = Worker(
             store,
             clock,
@@ -139,7 +144,8 @@ class Engine(Calls):
             max_running=self._max_running,
             lease=self._lease,
         )
-        scheduler = worker.scheduler = Scheduler(store, clock, committer, worker, ids, Timers())
+        delivery = self._delivery = worker.delivery = Delivery(store, clock, known, committer, worker, ids)
+        scheduler = worker.scheduler = Scheduler(store, clock, committer, worker, ids, Timers(), delivery=delivery)
         parts = Parts(
             store=store,
             clock=clock,
@@ -148,7 +154,9 @@ class Engine(Calls):
             scheduler=scheduler,
             slots=worker,
             waiters=waiters,
-            run_ids=RunIds(store, clock),
+            office=office,
+            delivery=delivery,
+            signal_ids=signal_ids,
             commit_ids=ids,
             running=lambda: worker.running,
         )
@@ -160,6 +168,7 @@ class Engine(Calls):
                 await worker.look()
                 self._tasks.spawn(worker.run(), name="aioflow worker")
                 self._tasks.spawn(scheduler.run(), name="aioflow scheduler")
+            self._tasks.spawn(delivery.run(), name="aioflow delivery")
             self._tasks.spawn(parts.listen(worker.notice), name="aioflow listener")
         except BaseException:
             self._parts = self._worker = None
@@ -169,6 +178,8 @@ class Engine(Calls):
     def _committed(self, change: Change, result: Result) -> None:
         """A change was committed: everything in memory follows from here."""
         run = result.run
+        if isinstance(change, Post):
+            self._delivery.posted(change.signal, result)
         if run is None or isinstance(change, Mark) or self._worker is None:
             return
         transition = result.transition or getattr(change, "transition", None)
@@ -177,6 +188,12 @@ class Engine(Calls):
         if self._works:
             self._worker.follow(change, result)
         self._waiters.tell(run)
+        if result.mail:
+            self._delivery.notify((run.id,))
+        if result.also and isinstance(change, Move):
+            for part, told in zip(change.also, result.also, strict=True):
+                if told.outcome == "applied":
+                    self._committed(part, told)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -207,6 +224,7 @@ class Engine(Calls):
             # Steps could start and query until now. From here on nobody may, or the end would wait for the last caller.
             self._parts = None
             parts.waiters.fail(EngineClosed("engine.wait()"))
+            parts.delivery.close()
             await parts.committer.stop(max(self._shutdown_timeout, SECOND))
             try:
                 if self._works:

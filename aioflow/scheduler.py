@@ -9,41 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from functools import partial
-from typing import Protocol
 
 from aioflow import telemetry
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
+from aioflow.delivery import Delivery
+from aioflow.interventions import wake
 from aioflow.model import Deadline, Run, WorkflowStatus
+from aioflow.slots import Slots
 from aioflow.store import Store
 from aioflow.timers import START, Timers
-from aioflow.transitions import wake
 
 #: Sleep no longer than this: a step of the machine's clock is noticed that soon.
 _LONGEST_SLEEP: Micros = 2 * SECOND
 _BATCH = 500
 _LAST_ID = 1 << 62
-
-
-class Slots(Protocol):
-    """Who may run more runs."""
-
-    @property
-    def room(self) -> int:
-        """How many runs may be begun now."""
-        ...
-
-    def drives(self, run_id: int) -> bool:
-        """Whether the run executes here, so that its next change will be heard of."""
-        ...
-
-    def promise(self) -> int | None:
-        """The owner for a run that is about to be committed as running: this worker if it has room, else nobody."""
-        ...
-
-    def redeem(self, owner: int | None) -> None:
-        """The promise is kept, or void."""
-        ...
 
 
 class Scheduler:
@@ -52,16 +32,26 @@ class Scheduler:
     Args:
         store, clock, committer: what it works with.
         slots: who runs what is woken.
+        delivery: told of runs that a signal has reached before their deadline did.
         commit_ids: makes commit ids.
     """
 
     def __init__(
-        self, store: Store, clock: Clock, committer: Committer, slots: Slots, commit_ids: Iterator[int], timers: Timers
+        self,
+        store: Store,
+        clock: Clock,
+        committer: Committer,
+        slots: Slots,
+        commit_ids: Iterator[int],
+        timers: Timers,
+        *,
+        delivery: Delivery,
     ) -> None:
         self._store = store
         self._clock = clock
         self._committer = committer
         self._slots = slots
+        self._delivery = delivery
         self._commit_ids = commit_ids
         self._timers = timers
         self._firing: set[int] = set()
@@ -169,7 +159,10 @@ class Scheduler:
             problem: Exception | None = None
             for future in waking:
                 try:
-                    fired += (await future).outcome == "applied"
+                    result = await future
+                    fired += result.outcome == "applied"
+                    if result.outcome == "stale" and result.mail and result.run is not None:
+                        self._delivery.notify((result.run.id,))
                 except Exception as error:  # noqa: BLE001 - raised below, when all others are through
                     problem = error
             if problem is not None:

@@ -52,6 +52,8 @@ class RunFilters(TypedDict, total=False):
     status: str | Sequence[str]
     step: Any
     waiting_for: str | Sequence[str]
+    waiting_signal: Any
+    waiting_key: str | Sequence[str]
     key: str | Sequence[str]
     data: Mapping[str, JsonValue]
     created_after: datetime

@@ -22,7 +22,10 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 from pydantic import JsonValue
 
 from aioflow.clock import Micros
-from aioflow.model import Deadline, Reuse, Run, Transition
+from aioflow.model import Deadline, Reuse, Run, Signal, Transition
+
+#: What has ids of its own.
+IdKind: TypeAlias = Literal["run", "signal", "worker"]
 
 # ---- changes: the vocabulary of apply(); named tuples, for there are many of them
 
@@ -40,13 +43,39 @@ class Start(NamedTuple):
     reuse: Reuse = "never"
 
 
+class Post(NamedTuple):
+    """Put a signal into the mailbox.
+
+    - With a ``run_id``: if that run is live; else the result is "stale", with the run if there is one.
+    - With a ``key`` alone: for whichever run takes it.
+    - With neither, a broadcast: a copy for each run that now waits for the name, each with that run's id and
+      ``broadcast`` 1. It lives as long as the wait that it was made for.
+
+    A ``signal_id`` that the mailbox has or remembers makes it "exists"; an ``id`` that it has makes it "applied" again.
+    """
+
+    signal: Signal
+
+
 class Move(NamedTuple):
-    """Replace the row ``run.id`` by ``run`` and insert the history row, if the row still has ``seq`` and ``fence``."""
+    """Replace the row ``run.id`` by ``run`` and insert the history row, if the row still has ``seq`` and ``fence``.
+
+    Args:
+        takes: ids of signals that it takes out of the mailbox, addressed to this run or to a key; one that is not
+            there (any more) is a guard that does not hold.
+        unless_mail: it is also stale, and the result says ``mail``, if the mailbox holds a signal for an arm of the
+            row as it stands that was sent by the row's ``wake_at``.
+        also: what the step started and sent, committed with it. What "exists" or is "stale" among it is left out, and
+            does not hold the move back; a Start's key is looked at as the move leaves it.
+    """
 
     run: Run
     seq: int
     fence: int
     transition: Transition
+    takes: tuple[int, ...] = ()
+    unless_mail: bool = False
+    also: tuple[Start | Post, ...] = ()
 
 
 class Mark(NamedTuple):
@@ -72,22 +101,36 @@ class Amend(NamedTuple):
     commit_id: int
 
 
-Change: TypeAlias = Start | Move | Mark | Amend
+Change: TypeAlias = Start | Post | Move | Mark | Amend
 
 
 class Result(NamedTuple):
     """What became of a change.
 
     - "applied": it is committed, now or by an earlier offer of the same change; ``run`` is the row it wrote.
-    - "exists": a Start whose key is taken; ``run`` is the run that has it.
+    - "exists": a Start whose key is taken, ``run`` is the run that has it; or a Post whose signal_id was sent before.
     - "stale": a guard did not hold, nothing was changed; ``run`` is the row as it stands, None if there is none.
 
     ``transition``: the history row that an applied Amend wrote; None for every other change, which brought its own.
+    ``mail``: of a Move: the mailbox holds a signal for the run, which waits; of a Post that "exists": nobody has taken
+    it yet. ``run_ids``: of an applied Post: waiting runs that may take it (of those with the key, the oldest waits, as
+    many as the mailbox has signals of this name and key); of one that "exists": who has taken it. ``also``: what became
+    of the Move's ``also``, in order, when this offer applied it.
     """
 
     outcome: Literal["applied", "exists", "stale"]
     run: Run | None = None
     transition: Transition | None = None
+    mail: bool = False
+    run_ids: tuple[int, ...] = ()
+    also: tuple[Result, ...] = ()
+
+
+class Mail(NamedTuple):
+    """A waiting run, and what the mailbox holds for its arms, in the order of sending."""
+
+    run: Run
+    signals: list[Signal]
 
 
 # ---- questions
@@ -103,6 +146,9 @@ class RunQuery:
     step: tuple[str, ...] = ()
     waiting_for: tuple[str, ...] = ()
     key: tuple[str, ...] = ()
+    #: A name and a key of one arm of a waiting run.
+    waiting_signal: tuple[str, ...] = ()
+    waiting_key: tuple[str, ...] = ()
     event_id: tuple[str, ...] = ()
     parent_id: tuple[int, ...] = ()
     #: A mapping matches a Context that holds its keys with matching values, and recursively; all else by equality
@@ -141,7 +187,7 @@ class Stats:
 
     ``runs``: workflow -> status -> number. ``steps``: workflow -> step -> number, of live runs. ``waiting``: what
     for -> number. ``overdue``: waiting runs whose deadline is now or past. ``oldest_due``: the earliest such deadline.
-    ``bytes``: size of the store, None where it has none.
+    ``mailbox``: signals that nobody has taken yet. ``bytes``: size of the store, None where it has none.
     """
 
     runs: dict[str, dict[str, int]]
@@ -149,6 +195,7 @@ class Stats:
     waiting: dict[str, int]
     overdue: int
     oldest_due: Micros | None
+    mailbox: int
     bytes: int | None
 
 
@@ -177,7 +224,7 @@ class Store(Protocol):
         """Let go of every connection, thread and lock. No error if it is closed already."""
         ...
 
-    async def reserve(self, kind: Literal["run", "worker"], count: int, now: Micros) -> int:
+    async def reserve(self, kind: IdKind, count: int, now: Micros) -> int:
         """The first of ``count`` consecutive ids of a kind, from 1 upwards, that nobody else was or will be given."""
         ...
 
@@ -185,8 +232,9 @@ class Store(Protocol):
         """Commit a batch: each change wholly or not at all, all that apply in one transaction. A result for each.
 
         Guards are checked under the lock that the change is written with. A stale change does not undo its
-        neighbours. The batch has at most one change per run, and one Start per (workflow, key); a change to the run
-        that has a key may be judged before or after a Start of that key. What ``decide`` raises undoes the batch.
+        neighbours. The batch has at most one change per run (a Post is no change to its run), one Start per
+        (workflow, key) and one Post per signal_id, those in ``also`` counted in; a change to the run that has a key, or
+        that a Post is addressed to, may be judged before or after it. What ``decide`` raises undoes the batch.
 
         The same changes may be offered again after an unknown outcome. A Start whose run id is in the store with its
         commit_id in history row 1, and a Move or Amend that finds its commit_id in a history row of the run (a Move:
@@ -221,6 +269,23 @@ class Store(Protocol):
         self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
     ) -> list[Deadline]:
         """Deadlines of waiting runs with after < (at, run_id) <= until, earliest first, ``limit`` at most."""
+        ...
+
+    async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+        """Waiting runs, of these or of all, that the mailbox holds something for: oldest wait first, ``limit`` at most.
+
+        A signal fits an arm of its name if it is addressed to the run, or to the arm's key. What has expired or was
+        taken is not in the mailbox any more. A signal to a key may stand in several Mails.
+        """
+        ...
+
+    async def expire(self, limit: int, now: Micros) -> list[Signal]:
+        """Take out of the mailbox what nobody took in its time, ``limit`` at most, and return it.
+
+        That is: what has expired, copies of a broadcast whose wait is over, and what is addressed to runs that have
+        ended. It also forgets what was taken, ``limit`` at most: that with a signal_id after 7 days, other after an
+        hour, in which no Post of it is offered again.
+        """
         ...
 
     async def claim(

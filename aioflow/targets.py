@@ -1,11 +1,13 @@
-"""Which steps a step names in its commands, read from its source without running it."""
+"""Which steps a step names in its commands, and which waits say nothing, read from its source without running it."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
 
 from aioflow import commands
 
@@ -13,18 +15,55 @@ from aioflow import commands
 _PLACES: dict[Callable[..., Any], tuple[tuple[int | None, str], ...]] = {
     commands.goto: ((0, "target"),),
     commands.sleep: ((None, "then"),),
+    commands.on: ((None, "then"),),
+    commands.wait.for_signal: ((None, "then"), (None, "on_timeout")),
+    commands.wait.any: ((None, "on_timeout"),),
 }
+_NAMES = {commands.goto: "goto", commands.sleep: "sleep", commands.on: "on", commands.wait.for_signal: "wait.for_signal",
+          commands.wait.any: "wait.any"}  # fmt: skip
 
 
-def named_targets(function: Callable[..., Any]) -> Iterator[tuple[str, str, bool]]:
-    """The targets that a step's source names literally.
+class Named(NamedTuple):
+    """One target that a step's source names literally."""
+
+    #: How it is written: ``goto()`` or ``sleep(then=)``.
+    written: str
+    step: str
+    #: Whether as ``self.step``.
+    is_attribute: bool
+    #: "target", "then" or "on_timeout".
+    role: str
+    #: The command: "goto", "sleep", "on", "wait.for_signal" or "wait.any".
+    command: str
+    #: The model that names the wait, if one does.
+    model: type[BaseModel] | None
+
+
+class FallThrough(NamedTuple):
+    """A wait without ``then=``: the run goes on with the step that is declared next."""
+
+    #: The step named as its ``on_timeout``, if one is.
+    on_timeout: str | None
+    model: type[BaseModel] | None
+
+
+class NoWayOut(NamedTuple):
+    """A wait with ``timeout=`` and without ``on_timeout=``."""
+
+    command: str
+
+
+Reading = Named | FallThrough | NoWayOut
+
+
+def named_targets(function: Callable[..., Any]) -> Iterator[Reading]:
+    """The targets that a step's source names literally, and its waits that name none.
 
     Args:
         function: the step, decorated or not.
 
     Yields:
-        (how it is written, e.g. ``goto()`` or ``sleep(then=)``, the step's name, whether as ``self.name``).
-        Nothing for targets that are computed, and nothing at all without source.
+        What was positively read. Nothing for targets that are computed, and nothing at all without source.
     """
     function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
@@ -45,17 +84,47 @@ def named_targets(function: Callable[..., Any]) -> Iterator[tuple[str, str, bool
         if _first_name(node.func) in hidden:
             continue
         command = _value_of(node.func, function)
-        for index, keyword in _PLACES.get(command, ()) if callable(command) and _hashable(command) else ():
-            given = [k.value for k in node.keywords if k.arg == keyword]
-            if index is not None and len(node.args) > index and not isinstance(node.args[0], ast.Starred):
-                given.append(node.args[index])
-            written = f"{command.__name__}()" if index is not None else f"{command.__name__}({keyword}=)"
-            for value in given:
-                match value:
-                    case ast.Constant(value=str() as name):
-                        yield written, name, False
-                    case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner == myself and owner not in hidden:
-                        yield written, name, True
+        if callable(command) and _hashable(command) and command in _PLACES:
+            yield from _read(node, command, function, None if myself in hidden else myself)
+
+
+def _read(
+    node: ast.Call, command: Callable[..., Any], function: Callable[..., Any], myself: str | None
+) -> Iterator[Reading]:
+    name = _NAMES[command]
+    first = node.args[0] if node.args and not isinstance(node.args[0], ast.Starred) else None
+    model = _value_of(first, function) if first is not None and command is not commands.goto else None
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        model = None
+    keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+    found: dict[str, str] = {}
+    for index, keyword in _PLACES[command]:
+        given = [keywords[keyword]] if keyword in keywords else []
+        if index is not None and first is not None:
+            given.append(first)
+        for value in given:
+            match value:
+                case ast.Constant(value=str() as target):
+                    is_attribute = False
+                case ast.Attribute(value=ast.Name(id=owner), attr=target) if owner == myself:
+                    is_attribute = True
+                case _:
+                    continue
+            found[keyword] = target
+            written = f"{name}()" if index is not None else f"{name}({keyword}=)"
+            yield Named(written, target, is_attribute, keyword, name, model if keyword == "then" else None)
+    if "timeout" in keywords and "on_timeout" not in keywords and None not in keywords:
+        yield NoWayOut(name)
+    says_all = None not in keywords and not any(isinstance(arg, ast.Starred) for arg in node.args)
+    if command == commands.wait.for_signal and says_all:
+        late = keywords.get("on_timeout")
+        computed = late is not None and "on_timeout" not in found and not _is_none(late)
+        if ("then" not in keywords or _is_none(keywords["then"])) and not computed:
+            yield FallThrough(found.get("on_timeout"), model)
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
 
 
 _SCOPES = (
@@ -109,6 +178,6 @@ def _value_of(node: ast.expr, function: Callable[..., Any]) -> Any:
                     return None
             return function.__globals__.get(name)
         case ast.Attribute(value=owner, attr=name):
-            module = _value_of(owner, function)
-            return getattr(module, name, None) if inspect.ismodule(module) else None
+            value = _value_of(owner, function)
+            return getattr(value, name, None) if inspect.ismodule(value) or value is commands.wait else None
     return None

@@ -17,7 +17,13 @@ from aioflow.model import MAX_TRACEBACK, Run, Transition, bounded
 
 _log = structlog.get_logger("aioflow")
 _INFO = {"start": "run started", "complete": "run completed", "cancel": "run cancelled"}
-_WARN = {"retry": "step failed, will be retried", "fail": "run failed", "block": "run blocked"}
+_WARN = {
+    "retry": "step failed, will be retried",
+    "fail": "run failed",
+    "block": "run blocked",
+    "reject": "signal rejected",
+    "on_fail": "step failed, goes on with on_fail",
+}
 
 
 class Instrument(Protocol):

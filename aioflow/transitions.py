@@ -1,4 +1,6 @@
-"""Every change of a run's status, decided here and nowhere else. Pure: no I/O, no clock, no await.
+"""Every change of a run's status, decided here and in interventions.py and nowhere else. Pure: no I/O, no clock, no await.
+
+Here: what a step makes of its run. There: what happens to a run from outside. The table is for both.
 
     status, waiting for   what happens                     becomes                      visit, failures
     -------------------   ------------------------------   --------------------------   ---------------------
@@ -6,17 +8,23 @@
     (none)                start with delay                 waiting, "start"             this seq, 0
     running               step returns goto(x)             running x                    this seq, 0
     running               step returns sleep(d)            waiting, "sleep"             kept, kept
+    running               step returns wait...             waiting, "signal"            kept, kept
     running               step returns complete()          completed
     running               step returns fail(reason)        failed, reason
     running               step raises, attempts left       waiting, "retry"             kept, + 1
-    running               step raises, none left           failed, error                kept, + 1
+    running               step raises, none left           running on_fail, or failed   this seq, 0; kept, + 1
     running               step raises RetryLater           waiting, "retry"             kept, kept
     running               its code cannot take it          waiting, "blocked"           kept, kept
     running               its sixth crash                  failed
     waiting, "start"      is due                           running                      this seq, 0
     waiting, "sleep"      is due                           running then= or same step   this seq, 0
+    waiting, "signal"     a signal that fits               running the arm's then=      this seq, 0
+    waiting, "signal"     is due, no signal came by then   running on_timeout           this seq, 0
+    waiting, "signal"     a signal that does not validate  waiting, "signal"            kept, kept
     waiting, "retry"      is due                           running same step            kept, kept
     waiting, "blocked"    its code can take it             running same step            kept, kept
+    waiting, any          the run's own time is over       running, to be sent on       this seq, 0
+    running               the run's own time is over       running on_timeout, failed   this seq, 0
     running, waiting      cancel                           cancelled
 
 Rules that hold for every row:
@@ -25,26 +33,29 @@ Rules that hold for every row:
 - ``fence`` rises whenever an owner comes or is taken away by somebody else: waking, unblocking, cancelling, claiming.
 - ``hops`` counts transitions since the last wait; at the workflow's ``max_transitions`` the run fails.
 - A transition clears ``crashes`` and ``marked``. Only a running run has an owner.
+- ``input``, what resumed a run, stays until the step that it resumed has returned what leads elsewhere.
+- A parked run is woken at the end of its own time, if that comes first; which is over only once. Before each step of a
+  running run it is looked at; a step that was resumed by a signal that came in time still runs.
+- An error that is not retried leads to the step's ``on_fail``, else to the workflow's, that one once; only then to failed.
 - What a failed attempt did to the Context is not in the new row. Neither is anything of a step that raised.
 """
 
 from __future__ import annotations
 
-import traceback
-from dataclasses import dataclass
-from typing import Any, TypeAlias, assert_never
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias, assert_never
 
 from aioflow import clock
+from aioflow.causes import describe, traceback_of, written
 from aioflow.clock import Micros
-from aioflow.commands import AnyCommand, Complete, Fail, Goto, Sleep
+from aioflow.commands import AnyCommand, Complete, Fail, Goto, Sleep, Wait
 from aioflow.definition import WorkflowDefinition
-from aioflow.errors import AioflowError, LimitExceeded, StepError, TargetUnknown
+from aioflow.errors import LimitExceeded, NoNextStep, StepError, TargetUnknown
 from aioflow.model import (
-    LIVE,
     MAX_ERROR,
-    MAX_TRACEBACK,
-    POISON_CRASHES,
-    Reuse,
+    Arm,
+    Failure,
     Run,
     Transition,
     TransitionKind,
@@ -52,7 +63,7 @@ from aioflow.model import (
     bounded,
 )
 from aioflow.retry import GiveUp, RetryLater, chance_of
-from aioflow.store import Move, Start
+from aioflow.store import Move
 
 RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
 COMPLETED, FAILED, CANCELLED = (
@@ -77,53 +88,12 @@ class Raised:
     error: BaseException
 
 
+FailureKind: TypeAlias = Literal["exhausted", "gave up", "invalid", "timeout"]
+#: Transitions that lead to a step rather than end one.
+_RESUMING = ("wake", "unblock", "signal", "timeout")
+
 #: What running a step came to.
 Outcome: TypeAlias = Stepped | Raised
-
-
-def start(
-    definition: WorkflowDefinition,
-    data: str,
-    *,
-    run_id: int,
-    key: str | None,
-    reuse: Reuse,
-    due: Micros | None,
-    owner: int | None,
-    now: Micros,
-    commit_id: int,
-) -> Start:
-    """A new run: running at its start step, or waiting for ``due``."""
-    waits = due is not None and due > now
-    run = Run(
-        id=run_id,
-        workflow=definition.name,
-        version=definition.version,
-        key=key,
-        parent_id=None,
-        event_id=None,
-        created_at=now,
-        status=WAITING if waits else RUNNING,
-        step=definition.start,
-        next_step=definition.start if waits else None,
-        seq=1,
-        fence=1,
-        owner=None if waits else owner,
-        visit=1,
-        failures=0,
-        hops=0,
-        crashes=0,
-        marked=0,
-        waiting_for="start" if waits else None,
-        wake_at=due if waits else None,
-        progress=None,
-        data=data,
-        error=None,
-        traceback=None,
-        updated_at=now,
-        ended_at=None,
-    )
-    return Start(run, Transition(run_id, 1, now, run.step, 1, "start", 0, None, commit_id), reuse)
 
 
 def decide(
@@ -142,99 +112,52 @@ def decide(
     if isinstance(outcome, Raised):
         return _raised(run, definition, outcome.error, duration, now, commit_id)
     command, data = outcome.command, outcome.data
-    match command:
-        case Goto(target, progress):
-            step = definition.resolve(target)
-            if step is None:
-                return _raised(run, definition, _no_target(run, definition, "goto", target), duration, now, commit_id)
-            if run.hops + 1 >= definition.max_transitions:
-                endless = LimitExceeded(
-                    f"Run {run.id} of workflow {run.workflow!r}",
-                    f"{definition.max_transitions} transitions without a wait (max_transitions)",
-                    f"it went on from step {run.step!r} to {step!r}",
-                )
-                return _raised(run, definition, endless, duration, now, commit_id)
-            progress = run.progress if progress is None else progress
-            return _move(
-                run, "goto", duration, now, commit_id,
-                step=step, visit=run.seq + 1, failures=0, hops=run.hops + 1, progress=progress, data=data,
-            )  # fmt: skip
-        case Sleep(length, until, then):
-            step = run.step if then is None else definition.resolve(then)
-            if step is None:
-                return _raised(run, definition, _no_target(run, definition, "sleep", then), duration, now, commit_id)
-            wake_at = now + (length or 0) if until is None else max(until, now)
-            if wake_at > clock.LAST_INSTANT:
-                beyond = LimitExceeded("sleep()", "the year 9999", f"run {run.id}, step {run.step!r}")
-                return _raised(run, definition, beyond, duration, now, commit_id)
-            return _move(
-                run, "sleep", duration, now, commit_id,
-                status=WAITING, owner=None, next_step=step, waiting_for="sleep", wake_at=wake_at, hops=0, data=data,
-            )  # fmt: skip
-        case Complete():
-            return _move(
-                run, "complete", duration, now, commit_id, status=COMPLETED, owner=None, ended_at=now, data=data
-            )
-        case Fail(reason):
-            reason = bounded(reason, MAX_ERROR)
-            return _move(
-                run, "fail", duration, now, commit_id, reason,
-                status=FAILED, owner=None, ended_at=now, error=reason, data=data,
-            )  # fmt: skip
-        case _:
-            assert_never(command)
-
-
-def wake(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move:
-    """A waiting run whose deadline has come goes on. ``owner`` None leaves it to whoever claims it."""
-    retried = run.waiting_for == "retry"
-    return _move(
-        run, "wake", 0, now, commit_id,
-        status=RUNNING, step=run.next_step or run.step, next_step=None, fence=run.fence + 1, owner=owner,
-        waiting_for=None, wake_at=None,
-        visit=run.visit if retried else run.seq + 1, failures=run.failures if retried else 0,
-    )  # fmt: skip
-
-
-def block(run: Run, reason: str, *, now: Micros, commit_id: int) -> Move:
-    """A running run that its code cannot take is parked, with the reason, until code comes that can."""
-    reason = bounded(reason, MAX_ERROR)
-    return _move(
-        run, "block", 0, now, commit_id, reason,
-        status=WAITING, owner=None, next_step=run.step, waiting_for="blocked", error=reason, hops=0,
-    )  # fmt: skip
-
-
-def unblock(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move:
-    """A blocked run goes on with the visit it was at."""
-    return _move(
-        run, "unblock", 0, now, commit_id,
-        status=RUNNING, fence=run.fence + 1, owner=owner, next_step=None, waiting_for=None, error=None,
-    )  # fmt: skip
-
-
-def poison(run: Run, *, now: Micros, commit_id: int) -> Move | None:
-    """Fail a run that keeps killing its process; None if it is not (yet) known to."""
-    if run.crashes < POISON_CRASHES:
-        return None
-    error = (
-        f"The process died {run.crashes} times while step {run.step!r} of workflow {run.workflow!r} ran "
-        f"(run {run.id}): it was stopped from trying again."
-    )
-    return _move(run, "fail", 0, now, commit_id, error, status=FAILED, owner=None, ended_at=now, error=error)
-
-
-def cancel(run: Run, reason: str | None, *, now: Micros, commit_id: int) -> tuple[Run, Transition] | None:
-    """End a run that has not ended, wherever it stands; None if it has ended."""
-    if run.status not in LIVE:
-        return None
-    reason = None if reason is None else bounded(reason, MAX_ERROR)
-    move = _move(
-        run, "cancel", 0, now, commit_id, reason,
-        status=CANCELLED, fence=run.fence + 1, owner=None, next_step=None, waiting_for=None, wake_at=None,
-        ended_at=now, error=reason,
-    )  # fmt: skip
-    return move.run, move.transition
+    try:
+        match command:
+            case Goto(target, progress):
+                step: str = _resolve(run, definition, "goto", target)
+                if run.hops + 1 >= definition.max_transitions:
+                    raise _endless(run, definition, step)
+                return move(
+                    run, "goto", duration, now, commit_id, step=step, visit=run.seq + 1, failures=0,
+                    hops=run.hops + 1, input=None, progress=run.progress if progress is None else progress, data=data,
+                )  # fmt: skip
+            case Sleep(length, until, then):
+                step = run.step if then is None else _resolve(run, definition, "sleep", then)
+                wakes = _instant(run, "sleep", length, until, now)
+                return move(
+                    run, "sleep", duration, now, commit_id, status=WAITING, owner=None, next_step=step,
+                    waiting_for="sleep", wake_at=by_deadline(run, wakes), hops=0,
+                    input=run.input if then is None else None, data=data,
+                )  # fmt: skip
+            case Wait(arms, length, until, on_timeout):
+                late = None if on_timeout is None else _resolve(run, definition, "wait", on_timeout)
+                wake_at = None if on_timeout is None else _instant(run, "wait", length, until, now)
+                resolved = []
+                for arm in arms:
+                    then_ = arm.then
+                    step = _next(run, definition, late) if then_ is None else _resolve(run, definition, "wait", then_)
+                    resolved.append(Arm("signal", arm.name, arm.key or run.key, step, arm.model is not None))
+                return move(
+                    run, "wait", duration, now, commit_id, status=WAITING, owner=None, next_step=late,
+                    waiting_for="signal", wake_at=by_deadline(run, wake_at), arms=json.dumps(resolved), hops=0,
+                    input=None, data=data,
+                )  # fmt: skip
+            case Complete():
+                return move(
+                    run, "complete", duration, now, commit_id,
+                    status=COMPLETED, owner=None, ended_at=now, input=None, data=data,
+                )  # fmt: skip
+            case Fail(reason):
+                reason = bounded(reason, MAX_ERROR)
+                return move(
+                    run, "fail", duration, now, commit_id, reason,
+                    status=FAILED, owner=None, ended_at=now, input=None, error=reason, data=data,
+                )  # fmt: skip
+            case _:
+                assert_never(command)
+    except (StepError, LimitExceeded) as error:
+        return _raised(run, definition, error, duration, now, commit_id)
 
 
 def _raised(
@@ -242,28 +165,55 @@ def _raised(
 ) -> Move:
     if isinstance(error, RetryLater):
         wake_at = min(now + clock.duration_micros(error.delay), clock.LAST_INSTANT)
-        return _move(
-            run, "retry", duration, now, commit_id,
-            status=WAITING, owner=None, next_step=run.step, waiting_for="retry", wake_at=wake_at, hops=0,
+        return move(
+            run, "retry", duration, now, commit_id, status=WAITING, owner=None, next_step=run.step,
+            waiting_for="retry", wake_at=by_deadline(run, wake_at), hops=0,
         )  # fmt: skip
     failures = run.failures + 1
-    text = describe(error)
     policy = definition.retry_of(run.step)
     final = isinstance(error, GiveUp | StepError | LimitExceeded)
     if not final and policy.retries(error, failures):
         wake_at = min(now + policy.delay(failures, chance_of(run.id, run.seq)), clock.LAST_INSTANT)
-        return _move(
-            run, "retry", duration, now, commit_id, text,
+        return move(
+            run, "retry", duration, now, commit_id, describe(error),
             status=WAITING, owner=None, next_step=run.step, failures=failures,
-            waiting_for="retry", wake_at=wake_at, hops=0,
+            waiting_for="retry", wake_at=by_deadline(run, wake_at), hops=0,
         )  # fmt: skip
-    return _move(
-        run, "fail", duration, now, commit_id, text,
-        status=FAILED, owner=None, failures=failures, ended_at=now, error=text, traceback=_traceback_of(error),
+    kind: FailureKind = "exhausted" if not final else "gave up" if isinstance(error, GiveUp) else "invalid"
+    return failed(run, definition, error, failures, kind, duration=duration, now=now, commit_id=commit_id)
+
+
+def failed(
+    run: Run,
+    definition: WorkflowDefinition,
+    error: BaseException,
+    failures: int,
+    kind: FailureKind,
+    *,
+    duration: Micros,
+    now: Micros,
+    commit_id: int,
+) -> Move:
+    """The run goes to an ``on_fail`` step if it has one to go to, else it has failed."""
+    text = describe(error)
+    step, edge = definition.on_fail_of(run.step), "step"
+    if step == run.step or kind == "timeout" or run.hops + 1 >= definition.max_transitions:
+        step = None  # a step does not mend itself, nor a loop that goes by way of its on_fail
+    if step is None and not (run.failure is not None and json.loads(run.failure)["edge"] == "workflow"):
+        step, edge = definition.on_fail, "workflow"
+    if step is None or step == run.step:
+        return move(
+            run, "fail", duration, now, commit_id, text, status=FAILED, owner=None, failures=failures, input=None,
+            ended_at=now, error=text, traceback=traceback_of(error),
+        )  # fmt: skip
+    failure = {**asdict(Failure(run.step, text, failures, kind)), "edge": edge}
+    return move(
+        run, "on_fail", duration, now, commit_id, text, step=step, visit=run.seq + 1, failures=0,
+        hops=0 if edge == "workflow" else run.hops + 1, input=None, failure=json.dumps(failure),
     )  # fmt: skip
 
 
-def _move(
+def move(
     run: Run,
     kind: TransitionKind,
     duration: Micros,
@@ -276,38 +226,46 @@ def _move(
     seq = run.seq + 1
     changes.update(seq=seq, crashes=0, marked=0, updated_at=now)
     new = run._replace(**changes)
-    # A wake made no attempt yet: it tells the step and attempt it leads to, everything else those it ended.
-    made = new if kind in ("wake", "unblock") else run
+    # What resumes a run made no attempt yet: it tells the step and attempt it leads to, all else those it ended.
+    made = new if kind in _RESUMING else run
     transition = Transition(run.id, seq, now, made.step, made.failures + 1, kind, duration, note, commit_id)
     return Move(new, run.seq, run.fence, transition)
 
 
-def _no_target(run: Run, definition: WorkflowDefinition, command: str, target: object) -> TargetUnknown:
-    if isinstance(target, str):
-        written = repr(target)
-    else:
-        try:
-            written = str(getattr(target, "__qualname__", None) or type(target).__name__)
-        except Exception:  # noqa: BLE001 - a stranger's __getattr__
-            written = type(target).__name__
-    return TargetUnknown(run.id, run.workflow, run.step, written, command, definition.steps)
+def _resolve(run: Run, definition: WorkflowDefinition, command: str, target: object) -> str:
+    """The step that a command names. Raises TargetUnknown."""
+    step = definition.resolve(target)
+    if step is None:
+        raise TargetUnknown(run.id, run.workflow, run.step, written(target), command, definition.steps)
+    return step
 
 
-def describe(error: BaseException) -> str:
-    """One error as a bounded sentence: aioflow's own as they are, others with their class. Never raises."""
-    try:
-        text = str(error)
-    except BaseException:  # noqa: BLE001 - an exception whose __str__ raises is still to be recorded
-        text = "<its __str__ raised>"
-    if not isinstance(error, AioflowError | GiveUp):
-        name = type(error).__qualname__
-        text = f"{name}: {text}" if text else name
-    return bounded(text, MAX_ERROR)
+def _next(run: Run, definition: WorkflowDefinition, on_timeout: str | None) -> str:
+    """Where a wait goes on that does not say so. Raises NoNextStep."""
+    step = definition.falls_to(run.step, on_timeout)
+    if step is None:
+        raise NoNextStep(run.id, run.workflow, run.step)
+    return step
 
 
-def _traceback_of(error: BaseException) -> str:
-    try:
-        lines = traceback.format_exception(error)
-    except BaseException:  # noqa: BLE001 - see describe()
-        lines = traceback.format_tb(error.__traceback__)
-    return bounded("".join(lines), MAX_TRACEBACK)
+def _instant(run: Run, command: str, length: Micros | None, until: Micros | None, now: Micros) -> Micros:
+    """When it is over. Raises LimitExceeded."""
+    instant = now + (length or 0) if until is None else max(until, now)
+    if instant > clock.LAST_INSTANT:
+        raise LimitExceeded(f"{command}()", "the year 9999", f"run {run.id}, step {run.step!r}")
+    return instant
+
+
+def by_deadline(run: Run, wake_at: Micros | None) -> Micros | None:
+    """When a run that parks is to be woken: at the end of its own time at the latest."""
+    if run.deadline is None:
+        return wake_at
+    return run.deadline if wake_at is None else min(wake_at, run.deadline)
+
+
+def _endless(run: Run, definition: WorkflowDefinition, step: str) -> LimitExceeded:
+    return LimitExceeded(
+        f"Run {run.id} of workflow {run.workflow!r}",
+        f"{definition.max_transitions} transitions without a wait (max_transitions)",
+        f"it went on from step {run.step!r} to {step!r}",
+    )

@@ -18,12 +18,13 @@ from aioflow import telemetry
 from aioflow.activation import GRACE, Activation, Tools, read_context
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
+from aioflow.delivery import Delivery
 from aioflow.executor import Executor
+from aioflow.interventions import unblock
 from aioflow.model import Run, WorkflowStatus
 from aioflow.registry import Registry
 from aioflow.scheduler import Scheduler
 from aioflow.store import Change, Mark, Result, RunQuery, Store
-from aioflow.transitions import unblock
 
 RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
 _PAGE = 500
@@ -65,6 +66,7 @@ class Worker:
         self._idle = asyncio.Event()
         self._tools = Tools(clock, registry, committer, executor, commit_ids, self)
         self.scheduler: Scheduler
+        self.delivery: Delivery
         self.working = False
         self.draining = False
 
@@ -223,6 +225,7 @@ class Worker:
         if compare:
             # Somebody else's waits are not in the heap: those of the next seconds are looked for.
             await self.scheduler.scan(now + 2 * SECOND if foreign else now - SECOND)
+            await self.delivery.look(scan=began or foreign or not self._store.exclusive)
         # Where others work, too, they may park what this worker's code can take.
         if began or self._known_generation != self._registry.generation or (compare and not self._store.exclusive):
             self._known_generation = self._registry.generation

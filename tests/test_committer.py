@@ -23,7 +23,7 @@ from aioflow.clock import SECOND, Micros
 from aioflow.commands import Command
 from aioflow.committer import Committer
 from aioflow.errors import EngineClosed, InternalError, StoreRefused, StoreUnavailable
-from aioflow.ids import RunIds, commit_ids
+from aioflow.ids import Ids, commit_ids
 from aioflow.model import Run
 from aioflow.store import Change, Move, Result, Start
 from aioflow.testing.conformance_samples import (
@@ -746,7 +746,7 @@ async def test_run_ids_are_reserved_in_blocks() -> None:
     """One question to the store gives a whole block, and the last id of it is used."""
     store = Registrar()
     await store.open(NOW)
-    ids = RunIds(store, QuickClock(), block=3)
+    ids = Ids(store, QuickClock(), "run", block=3)
     assert [await ids.take() for _ in range(7)] == [1, 2, 3, 4, 5, 6, 7]
     assert store.reserved == [3, 3, 3]
 
@@ -755,7 +755,7 @@ async def test_run_ids_are_taken_once() -> None:
     """However many ask at once, in however many processes, no id is given twice and no block is asked for in vain."""
     store = Registrar()
     await store.open(NOW)
-    makers = [RunIds(store, QuickClock(), block=10) for _ in range(3)]
+    makers = [Ids(store, QuickClock(), "run", block=10) for _ in range(3)]
     taken = await asyncio.gather(*(maker.take() for _ in range(40) for maker in makers))
     assert len(set(taken)) == 120
     assert store.reserved == [10] * 12
@@ -767,7 +767,7 @@ async def test_a_caller_that_leaves_does_not_hold_up_the_others() -> None:
     """Whoever is cancelled while a block is being reserved takes no id with it, and the others get theirs."""
     store = Registrar()
     await store.open(NOW)
-    ids = RunIds(store, QuickClock(), block=5)
+    ids = Ids(store, QuickClock(), "run", block=5)
     takers = [asyncio.ensure_future(ids.take()) for _ in range(4)]
     await asyncio.sleep(0)
     takers[0].cancel()
@@ -779,7 +779,7 @@ async def test_a_caller_that_leaves_does_not_hold_up_the_others() -> None:
 async def test_a_block_that_could_not_be_reserved_is_asked_for_again() -> None:
     """After an error of the store the next caller asks again."""
     store = Registrar()
-    ids = RunIds(store, QuickClock())
+    ids = Ids(store, QuickClock(), "run")
     with pytest.raises(StoreUnavailable):
         await ids.take()
     await store.open(NOW)

@@ -14,9 +14,11 @@ import aioflow
 #: The public API. A name enters this list when it is built, described and tested.
 PUBLIC = {
     "Engine",
+    "Failure",
     "GiveUp",
     "Retry",
     "RetryLater",
+    "SignalReceipt",
     "StartOptions",
     "Transition",
     "WorkflowRun",
@@ -28,8 +30,10 @@ PUBLIC = {
     "get_context",
     "get_run",
     "goto",
+    "on",
     "sleep",
     "step",
+    "wait",
     "workflow",
 }
 

@@ -16,16 +16,18 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from aioflow import complete, fail, goto, sleep, step, workflow
+from aioflow.causes import describe
 from aioflow.clock import LAST_INSTANT, SECOND, Micros, to_datetime, to_micros
 from aioflow.commands import Command
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextNotStorable, LimitExceeded, NoCommand, RunNotFound, StepTimeout, TargetUnknown
+from aioflow.interventions import block, cancel, poison, start, unblock, wake
 from aioflow.model import MAX_ERROR, MAX_TRACEBACK, POISON_CRASHES, Run, Transition, TransitionKind
 from aioflow.registry import definition_of
 from aioflow.retry import GiveUp, Retry, RetryLater, chance_of
 from aioflow.store import Move, Start
 from aioflow.timers import START
-from aioflow.transitions import Raised, Stepped, block, cancel, decide, describe, poison, start, unblock, wake
+from aioflow.transitions import Raised, Stepped, decide
 
 NOW: Micros = 1_750_000_000_000_000
 COMMIT = 77
@@ -101,6 +103,10 @@ RUN = Run(
     marked=1,
     waiting_for=None,
     wake_at=None,
+    arms=None,
+    input=None,
+    deadline=None,
+    failure=None,
     progress=0.25,
     data='{"total":1}',
     error=None,
@@ -199,6 +205,10 @@ NEW = Run(
     marked=0,
     waiting_for=None,
     wake_at=None,
+    arms=None,
+    input=None,
+    deadline=None,
+    failure=None,
     progress=None,
     data=DATA,
     error=None,

@@ -9,7 +9,7 @@ from typing import Final
 from pydantic import JsonValue
 
 from aioflow.clock import Micros
-from aioflow.model import Run
+from aioflow.model import Run, arms_of
 from aioflow.store import RunQuery
 
 #: The filters that are columns of the same name.
@@ -22,6 +22,12 @@ def matches(run: Run, query: RunQuery) -> bool:
         wanted = getattr(query, column)
         if wanted and getattr(run, column) not in wanted:
             return False
+    if (query.waiting_signal or query.waiting_key) and not any(
+        (not query.waiting_signal or arm.name in query.waiting_signal)
+        and (not query.waiting_key or arm.key in query.waiting_key)
+        for arm in arms_of(run)
+    ):
+        return False
     return (
         _between(run.created_at, query.created_after, query.created_before)
         and _between(run.updated_at, query.updated_after, query.updated_before)

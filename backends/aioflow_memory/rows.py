@@ -7,7 +7,8 @@ from collections import defaultdict
 from typing import Final, NamedTuple
 
 from aioflow.errors import StoreRefused
-from aioflow.model import Deadline, Run, Transition, WorkflowStatus
+from aioflow.model import Deadline, Run, Signal, Transition, WorkflowStatus
+from aioflow_memory.mailbox import Mailbox
 
 _INT64: Final = range(-(2**63), 2**63)
 
@@ -23,7 +24,8 @@ class Write(NamedTuple):
 class Rows:
     """All rows of a store.
 
-    The mutable state is the five attributes; the last three are derived from ``runs`` and change in ``replace`` alone.
+    The mutable state is the six attributes; ``keyed``, ``running``, ``deadlines`` and the mailbox's waits are derived
+    from ``runs`` and change in ``replace`` alone.
 
     Args:
         store: the store's name, for the messages of errors.
@@ -39,6 +41,7 @@ class Rows:
         self.running: set[int] = set()
         #: of waiting runs, sorted
         self.deadlines: list[Deadline] = []
+        self.mailbox = Mailbox()
 
     def write(self, write: Write) -> None:
         """Do it.
@@ -48,8 +51,8 @@ class Rows:
         """
         was, run, transition = write
         if transition is not None:
-            self._check_storable(run.id, run)
-            self._check_storable(run.id, transition)
+            self.check_storable(run.id, run)
+            self.check_storable(run.id, transition)
             rows = self.history.get(run.id, [])
             if not (transition.run_id == run.id and transition.seq == run.seq == len(rows) + 1):
                 raise StoreRefused(
@@ -86,8 +89,9 @@ class Rows:
             self.keyed[run.workflow, run.key].append(run.id)
         elif run is None and was is not None and was.key is not None:
             self.keyed[was.workflow, was.key].remove(was.id)
+        self.mailbox.follow(was, run)
 
-    def _check_storable(self, run_id: int, row: Run | Transition) -> None:
+    def check_storable(self, run_id: int, row: Run | Transition | Signal) -> None:
         """Refuse what databases refuse, so that it is not met there for the first time."""
         values: tuple[object, ...] = row
         for column, value in zip(row._fields, values, strict=True):

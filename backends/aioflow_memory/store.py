@@ -11,17 +11,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from typing import Literal, TypeAlias, assert_never
+from typing import assert_never
 from uuid import uuid4  # noqa: TID251 - simulation gives a UUID
 
 from aioflow.clock import Micros
 from aioflow.errors import StoreUnavailable
-from aioflow.model import LIVE, SUSPECT_CRASHES, Deadline, Reuse, Run, Transition, WorkflowStatus
-from aioflow.store import Amend, Change, Claim, Mark, Move, Result, RunQuery, Start, Stats
+from aioflow.model import LIVE, SUSPECT_CRASHES, Deadline, Reuse, Run, Signal, Transition, WorkflowStatus
+from aioflow.store import Amend, Change, Claim, IdKind, Mail, Mark, Move, Post, Result, RunQuery, Start, Stats
 from aioflow_memory.matching import matches
 from aioflow_memory.rows import Rows, Write
-
-_Judgement: TypeAlias = tuple[Result, Write | None]
 
 
 class MemoryStore:
@@ -42,7 +40,7 @@ class MemoryStore:
         self._uuid = str(uuid4()) if uuid is None else uuid
         self._opens = 0
         self._writes = 0
-        self._next_id = {"run": 1, "worker": 1}
+        self._next_id = {"run": 1, "signal": 1, "worker": 1}
         #: worker -> end of its lease
         self._leases: dict[int, Micros] = {}
         self._rows = Rows(url)
@@ -69,7 +67,7 @@ class MemoryStore:
         """Count a closing. The data stays, and so do the leases: a worker that closes unreleased looks dead."""
         self._opens = max(0, self._opens - 1)
 
-    async def reserve(self, kind: Literal["run", "worker"], count: int, now: Micros) -> int:
+    async def reserve(self, kind: IdKind, count: int, now: Micros) -> int:
         """Count on from where the last block ended."""
         self._check_open()
         first = self._next_id[kind]
@@ -83,21 +81,19 @@ class MemoryStore:
             StoreRefused: a row that a database could not hold, or a history row that does not follow the last one.
         """
         self._check_open()
+        self._rows.mailbox.begin()
         results: list[Result] = []
         done: list[Write] = []
         try:
             for change in changes:
-                result, write = self._judge(change)
-                if write is not None:
-                    self._rows.write(write)
-                    done.append(write)
-                results.append(result)
+                results.append(self._judge(change, now, done))  # noqa: PERF401 - the next one sees what it wrote
         except BaseException:  # decide() is somebody else's code
             for write in reversed(done):
                 self._rows.undo(write)
+            self._rows.mailbox.undo()
             raise
-        self._writes += len(done)
-        return results
+        self._writes += len(done) + sum(isinstance(change, Post) for change in changes)
+        return [self._told(change, result, now) for change, result in zip(changes, results, strict=True)]
 
     async def load(self, run_ids: Collection[int], now: Micros) -> list[Run]:
         """Each run once, however often its id is given."""
@@ -138,6 +134,16 @@ class MemoryStore:
         first = bisect_right(deadlines, after, key=_moment)
         last = bisect_right(deadlines, until, key=_moment)
         return deadlines[first:last][:limit]
+
+    async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+        """Look at every wait and every signal."""
+        self._check_open()
+        return self._rows.mailbox.mail(self._rows.runs, run_ids, limit, now)
+
+    async def expire(self, limit: int, now: Micros) -> list[Signal]:
+        """Look at every signal."""
+        self._check_open()
+        return self._rows.mailbox.expire(limit, now)
 
     async def claim(
         self,
@@ -216,64 +222,96 @@ class MemoryStore:
             waiting=dict(waiting),
             overdue=overdue,
             oldest_due=deadlines[0].at if overdue else None,
+            mailbox=len(self._rows.mailbox),
             bytes=None,
         )
 
-    # ---- judging a change: what becomes of it, and what is to be written
+    # ---- judging a change: what becomes of it; what is written is noted, so that it can be undone
 
-    def _judge(self, change: Change) -> _Judgement:
+    def _judge(self, change: Change, now: Micros, done: list[Write]) -> Result:
         match change:
             case Start():
-                return self._judge_start(change)
+                return self._judge_start(change, done)
+            case Post(signal):
+                self._rows.check_storable(signal.run_id, signal)
+                return self._rows.mailbox.post(signal, self._rows.runs.get(signal.run_id), now)
             case Move():
-                return self._judge_move(change)
+                return self._judge_move(change, now, done)
             case Mark(run_id=run_id, seq=seq, fence=fence):
                 was = self._rows.runs.get(run_id)
                 if was is None or (was.seq, was.fence) != (seq, fence):
-                    return Result("stale", was), None
-                run = was._replace(marked=1)
-                return Result("applied", run), Write(was, run, None)
+                    return Result("stale", was)
+                return self._write(Write(was, was._replace(marked=1), None), done)
             case Amend():
-                return self._judge_amend(change)
+                return self._judge_amend(change, done)
             case _:
                 assert_never(change)
 
-    def _judge_start(self, change: Start) -> _Judgement:
+    def _judge_start(self, change: Start, done: list[Write]) -> Result:
         run, transition = change.run, change.transition
-        was = self._rows.runs.get(run.id)
-        if was is not None:
-            again = self._rows.history[run.id][0].commit_id == transition.commit_id
-            return Result("applied" if again else "stale", was), None
+        if run.id in self._rows.runs:
+            return self._offered(run.id, transition)
         if run.key is not None and (ids := self._rows.keyed.get((run.workflow, run.key))):
             holders = [self._rows.runs[run_id] for run_id in ids]
             holder = max(holders, key=lambda run: (run.status in LIVE, run.created_at, run.id))
             if not _may_follow(holder, change.reuse):
-                return Result("exists", holder), None
-        return Result("applied", run), Write(None, run, transition)
+                return Result("exists", holder)
+        return self._write(Write(None, run, transition), done)
 
-    def _judge_move(self, change: Move) -> _Judgement:
+    def _judge_move(self, change: Move, now: Micros, done: list[Write]) -> Result:
         run, transition = change.run, change.transition
-        was = self._rows.runs.get(run.id)
-        if was is None:
-            return Result("stale"), None
-        if any(row.commit_id == transition.commit_id for row in self._rows.history[run.id][transition.seq - 1 :][:1]):
-            return Result("applied", was), None
-        if (was.seq, was.fence) != (change.seq, change.fence):
-            return Result("stale", was), None
-        return Result("applied", run), Write(was, run, transition)
+        mailbox = self._rows.mailbox
+        offered = self._offered(run.id, transition)
+        if offered.outcome == "applied":
+            return offered._replace(also=tuple(self._offered_with_it(part) for part in change.also))
+        was = offered.run
+        if was is None or (was.seq, was.fence) != (change.seq, change.fence):
+            return offered
+        if change.unless_mail and any(signal.sent_at <= (was.wake_at or 0) for signal in mailbox.of(run.id, now)):
+            return Result("stale", was, mail=True)
+        if change.takes and not mailbox.take(run.id, change.takes, now):
+            return Result("stale", was)
+        result = self._write(Write(was, run, transition), done)
+        return result._replace(also=tuple(self._judge(part, now, done) for part in change.also))
 
-    def _judge_amend(self, change: Amend) -> _Judgement:
+    def _judge_amend(self, change: Amend, done: list[Write]) -> Result:
         was = self._rows.runs.get(change.run_id)
         if was is None:
-            return Result("stale"), None
+            return Result("stale")
         before = [row for row in self._rows.history[was.id] if row.commit_id == change.commit_id]
         if before:
-            return Result("applied", was, before[0]), None
+            return Result("applied", was, before[0])
         decided = change.decide(was)
         if decided is None:
-            return Result("stale", was), None
+            return Result("stale", was)
         run, transition = decided
-        return Result("applied", run, transition), Write(was, run, transition)
+        return self._write(Write(was, run, transition), done)._replace(transition=transition)
+
+    def _write(self, write: Write, done: list[Write]) -> Result:
+        self._rows.write(write)
+        done.append(write)
+        return Result("applied", write.run)
+
+    def _offered(self, run_id: int, transition: Transition) -> Result:
+        """What became of an earlier offer of this: "stale" if there was none."""
+        rows = self._rows.history.get(run_id, [])[transition.seq - 1 :][:1]
+        again = any(row.commit_id == transition.commit_id for row in rows)
+        return Result("applied" if again else "stale", self._rows.runs.get(run_id))
+
+    def _offered_with_it(self, part: Start | Post) -> Result:
+        if isinstance(part, Start):
+            return self._offered(part.run.id, part.transition)
+        return Result("applied" if self._rows.mailbox.has(part.signal) else "stale")
+
+    def _told(self, change: Change, result: Result, now: Micros) -> Result:
+        """The result, with what is known only when the whole batch is written."""
+        if isinstance(change, Post) and result.outcome == "applied":
+            return result._replace(run_ids=self._rows.mailbox.receivers(change.signal))
+        if isinstance(change, Move) and result.outcome == "applied":
+            also = zip(change.also, result.also, strict=True)
+            mail = result.run is not None and bool(self._rows.mailbox.of(result.run.id, now))
+            return result._replace(mail=mail, also=tuple(self._told(part, told, now) for part, told in also))
+        return result
 
     # ---- conditions
 

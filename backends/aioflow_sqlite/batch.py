@@ -15,13 +15,12 @@ from functools import cache
 from itertools import chain
 from typing import assert_never
 
+from aioflow.clock import Micros
 from aioflow.model import LIVE, Run, Transition, WorkflowStatus
-from aioflow.store import Amend, Change, Decide, Mark, Move, Result, Start
+from aioflow.store import Amend, Change, Decide, Mark, Move, Post, Result, Start
+from aioflow_sqlite import mailbox
+from aioflow_sqlite.rows import RUN_COLUMNS, SELECT_RUNS, row_of
 
-_COLUMNS = ", ".join(Run._fields)
-
-SELECT_RUNS = f"SELECT {_COLUMNS} FROM runs"
-_MUTABLE = ", ".join(f"{name} = excluded.{name}" for name in Run._fields[Run._fields.index("status") :])
 #: To bind None makes sqlite3 look for an adapter, in vain and in two places, which costs more than all other values of
 #: a row together. So NULL is bound as a text that no row can hold.
 _NULL = "\0"
@@ -34,6 +33,10 @@ _NULLABLE = frozenset(
         "owner",
         "waiting_for",
         "wake_at",
+        "arms",
+        "input",
+        "deadline",
+        "failure",
         "progress",
         "error",
         "traceback",
@@ -46,8 +49,9 @@ def _row_of(columns: Sequence[str]) -> str:
     return f"({', '.join('nullif(?, char(0))' if column in _NULLABLE else '?' for column in columns)})"
 
 
+_MUTABLE = ", ".join(f"{name} = excluded.{name}" for name in Run._fields[Run._fields.index("status") :])
 _WRITE_RUNS = (
-    f"INSERT INTO runs ({_COLUMNS}) VALUES ",
+    f"INSERT INTO runs ({RUN_COLUMNS}) VALUES ",
     _row_of(Run._fields),
     f" ON CONFLICT (id) DO UPDATE SET {_MUTABLE}",
 )
@@ -64,39 +68,54 @@ _HOLDER_OF_KEY = f"""{SELECT_RUNS} WHERE workflow = ? AND key = ?
 ORDER BY status IN ('running', 'waiting') DESC, created_at DESC, id DESC LIMIT 1"""
 
 
-def apply(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Result]:
+def apply(db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> list[Result]:
     """Check each change's guards and write those that hold. The transaction is the caller's."""
-    ids = [change.run.id if isinstance(change, Start | Move) else change.run_id for change in changes]
-    (found,) = db.execute(_GUARDS, (json.dumps(ids),)).fetchone()
-    guards = {id_: (seq, fence) for id_, seq, fence in json.loads(found)}
-    batch = _Batch(db, guards)
+    batch = _Batch(db, changes, now)
     results = [batch.add(change) for change in changes]
     batch.write()
-    return results
+    return [batch.told(change, result) for change, result in zip(changes, results, strict=True)]
 
 
 class _Batch:
-    """The rows to write, collected: a statement runs once for all of its kind. ``guards``: run id -> (seq, fence)."""
+    """The rows to write, collected: a statement runs once for all of its kind.
 
-    def __init__(self, db: sqlite3.Connection, guards: dict[int, tuple[int, int]]) -> None:
+    The mutable state: the guards (run id -> (seq, fence)), signals that can be taken, waiting runs whose deadline has
+    come and that have mail; the rows; and which runs of the new rows have mail, once those are written.
+    """
+
+    def __init__(self, db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> None:
         self._db = db
-        self._guards = guards
+        self._now = now
+        ids = [id_ for change in changes for id_ in _run_ids(change)]
+        (found,) = db.execute(_GUARDS, (json.dumps(ids),)).fetchone()
+        self._guards = {id_: (seq, fence) for id_, seq, fence in json.loads(found)}
+        moves = [change for change in changes if isinstance(change, Move)]
+        takes = [id_ for move in moves for id_ in move.takes]
+        self._untaken = mailbox.untaken(db, takes) if takes else set()
+        waiting = [move.run.id for move in moves if move.unless_mail]
+        self._in_time = mailbox.with_mail(db, waiting, now, by_wake_at=True) if waiting else set()
         self._runs: list[Run] = []
         self._marked: list[tuple[int]] = []
         self._transitions: list[Transition] = []
+        self._taken: list[tuple[int, int, int]] = []
+        self._with_mail: set[int] = set()
 
     def add(self, change: Change) -> Result:
         """Check a change's guards, and collect what it writes."""
         match change:
             case Move():
-                run, seq, fence, transition = change
-                if self._guards.get(run.id) != (seq, fence):
-                    return self._refused(run.id, transition)
+                run, transition = change.run, change.transition
+                if self._guards.get(run.id) != (change.seq, change.fence):
+                    return self._refused(change)
+                if change.takes or change.unless_mail or change.also:
+                    return self._full_move(change)
                 return self._move(run, transition, Result("applied", run))
             case Start(run, transition, reuse):
                 return self._start(run, transition, reuse)
+            case Post(signal):
+                return mailbox.post(self._db, signal, self._now)
             case Mark(run_id, seq, fence):
-                row = _row(self._db, run_id)
+                row = row_of(self._db, run_id)
                 if row is None or (row.seq, row.fence) != (seq, fence):
                     return Result("stale", row)
                 self._marked.append((run_id,))
@@ -108,29 +127,55 @@ class _Batch:
 
     def write(self) -> None:
         """Write what was collected."""
+        if self._taken:  # before the rows: a wait that ends takes what was not taken with it
+            mailbox.take(self._db, self._taken, self._now)
         if self._runs:
             _write(self._db, _WRITE_RUNS, self._runs)
             _write(self._db, _WRITE_HISTORY, self._transitions)
         if self._marked:
             self._db.executemany(_MARK_RUN, self._marked)
+        if waiting := [run.id for run in self._runs if run.arms is not None]:
+            self._with_mail |= mailbox.with_mail(self._db, waiting, self._now, by_wake_at=False)
+
+    def told(self, change: Change, result: Result) -> Result:
+        """The result, with what is known only now that everything is written."""
+        if result.outcome == "applied" and isinstance(change, Post):
+            return result._replace(run_ids=mailbox.receivers(self._db, change.signal))
+        if result.also:
+            also = zip(change.also, result.also, strict=True)  # type: ignore[union-attr]
+            result = result._replace(also=tuple(self.told(part, told) for part, told in also))
+        if result.run is not None and result.run.id in self._with_mail and result.outcome == "applied":
+            return result._replace(mail=True)
+        return result
+
+    def _full_move(self, move: Move) -> Result:
+        """A move that resumes a run, or brings along what its step started and sent."""
+        run = move.run
+        if run.id in self._in_time:
+            return Result("stale", row_of(self._db, run.id), mail=True)
+        found = [place for id_ in move.takes for place in ((id_, run.id), (id_, 0)) if place in self._untaken]
+        if len(found) != len(move.takes):
+            return Result("stale", row_of(self._db, run.id))
+        self._untaken.difference_update(found)
+        self._taken += [(*place, run.id) for place in found]
+        also = tuple(self.add(part) if isinstance(part, Post) else self._start(*part, moved=run) for part in move.also)
+        return self._move(run, move.transition, Result("applied", run, also=also))
 
     def _move(self, run: Run, transition: Transition, result: Result) -> Result:
         self._runs.append(run)
         self._transitions.append(transition)
         return result
 
-    def _start(self, run: Run, transition: Transition, reuse: str) -> Result:
+    def _start(self, run: Run, transition: Transition, reuse: str, moved: Run | None = None) -> Result:
         if run.id in self._guards:
-            return self._refused(run.id, transition)
-        other = _in_the_way(self._db, run, reuse)
+            return self._offered(run.id, transition)
+        other = _in_the_way(self._db, run, reuse, moved)
         if other is not None:
             return Result("exists", other)
-        self._runs.append(run)
-        self._transitions.append(transition)
-        return Result("applied", run)
+        return self._move(run, transition, Result("applied", run))
 
     def _amend(self, run_id: int, decide: Decide, commit_id: int) -> Result:
-        row = _row(self._db, run_id)
+        row = row_of(self._db, run_id)
         if row is None:
             return Result("stale")
         before = self._db.execute(_SAME_COMMIT, (run_id, commit_id)).fetchone()
@@ -141,11 +186,37 @@ class _Batch:
             return Result("stale", row)
         return self._move(*amended, Result("applied", *amended))
 
-    def _refused(self, run_id: int, transition: Transition) -> Result:
-        """A guard does not hold: because of an earlier offer of this very change, or of somebody else."""
+    def _refused(self, move: Move) -> Result:
+        """The run is not as it was: because of an earlier offer of this very move, or of somebody else."""
+        result = self._offered(move.run.id, move.transition)
+        if result.outcome == "stale":
+            return result
+        if result.run is not None and result.run.arms is not None:
+            self._with_mail |= mailbox.with_mail(self._db, [move.run.id], self._now, by_wake_at=False)
+        return result._replace(also=tuple(self._offered_with_it(part) for part in move.also))
+
+    def _offered(self, run_id: int, transition: Transition) -> Result:
         place = (run_id, transition.seq, transition.commit_id)
         applied = self._db.execute(_AT_ITS_PLACE, place).fetchone() is not None
-        return Result("applied" if applied else "stale", _row(self._db, run_id))
+        return Result("applied" if applied else "stale", row_of(self._db, run_id))
+
+    def _offered_with_it(self, part: Start | Post) -> Result:
+        if isinstance(part, Post):
+            return Result("applied" if mailbox.posted(self._db, part) else "stale")
+        return self._offered(part.run.id, part.transition)
+
+
+def _run_ids(change: Change) -> list[int]:
+    """The runs whose rows the change writes."""
+    match change:
+        case Move(run=run, also=also):
+            return [run.id, *(part.run.id for part in also if isinstance(part, Start))]
+        case Start(run=run):
+            return [run.id]
+        case Post():
+            return []
+        case _:
+            return [change.run_id]
 
 
 def _write(db: sqlite3.Connection, statement: tuple[str, str, str], rows: Sequence[tuple[object, ...]]) -> None:
@@ -163,19 +234,16 @@ def _sql(statement: tuple[str, str, str], length: int) -> str:
     return head + ", ".join([row] * length) + tail
 
 
-def _row(db: sqlite3.Connection, run_id: int) -> Run | None:
-    row = db.execute(f"{SELECT_RUNS} WHERE id = ?", (run_id,)).fetchone()
-    return None if row is None else Run._make(row)
-
-
-def _in_the_way(db: sqlite3.Connection, run: Run, reuse: str) -> Run | None:
-    """The run that has the key already."""
+def _in_the_way(db: sqlite3.Connection, run: Run, reuse: str, moved: Run | None) -> Run | None:
+    """The run that has the key already. ``moved``: a run that is about to be written like this."""
     if run.key is None:
         return None
     found = db.execute(_HOLDER_OF_KEY, (run.workflow, run.key)).fetchone()
     if found is None:
         return None
     other = Run._make(found)
+    if moved is not None and moved.id == other.id:
+        other = moved
     free = (reuse == "ended" and other.status not in LIVE) or (
         reuse == "failed" and other.status == WorkflowStatus.FAILED
     )

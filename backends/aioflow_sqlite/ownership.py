@@ -8,18 +8,18 @@ from collections.abc import Collection
 
 from aioflow.model import SUSPECT_CRASHES, Run
 from aioflow.store import Claim
-from aioflow_sqlite.batch import SELECT_RUNS
 from aioflow_sqlite.connection import transaction
+from aioflow_sqlite.rows import RUN_COLUMNS, SELECT_RUNS
 
 _DISOWN = f"""
 UPDATE runs SET owner = NULL, fence = fence + 1, marked = 0,
     crashes = crashes + (crashes < {SUSPECT_CRASHES} OR marked)
 WHERE status = 'running' AND owner IS NOT NULL AND owner <> ?
 """
-_TAKE = """
+_TAKE = f"""
 UPDATE runs SET owner = ?, fence = fence + 1, marked = 0 WHERE id IN
     (SELECT id FROM runs WHERE status = 'running' AND owner IS NULL ORDER BY id LIMIT ?)
-RETURNING *
+RETURNING {RUN_COLUMNS}
 """
 
 

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from aioflow.model import Deadline, Run
 from aioflow.store import RunQuery, Stats
-from aioflow_sqlite.batch import SELECT_RUNS
+from aioflow_sqlite.rows import SELECT_RUNS
 
 _SEVERAL = ("workflow", "version", "status", "step", "waiting_for", "key", "event_id", "parent_id")
 
@@ -59,7 +59,8 @@ def stats(db: sqlite3.Connection, now: int) -> Stats:
         (now,),
     ).fetchone()
     (size,) = db.execute("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()").fetchone()
-    return Stats(runs, steps, waiting, overdue, oldest, size)
+    (mailbox,) = db.execute("SELECT count(*) FROM signals WHERE taken_at IS NULL").fetchone()
+    return Stats(runs, steps, waiting, overdue, oldest, mailbox, size)
 
 
 def _and(where: list[str]) -> str:
@@ -86,6 +87,11 @@ def _where(query: RunQuery) -> tuple[list[str], list[Any]]:
         if bound is not None:
             where.append(f"{column} {comparison} ?")
             values.append(bound)
+    arms = [("name", query.waiting_signal), ("key", query.waiting_key)]
+    if wanted := [(column, allowed) for column, allowed in arms if allowed]:
+        found = " AND ".join(f"{column} IN (SELECT value FROM json_each(?))" for column, _ in wanted)
+        where.append(f"id IN (SELECT run_id FROM waits WHERE {found})")
+        values += [json.dumps(allowed) for _, allowed in wanted]
     for condition, bound_values in _held("json_each(data)", query.data, exact=False, depth=0):
         where.append(condition)
         values += bound_values

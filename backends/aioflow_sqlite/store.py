@@ -14,18 +14,19 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from aioflow.clock import Micros
 from aioflow.errors import StoreError, StoreRefused, StoreUnavailable
-from aioflow.model import Deadline, Run, Transition
-from aioflow.store import Change, Claim, Result, RunQuery, Stats
-from aioflow_sqlite import batch, ownership, questions
+from aioflow.model import Deadline, Run, Signal, Transition
+from aioflow.store import Change, Claim, IdKind, Mail, Result, RunQuery, Stats
+from aioflow_sqlite import batch, mailbox, ownership, questions
 from aioflow_sqlite.address import parse
 from aioflow_sqlite.connection import Connection, NewerSchema, connect, let_checkpoint, migrate, transaction
 from aioflow_sqlite.lock import FileLock
+from aioflow_sqlite.rows import SELECT_RUNS
 
 T = TypeVar("T")
 _log = structlog.get_logger("aioflow")
@@ -103,7 +104,7 @@ class SQLiteStore:
             if self._lock is not None:
                 self._lock.release()
 
-    async def reserve(self, kind: Literal["run", "worker"], count: int, now: Micros) -> int:
+    async def reserve(self, kind: IdKind, count: int, now: Micros) -> int:
         """See the port."""
         sql = (
             "INSERT INTO ids VALUES (?, ?) ON CONFLICT DO UPDATE SET next = next + excluded.next - 1 RETURNING next - ?"
@@ -117,11 +118,11 @@ class SQLiteStore:
 
     async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
         """See the port."""
-        return await self._write(lambda db: transaction(db, partial(batch.apply, changes=changes)))
+        return await self._write(lambda db: transaction(db, partial(batch.apply, changes=changes, now=now)))
 
     async def load(self, run_ids: Collection[int], now: Micros) -> list[Run]:
         """See the port."""
-        sql = f"{batch.SELECT_RUNS} WHERE id IN (SELECT value FROM json_each(?))"
+        sql = f"{SELECT_RUNS} WHERE id IN (SELECT value FROM json_each(?))"
         ids = json.dumps(list(run_ids))
         return await self._read(lambda db: [Run._make(row) for row in db.execute(sql, (ids,))])
 
@@ -143,6 +144,14 @@ class SQLiteStore:
     ) -> list[Deadline]:
         """See the port."""
         return await self._read(lambda db: questions.due(db, after, until, limit))
+
+    async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+        """See the port."""
+        return await self._read(lambda db: mailbox.mail(db, run_ids, limit, now))
+
+    async def expire(self, limit: int, now: Micros) -> list[Signal]:
+        """See the port."""
+        return await self._write(lambda db: transaction(db, partial(mailbox.expire, limit=limit, now=now)))
 
     async def claim(
         self,

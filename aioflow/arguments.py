@@ -1,0 +1,199 @@
+"""What a step takes besides ``self``, filled by name and type from what resumed the run.
+
+- A message goes to the parameter whose type names its model, or to the only one that is needed.
+- A signal's payload goes to the parameters of its keys, each validated by its type.
+- A ``Failure`` goes to the parameter of that name or type.
+
+Classes are taken from the step's own annotations, or from waits and messages that this process has seen: never by a
+name that stands in the data.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, JsonValue, TypeAdapter
+from pydantic_core import to_json
+
+from aioflow.codec import explain
+from aioflow.model import Failure, Resumption
+
+_EMPTY = inspect.Parameter.empty
+_UNKNOWN: Any = object()
+#: Models that named a wait or a message in this process, for annotations that cannot be evaluated.
+_seen: dict[str, type[BaseModel]] = {}
+
+
+class Unfillable(ValueError):
+    """The step's parameters do not fit what resumed the run; the message says which, and why."""
+
+
+def note_model(model: type[BaseModel]) -> None:
+    """A model named a wait, or was sent."""
+    _seen[model.__name__] = model
+
+
+class Parameters:
+    """The parameters of one step.
+
+    The mutable state: the annotations, once they have been evaluated (they may name what is defined later).
+
+    Args:
+        function: the step, decorated or not.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._types: dict[str, Any] | None = None
+        try:
+            parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        self._named = [p for p in parameters[1:] if p.kind in named]
+        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        #: Whether it takes self at all.
+        self.bound = bool(parameters)
+        #: Names without a default that can only be given by position: nothing can give them.
+        self.positional = [p.name for p in parameters[1:] if p.kind is p.POSITIONAL_ONLY and p.default is _EMPTY]
+        #: Names without a default.
+        self.needed = [p.name for p in self._named if p.default is _EMPTY]
+
+    def __bool__(self) -> bool:
+        return bool(self._named) or self._takes_all
+
+    def fill(self, resumption: Resumption | None, failure: Failure | None) -> dict[str, Any]:
+        """The keywords for the step.
+
+        Args:
+            resumption: what resumed the run, if anything did.
+            failure: what failed, in the path of an ``on_fail``.
+
+        Raises:
+            Unfillable: a value does not validate, or a parameter without default gets none.
+        """
+        values: dict[str, Any] = {}
+        if failure is not None:
+            values |= dict.fromkeys(self._names_of(Failure) or self._called("failure"), failure)
+        if resumption is not None and resumption.kind == "message":
+            values |= self._message(resumption)
+        elif resumption is not None and resumption.kind == "signal" and isinstance(resumption.payload, dict):
+            values |= self._payload(resumption.payload)
+        if missing := [name for name in self.needed if name not in values]:
+            raise Unfillable(
+                f"nothing gives its parameter{'s'[: len(missing) > 1]} {', '.join(missing)}. Give a default, or resume "
+                "it by a signal that has it."
+            )
+        return values
+
+    def failure_only(self) -> bool:
+        """Whether a Failure is all that it needs."""
+        return set(self.needed) <= set(self._names_of(Failure) or self._called("failure"))
+
+    def takes_model(self, model: type[BaseModel]) -> bool:
+        """Whether a message of this model would fill all that it needs."""
+        name = self._place_of(model.__name__)[0]
+        return set(self.needed) <= {name}
+
+    def _message(self, resumption: Resumption) -> dict[str, Any]:
+        name, model = self._place_of(resumption.name)
+        if name is None:
+            return {}
+        if model is None:
+            return {name: resumption.payload}
+        try:
+            # By name, as it was written: an alias is for the outside world.
+            return {
+                name: model.__pydantic_validator__.validate_json(
+                    to_json(resumption.payload), by_alias=False, by_name=True
+                )
+            }
+        except Exception as error:  # a validator may raise anything
+            raise Unfillable(explain(error)) from error
+
+    def _payload(self, payload: Mapping[str, JsonValue]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        types = self._annotations()
+        for parameter in self._named:
+            if parameter.name not in payload:
+                continue
+            value: Any = payload[parameter.name]
+            kind = types[parameter.name]
+            if kind is not _UNKNOWN:
+                try:
+                    value = TypeAdapter(kind).validate_json(to_json(value))
+                except Exception as error:
+                    raise Unfillable(f"{parameter.name}: {explain(error)}") from error
+            values[parameter.name] = value
+        if self._takes_all:
+            values |= {name: value for name, value in payload.items() if name not in values and name != "self"}
+        return values
+
+    def _place_of(self, message: str) -> tuple[str | None, type[BaseModel] | None]:
+        """The parameter for a message, and its model as far as it is known here."""
+        seen = _seen.get(message)
+        types = self._annotations()
+        for parameter in self._named:
+            for model in _models_in(types[parameter.name]):
+                if model.__name__ == message:
+                    return parameter.name, model
+                if seen is not None and issubclass(seen, model):
+                    return parameter.name, seen
+        unclear = [
+            p.name
+            for p in self._named
+            if types[p.name] is _UNKNOWN and (p.default is _EMPTY or message in str(p.annotation))
+        ]
+        return (unclear[0], seen) if len(unclear) == 1 else (None, seen)
+
+    def _names_of(self, wanted: type) -> list[str]:
+        types = self._annotations()
+        return [p.name for p in self._named if any(part is wanted for part in _parts(types[p.name]))]
+
+    def _called(self, name: str) -> list[str]:
+        return [p.name for p in self._named if p.name == name]
+
+    def _annotations(self) -> dict[str, Any]:
+        """Each parameter's type; ``_UNKNOWN`` without annotation, or for one that does not evaluate here."""
+        if self._types is None:
+            function = inspect.unwrap(self._function)
+            names = {**getattr(function, "__globals__", {}), **_closure_of(function)}
+            types = {p.name: _evaluated(p.annotation, names) for p in self._named}
+            if any(types[p.name] is _UNKNOWN and p.annotation is not _EMPTY for p in self._named):
+                return types  # it may be defined later
+            self._types = types
+        return self._types
+
+
+def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
+    if annotation is _EMPTY:
+        return _UNKNOWN
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, names)  # noqa: S307 - the step's own source, as typing.get_type_hints does it
+    except Exception:  # noqa: BLE001 - it may name what only a type checker sees
+        return _UNKNOWN
+
+
+def _closure_of(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return dict(inspect.getclosurevars(function).nonlocals)
+    except (TypeError, ValueError):
+        return {}
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The annotation and what it is made of: in ``A | None``, A and None."""
+    yield annotation
+    for part in typing.get_args(annotation):
+        yield from _parts(part)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    for part in _parts(annotation):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            yield part

@@ -1,0 +1,215 @@
+"""Brings the mailbox's signals to the runs that wait for them.
+
+Whoever is second sees the other: a signal is committed, then its receivers are looked for; a wait is committed, then
+its mailbox. Both end in ``notify``, and the scan heals what was missed. A delivery is one change of the waiting run,
+guarded by its seq and by the signal that it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+from aioflow import telemetry
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow.committer import Committer
+from aioflow.interventions import answer, reject
+from aioflow.model import Run, Signal
+from aioflow.registry import Registry
+from aioflow.signals import Misfit, arm_for, fit
+from aioflow.slots import Slots
+from aioflow.store import Mail, Result, Store
+
+_BATCH = 500
+_EXPIRE_EACH: Micros = 10 * SECOND
+
+
+class Watch:
+    """Somebody who wants to know what becomes of one signal.
+
+    The mutable state: the runs that are still to be looked at, and what was found.
+    """
+
+    def __init__(self) -> None:
+        self.pending: set[int] = set()
+        self.delivered: list[int] = []
+        self.rejected: dict[int, str] = {}
+        self.settled = asyncio.Event()
+
+
+class _Attempt(NamedTuple):
+    run: Run
+    signal: Signal
+    #: Why it was rejected; None: the run goes on with it.
+    why: str | None
+    future: asyncio.Future[Result]
+
+
+class Delivery:
+    """Delivers signals.
+
+    Args:
+        store, clock, registry, committer: what it works with.
+        slots: who runs what is resumed.
+        commit_ids: makes commit ids.
+
+    The mutable state: the runs to look at, who watches which signal, how many signals have expired, whether this
+    process is the one that works the store, and when it last looked for what has expired.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        registry: Registry,
+        committer: Committer,
+        slots: Slots,
+        commit_ids: Iterator[int],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._registry = registry
+        self._committer = committer
+        self._slots = slots
+        self._commit_ids = commit_ids
+        self._todo: dict[int, None] = {}
+        self._busy = False
+        self._again = asyncio.Event()
+        self._watches: dict[int, Watch] = {}
+        self._next_expiry: Micros = 0
+        self.expired = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to deliver that is known here."""
+        return not self._todo and not self._busy
+
+    def notify(self, run_ids: Iterable[int]) -> None:
+        """These runs may have mail."""
+        self._todo.update(dict.fromkeys(run_ids))
+        if self._todo:
+            self._again.set()
+
+    def posted(self, signal: Signal, result: Result) -> None:
+        """A signal was committed to the mailbox."""
+        if watch := self._watches.get(signal.id):
+            watch.pending.update(result.run_ids)
+        self.notify(result.run_ids)
+
+    @contextmanager
+    def watching(self, signal_id: int) -> Iterator[Watch]:
+        """Hear what becomes of a signal that is about to be posted."""
+        watch = self._watches[signal_id] = Watch()
+        try:
+            yield watch
+        finally:
+            del self._watches[signal_id]
+
+    async def run(self) -> None:
+        """Deliver, until cancelled."""
+        while True:
+            await self._again.wait()
+            self._again.clear()
+            while self._todo:
+                batch = list(self._todo)[:_BATCH]
+                for run_id in batch:
+                    del self._todo[run_id]
+                self._busy = True
+                try:
+                    self.notify(await self._deliver(batch))
+                    self._looked_at(batch)
+                except Exception as error:  # noqa: BLE001 - nothing may end the deliveries
+                    self.notify(batch)
+                    telemetry.trouble("signals cannot be delivered, will try again", error)
+                    await self._clock.sleep(SECOND)
+                finally:
+                    self._busy = False
+
+    async def look(self, *, scan: bool) -> None:
+        """Expire, and if it is time to ``scan``, take in whatever the mailbox holds for runs that wait for it."""
+        await self._expire()
+        if not scan:
+            return
+        mails = await self._store.mail(None, _BATCH, self._clock.micros())
+        self.notify(mail.run.id for mail in mails if self._registry.get(mail.run.workflow, mail.run.version))
+
+    async def _expire(self) -> None:
+        """Now and then, take out of the mailbox what nobody took in its time."""
+        if self._clock.monotonic() < self._next_expiry:
+            return
+        self._next_expiry = self._clock.monotonic() + _EXPIRE_EACH
+        for signal in await self._store.expire(_BATCH, self._clock.micros()):
+            self._next_expiry = 0  # there may be more
+            if signal.broadcast:  # the run went on with something else, which is what it was told
+                continue
+            self.expired += 1
+            telemetry.warn(
+                "signal expired, nobody took it",
+                signal=signal.name,
+                run_id=signal.run_id or None,
+                key=signal.key,
+                signal_id=signal.signal_id,
+            )
+
+    def close(self) -> None:
+        """Nobody needs to wait any more."""
+        for watch in self._watches.values():
+            watch.settled.set()
+
+    async def _deliver(self, run_ids: list[int]) -> list[int]:
+        """Deliver what these runs can take. The runs that are to be looked at again."""
+        mails = await self._store.mail(run_ids, _BATCH, self._clock.micros())
+        given: set[int] = set()
+        attempts: list[_Attempt] = []
+        left: list[int] = []
+        for mail in mails:
+            attempt = self._attempt(mail, given)
+            if attempt is not None:
+                attempts.append(attempt)
+            elif all(signal.id in given for signal in mail.signals):
+                left.append(mail.run.id)  # there may be more than it was shown
+        again = []
+        for attempt in attempts:
+            result = await attempt.future
+            if result.outcome != "applied":
+                again.append(attempt.run.id)
+            elif watch := self._watches.get(attempt.signal.id):
+                if attempt.why is None:
+                    watch.delivered.append(attempt.run.id)
+                else:
+                    watch.rejected[attempt.run.id] = attempt.why
+        return again + (left if attempts else [])
+
+    def _attempt(self, mail: Mail, given: set[int]) -> _Attempt | None:
+        """Offer the first signal that nobody else was given to its run."""
+        run = mail.run
+        definition = self._registry.get(run.workflow, run.version)
+        if definition is None:
+            return None
+        for signal in mail.signals:
+            arm = arm_for(run, signal)
+            if arm is None or (not signal.run_id and signal.id in given):
+                continue
+            given.add(signal.id)
+            now, commit_id = self._clock.micros(), next(self._commit_ids)
+            try:
+                data = fit(run, definition, arm, signal)
+            except Misfit as misfit:
+                move = reject(run, signal, str(misfit), now=now, commit_id=commit_id)
+                return _Attempt(run, signal, str(misfit), self._committer.submit(move))
+            if data is None:
+                return None
+            owner = self._slots.promise()
+            move = answer(run, arm, signal, data, owner=owner, now=now, commit_id=commit_id)
+            return _Attempt(run, signal, None, self._committer.submit(move, settled=partial(self._slots.redeem, owner)))
+        return None
+
+    def _looked_at(self, run_ids: list[int]) -> None:
+        for watch in self._watches.values():
+            if watch.pending:
+                watch.pending.difference_update(set(run_ids) - self._todo.keys())
+                if not watch.pending:
+                    watch.settled.set()

@@ -1,0 +1,123 @@
+"""What is wrong with the way a class's steps lead to each other, as far as it can be read: sentences for DefinitionError."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from aioflow.definition import StepDefinition
+from aioflow.targets import FallThrough, Named, Reading, named_targets
+
+Steps = Mapping[str, StepDefinition]
+
+
+def edge_problems(steps: Steps, options: Mapping[str, Any]) -> Iterable[str]:
+    """What is wrong with the ``on_fail`` and ``on_timeout`` of a workflow and its steps."""
+    edges = [
+        ("@workflow(on_timeout=)", options["on_timeout"], False),
+        ("@workflow(on_fail=)", options["on_fail"], True),
+    ]
+    edges += [(f"@step(on_fail=) of step {step.name!r}", step.options.on_fail, True) for step in steps.values()]
+    for written, target, with_failure in edges:
+        if target is None:
+            continue
+        step = steps.get(target)
+        if step is None:
+            yield f"{written} names {target!r}, which is no step of this class (steps: {', '.join(steps)})."
+        elif with_failure and not step.parameters.failure_only():
+            yield f"{written} names {target!r}, which needs more than a 'failure: Failure'. Give the rest defaults."
+        elif not with_failure and step.parameters.needed:
+            yield _needs(written, step)
+
+
+def target_problems(cls: type, steps: Steps) -> Iterator[str]:
+    """What is wrong with the targets that the steps' commands name."""
+    read = [
+        (step, found)
+        for step in steps.values()
+        if not isinstance(step.function, staticmethod | classmethod)
+        for found in named_targets(step.function)
+    ]
+    for step, found in read:
+        if isinstance(found, Named):
+            yield from _named_problems(cls, step.name, found, steps)
+        elif isinstance(found, FallThrough):
+            yield from _fall_problems(step, found, steps, read)
+        else:
+            yield (
+                f"step {step.name!r}: {found.command}() has timeout= and no on_timeout=. Name the step that goes on when "
+                "the time is over."
+            )
+
+
+def _needs(written: str, step: StepDefinition) -> str:
+    names = ", ".join(step.parameters.needed)
+    return (
+        f"{written} names {step.name!r}, which needs the arguments {names}. Only what resumes a wait gives arguments."
+    )
+
+
+def _named_problems(cls: type, name: str, found: Named, steps: Steps) -> Iterator[str]:
+    target, is_attribute = found.step, found.is_attribute
+    step = steps.get(target)
+    if step is not None:
+        if found.role != "then" or found.command == "sleep":
+            if step.parameters.needed:
+                yield _needs(f"step {name!r}: {found.written}", step)
+        elif found.model is not None:
+            yield from _message_problems(f"step {name!r}: {found.written} names", found.model, step)
+        return
+    member = inspect.getattr_static(cls, target, None) if is_attribute else None
+    if is_attribute and hasattr(cls, "__getattr__"):
+        return
+    if member is not None and not inspect.isfunction(member):
+        return  # a property or the like may give a step: decided when the step returns
+    if is_attribute and member is None and target in _attributes_set(cls):
+        return  # an instance has it, whatever it is
+    known = ", ".join(steps)
+    written = f"step {name!r}: {found.written} names {target!r}"
+    if member is not None:
+        yield f"{written}, which is a method but no step (steps: {known}). Add @step."
+    else:
+        yield f"{written}, which is no step of this class (steps: {known})."
+
+
+def _fall_problems(
+    step: StepDefinition, wait: FallThrough, steps: Steps, read: list[tuple[StepDefinition, Reading]]
+) -> Iterator[str]:
+    names = list(steps)
+    after = next((n for n in names[names.index(step.name) + 1 :] if n != wait.on_timeout), None)
+    if after is None:
+        yield f"step {step.name!r} waits, and no step is declared after it to go on with. Say then=."
+        return
+    for other, found in read:
+        if isinstance(found, Named) and found.step == after and (found.command == "goto" or found.role == "on_timeout"):
+            yield (
+                f"step {step.name!r} waits and would go on with {after!r}, the next one declared, but {found.written} in "
+                f"step {other.name!r} leads there, too: whether it was meant is unclear. Say then=."
+            )
+            return
+    if wait.model is not None:
+        yield from _message_problems(f"step {step.name!r} waits and goes on with", wait.model, steps[after])
+
+
+def _message_problems(written: str, model: type[BaseModel], step: StepDefinition) -> Iterator[str]:
+    if not step.parameters.takes_model(model):
+        needed = ", ".join(step.parameters.needed)
+        yield f"{written} {step.name!r}, which needs the arguments {needed}; a {model.__name__} is all it will get."
+
+
+def _attributes_set(cls: type) -> set[str]:
+    """The attributes that the class's own functions set, on self or on whatever else."""
+    return {
+        str(instruction.argval)
+        for klass in cls.__mro__
+        for member in vars(klass).values()
+        if inspect.isfunction(member)
+        for instruction in dis.get_instructions(inspect.unwrap(member))
+        if instruction.opname == "STORE_ATTR"
+    }

@@ -1,0 +1,182 @@
+"""What happens to a run from outside of its steps: it is started, woken, answered, cancelled. Pure, as transitions.py is.
+
+The table of states at the head of transitions.py holds for these, too.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from aioflow import clock
+from aioflow.clock import Micros
+from aioflow.definition import WorkflowDefinition
+from aioflow.errors import RunTimeout
+from aioflow.model import (
+    LIVE,
+    MAX_ERROR,
+    POISON_CRASHES,
+    Arm,
+    Resumption,
+    Reuse,
+    Run,
+    Signal,
+    Transition,
+    TransitionKind,
+    bounded,
+)
+from aioflow.store import Move, Start
+from aioflow.transitions import CANCELLED, FAILED, RUNNING, WAITING, failed, move
+
+
+def start(
+    definition: WorkflowDefinition,
+    data: str,
+    *,
+    run_id: int,
+    key: str | None,
+    reuse: Reuse,
+    due: Micros | None,
+    parent_id: int | None = None,
+    owner: int | None,
+    now: Micros,
+    commit_id: int,
+) -> Start:
+    """A new run: running at its start step, or waiting for ``due``. Its own time counts from then."""
+    waits = due is not None and due > now
+    begins = due if due is not None and waits else now
+    timeout = definition.timeout
+    run = Run(
+        id=run_id,
+        workflow=definition.name,
+        version=definition.version,
+        key=key,
+        parent_id=parent_id,
+        event_id=None,
+        created_at=now,
+        status=WAITING if waits else RUNNING,
+        step=definition.start,
+        next_step=definition.start if waits else None,
+        seq=1,
+        fence=1,
+        owner=None if waits else owner,
+        visit=1,
+        failures=0,
+        hops=0,
+        crashes=0,
+        marked=0,
+        waiting_for="start" if waits else None,
+        wake_at=due if waits else None,
+        arms=None,
+        input=None,
+        deadline=None if timeout is None else min(begins + timeout, clock.LAST_INSTANT),
+        failure=None,
+        progress=None,
+        data=data,
+        error=None,
+        traceback=None,
+        updated_at=now,
+        ended_at=None,
+    )
+    return Start(run, Transition(run_id, 1, now, run.step, 1, "start", 0, None, commit_id), reuse)
+
+
+def wake(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move:
+    """A waiting run whose deadline has come goes on. ``owner`` None leaves it to whoever claims it.
+
+    One that waits for a signal does so only if none came by then.
+    """
+    kind: TransitionKind = "wake"
+    step, visit, failures, input_ = run.next_step or run.step, run.seq + 1, 0, run.input
+    if run.deadline is not None and run.deadline <= now:
+        step, input_ = run.step, _written(Resumption("deadline"))
+    elif run.waiting_for == "retry":
+        visit, failures = run.visit, run.failures
+    elif run.waiting_for == "signal":
+        kind, input_ = "timeout", _written(Resumption("timeout"))
+    change = move(
+        run, kind, 0, now, commit_id, status=RUNNING, step=step, next_step=None, fence=run.fence + 1, owner=owner,
+        waiting_for=None, wake_at=None, arms=None, input=input_, visit=visit, failures=failures,
+    )  # fmt: skip
+    return change._replace(unless_mail=run.waiting_for == "signal")
+
+
+def answer(run: Run, arm: Arm, signal: Signal, data: str, *, owner: int | None, now: Micros, commit_id: int) -> Move:
+    """A run that waits for a signal gets one, and goes on. ``data``: its Context, with what the signal added to it."""
+    kind: Literal["signal", "message"] = "message" if arm.message or signal.message else "signal"
+    resumption = f"[{json.dumps(kind)}, {json.dumps(signal.name)}, {signal.payload}]"
+    change = move(
+        run, "signal", 0, now, commit_id, status=RUNNING, step=arm.then, next_step=None, fence=run.fence + 1,
+        owner=owner, waiting_for=None, wake_at=None, arms=None, input=resumption, visit=run.seq + 1, failures=0,
+        data=data,
+    )  # fmt: skip
+    return change._replace(takes=(signal.id,))
+
+
+def reject(run: Run, signal: Signal, why: str, *, now: Micros, commit_id: int) -> Move:
+    """A signal that does not fit is taken out of the mailbox, which is recorded; the run waits on."""
+    note = bounded(f"Signal {signal.name!r} was rejected: {why}", MAX_ERROR)
+    return move(run, "reject", 0, now, commit_id, note)._replace(takes=(signal.id,))
+
+
+def overrun(run: Run, definition: WorkflowDefinition, *, now: Micros, commit_id: int) -> Move | None:
+    """A running run whose own time is over goes to the workflow's ``on_timeout``; None if it may run on."""
+    if run.deadline is None:
+        return None
+    resumption = Resumption.of(run)
+    kind = None if resumption is None else resumption.kind
+    if kind != "deadline" and (run.deadline > now or kind in ("signal", "message")):
+        return None
+    if definition.on_timeout is None:
+        late = RunTimeout(run.id, run.workflow, run.step)
+        run = run._replace(deadline=None)
+        return failed(run, definition, late, run.failures, "timeout", duration=0, now=now, commit_id=commit_id)
+    return move(
+        run, "timeout", 0, now, commit_id, step=definition.on_timeout, visit=run.seq + 1, failures=0, deadline=None,
+        hops=run.hops + 1, input=_written(Resumption("timeout")),
+    )  # fmt: skip
+
+
+def block(run: Run, reason: str, *, now: Micros, commit_id: int) -> Move:
+    """A running run that its code cannot take is parked, with the reason, until code comes that can."""
+    reason = bounded(reason, MAX_ERROR)
+    return move(
+        run, "block", 0, now, commit_id, reason,
+        status=WAITING, owner=None, next_step=run.step, waiting_for="blocked", error=reason, hops=0,
+    )  # fmt: skip
+
+
+def unblock(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move:
+    """A blocked run goes on with the visit it was at."""
+    return move(
+        run, "unblock", 0, now, commit_id,
+        status=RUNNING, fence=run.fence + 1, owner=owner, next_step=None, waiting_for=None, error=None,
+    )  # fmt: skip
+
+
+def poison(run: Run, *, now: Micros, commit_id: int) -> Move | None:
+    """Fail a run that keeps killing its process; None if it is not (yet) known to."""
+    if run.crashes < POISON_CRASHES:
+        return None
+    error = (
+        f"The process died {run.crashes} times while step {run.step!r} of workflow {run.workflow!r} ran "
+        f"(run {run.id}): it was stopped from trying again."
+    )
+    return move(run, "fail", 0, now, commit_id, error, status=FAILED, owner=None, ended_at=now, error=error)
+
+
+def cancel(run: Run, reason: str | None, *, now: Micros, commit_id: int) -> tuple[Run, Transition] | None:
+    """End a run that has not ended, wherever it stands; None if it has ended."""
+    if run.status not in LIVE:
+        return None
+    reason = None if reason is None else bounded(reason, MAX_ERROR)
+    change = move(
+        run, "cancel", 0, now, commit_id, reason,
+        status=CANCELLED, fence=run.fence + 1, owner=None, next_step=None, waiting_for=None, wake_at=None,
+        arms=None, input=None, ended_at=now, error=reason,
+    )  # fmt: skip
+    return change.run, change.transition
+
+
+def _written(resumption: Resumption) -> str:
+    return json.dumps(resumption)

@@ -1,0 +1,136 @@
+"""What a step starts and sends by ``get_run()``: kept until it has returned, then committed with its transition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from aioflow import interventions
+from aioflow.clock import Clock
+from aioflow.codec import Unstorable
+from aioflow.definition import WorkflowDefinition
+from aioflow.errors import ContextInvalid, LimitExceeded, RunNotFound, UsageError
+from aioflow.ids import Ids
+from aioflow.model import Run, StartOptions
+from aioflow.registry import Registry, workflow_name
+from aioflow.signals import Draft, draft
+from aioflow.store import Post, RunQuery, Start, Store
+
+#: How much one step may start and send.
+MOST: Final = 1_000
+
+
+class Office:
+    """What outboxes work with."""
+
+    def __init__(
+        self, store: Store, clock: Clock, registry: Registry, run_ids: Ids, signal_ids: Ids, commit_ids: Iterator[int]
+    ) -> None:
+        self.store = store
+        self.clock = clock
+        self.registry = registry
+        self.run_ids = run_ids
+        self.signal_ids = signal_ids
+        self.commit_ids = commit_ids
+
+    async def start_of(
+        self,
+        definition: WorkflowDefinition,
+        options: StartOptions,
+        keywords: Mapping[str, Any],
+        parent: Run | None = None,
+    ) -> Start:
+        """The change that starts a run; nobody owns it yet.
+
+        Raises:
+            TypeError, ContextInvalid, LimitExceeded: the keywords make no Context that can be stored.
+        """
+        try:
+            data, _ = definition.codec.encode(await definition.new_context(keywords))
+        except Unstorable as error:
+            raise ContextInvalid(definition.name, f"it cannot be stored: {error}") from error
+        run_id = await self.run_ids.take()
+        now = self.clock.micros()
+        return interventions.start(
+            definition,
+            data,
+            run_id=run_id,
+            key=options.key,
+            reuse=options.reuse,
+            due=options.due(now),
+            parent_id=None if parent is None else parent.id,
+            owner=None,
+            now=now,
+            commit_id=next(self.commit_ids),
+        )
+
+    async def post_of(self, asked: Draft) -> Post:
+        """The change that sends a signal.
+
+        Raises:
+            RunNotFound: it is for the run of a workflow and key, and there is none.
+        """
+        run_id = asked.run_id
+        if asked.workflow is not None:
+            name = workflow_name(asked.workflow)
+            key = asked.key or ""
+            query = RunQuery(workflow=(name,), key=(key,), order="created_at", limit=1)
+            rows = await self.store.select(query, self.clock.micros())
+            if not rows:
+                raise RunNotFound(workflow=name, key=key)
+            run_id = rows[0].id
+        return Post(asked.signal(await self.signal_ids.take(), run_id, self.clock.micros()))
+
+
+class Outbox:
+    """What one attempt of a step starts and sends.
+
+    The mutable state: the orders, and whether the step has returned.
+    """
+
+    def __init__(self, office: Office, run: Run) -> None:
+        self._office = office
+        self._run = run
+        self._orders: list[Draft | tuple[WorkflowDefinition, StartOptions, dict[str, Any]]] = []
+        self._closed = False
+
+    def start(self, workflow: object, options: StartOptions, keywords: Mapping[str, Any]) -> None:
+        """Start a run."""
+        if not isinstance(options, StartOptions):
+            raise TypeError(
+                "get_run().start() takes StartOptions(...) after the workflow, and the Context's values as keywords; "
+                f"got {type(options).__name__}."
+            )
+        definition = self._office.registry.find(workflow)
+        definition.check_keywords(keywords)
+        self._add((definition, options, dict(keywords)))
+
+    def signal(self, name_or_message: object, payload: object, **address: Any) -> None:
+        """Send a signal."""
+        asked = draft(name_or_message, payload, **address)
+        if asked.workflow is not None:
+            workflow_name(asked.workflow)
+        self._add(asked)
+
+    async def changes(self) -> tuple[Start | Post, ...]:
+        """All of it, to be committed with the step's transition. Raises what makes one of them impossible."""
+        self._closed = True
+        changes: list[Start | Post] = []
+        for order in self._orders:
+            if isinstance(order, Draft):
+                changes.append(await self._office.post_of(order))
+            else:
+                changes.append(await self._office.start_of(*order, parent=self._run))
+        return tuple(changes)
+
+    def _add(self, order: Draft | tuple[WorkflowDefinition, StartOptions, dict[str, Any]]) -> None:
+        if self._closed:
+            raise UsageError(
+                f"Step {self._run.step!r} of run {self._run.id} has returned: what it starts and sends is committed with "
+                "it. Call get_run().start() and .signal() before that."
+            )
+        if len(self._orders) >= MOST:
+            raise LimitExceeded(
+                f"Step {self._run.step!r} of run {self._run.id}", f"{MOST} starts and signals", "one more"
+            )
+        self._orders.append(order)

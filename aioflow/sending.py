@@ -1,0 +1,120 @@
+"""``Engine.signal``: a signal on its way into the mailbox, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from pydantic import BaseModel
+
+from aioflow.client import PATIENCE, Client
+from aioflow.clock import SECOND
+from aioflow.errors import RunEnded, RunNotFound
+from aioflow.model import Run, Signal, WorkflowStatus
+from aioflow.parts import Parts
+from aioflow.query import check_id
+from aioflow.signals import Misfit, SignalReceipt, arm_for, draft, fit
+from aioflow.store import RunQuery
+
+
+class Sending(Client):
+    """The call that sends signals."""
+
+    async def signal(
+        self,
+        name_or_message: str | BaseModel,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        run_id: int | None = None,
+        key: str | None = None,
+        workflow: Any = None,
+        signal_id: str | None = None,
+        ttl: timedelta | None = None,
+    ) -> SignalReceipt:
+        """Send a signal. When it returns, the signal is taken, or stored for whoever it is for.
+
+        To a run, or to a key: it is kept until a run waits for it, and taken by one, once, in the order of sending.
+        A key reaches the run whose wait names it, or that was started with it; of several, the oldest wait. With
+        neither it is a broadcast, to every run that waits for the name now.
+
+        Args:
+            name_or_message: the signal's name; or a pydantic model, whose class name it is, and which the next step of
+                the run gets as an argument.
+            payload: with a name: what is merged into the Context of the run, JSON in the end.
+            run_id: the run that it is for.
+            key: the key that it is for; up to 200 characters.
+            workflow: with a key: the run of this workflow (class or name) that was started with the key.
+            signal_id: makes it idempotent: within 7 days after it was taken, another send with the same is nothing new.
+            ttl: how long it waits to be taken. Without it, to a run: as long as the run lives; to a key: 7 days.
+
+        Returns:
+            What became of it: delivered, buffered, rejected or none.
+
+        Raises:
+            RunNotFound, RunEnded: there is no such run, or it takes no signals any more.
+            SignalInvalid: the payload or message cannot be stored.
+            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
+            EngineClosed: the engine is not open.
+            StoreUnavailable: the store did not answer for 15 s. Whether it was sent is not known: with a signal_id,
+                the same call again tells.
+        """
+        parts = self._open_for("signal()")
+        asked = draft(name_or_message, payload, run_id=run_id, key=key, workflow=workflow, signal_id=signal_id, ttl=ttl)
+        if run_id is not None:
+            check_id(run_id)
+        post = await parts.office.post_of(asked)
+        signal = post.signal
+        # One that may have been sent before is asked about, whatever has become of the run since.
+        if signal_id is None and (rejected := await self._refusal(parts, signal)):
+            return SignalReceipt("rejected", rejected=rejected)
+        with parts.delivery.watching(signal.id) as watch:
+            result = await parts.committer.commit(post, PATIENCE)
+            if result.outcome == "stale":
+                raise _nowhere(signal, result.run)
+            if result.outcome == "exists":
+                if result.run_ids:
+                    return SignalReceipt("delivered", list(result.run_ids))
+                return SignalReceipt("buffered" if result.mail else "none")
+            if watch.pending:
+                try:
+                    async with asyncio.timeout(PATIENCE / SECOND):
+                        await watch.settled.wait()
+                except TimeoutError:
+                    pass  # it is in the store, and will be taken
+        if watch.delivered:
+            return SignalReceipt("delivered", sorted(watch.delivered), watch.rejected)
+        if watch.rejected:
+            return SignalReceipt("rejected", [], watch.rejected)
+        return SignalReceipt("buffered" if signal.run_id or signal.key is not None or result.run_ids else "none")
+
+    async def _refusal(self, parts: Parts, signal: Signal) -> dict[int, str]:
+        """Why the run that waits for it now would refuse it: then nothing is sent at all."""
+        now = parts.clock.micros()
+        if signal.run_id:
+            found = await parts.store.load([signal.run_id], now)
+            if not found or found[0].status not in (WorkflowStatus.RUNNING, WorkflowStatus.WAITING):
+                raise _nowhere(signal, found[0] if found else None)
+        elif signal.key is not None:
+            query = RunQuery(
+                waiting_signal=(signal.name,), waiting_key=(signal.key,), order="updated_at", descending=False, limit=1
+            )
+            found = await parts.store.select(query, now)
+        else:
+            return {}
+        for run in found:
+            arm = arm_for(run, signal)
+            definition = parts.registry.get(run.workflow, run.version)
+            if arm is not None and definition is not None:
+                try:
+                    fit(run, definition, arm, signal)
+                except Misfit as misfit:
+                    return {run.id: str(misfit)}
+        return {}
+
+
+def _nowhere(signal: Signal, run: Run | None) -> RunNotFound | RunEnded:
+    if run is None:
+        return RunNotFound(signal.run_id)
+    return RunEnded(run.id, run.workflow, run.status)

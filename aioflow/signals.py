@@ -1,0 +1,198 @@
+"""Signals as callers see them: what may be sent, what became of it, and whether it fits the run that it reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final, Literal, NamedTuple
+
+from pydantic import BaseModel, JsonValue
+from pydantic_core import from_json, to_json
+
+from aioflow import clock
+from aioflow.arguments import Unfillable, note_model
+from aioflow.canon import check_json
+from aioflow.clock import SECOND, Micros
+from aioflow.codec import Unstorable, explain
+from aioflow.definition import WorkflowDefinition
+from aioflow.errors import LimitExceeded, SignalInvalid
+from aioflow.model import Arm, Resumption, Run, Signal, arms_of, check_name, failure_of
+
+#: How long a signal to a key waits for somebody to take it.
+KEYED_TTL: Final[Micros] = 7 * 24 * 3600 * SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class SignalReceipt:
+    """What became of a signal.
+
+    Attributes:
+        state: "delivered", a run took it, or several; "buffered", it waits in the store for whoever it is for;
+            "rejected", no run took it, and those that would have refuse it as invalid; "none", a broadcast that no run
+            was waiting for.
+        delivered: the ids of the runs that took it.
+        rejected: run id -> why it does not fit that run, which goes on waiting.
+    """
+
+    state: Literal["delivered", "buffered", "rejected", "none"]
+    delivered: list[int] = field(default_factory=list)
+    rejected: dict[int, str] = field(default_factory=dict)
+
+
+class Draft(NamedTuple):
+    """A signal as it was asked for, checked."""
+
+    name: str
+    payload: str
+    message: bool
+    run_id: int | None
+    key: str | None
+    workflow: object
+    signal_id: str | None
+    ttl: Micros | None
+
+    def signal(self, id_: int, run_id: int | None, now: Micros) -> Signal:
+        """The signal to post. ``run_id``: whom it is for, where that is known."""
+        ttl = self.ttl
+        if ttl is None and run_id is None and self.key is not None:
+            ttl = KEYED_TTL
+        return Signal(
+            id=id_,
+            run_id=run_id or 0,
+            name=self.name,
+            key=self.key if run_id is None else None,
+            payload=self.payload,
+            message=int(self.message),
+            broadcast=0,
+            signal_id=self.signal_id,
+            sent_at=now,
+            expires_at=None if ttl is None else min(now + ttl, clock.LAST_INSTANT),
+        )
+
+
+def draft(
+    name_or_message: object,
+    payload: object,
+    *,
+    run_id: int | None,
+    key: str | None,
+    workflow: object,
+    signal_id: str | None,
+    ttl: timedelta | None,
+) -> Draft:
+    """Check what ``signal`` was given.
+
+    Raises:
+        TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
+        SignalInvalid: the payload or message cannot be stored.
+    """
+    if run_id is not None and (key is not None or workflow is not None):
+        raise TypeError("signal() takes run_id=, or key= (and workflow=), not both.")
+    if workflow is not None and key is None:
+        raise TypeError("signal(workflow=...) needs key=: it means the run of that workflow and key.")
+    if key is not None:
+        check_name("signal(key=...)", key)
+    if signal_id is not None:
+        check_name("signal(signal_id=...)", signal_id)
+    micros = None
+    if ttl is not None:
+        if not isinstance(ttl, timedelta):
+            raise TypeError(f"signal(ttl=...) takes a timedelta, got {type(ttl).__name__}.")
+        micros = clock.duration_micros(ttl, "signal(ttl=...)")
+    if isinstance(name_or_message, BaseModel):
+        name = check_name("signal(message)", type(name_or_message).__name__)
+        if payload is not None:
+            raise TypeError(f"signal() takes a message or a name with a payload: {name} is the message itself.")
+        return Draft(name, _message(name, name_or_message), True, run_id, key, workflow, signal_id, micros)
+    if isinstance(name_or_message, type):
+        raise TypeError(f"signal() takes a message, not its class: write signal({name_or_message.__name__}(...)).")
+    name = check_name("signal(name)", name_or_message)
+    return Draft(name, _payload(name, payload), False, run_id, key, workflow, signal_id, micros)
+
+
+def _message(name: str, message: BaseModel) -> str:
+    note_model(type(message))
+    try:
+        raw = message.__pydantic_serializer__.to_json(message, by_alias=False, round_trip=True, warnings="error")
+        check_json(raw, f"Signal {name!r}")
+        again = type(message).__pydantic_validator__.validate_json(raw, by_alias=False, by_name=True)
+    except LimitExceeded:
+        raise
+    except Exception as error:  # serializers and validators may raise anything
+        raise SignalInvalid(name, explain(error)) from error
+    if not raw.startswith(b"{"):
+        raise SignalInvalid(name, "a message is a model with fields; a RootModel has none.")
+    if not _same(message, again):
+        raise SignalInvalid(name, "it reads back different from what it is: some field does not survive JSON.")
+    return raw.decode()
+
+
+def _same(one: BaseModel, other: BaseModel) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # noqa: BLE001 - values may be of any class
+        return False
+
+
+def _payload(name: str, payload: object) -> str:
+    if payload is None:
+        return "{}"
+    if not isinstance(payload, Mapping):
+        advice = (
+            f" Write signal({type(payload).__name__}(...)) for a message." if isinstance(payload, BaseModel) else ""
+        )
+        raise TypeError(f"signal(payload) takes a mapping, got {type(payload).__name__}.{advice}")
+    for field_ in payload:
+        check_name(f"Signal {name!r}: a key of its payload", field_)
+    try:
+        raw = to_json(dict(payload), inf_nan_mode="constants")
+    except Exception as error:  # serializers may raise anything
+        raise SignalInvalid(name, explain(error)) from error
+    check_json(raw, f"Signal {name!r}")
+    return raw.decode()
+
+
+def arm_for(run: Run, signal: Signal) -> Arm | None:
+    """The first arm of a waiting run that a signal fits."""
+    for arm in arms_of(run):
+        if arm.name == signal.name and (signal.run_id == run.id or (not signal.run_id and arm.key == signal.key)):
+            return arm
+    return None
+
+
+class Misfit(ValueError):
+    """The signal is not valid for the run that waits for it; the message says why."""
+
+
+def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> str | None:
+    """The run's Context with the signal in it.
+
+    Returns:
+        JSON; None if the code cannot take the run as it is stored, so that nothing can be said.
+
+    Raises:
+        Misfit: the payload or message is not valid there.
+    """
+    payload: JsonValue = from_json(signal.payload)
+    message = bool(arm.message or signal.message)
+    try:
+        live = definition.codec.decode(run.data)
+    except Exception:  # noqa: BLE001 - a validator may raise anything
+        return None
+    data = run.data
+    if not message and isinstance(payload, dict) and payload:
+        try:
+            data, _ = definition.codec.encode(definition.codec.merge(live, payload))
+        except (Unstorable, LimitExceeded) as error:
+            raise Misfit(str(error)) from error
+        except Exception as error:  # a validator may raise anything
+            raise Misfit(explain(error)) from error
+    step = definition.steps.get(arm.then)
+    if step is not None and step.parameters:
+        resumption: Any = Resumption("message" if message else "signal", signal.name, payload)
+        try:
+            step.parameters.fill(resumption, failure_of(run))
+        except Unfillable as error:
+            raise Misfit(f"step {arm.then!r} does not take it: {error}") from error
+    return data

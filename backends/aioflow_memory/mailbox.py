@@ -1,0 +1,185 @@
+"""Signals on their way to runs, and what runs wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Final, NamedTuple
+
+from aioflow.clock import SECOND, Micros
+from aioflow.model import LIVE, Arm, Run, Signal, arms_of
+from aioflow.store import Mail, Result
+
+_HOUR: Final = 3600 * SECOND
+_MEMORY: Final = 7 * 24 * _HOUR
+_SHORT_MEMORY: Final = _HOUR
+_FEW: Final = 8
+
+
+class _Kept(NamedTuple):
+    """A signal, and who took it when. What nobody can take any more has expired at 0."""
+
+    signal: Signal
+    taken_at: Micros | None = None
+    taken_by: int | None = None
+
+    def there(self, now: Micros) -> bool:
+        """Whether it can still be taken."""
+        expires_at = self.signal.expires_at
+        return self.taken_at is None and (expires_at is None or expires_at > now)
+
+
+class _Waiting(NamedTuple):
+    since: Micros
+    arms: list[Arm]
+
+
+class Mailbox:
+    """All signals, by (id, run id), in the order of posting; and the waits by run id."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], _Kept] = {}
+        self._waits: dict[int, _Waiting] = {}
+        #: What the present batch has replaced.
+        self._before: list[tuple[tuple[int, int], _Kept | None]] = []
+
+    def __len__(self) -> int:
+        return sum(kept.taken_at is None for kept in self._kept.values())
+
+    def follow(self, was: Run | None, run: Run | None) -> None:
+        """A run's row was replaced: its wait may have begun or ended, and what was sent for it alone with it."""
+        before = None if was is None else was.arms
+        after = None if run is None else run.arms
+        id_ = (run or was).id  # type: ignore[union-attr]
+        ended = run is not None and run.status not in LIVE
+        if before != after:
+            self._waits.pop(id_, None)
+            if run is not None and after is not None:
+                self._waits[id_] = _Waiting(run.updated_at, arms_of(run))
+        if (before != after and was is not None) or ended:
+            for place, kept in list(self._kept.items()):
+                if place[1] == id_ and kept.taken_at is None and (ended or kept.signal.broadcast):
+                    self._put(place, kept._replace(signal=kept.signal._replace(expires_at=0)))
+
+    def post(self, signal: Signal, run: Run | None, now: Micros) -> Result:
+        """Put a signal there; ``run`` is the one that it is addressed to."""
+        if self.has(signal):
+            return Result("applied")
+        if signal.signal_id is not None and (before := self._sent_before(signal.signal_id)) is not None:
+            return before
+        if signal.run_id and (run is None or run.status not in LIVE):
+            return Result("stale", run)
+        if signal.run_id or signal.key is not None:
+            self._put((signal.id, signal.run_id), _Kept(signal))
+            return Result("applied")
+        for run_id, waiting in sorted(self._waits.items()):
+            if any(arm.name == signal.name for arm in waiting.arms):
+                copy = signal._replace(run_id=run_id, broadcast=1, signal_id=None)
+                self._put((signal.id, run_id), _Kept(copy))
+        if signal.signal_id is not None:
+            self._put((signal.id, 0), _Kept(signal, taken_at=now))
+        return Result("applied")
+
+    def has(self, signal: Signal) -> bool:
+        """Whether this very signal was posted."""
+        return any(id_ == signal.id for id_, _ in self._kept)
+
+    def receivers(self, signal: Signal) -> tuple[int, ...]:
+        """Waiting runs that may take it."""
+        if signal.run_id:
+            waiting = self._waits.get(signal.run_id)
+            waits = waiting is not None and any(arm.name == signal.name for arm in waiting.arms)
+            return (signal.run_id,) if waits else ()
+        if signal.key is None:
+            return tuple(
+                run_id
+                for (id_, run_id), kept in self._kept.items()
+                if id_ == signal.id and run_id and kept.taken_at is None
+            )
+        there = sum(
+            kept.taken_at is None
+            and not kept.signal.run_id
+            and (kept.signal.name, kept.signal.key) == (signal.name, signal.key)
+            for kept in self._kept.values()
+        )
+        fitting = [
+            (waiting.since, run_id)
+            for run_id, waiting in self._waits.items()
+            if any((arm.name, arm.key) == (signal.name, signal.key) for arm in waiting.arms)
+        ]
+        return tuple(run_id for _, run_id in sorted(fitting)[:there])
+
+    def take(self, run_id: int, ids: Collection[int], now: Micros) -> bool:
+        """Take all of these for a run, or none."""
+        places = [place for id_ in ids for place in ((id_, run_id), (id_, 0)) if self._untaken(place)]
+        if len(places) != len(ids):
+            return False
+        for place in places:
+            self._put(place, self._kept[place]._replace(taken_at=now, taken_by=run_id))
+        return True
+
+    def of(self, run_id: int, now: Micros) -> list[Signal]:
+        """What a waiting run can take, in the order of sending."""
+        waiting = self._waits.get(run_id)
+        if waiting is None:
+            return []
+        return sorted(self._fitting(run_id, waiting.arms, now), key=lambda signal: (signal.sent_at, signal.id))
+
+    def mail(self, runs: dict[int, Run], run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+        """Waiting runs with what they can take, the oldest wait first."""
+        waits = self._waits if run_ids is None else {id_: self._waits[id_] for id_ in run_ids if id_ in self._waits}
+        oldest = sorted(waits, key=lambda run_id: (waits[run_id].since, run_id))
+        found = (Mail(runs[run_id], signals[:_FEW]) for run_id in oldest if (signals := self.of(run_id, now)))
+        return [mail for mail, _ in zip(found, range(limit), strict=False)]
+
+    def expire(self, limit: int, now: Micros) -> list[Signal]:
+        """Take out what nobody took in its time, and forget what was taken long ago."""
+        gone: list[Signal] = []
+        for place, (signal, taken_at, _) in list(self._kept.items()):
+            if taken_at is not None:
+                memory = _SHORT_MEMORY if signal.signal_id is None else _MEMORY
+                if taken_at <= now - memory:
+                    del self._kept[place]
+            elif signal.expires_at is not None and signal.expires_at <= now and len(gone) < limit:
+                gone.append(signal)
+                del self._kept[place]
+        return gone
+
+    def begin(self) -> None:
+        """A batch begins, which ``undo`` would undo."""
+        self._before.clear()
+
+    def undo(self) -> None:
+        """Put every signal back as it was when the batch began."""
+        for place, kept in reversed(self._before):
+            if kept is None:
+                self._kept.pop(place, None)
+            else:
+                self._kept[place] = kept
+
+    def _put(self, place: tuple[int, int], kept: _Kept) -> None:
+        self._before.append((place, self._kept.get(place)))
+        self._kept[place] = kept
+
+    def _untaken(self, place: tuple[int, int]) -> bool:
+        kept = self._kept.get(place)
+        return kept is not None and kept.taken_at is None
+
+    def _fitting(self, run_id: int, arms: list[Arm], now: Micros) -> Iterator[Signal]:
+        names = {arm.name for arm in arms}
+        keys = {(arm.name, arm.key) for arm in arms}
+        for (_, addressee), kept in self._kept.items():
+            signal = kept.signal
+            fits = signal.name in names if addressee == run_id else not addressee and (signal.name, signal.key) in keys
+            if fits and kept.there(now):
+                yield signal
+
+    def _sent_before(self, signal_id: str) -> Result | None:
+        found = next((kept for kept in self._kept.values() if kept.signal.signal_id == signal_id), None)
+        if found is None:
+            return None
+        takers = sorted(
+            kept.taken_by
+            for (id_, _), kept in self._kept.items()
+            if id_ == found.signal.id and kept.taken_by is not None
+        )
+        return Result("exists", mail=found.taken_at is None, run_ids=tuple(takers))

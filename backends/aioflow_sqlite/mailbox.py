@@ -1,0 +1,164 @@
+"""The mailbox: signals on their way to runs. Plain functions of a sqlite3 connection, inside its thread.
+
+Tables ``signals`` and ``waits``; the latter follows ``runs.arms`` by triggers. A taken signal stays as a tombstone, so
+that the same Post offered twice is stored once.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from aioflow.clock import SECOND, Micros
+from aioflow.model import LIVE, Run, Signal
+from aioflow.store import Mail, Post, Result
+from aioflow_sqlite.rows import SELECT_RUNS, row_of
+
+_COLUMNS: Final = ", ".join(Signal._fields)
+_VALUES: Final = ", ".join("?" * len(Signal._fields))
+_HOUR: Final = 3600 * SECOND
+#: How long a taken signal is remembered: by its signal_id, or only for the sake of a Post that is offered again.
+_MEMORY: Final = 7 * 24 * _HOUR
+_SHORT_MEMORY: Final = _HOUR
+#: How many signals of one run a Mail has at the most: a run takes one at a time.
+_FEW: Final = 8
+
+#: Pairs of a wait and a signal that fits it. ``{waits}`` narrows the waits; the order of the joins is the planner's
+#: only choice taken from it: the smaller side comes first.
+_FITTING: Final = """
+SELECT w.since AS since, w.run_id AS waiter, s.rowid AS signal, s.sent_at AS sent_at, s.id AS id
+FROM {first} CROSS JOIN {second}
+WHERE {condition} AND s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > :now)
+    AND s.run_id <> 0 AND s.run_id = w.run_id AND s.name = w.name
+UNION
+SELECT w.since, w.run_id, s.rowid, s.sent_at, s.id
+FROM {first} CROSS JOIN {second}
+WHERE {condition} AND s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > :now)
+    AND s.run_id = 0 AND s.name = w.name AND s.key = w.key
+"""
+_OF_THESE: Final = _FITTING.format(
+    first="waits AS w", second="signals AS s", condition="w.run_id IN (SELECT value FROM json_each(:ids))"
+)
+_OF_ALL: Final = _FITTING.format(first="signals AS s", second="waits AS w", condition="TRUE")
+
+
+def post(db: sqlite3.Connection, signal: Signal, now: Micros) -> Result:
+    """Put a signal there, if its guards hold. Whom it may wake is asked when the whole batch is written."""
+    if db.execute("SELECT 1 FROM signals WHERE id = ? LIMIT 1", (signal.id,)).fetchone():
+        return Result("applied")
+    if signal.signal_id is not None and (before := _sent_before(db, signal.signal_id)) is not None:
+        return before
+    if signal.run_id:
+        run = row_of(db, signal.run_id)
+        if run is None or run.status not in LIVE:
+            return Result("stale", run)
+    if signal.run_id or signal.key is not None:
+        db.execute(f"INSERT INTO signals ({_COLUMNS}) VALUES ({_VALUES})", signal)
+        return Result("applied")
+    copy = signal._replace(signal_id=None, broadcast=1)
+    values = ", ".join("w.run_id" if column == "run_id" else "?" for column in Signal._fields)
+    given = [value for column, value in zip(Signal._fields, copy, strict=True) if column != "run_id"]
+    db.execute(
+        f"INSERT INTO signals ({_COLUMNS}) SELECT DISTINCT {values} FROM waits AS w WHERE w.name = ?",
+        (*given, signal.name),
+    )
+    if signal.signal_id is not None:  # so that it is known as sent, whoever was there to hear it
+        record = (*signal, now)
+        db.execute(f"INSERT INTO signals ({_COLUMNS}, taken_at) VALUES ({_VALUES}, ?)", record)
+    return Result("applied")
+
+
+def posted(db: sqlite3.Connection, post: Post) -> bool:
+    """Whether this very signal has been put there."""
+    return db.execute("SELECT 1 FROM signals WHERE id = ? LIMIT 1", (post.signal.id,)).fetchone() is not None
+
+
+def receivers(db: sqlite3.Connection, signal: Signal) -> tuple[int, ...]:
+    """Waiting runs that may take it."""
+    values: tuple[object, ...]
+    if signal.run_id:
+        sql, values = "SELECT run_id FROM waits WHERE run_id = ? AND name = ? LIMIT 1", (signal.run_id, signal.name)
+    elif signal.key is not None:
+        # As many of the oldest waits as there are signals for them: others may be on their way to the same runs.
+        sql = (
+            "SELECT DISTINCT run_id FROM waits WHERE name = ?1 AND key = ?2 ORDER BY since, run_id LIMIT "
+            "(SELECT count(*) FROM signals WHERE run_id = 0 AND taken_at IS NULL AND name = ?1 AND key = ?2)"
+        )
+        values = (signal.name, signal.key)
+    else:
+        sql, values = "SELECT run_id FROM signals WHERE id = ? AND run_id <> 0 AND taken_at IS NULL", (signal.id,)
+    return tuple(run_id for (run_id,) in db.execute(sql, values))
+
+
+def untaken(db: sqlite3.Connection, ids: Collection[int]) -> set[tuple[int, int]]:
+    """(id, run id) of those that can still be taken."""
+    sql = (
+        "SELECT json_group_array(json_array(id, run_id)) FROM signals "
+        "WHERE taken_at IS NULL AND id IN (SELECT value FROM json_each(?))"
+    )
+    (found,) = db.execute(sql, (json.dumps(list(ids)),)).fetchone()
+    return {(id_, run_id) for id_, run_id in json.loads(found)}
+
+
+def take(db: sqlite3.Connection, taken: Iterable[tuple[int, int, int]], now: Micros) -> None:
+    """Mark as taken: (id, run id, the run that took it)."""
+    sql = (
+        "UPDATE signals SET taken_at = ?, taken_by = json_extract(j.value, '$[2]') FROM json_each(?) AS j "
+        "WHERE signals.id = json_extract(j.value, '$[0]') AND signals.run_id = json_extract(j.value, '$[1]')"
+    )
+    db.execute(sql, (now, json.dumps(list(taken))))
+
+
+def with_mail(db: sqlite3.Connection, run_ids: Collection[int], now: Micros, *, by_wake_at: bool) -> set[int]:
+    """Which of these waiting runs have mail; ``by_wake_at``: that was sent by their deadline."""
+    sql = f"SELECT json_group_array(DISTINCT waiter) FROM ({_OF_THESE}) AS found"
+    if by_wake_at:
+        sql += " JOIN runs ON runs.id = found.waiter AND found.sent_at <= runs.wake_at"
+    (found,) = db.execute(sql, {"ids": json.dumps(list(run_ids)), "now": now}).fetchone()
+    return set(json.loads(found))
+
+
+def mail(db: sqlite3.Connection, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+    """Waiting runs and the first of what they can take."""
+    sql = f"""
+    SELECT waiter, {", ".join(f"s.{name}" for name in Signal._fields)} FROM (
+        SELECT *, row_number() OVER (PARTITION BY waiter ORDER BY sent_at, id) AS place,
+            dense_rank() OVER (ORDER BY since, waiter) AS rank
+        FROM ({_OF_ALL if run_ids is None else _OF_THESE})
+    ) AS found JOIN signals AS s ON s.rowid = found.signal
+    WHERE place <= :few AND rank <= :limit ORDER BY rank, place
+    """
+    values = {"now": now, "few": _FEW, "limit": limit, "ids": json.dumps(list(run_ids or ()))}
+    signals: dict[int, list[Signal]] = {}
+    for waiter, *columns in db.execute(sql, values):
+        signals.setdefault(waiter, []).append(Signal._make(columns))
+    rows = db.execute(f"{SELECT_RUNS} WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(signals)),))
+    runs = {run.id: run for run in map(Run._make, rows)}
+    return [Mail(runs[waiter], found) for waiter, found in signals.items()]
+
+
+def expire(db: sqlite3.Connection, limit: int, now: Micros) -> list[Signal]:
+    """Take out what nobody took in its time, and forget what was taken long ago."""
+    forget = (
+        "DELETE FROM signals WHERE rowid IN (SELECT rowid FROM signals WHERE taken_at <= ? "
+        "AND (signal_id IS NULL OR taken_at <= ?) ORDER BY taken_at LIMIT ?)"
+    )
+    db.execute(forget, (now - _SHORT_MEMORY, now - _MEMORY, limit))
+    sql = (
+        "DELETE FROM signals WHERE rowid IN (SELECT rowid FROM signals WHERE taken_at IS NULL AND expires_at <= ? "
+        f"ORDER BY expires_at LIMIT ?) RETURNING {_COLUMNS}"
+    )
+    return [Signal._make(row) for row in db.execute(sql, (now, limit)).fetchall()]
+
+
+def _sent_before(db: sqlite3.Connection, signal_id: str) -> Result | None:
+    """What became of an earlier send."""
+    sql = "SELECT id, taken_at IS NULL FROM signals WHERE signal_id = ?"
+    found = db.execute(sql, (signal_id,)).fetchone()
+    if found is None:
+        return None
+    id_, waits = found
+    takers = db.execute("SELECT taken_by FROM signals WHERE id = ? AND taken_by IS NOT NULL ORDER BY 1", (id_,))
+    return Result("exists", mail=bool(waits), run_ids=tuple(run_id for (run_id,) in takers))
