@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from aioflow.clock import Clock, Micros
 from aioflow.errors import StoreRefused, StoreUnavailable
-from aioflow.model import Deadline, Run, Transition
-from aioflow.store import Amend, Change, Claim, Mark, Result, RunQuery, Stats
+from aioflow.model import Deadline, Run, Signal, Transition
+from aioflow.store import Amend, Change, Claim, IdKind, Mail, Mark, Post, Result, RunQuery, Stats
 from aioflow_memory import MemoryStore
 
 #: The present of the quick clock when it is made.
@@ -49,6 +49,8 @@ def lost(when: str) -> StoreUnavailable:
 
 def run_id_of(change: Change) -> int:
     """The run that a change is about."""
+    if isinstance(change, Post):
+        return change.signal.run_id
     return change.run_id if isinstance(change, Mark | Amend) else change.run.id
 
 
@@ -130,7 +132,7 @@ class FaultyStore:
     async def close(self) -> None:
         await self.store.close()
 
-    async def reserve(self, kind: Literal["run", "worker"], count: int, now: Micros) -> int:
+    async def reserve(self, kind: IdKind, count: int, now: Micros) -> int:
         return await self.store.reserve(kind, count, now)
 
     async def load(self, run_ids: Collection[int], now: Micros) -> list[Run]:
@@ -149,6 +151,12 @@ class FaultyStore:
         self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
     ) -> list[Deadline]:
         return await self.store.due(after, until, limit, now)
+
+    async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+        return await self.store.mail(run_ids, limit, now)
+
+    async def expire(self, limit: int, now: Micros) -> list[Signal]:
+        return await self.store.expire(limit, now)
 
     async def claim(self, worker: int, **arguments: Any) -> Claim:
         return await self.store.claim(worker, **arguments)

@@ -172,8 +172,8 @@ def test_a_definition_error_lists_everything() -> None:
     name = "test_a_definition_error_lists_everything.<locals>.Order"
     assert str(caught.value) == (
         f"Workflow class {name} cannot be used:\n"
-        "  - step 'pay': goto() names 'shpi', which is no step of this class (steps: pay, ship).\n"
         "  - step 'ship' needs the arguments address. A start step takes self alone: read the Context.\n"
+        "  - step 'pay': goto() names 'shpi', which is no step of this class (steps: pay, ship).\n"
         "  - step 'ship': goto() names 'done', which is no step of this class (steps: pay, ship).\n"
         "  - it has 2 start steps (pay, ship). Keep start=True on one.\n"
         f"  - {name}.Context is frozen: steps change their Context. Take frozen=True out of its model_config.\n"
