@@ -16,6 +16,7 @@ from typing import NamedTuple
 from aioflow import telemetry
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
+from aioflow.errors import StoreRefused
 from aioflow.interventions import answer, reject
 from aioflow.model import Run, Signal
 from aioflow.registry import Registry
@@ -140,9 +141,10 @@ class Delivery:
         """Now and then, take out of the mailbox what nobody took in its time."""
         if self._clock.monotonic() < self._next_expiry:
             return
-        self._next_expiry = self._clock.monotonic() + _EXPIRE_EACH
-        for signal in await self._store.expire(_BATCH, self._clock.micros()):
-            self._next_expiry = 0  # there may be more
+        expired = await self._store.expire(_BATCH, self._clock.micros())
+        if len(expired) < _BATCH:  # else there may be more
+            self._next_expiry = self._clock.monotonic() + _EXPIRE_EACH
+        for signal in expired:
             if signal.broadcast:  # the run went on with something else, which is what it was told
                 continue
             self.expired += 1
@@ -173,15 +175,24 @@ class Delivery:
                 left.append(mail.run.id)  # there may be more than it was shown
         again = []
         for attempt in attempts:
-            result = await attempt.future
-            if result.outcome != "applied":
+            if not await self._came_through(attempt):
                 again.append(attempt.run.id)
-            elif watch := self._watches.get(attempt.signal.id):
-                if attempt.why is None:
-                    watch.delivered.append(attempt.run.id)
-                else:
-                    watch.rejected[attempt.run.id] = attempt.why
         return again + (left if attempts else [])
+
+    async def _came_through(self, attempt: _Attempt) -> bool:
+        """Whether the run has the signal, or has rejected it; else one of both is not as it was."""
+        try:
+            result = await attempt.future
+        except StoreRefused as error:
+            return attempt.why is None and await self._came_through(
+                self._rejection(attempt.run, attempt.signal, str(error))
+            )
+        if result.outcome == "applied" and (watch := self._watches.get(attempt.signal.id)):
+            if attempt.why is None:
+                watch.delivered.append(attempt.run.id)
+            else:
+                watch.rejected[attempt.run.id] = attempt.why
+        return result.outcome == "applied"
 
     def _attempt(self, mail: Mail, given: set[int]) -> _Attempt | None:
         """Offer the first signal that nobody else was given to its run."""
@@ -194,18 +205,20 @@ class Delivery:
             if arm is None or (not signal.run_id and signal.id in given):
                 continue
             given.add(signal.id)
-            now, commit_id = self._clock.micros(), next(self._commit_ids)
             try:
                 data = fit(run, definition, arm, signal)
             except Misfit as misfit:
-                move = reject(run, signal, str(misfit), now=now, commit_id=commit_id)
-                return _Attempt(run, signal, str(misfit), self._committer.submit(move))
+                return self._rejection(run, signal, str(misfit))
             if data is None:
                 return None
-            owner = self._slots.promise()
+            owner, now, commit_id = self._slots.promise(), self._clock.micros(), next(self._commit_ids)
             move = answer(run, arm, signal, data, owner=owner, now=now, commit_id=commit_id)
             return _Attempt(run, signal, None, self._committer.submit(move, settled=partial(self._slots.redeem, owner)))
         return None
+
+    def _rejection(self, run: Run, signal: Signal, why: str) -> _Attempt:
+        move = reject(run, signal, why, now=self._clock.micros(), commit_id=next(self._commit_ids))
+        return _Attempt(run, signal, why, self._committer.submit(move))
 
     def _looked_at(self, run_ids: list[int]) -> None:
         for watch in self._watches.values():
