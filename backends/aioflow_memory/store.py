@@ -137,7 +137,7 @@ class MemoryStore:
         deadlines = self._rows.deadlines
         first = bisect_right(deadlines, after, key=_moment)
         last = bisect_right(deadlines, until, key=_moment)
-        return deadlines[first:last][:limit]
+        return deadlines[first : min(last, first + limit)]
 
     async def claim(
         self,
