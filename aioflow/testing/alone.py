@@ -17,7 +17,7 @@ from aioflow.commands import Command
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextInvalid, TargetUnknown, UsageError
 from aioflow.executor import Executor, Ran, Stopped, Watch
-from aioflow.model import Run
+from aioflow.model import Run, check_name
 from aioflow.registry import Registry, definition_of
 from aioflow.shapes import C
 from aioflow.tasks import TaskSet
@@ -83,6 +83,8 @@ async def run_alone(
         raise TypeError(f"run_step(attempt=...) takes an int, got {type(attempt).__name__}.")
     if attempt < 1:
         raise ValueError(f"run_step(attempt=...) counts from 1, got {attempt}.")
+    if key is not None:
+        check_name("run_step(key=...)", key)
     definition, name = _find(registry, step, context, workflow)
     data, live = _context(definition, context)
     begun = transitions.start(

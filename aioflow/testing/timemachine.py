@@ -97,6 +97,10 @@ class TimeMachine(Engine):
             clock=self._time,
         )
 
+    def __repr__(self) -> str:
+        state = "closed" if self._parts is None else f"open on {self._parts.store.name}"
+        return f"<TimeMachine {state}, at {self.now}>"
+
     @property
     def now(self) -> datetime:
         """The present instant: aware, UTC."""
