@@ -122,7 +122,7 @@ class TimeMachine(Engine):
             StoreUnavailable: the store cannot be asked.
         """
         travel = self._travel_for("advance()")
-        await travel.advance(self._target(span_or_until, span), "flow.advance()")
+        await travel.advance(lambda: self._target(span_or_until, span), "flow.advance()")
 
     async def settle(self) -> None:
         """Wait, in real time, until nothing more can happen without time passing.
@@ -240,7 +240,15 @@ class TimeMachine(Engine):
         assert self._parts is not None
         assert self._worker is not None
         counted = cast("Counted", store)
-        self._travel = Travel(self._time, self._activity, counted, self._parts, self._worker, self._patience)
+        self._travel = Travel(
+            self._time,
+            self._activity,
+            counted,
+            self._parts,
+            self._worker,
+            source=self,
+            patience=self._patience,
+        )
         self._tasks.spawn(self._travel.drive(), name="aioflow time")
 
     async def _catch_up(self, store: Store) -> None:

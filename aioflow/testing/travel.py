@@ -1,17 +1,21 @@
 """How virtual time moves: to the next instant at which something is due, when nothing more can happen before it.
 
-The mutable state of ``Travel``: who moves time now, and how often runs have woken at the present instant.
+The mutable state of ``Travel``: who moves time now, how often runs have woken at the present instant, and the
+generation of the registry that blocked runs were held against.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 from aioflow.clock import LAST_INSTANT, SECOND, Micros
 from aioflow.errors import EngineClosed, StoreError, TimeStandsStill, UsageError
 from aioflow.model import Run, WorkflowStatus
 from aioflow.parts import Parts
+from aioflow.run import Source, WorkflowRun
 from aioflow.telemetry import trouble
 from aioflow.testing.virtual import REAL, Activity, Counted, VirtualClock
 from aioflow.worker import Worker
@@ -33,22 +37,33 @@ class Travel:
         activity: told of whatever goes on.
         store: the engine's.
         parts, worker: the engine's.
+        source: the engine, as its runs know it.
         patience: how long a wait that no timer can end is left alone, real time.
     """
 
     def __init__(
-        self, clock: VirtualClock, activity: Activity, store: Counted, parts: Parts, worker: Worker, patience: Micros
+        self,
+        clock: VirtualClock,
+        activity: Activity,
+        store: Counted,
+        parts: Parts,
+        worker: Worker,
+        *,
+        source: Source,
+        patience: Micros,
     ) -> None:
         self._clock = clock
         self._activity = activity
         self._store = store
         self._parts = parts
         self._worker = worker
+        self._source = source
         self._patience = patience
         self._moving = asyncio.Lock()
         self._advancing = False
         self._wakes: Counter[int] = Counter()
         self._endless: int | None = None
+        self._generation = -1
 
     def woke(self, run_id: int) -> None:
         """The run has woken at the present instant."""
@@ -62,13 +77,14 @@ class Travel:
             self._worker.notice()
             await self._settle(call)
 
-    async def advance(self, to: Micros, call: str) -> None:
-        """Move to an instant, and on the way to each at which something is due. Raises as ``settle``."""
+    async def advance(self, target: Callable[[], Micros], call: str) -> None:
+        """Move to an instant, and on the way to each at which something is due. Raises as ``settle``, and ``target``."""
         if self._advancing:
             raise UsageError(f"{call} is called while time is advancing already: await one after the other.")
         self._advancing = True
         try:
             async with self._moving:
+                to = target()  # only now: time may have jumped until it was our turn
                 self._worker.notice()
                 while (at := await self._outlook(call)) is not None and at <= to:
                     self._move(at)
@@ -153,6 +169,9 @@ class Travel:
 
     async def _still(self, call: str) -> None:
         """Until nothing goes on."""
+        if self._generation != self._parts.registry.generation:  # blocked runs may find their code
+            self._generation = self._parts.registry.generation
+            self._worker.notice()
         turns, seen = 0, self._activity.count
         while turns < _TURNS:
             if self._worker.draining:
@@ -191,5 +210,5 @@ class Travel:
             return f"{which} is running, at step {run.step!r}, but not here"
         if run.waiting_for == "blocked":
             return f"{which} is blocked: {run.error}"
-        name = getattr(run, "waiting_signal", None)
+        name = getattr(WorkflowRun[Any](self._source, run), "waiting_signal", None)
         return f"{which} waits for {run.waiting_for}{f' {name!r}' if name else ''}, at step {run.step!r}"

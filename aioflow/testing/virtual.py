@@ -95,9 +95,10 @@ class VirtualClock(Clock):
 
     def move(self, to: Micros) -> None:
         """It is this instant now; loops that were parked until then go on."""
+        assert to >= self._now
         self._now = to
         for parked in self._loops.values():
-            if parked is not None and parked.until <= to:
+            if parked is not None and parked.until <= to and not parked.limit.expired():
                 parked.limit.reschedule(0.0)
         self._activity.tell()
 
@@ -144,7 +145,7 @@ class VirtualClock(Clock):
         """End a block for which more virtual time passes, with TimeoutError; meanwhile time may jump."""
         until = None
         if seconds is not None:
-            until = self._now + int(min(seconds, (LAST_INSTANT - self._now) / SECOND) * SECOND)
+            until = self._now + round(min(seconds, (LAST_INSTANT - self._now) / SECOND) * SECOND)
         waiter = Waiter(until, run_on(self))
         self.waiters[waiter] = None
         self._activity.tell()

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from aioflow import complete, engine, get_run, step, workflow
+from aioflow import complete, engine, get_run, sleep, step, workflow
 from aioflow.commands import Command
 from aioflow.errors import EngineClosed, TimeStandsStill
+from aioflow.registry import registry
 from aioflow.testing import TimeMachine
 from aioflow_memory import MemoryStore
 from tests.support import wait_until
@@ -149,3 +150,37 @@ async def test_machine_in_a_second_event_loop() -> None:
     await use()
     await asyncio.to_thread(asyncio.run, use())
     assert flow.now == datetime(2029, 1, 1, 2, tzinfo=UTC)
+
+
+async def test_blocked_run_goes_on_when_its_code_comes(tmp_path: Path) -> None:
+    """A run whose workflow the machine does not know goes on, without a settle, as soon as a test defines it."""
+    url = f"sqlite:///{tmp_path}/runs.db"
+
+    def define() -> type:
+        @workflow("lifetime-late")
+        class Late:
+            class Context(BaseModel):
+                pass
+
+            @step(start=True)
+            async def rest(self) -> Command:
+                return sleep(HOUR, then=self.end)
+
+            @step
+            async def end(self) -> Command:
+                return complete()
+
+        return Late
+
+    with registry.scope():
+        async with TimeMachine(url) as flow:
+            await flow.start(define())
+            await flow.settle()
+    with registry.scope():
+        async with TimeMachine(url, patience=BRIEF) as flow:
+            await flow.advance(hours=2)
+            (run,) = await flow.runs(workflow="lifetime-late")
+            assert run.waiting_for == "blocked"
+            define()
+            await run.wait()
+            assert run.status == "completed"

@@ -16,7 +16,7 @@ from aioflow.commands import Command
 from aioflow.errors import TimeStandsStill
 from aioflow.testing import TimeMachine
 from tests.engine.conftest import Slow
-from tests.timemachine.conftest import DAY, HOUR, Sleeper
+from tests.timemachine.conftest import DAY, HOUR, Sleeper, hours_after
 
 
 @pytest.fixture(autouse=True)
@@ -303,3 +303,15 @@ async def test_patience_is_not_for_those_who_have_a_timeout(flow: TimeMachine) -
             await run.wait(HOUR)
 
     await asyncio.gather(patient(), impatient())
+
+
+async def test_time_never_goes_back(flow: TimeMachine) -> None:
+    """An advance beside a wait that lets time jump begins where time has come to when it is its turn."""
+    run = await flow.start(Sleeper, minutes=60, times=100)
+    waiting = asyncio.create_task(run.wait())
+    for _ in range(10):
+        before = flow.now
+        await flow.advance(minutes=90)
+        assert flow.now >= before + timedelta(minutes=90)
+    await waiting
+    assert hours_after(run.created_at.timestamp(), run.context.ran_at) == list(range(101))
