@@ -9,9 +9,10 @@ from aioflow.commands import complete, fail, goto, on, sleep, wait
 from aioflow.context import get_context, get_run
 from aioflow.decorators import step, workflow
 from aioflow.model import Failure, StartOptions, Transition, WorkflowStatus
+from aioflow.ready import engine
 from aioflow.retry import GiveUp, Retry, RetryLater
 from aioflow.run import WorkflowRun
-from aioflow.runtime import Engine, engine
+from aioflow.runtime import Engine
 from aioflow.signals import SignalReceipt
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -234,12 +233,10 @@ class Client:
                 row = await self.reread(run_id)
                 if reached(row, until):
                     return WorkflowRun(self, row)
-            if seconds is None:
-                return WorkflowRun(self, await future)
-            async with asyncio.timeout(seconds):
+            async with parts.clock.limit(seconds):
                 return WorkflowRun(self, await future)
         except TimeoutError:
-            raise TimeoutError(f"Run {run_id} has not {until} within {seconds:g} s.") from None
+            raise TimeoutError(f"Run {run_id} has not {until} within {seconds or 0:g} s.") from None
         finally:
             parts.waiters.remove(run_id, future)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
@@ -51,8 +52,12 @@ class Clock:
             pass
         return event.is_set()
 
+    def limit(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
+        """End a block that takes longer, with TimeoutError: ``async with clock.limit(5): ...``. None never ends it."""
+        return asyncio.timeout(seconds)
+
     async def sleep(self, duration: Micros) -> None:
-        """Wait for ``duration`` microseconds."""
+        """Wait for ``duration`` microseconds of the world's time: for what happens outside."""
         await asyncio.sleep(duration / SECOND)
 
 

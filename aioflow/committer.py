@@ -126,6 +126,11 @@ class Committer:
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is waiting to be committed, or being so."""
+        return not self._batches and not self._offered
+
     def start(self) -> None:
         """Begin to commit, in a task of its own."""
         self._loop = asyncio.get_running_loop()
@@ -193,6 +198,7 @@ class Committer:
                     # By run id: every writer takes its locks in the same order.
                     self._offered = sorted(self._batches.popleft().pending, key=attrgetter("run_id"))
                     await self._offer(self._offered)
+                    self._offered = []
                 if self._stopping:
                     return
                 self._wake.clear()

@@ -170,6 +170,12 @@ class CurrentRun:
 _current: ContextVar[CurrentRun] = ContextVar("aioflow_current_run")
 
 
+def run_on(clock: Clock) -> int | None:
+    """The id of the run whose step calls this, if an engine on this very clock runs it; else None."""
+    current = _current.get(None)
+    return current.id if current is not None and current._clock is clock else None
+
+
 def get_run() -> CurrentRun:
     """The run that the calling step is part of.
 

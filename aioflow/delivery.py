@@ -173,10 +173,7 @@ class Delivery:
                 attempts.append(attempt)
             elif all(signal.id in given for signal in mail.signals):
                 left.append(mail.run.id)  # there may be more than it was shown
-        again = []
-        for attempt in attempts:
-            if not await self._came_through(attempt):
-                again.append(attempt.run.id)
+        again = [attempt.run.id for attempt in attempts if not await self._came_through(attempt)]
         return again + (left if attempts else [])
 
     async def _came_through(self, attempt: _Attempt) -> bool:

@@ -7,6 +7,7 @@ A constructor takes data, the class writes the sentence: what happened, to which
     ├── UsageError                 a call that cannot be right, whatever the state of the store
     │   ├── EngineClosed
     │   ├── WorkflowUnknown        (also a LookupError)
+    │   ├── TimeStandsStill        a test waits for what no virtual time brings (also an AssertionError)
     │   ├── ContextInvalid         (also a ValueError)
     │   └── SignalInvalid          (also a ValueError)
     ├── RunError                   about one run; has run_id
@@ -93,6 +94,18 @@ class WorkflowUnknown(UsageError, LookupError):
         super().__init__(
             f"No workflow {which} is known to this engine (known: {names}). "
             "Import the module that defines it, or add the class to Engine(workflows=[...])."
+        )
+
+
+class TimeStandsStill(UsageError, AssertionError):
+    """A test waits for what cannot come, however much virtual time passes. ``stuck`` says why, a clause for each run."""
+
+    def __init__(self, stuck: Iterable[str]) -> None:
+        self.stuck = tuple(stuck)
+        lines = "".join(f"\n  - {clause}" for clause in self.stuck)
+        super().__init__(
+            f"This wait cannot end: nothing goes on, and no timer is set that could bring it about.{lines}\n"
+            "Do what it waits for before you wait, or in another task meanwhile, or give the wait a timeout."
         )
 
 

@@ -20,7 +20,7 @@ from aioflow.context import CurrentRun, _current
 from aioflow.definition import StepDefinition, WorkflowDefinition
 from aioflow.errors import ArgumentsMissing, CommandAwaited, ContextNotStorable, NoCommand, StepTimeout
 from aioflow.model import Resumption, Run, failure_of
-from aioflow.outbox import Office, Outbox
+from aioflow.outbox import Orders
 from aioflow.store import Post, Start
 from aioflow.telemetry import Telemetry, bind_step
 from aioflow.transitions import Outcome, Raised, Stepped
@@ -74,11 +74,11 @@ class Executor:
         telemetry: told of every step.
         store_id: the store's UUID, for step keys.
         threads: how many sync steps run at once.
-        office: makes changes of what steps start and send.
+        orders: takes what steps start and send.
     """
 
-    def __init__(self, clock: Clock, telemetry: Telemetry, store_id: str, threads: int, office: Office) -> None:
-        self._office = office
+    def __init__(self, clock: Clock, telemetry: Telemetry, store_id: str, threads: int, orders: Orders) -> None:
+        self._orders = orders
         self._clock = clock
         self._telemetry = telemetry
         self._store_id = store_id
@@ -101,7 +101,7 @@ class Executor:
         """
         step = definition.steps[run.step]
         # The task's context is its own, and ends with it: what is set here need not be taken back.
-        outbox = Outbox(self._office, run)
+        outbox = self._orders.outbox(run)
         _current.set(CurrentRun(run, live, self._store_id, self._clock, outbox))
         bind_step(run)
         started = self._clock.monotonic()
@@ -134,7 +134,9 @@ class Executor:
             return Ran(Raised(error), None, duration)
         try:
             ran = self._returned(run, definition, live, returned, duration)
-            ran.also = await outbox.changes()
+            outbox.closed = True
+            if outbox.orders:
+                ran.also = await self._orders.changes(outbox)
         except Exception as problem:  # noqa: BLE001 - what it returned, left or ordered is wrong: the step's own failure
             return Ran(Raised(problem), None, duration)
         return ran

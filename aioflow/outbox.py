@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 from aioflow import interventions
 from aioflow.clock import Clock
@@ -20,8 +20,70 @@ from aioflow.store import Post, RunQuery, Start, Store
 MOST: Final = 1_000
 
 
+class StartOrder(NamedTuple):
+    """A run that a step starts."""
+
+    definition: WorkflowDefinition
+    options: StartOptions
+    keywords: Mapping[str, Any]
+
+
+class Outbox:
+    """What one attempt of a step starts and sends.
+
+    The mutable state: the orders, and whether the step has returned.
+    """
+
+    def __init__(self, registry: Registry, run: Run) -> None:
+        self._registry = registry
+        self.run = run
+        self.orders: list[Draft | StartOrder] = []
+        self.closed = False
+
+    def start(self, workflow: object, options: StartOptions, keywords: Mapping[str, Any]) -> None:
+        """Start a run."""
+        if not isinstance(options, StartOptions):
+            raise TypeError(
+                "get_run().start() takes StartOptions(...) after the workflow, and the Context's values as keywords; "
+                f"got {type(options).__name__}."
+            )
+        definition = self._registry.find(workflow)
+        definition.check_keywords(keywords)
+        self._add(StartOrder(definition, options, dict(keywords)))
+
+    def signal(self, name_or_message: object, payload: object, **address: Any) -> None:
+        """Send a signal."""
+        asked = draft(name_or_message, payload, **address)
+        if asked.workflow is not None:
+            workflow_name(asked.workflow)
+        self._add(asked)
+
+    def _add(self, order: Draft | StartOrder) -> None:
+        if self.closed:
+            raise UsageError(
+                f"Step {self.run.step!r} of run {self.run.id} has returned: what it starts and sends is committed with "
+                "it. Call get_run().start() and .signal() before that."
+            )
+        if len(self.orders) >= MOST:
+            what = f"Step {self.run.step!r} of run {self.run.id}"
+            raise LimitExceeded(what, f"{MOST} starts and signals", "one more")
+        self.orders.append(order)
+
+
+class Orders(Protocol):
+    """What takes the orders of steps."""
+
+    def outbox(self, run: Run) -> Outbox:
+        """One for an attempt of the run's step."""
+        ...
+
+    async def changes(self, outbox: Outbox) -> tuple[Start | Post, ...]:
+        """What is to be committed with the step's transition. Raises what makes an order impossible."""
+        ...
+
+
 class Office:
-    """What outboxes work with."""
+    """Makes changes of what is to be started and sent, by a caller or by a step."""
 
     def __init__(
         self, store: Store, clock: Clock, registry: Registry, run_ids: Ids, signal_ids: Ids, commit_ids: Iterator[int]
@@ -81,56 +143,16 @@ class Office:
             run_id = rows[0].id
         return Post(asked.signal(await self.signal_ids.take(), run_id, self.clock.micros()))
 
+    def outbox(self, run: Run) -> Outbox:
+        """See Orders."""
+        return Outbox(self.registry, run)
 
-class Outbox:
-    """What one attempt of a step starts and sends.
-
-    The mutable state: the orders, and whether the step has returned.
-    """
-
-    def __init__(self, office: Office, run: Run) -> None:
-        self._office = office
-        self._run = run
-        self._orders: list[Draft | tuple[WorkflowDefinition, StartOptions, dict[str, Any]]] = []
-        self._closed = False
-
-    def start(self, workflow: object, options: StartOptions, keywords: Mapping[str, Any]) -> None:
-        """Start a run."""
-        if not isinstance(options, StartOptions):
-            raise TypeError(
-                "get_run().start() takes StartOptions(...) after the workflow, and the Context's values as keywords; "
-                f"got {type(options).__name__}."
-            )
-        definition = self._office.registry.find(workflow)
-        definition.check_keywords(keywords)
-        self._add((definition, options, dict(keywords)))
-
-    def signal(self, name_or_message: object, payload: object, **address: Any) -> None:
-        """Send a signal."""
-        asked = draft(name_or_message, payload, **address)
-        if asked.workflow is not None:
-            workflow_name(asked.workflow)
-        self._add(asked)
-
-    async def changes(self) -> tuple[Start | Post, ...]:
-        """All of it, to be committed with the step's transition. Raises what makes one of them impossible."""
-        self._closed = True
+    async def changes(self, outbox: Outbox) -> tuple[Start | Post, ...]:
+        """See Orders."""
         changes: list[Start | Post] = []
-        for order in self._orders:
+        for order in outbox.orders:
             if isinstance(order, Draft):
-                changes.append(await self._office.post_of(order))
+                changes.append(await self.post_of(order))
             else:
-                changes.append(await self._office.start_of(*order, parent=self._run))
+                changes.append(await self.start_of(*order, parent=outbox.run))
         return tuple(changes)
-
-    def _add(self, order: Draft | tuple[WorkflowDefinition, StartOptions, dict[str, Any]]) -> None:
-        if self._closed:
-            raise UsageError(
-                f"Step {self._run.step!r} of run {self._run.id} has returned: what it starts and sends is committed with "
-                "it. Call get_run().start() and .signal() before that."
-            )
-        if len(self._orders) >= MOST:
-            raise LimitExceeded(
-                f"Step {self._run.step!r} of run {self._run.id}", f"{MOST} starts and signals", "one more"
-            )
-        self._orders.append(order)

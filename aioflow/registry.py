@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import DefinitionError, WorkflowUnknown
@@ -44,6 +45,23 @@ class Registry:
         versions.pop(definition.version, None)
         versions[definition.version] = definition
         self.generation += 1
+
+    @contextmanager
+    def scope(self) -> Generator[None]:
+        """Forget at the end what was defined in functions meanwhile, as tests do; what modules define stays.
+
+        A module is imported once: if what it defines were forgotten, nobody would define it again.
+        """
+        before = {name: dict(versions) for name, versions in self._by_name.items()}
+        try:
+            yield
+        finally:
+            after, self._by_name = self._by_name, before
+            for name, versions in after.items():
+                for version, definition in versions.items():
+                    if "<locals>" not in definition.source[1]:
+                        before.setdefault(name, {})[version] = definition
+            self.generation += 1
 
     def get(self, name: str, version: str) -> WorkflowDefinition | None:
         """The definition of this name and version, or None."""

@@ -258,7 +258,3 @@ class Engine(Calls):
         """
         async with self:
             yield
-
-
-#: A ready engine for programs that need just one; it reads ``AIOFLOW_DATABASE_URL`` when it is opened.
-engine = Engine()

@@ -86,7 +86,8 @@ class Scheduler:
                 pause = await self._turn()
             except Exception as error:  # noqa: BLE001 - nothing may end the timers
                 telemetry.trouble("timers cannot be fired, will try again", error)
-                pause = SECOND
+                await self._clock.sleep(SECOND // 2)
+                continue
             if pause > 0:
                 await self._clock.wait(self._again, pause)
 

@@ -75,11 +75,11 @@ def draft(
     name_or_message: object,
     payload: object,
     *,
-    run_id: int | None,
-    key: str | None,
-    workflow: object,
-    signal_id: str | None,
-    ttl: timedelta | None,
+    run_id: int | None = None,
+    key: str | None = None,
+    workflow: object = None,
+    signal_id: str | None = None,
+    ttl: timedelta | None = None,
 ) -> Draft:
     """Check what ``signal`` was given.
 

@@ -11,7 +11,7 @@ that were left behind, and the flags ``working`` and ``draining``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 
 from aioflow import telemetry
@@ -83,6 +83,11 @@ class Worker:
     def running(self) -> int:
         """How many runs execute here."""
         return len(self._activations)
+
+    @property
+    def held(self) -> Collection[int]:
+        """The runs that execute here."""
+        return self._activations.keys()
 
     def drives(self, run_id: int) -> bool:
         """Whether the run executes here, so that its next change will be heard of."""
@@ -272,13 +277,22 @@ class Worker:
 
     # ---- the end
 
+    def halt(self, run_id: int) -> None:
+        """Stop the run's step; the run stays as it is in the store."""
+        if (activation := self._activations.get(run_id)) is not None:
+            self.ended(activation)
+            activation.halt()
+
     async def drain(self, patience: Micros) -> None:
-        """Let the steps that run end and commit; stop those that take longer than ``patience``; give all runs back."""
+        """Let the steps that run end and commit; stop those that take longer than ``patience``; give all runs back.
+
+        The patience is the process's, so it is real time whatever the engine's clock says.
+        """
         self.draining = True
         self.scheduler.working = False
         if self._activations:
             self._idle.clear()
-            await self._clock.wait(self._idle, patience)
+            await Clock().wait(self._idle, patience)
         for activation in list(self._activations.values()):
             activation.halt()
         if left := await self._tools.tasks.wait(GRACE + 0.5):

@@ -53,6 +53,13 @@ ROWS = [
         {"workflow": "order", "version": "2"},
     ),
     Row(
+        errors.TimeStandsStill(["run 1 waits for signal 'paid', at step 'pay'", "run 2 is blocked: no code"]),
+        "This wait cannot end: nothing goes on, and no timer is set that could bring it about."
+        "\n  - run 1 waits for signal 'paid', at step 'pay'\n  - run 2 is blocked: no code\n"
+        "Do what it waits for before you wait, or in another task meanwhile, or give the wait a timeout.",
+        {"stuck": ("run 1 waits for signal 'paid', at step 'pay'", "run 2 is blocked: no code")},
+    ),
+    Row(
         errors.ContextInvalid("order", "total: Field required"),
         "These arguments do not make a Context of workflow 'order': total: Field required",
         {"workflow": "order"},

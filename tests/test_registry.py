@@ -275,3 +275,29 @@ async def test_create_context_is_validated_once_more(store: MemoryStore) -> None
         with pytest.raises(ContextInvalid, match="total: Input should be a valid integer"):
             await engine.start(created)
         assert await engine.count() == 0
+
+
+def test_scope_forgets_what_functions_define() -> None:
+    """What was defined in a function within a scope is unknown after it, and what it replaced is back."""
+    before = order_workflow()
+    with registry.scope():
+        within = order_workflow()
+        other = order_workflow(version="2", name="other")
+        assert registry.find(within).cls is within
+        assert registry.find("other").cls is other
+    assert registry.find(before).cls is before
+    with pytest.raises(WorkflowUnknown):
+        registry.find("other")
+
+
+def test_scope_keeps_what_modules_define() -> None:
+    """A module that is first imported within a scope will not be run again, so what it defines stays."""
+    program = (
+        "from pydantic import BaseModel\nfrom aioflow import complete, step, workflow\n"
+        "@workflow('from-module')\nclass Flow:\n    Context = type('Context', (BaseModel,), {})\n"
+        "    @step(start=True)\n    def first(self): return complete()\n"
+    )
+    module: dict[str, Any] = {"__name__": "some_module"}
+    with registry.scope():
+        exec(program, module)
+    assert registry.find("from-module").cls is module["Flow"]

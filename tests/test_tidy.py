@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "aioflow").rglob("*.py"))
 BACKENDS = sorted((ROOT / "backends").rglob("*.py"))
 QUERIES = sorted((ROOT / "backends").rglob("*.sql"))
-PRODUCT = CORE + BACKENDS
+PLUGIN = sorted((ROOT / "aioflow_pytest").rglob("*.py"))
+PRODUCT = CORE + BACKENDS + PLUGIN
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 OTHERS = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 

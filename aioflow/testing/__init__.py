@@ -1,21 +1,24 @@
 """For those who test: what they build on aioflow, or a store of their own for it.
 
-pytest is imported with ``StoreConformance`` only, so that nothing else here needs it.
+What is imported from here is loaded when it is asked for, so that ``TimeMachine`` needs no pytest.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from aioflow.testing.alone import StepResult
     from aioflow.testing.conformance import StoreConformance
+    from aioflow.testing.timemachine import TimeMachine
 
-__all__ = ["StoreConformance"]
+__all__ = ["StepResult", "StoreConformance", "TimeMachine"]
+
+_MODULES = {"StepResult": "alone", "StoreConformance": "conformance", "TimeMachine": "timemachine"}
 
 
 def __getattr__(name: str) -> object:
-    if name != "StoreConformance":
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from aioflow.testing.conformance import StoreConformance
-
-    return StoreConformance
+    return getattr(import_module(f"aioflow.testing.{_MODULES[name]}"), name)

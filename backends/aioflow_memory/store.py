@@ -133,7 +133,7 @@ class MemoryStore:
         deadlines = self._rows.deadlines
         first = bisect_right(deadlines, after, key=_moment)
         last = bisect_right(deadlines, until, key=_moment)
-        return deadlines[first:last][:limit]
+        return deadlines[first : min(last, first + limit)]
 
     async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
         """Look at every wait and every signal."""

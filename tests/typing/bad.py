@@ -24,6 +24,7 @@ from aioflow import (
     workflow,
 )
 from aioflow.commands import Command
+from aioflow.testing import TimeMachine
 
 
 @workflow("order")
@@ -184,3 +185,12 @@ def options() -> None:
     workflow("x", version=2)  # E
     workflow("x", default_retry=3)  # E
     get_context("Context")  # E
+
+
+async def test(flow: TimeMachine) -> None:
+    await flow.advance(hour=1)  # E
+    await flow.advance("1h")  # E
+    await flow.run_step("pay", Order.Context(order_id=1))  # E
+    await flow.run_step(Order.pay, 3)  # E
+    flow.now()  # E
+    TimeMachine(clock=None)  # E

@@ -33,6 +33,7 @@ from aioflow import (
     workflow,
 )
 from aioflow.commands import Command
+from aioflow.testing import StepResult, TimeMachine
 
 
 @workflow("order", version="2", default_retry=Retry(max_attempts=5), max_transitions=100)
@@ -220,3 +221,19 @@ def call_a_step_in_a_test() -> None:
 
 async def call_an_async_step_in_a_test() -> None:
     assert_type(await Order().pay(), Command)
+
+
+async def test(flow: TimeMachine) -> None:
+    await flow.advance(hours=23, minutes=59)
+    await flow.advance(timedelta(hours=1))
+    await flow.advance(flow.now)
+    await flow.settle()
+    result = await flow.run_step(Order.pay, Order.Context(order_id=1), key="k")
+    assert_type(result, StepResult[Order.Context])
+    assert_type(result.context.total, Decimal)
+    assert result.command == goto("ship")
+    assert_type(await flow.run_step(Order.ship, {"order_id": 1}, attempt=2), StepResult[Any])
+    with engine.replaced_by(flow):
+        assert_type(await flow.start(Order, order_id=1), WorkflowRun[Order.Context])
+    async with TimeMachine("sqlite:///x.db", workflows=[Order], now=datetime(2030, 1, 1, tzinfo=UTC)) as opened:
+        assert_type(opened, TimeMachine)

@@ -1,0 +1,88 @@
+"""``aioflow.engine``: the ready engine of programs that need just one, and what stands in for it in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from aioflow.definition import WorkflowDefinition
+from aioflow.model import Run
+from aioflow.parts import Parts
+from aioflow.runtime import Engine
+from aioflow.shutdown import signalled
+from aioflow.telemetry import Instrument
+
+
+class ReadyEngine(Engine):
+    """A ready engine. It reads ``AIOFLOW_DATABASE_URL`` when it is opened.
+
+    While another engine stands in for it, every call goes there, whoever imported it and however; opening it and
+    closing it then does nothing, for the other is open.
+
+    The mutable state, beside that of an Engine: who stands in, and for each opening whether it was a real one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stand_in: Engine | None = None
+        self._opened: list[bool] = []
+
+    def __repr__(self) -> str:
+        return super().__repr__() if self._stand_in is None else repr(self._stand_in)
+
+    @contextmanager
+    def replaced_by(self, other: Engine) -> Generator[None]:
+        """Let another engine stand in for this one, for all of the process: ``with engine.replaced_by(flow): ...``.
+
+        Args:
+            other: an engine that is open, or will be when it is called. The last one to come stands in.
+        """
+        before, self._stand_in = self._stand_in, other
+        try:
+            yield
+        finally:
+            self._stand_in = before
+
+    def _open_for(self, call: str) -> Parts:
+        return super()._open_for(call) if self._stand_in is None else self._stand_in._open_for(call)
+
+    def definition_of(self, run: Run) -> WorkflowDefinition | None:
+        """The code of a stored run, if this process has it."""
+        return super().definition_of(run) if self._stand_in is None else self._stand_in.definition_of(run)
+
+    @property
+    def instruments(self) -> list[Instrument]:
+        """Who else is told of transitions and steps, beside the log: add yours."""
+        return super().instruments if self._stand_in is None else self._stand_in.instruments
+
+    async def __aenter__(self) -> Self:
+        """Open the engine, unless another stands in for it. See ``Engine``."""
+        real = self._stand_in is None
+        if real:
+            await super().__aenter__()
+        self._opened.append(real)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the engine, unless another stood in for it when it was opened."""
+        if not self._opened or self._opened.pop():
+            await super().__aexit__(kind, error, trace)
+
+    async def run_forever(self) -> None:
+        """Work until SIGTERM or SIGINT; see ``Engine``. Where another stands in, only wait for the signal.
+
+        Raises:
+            As opening the engine does.
+        """
+        if self._stand_in is None:
+            await super().run_forever()
+        else:
+            await signalled()
+
+
+#: A ready engine for programs that need just one; it reads ``AIOFLOW_DATABASE_URL`` when it is opened.
+engine = ReadyEngine()

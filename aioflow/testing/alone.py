@@ -1,0 +1,232 @@
+"""Run one step alone, as the engine would, and store nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Generic
+
+from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic_core import from_json
+
+from aioflow import interventions
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow.codec import Unstorable, explain
+from aioflow.commands import Command
+from aioflow.definition import WorkflowDefinition
+from aioflow.errors import ContextInvalid, TargetUnknown, UsageError
+from aioflow.executor import Executor, Ran, Stopped, Watch
+from aioflow.model import Failure, Run, StartOptions, check_name
+from aioflow.outbox import Outbox, StartOrder
+from aioflow.registry import Registry, definition_of
+from aioflow.shapes import C
+from aioflow.signals import Draft, draft
+from aioflow.store import Post, Start
+from aioflow.tasks import TaskSet
+from aioflow.telemetry import Telemetry
+from aioflow.transitions import Raised
+
+#: The fields of commands that name steps.
+_TARGETS = frozenset({"target", "then", "on_timeout"})
+_STORE_ID = "00000000-0000-0000-0000-000000000000"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepResult(Generic[C]):
+    """What a step came to that was run alone.
+
+    Attributes:
+        command: what it returned, with each step that it names as a name, so that commands can be compared:
+            ``result.command == goto("ship")``, ``result.command == sleep(timedelta(days=1))``.
+        context: the Context as it would be stored, with what ``complete(**data)`` adds. The one that was passed in is
+            not changed.
+        started: what it started by ``get_run().start``: (workflow's name, options, keywords).
+        sent: what it sent by ``get_run().signal``: (name, payload as JSON values, run_id, key).
+    """
+
+    command: Command
+    context: C
+    started: tuple[tuple[str, StartOptions, Mapping[str, Any]], ...] = ()
+    sent: tuple[tuple[str, JsonValue, int | None, str | None], ...] = ()
+
+
+class _Kept:
+    """Keeps a step's orders instead of committing them. The mutable state: the outbox of the step."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.orders: list[Draft | StartOrder] = []
+
+    def outbox(self, run: Run) -> Outbox:
+        """See outbox.Orders."""
+        outbox = Outbox(self._registry, run)
+        self.orders = outbox.orders
+        return outbox
+
+    async def changes(self, outbox: Outbox) -> tuple[Start | Post, ...]:
+        """See outbox.Orders: nothing is committed, what cannot be started still raises."""
+        for order in outbox.orders:
+            if isinstance(order, StartOrder):
+                await order.definition.new_context(order.keywords)
+        return ()
+
+
+class _Alarm(Watch):
+    """Keeps the step's timeout. The mutable state: the task that runs it, and the alarm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task: asyncio.Task[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def began(self, limit: Micros | None) -> None:
+        """See executor.Watch."""
+        if limit is not None:
+            self._alarm = asyncio.get_running_loop().call_later(limit / SECOND, self._time_out)
+
+    def over(self) -> None:
+        """See executor.Watch."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _time_out(self) -> None:
+        assert self.task is not None
+        self.timed_out = True
+        self.task.cancel()
+
+
+async def run_alone(
+    clock: Clock,
+    registry: Registry,
+    step: object,
+    context: BaseModel | Mapping[str, Any] | None,
+    *,
+    workflow: type | None,
+    key: str | None,
+    attempt: int,
+    resumed_by: BaseModel | Mapping[str, Any] | Failure | None,
+    timed_out: bool,
+) -> StepResult[Any]:
+    """See ``TimeMachine.run_step``."""
+    if isinstance(attempt, bool) or not isinstance(attempt, int):
+        raise TypeError(f"run_step(attempt=...) takes an int, got {type(attempt).__name__}.")
+    if attempt < 1:
+        raise ValueError(f"run_step(attempt=...) counts from 1, got {attempt}.")
+    if key is not None:
+        check_name("run_step(key=...)", key)
+    definition, name = _find(registry, step, context, workflow)
+    data, live = _context(definition, context)
+    begun = interventions.start(
+        definition, data, run_id=0, key=key, reuse="never", due=None, owner=None, now=clock.micros(), commit_id=0
+    )
+    run = _resumed(begun.run._replace(step=name, failures=attempt - 1), resumed_by, timed_out)
+    kept = _Kept(registry)
+    ran = await _execute(Executor(clock, Telemetry(), _STORE_ID, 1, kept), run, definition, live)
+    if isinstance(ran.outcome, Raised):
+        raise ran.outcome.error
+    assert ran.live is not None
+    started = [order for order in kept.orders if isinstance(order, StartOrder)]
+    sent = [order for order in kept.orders if isinstance(order, Draft)]
+    return StepResult(
+        _named(run, definition, ran.outcome.command),
+        ran.live,
+        tuple((order.definition.name, order.options, order.keywords) for order in started),
+        tuple((order.name, from_json(order.payload), order.run_id, order.key) for order in sent),
+    )
+
+
+def _resumed(run: Run, by: BaseModel | Mapping[str, Any] | Failure | None, timed_out: bool) -> Run:
+    """The run as something resumed it."""
+    if isinstance(by, Failure):
+        run = run._replace(failure=json.dumps(dataclasses.asdict(by)))
+    elif by is not None:
+        asked = draft(by if isinstance(by, BaseModel) else "signal", None if isinstance(by, BaseModel) else by)
+        kind = "message" if asked.message else "signal"
+        run = run._replace(input=json.dumps([kind, asked.name, json.loads(asked.payload)]))
+    return run._replace(input='["timeout"]') if timed_out else run
+
+
+async def _execute(executor: Executor, run: Run, definition: WorkflowDefinition, live: BaseModel) -> Ran:
+    ran: list[Ran] = []
+    watch = _Alarm()
+
+    async def execute() -> None:
+        try:
+            ran.append(await executor.run(run, definition, live, watch))
+        except Stopped:  # by the end of this call
+            pass
+
+    # In a task of its own, as the step's contextvars end with it.
+    watch.task = TaskSet().spawn(execute(), name="aioflow step", context=contextvars.copy_context())
+    try:
+        await asyncio.wait({watch.task})
+    finally:
+        watch.stop = True
+        watch.task.cancel()
+    return ran[0]
+
+
+def _find(registry: Registry, step: object, context: object, workflow: type | None) -> tuple[WorkflowDefinition, str]:
+    """The workflow and the name of a step, given as ``Order.refund``."""
+    function = getattr(step, "__func__", step)
+    if not callable(function):
+        raise TypeError(f"run_step() takes a step, as Order.refund, got {type(step).__name__}.")
+    known = [registry.get(*each) for each in registry.known()] if workflow is None else [definition_of(workflow)]
+    found = [
+        (definition, name)
+        for definition in known
+        if definition is not None
+        for name, each in definition.steps.items()
+        if each.function is function
+    ]
+    if len(found) > 1:  # inherited: the Context may tell
+        found = [each for each in found if isinstance(context, each[0].codec.context)] or found
+    what = getattr(function, "__qualname__", repr(function))
+    if not found:
+        where = "any workflow that this engine knows" if workflow is None else workflow.__qualname__
+        raise UsageError(
+            f"run_step(): {what} is no step of {where}. Pass a method decorated with @step, as Order.refund."
+        )
+    if len(found) > 1:
+        names = ", ".join(definition.cls.__qualname__ for definition, _ in found)
+        raise UsageError(f"run_step(): {what} is a step of several workflows ({names}). Say which: workflow=....")
+    return found[0]
+
+
+def _context(definition: WorkflowDefinition, context: object) -> tuple[str, BaseModel]:
+    """The Context as the store would give it."""
+    codec = definition.codec
+    try:
+        if context is None or isinstance(context, Mapping):
+            live = codec.build(context or {})
+        elif isinstance(context, codec.context):
+            live = codec.adopt(context)
+        else:
+            raise TypeError(
+                f"run_step() takes a {codec.context.__qualname__} or a mapping of its values, "
+                f"got {type(context).__name__}."
+            )
+        return codec.encode(live)
+    except ValidationError as error:
+        raise ContextInvalid(definition.name, explain(error)) from error
+    except Unstorable as error:
+        raise ContextInvalid(definition.name, f"it cannot be stored: {error}") from error
+
+
+def _named(run: Run, definition: WorkflowDefinition, value: Any, field: str = "") -> Any:
+    """A command, or a part of one, with each step in it as a name."""
+    if field in _TARGETS and value is not None:
+        name = definition.resolve(value)
+        if name is None:
+            written = repr(value) if isinstance(value, str) else getattr(value, "__qualname__", type(value).__name__)
+            raise TargetUnknown(run.id, run.workflow, run.step, written, "a command", definition.steps)
+        return name
+    if isinstance(value, tuple):
+        return tuple(_named(run, definition, each) for each in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.init}
+        return type(value)(**{name: _named(run, definition, part, name) for name, part in parts.items()})
+    return value

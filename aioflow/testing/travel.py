@@ -1,0 +1,219 @@
+"""How virtual time moves: to the next instant at which something is due, when nothing more can happen before it.
+
+The mutable state of ``Travel``: who moves time now, how often runs have woken at the present instant, and the
+generation of the registry that blocked runs were held against.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from aioflow.clock import LAST_INSTANT, SECOND, Micros
+from aioflow.errors import EngineClosed, StoreError, TimeStandsStill, UsageError
+from aioflow.model import Run, WorkflowStatus
+from aioflow.parts import Parts
+from aioflow.run import Source, WorkflowRun
+from aioflow.telemetry import trouble
+from aioflow.testing.virtual import REAL, Activity, Counted, VirtualClock
+from aioflow.worker import Worker
+
+_LAST_ID = 1 << 62
+#: How long to wait for the end of what goes on before looking again, in case nobody tells of it.
+_LOOK: Micros = SECOND // 50
+#: Turns of the event loop in which nothing may go on, so that whoever has something to do has had a turn.
+_TURNS = 5
+#: A run that wakes so often without any time passing does so for ever.
+_ENDLESS = 10_000
+
+
+class Travel:
+    """Moves the time of an open engine.
+
+    Args:
+        clock: the engine's.
+        activity: told of whatever goes on.
+        store: the engine's.
+        parts, worker: the engine's.
+        source: the engine, as its runs know it.
+        patience: how long a wait that no timer can end is left alone, real time.
+    """
+
+    def __init__(
+        self,
+        clock: VirtualClock,
+        activity: Activity,
+        store: Counted,
+        parts: Parts,
+        worker: Worker,
+        *,
+        source: Source,
+        patience: Micros,
+    ) -> None:
+        self._clock = clock
+        self._activity = activity
+        self._store = store
+        self._parts = parts
+        self._worker = worker
+        self._source = source
+        self._patience = patience
+        self._moving = asyncio.Lock()
+        self._advancing = False
+        self._wakes: Counter[int] = Counter()
+        self._endless: int | None = None
+        self._generation = -1
+
+    def woke(self, run_id: int) -> None:
+        """The run has woken at the present instant."""
+        self._wakes[run_id] += 1
+        if self._wakes[run_id] >= _ENDLESS:
+            self._endless = run_id
+
+    async def settle(self, call: str) -> None:
+        """Until nothing more can happen without time passing. Raises EngineClosed for ``call``, UsageError."""
+        async with self._moving:
+            self._worker.notice()
+            await self._settle(call)
+
+    async def advance(self, target: Callable[[], Micros], call: str) -> None:
+        """Move to an instant, and on the way to each at which something is due. Raises as ``settle``, and ``target``."""
+        if self._advancing:
+            raise UsageError(f"{call} is called while time is advancing already: await one after the other.")
+        self._advancing = True
+        try:
+            async with self._moving:
+                to = target()  # only now: time may have jumped until it was our turn
+                self._worker.notice()
+                while (at := await self._outlook(call)) is not None and at <= to:
+                    self._move(at)
+                self._move(to)
+                await self._settle(call)
+        finally:
+            self._advancing = False
+
+    async def drive(self) -> None:
+        """Let time jump whenever everybody only waits for it; until cancelled."""
+        while True:
+            try:
+                await self._jump()
+            except EngineClosed:  # time stands still: the steps that wait for it would hold up the end
+                for waiter in list(self._clock.waiters):
+                    if waiter.run_id is not None:
+                        self._worker.halt(waiter.run_id)
+                await self._activity.wait(_LOOK)
+            except UsageError as error:
+                self._fail(error)
+                await self._activity.wait(_LOOK)
+            except Exception as error:  # noqa: BLE001 - nothing may end the waiting
+                if not isinstance(error, StoreError):
+                    trouble("time cannot be moved, will try again", error)
+                await self._activity.wait(_LOOK)
+
+    async def _jump(self) -> None:
+        if not self._clock.waiters:
+            await self._activity.wait(None)
+            return
+        async with self._moving:
+            at = await self._outlook("engine.wait()")
+            if not self._clock.waiters:
+                return
+            # Another process may be working: it has its own time.
+            if at is not None and self._worker.working:
+                self._move(at)
+                return
+        if at is None and not self._outsiders:
+            await self._activity.wait(None)
+        elif not await self._activity.wait(self._patience):
+            if at is None:
+                self._fail(TimeStandsStill(await self._why()))
+            else:
+                self._move(at)
+
+    @property
+    def _outsiders(self) -> bool:
+        """Whether others than steps wait."""
+        return any(waiter.run_id is None for waiter in self._clock.waiters)
+
+    def _fail(self, error: UsageError) -> None:
+        """Tell those who wait, but no steps: whoever waits for these is told."""
+        for waiter in list(self._clock.waiters):
+            if waiter.run_id is None:
+                waiter.end(error)
+
+    def _move(self, to: Micros) -> None:
+        self._wakes.clear()
+        self._endless = None
+        self._clock.move(to)
+        self._worker.notice()  # what other processes have made due is not in the heap
+
+    async def _outlook(self, call: str) -> Micros | None:
+        """The next instant at which something is due, None if nothing is, once nothing more can happen before it."""
+        while True:
+            await self._settle(call)
+            seen = self._activity.count
+            now = self._clock.micros()
+            instants = [waiter.until for waiter in self._clock.waiters if waiter.until is not None]
+            if self._worker.working:
+                until = (LAST_INSTANT, _LAST_ID)
+                instants += [each.at for each in await self._store.bare.due((now, _LAST_ID), until, 1, now)]
+            await self._still(call)
+            if self._activity.count == seen:
+                return min(instants, default=None)
+
+    async def _settle(self, call: str) -> None:
+        await self._still(call)
+        while self._clock.expire():
+            await self._still(call)
+
+    async def _still(self, call: str) -> None:
+        """Until nothing goes on."""
+        if self._generation != self._parts.registry.generation:  # blocked runs may find their code
+            self._generation = self._parts.registry.generation
+            self._worker.notice()
+        turns, seen = 0, self._activity.count
+        while turns < _TURNS:
+            if self._worker.draining:
+                raise EngineClosed(call)
+            if self._endless is not None:
+                raise UsageError(
+                    f"Run {self._endless} has woken {_ENDLESS} times without any time passing, and so would for ever. "
+                    "Give its sleep, or its RetryLater, a length."
+                )
+            if not self._quiet():
+                turns = 0
+                await self._activity.wait(_LOOK)
+                continue
+            turns = turns + 1 if self._activity.count == seen else 0
+            seen = self._activity.count
+            await REAL.sleep(0)
+
+    def _quiet(self) -> bool:
+        if (
+            self._store.under_way
+            or not self._parts.committer.idle
+            or not self._parts.delivery.idle
+            or not self._clock.parked
+        ):
+            return False
+        held = self._worker.held
+        if not held:
+            return True
+        waiting = {waiter.run_id for waiter in self._clock.waiters}
+        return len(held) <= len(waiting) and all(run_id in waiting for run_id in held)
+
+    async def _why(self) -> list[str]:
+        rows = await self._store.bare.load(self._parts.waiters.run_ids, self._clock.micros())
+        return [self._clause(row) for row in sorted(rows)]
+
+    def _clause(self, run: Run) -> str:
+        which = f"run {run.id} of workflow {run.workflow!r}"
+        if run.id in self._worker.held:
+            return f"{which} is in step {run.step!r}, which waits for a run itself"
+        if run.status == WorkflowStatus.RUNNING:
+            return f"{which} is running, at step {run.step!r}, but not here"
+        if run.waiting_for == "blocked":
+            return f"{which} is blocked: {run.error}"
+        name = WorkflowRun[Any](self._source, run).waiting_signal
+        return f"{which} waits for {run.waiting_for}{f' {name!r}' if name else ''}, at step {run.step!r}"

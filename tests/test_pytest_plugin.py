@@ -1,0 +1,217 @@
+"""The fixture ``flow``, in projects of users: pytest runs in a process and a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+#: What an application holds that knows nothing of tests.
+APP = """
+from datetime import timedelta
+from pydantic import BaseModel
+from aioflow import complete, engine, sleep, step, workflow
+
+@workflow("reminder")
+class Reminder:
+    class Context(BaseModel):
+        sent: int = 0
+
+    @step(start=True)
+    async def wait(self):
+        return sleep(timedelta(days=30), then=self.send)
+
+    @step
+    def send(self):
+        return complete(sent=1)
+
+async def handler():
+    async with engine:
+        run = await engine.start(Reminder)
+        return (await run.result()).sent
+"""
+
+#: Tests of it; each comes twice, to find what one leaves to the next.
+TESTS = """
+import pytest
+from datetime import datetime, timedelta, UTC
+from pydantic import BaseModel
+import aioflow
+from aioflow import Engine, complete, engine, errors, sleep, step, workflow
+{imports}
+
+{fixture}
+async def started(flow):
+    from app import Reminder
+    yield await engine.start(Reminder)
+    assert (await flow.count()) >= 1
+
+{mark}
+@pytest.mark.parametrize("again", [1, 2])
+async def test_handler(flow, again):
+    from app import handler
+    assert await flow.count() == 0
+    assert await handler() == 1
+    assert flow.now == datetime(2029, 1, 31, tzinfo=UTC)
+    assert await aioflow.engine.count() == 1
+
+{mark}
+async def test_other_fixtures_may_use_it(started, flow):
+    await flow.advance(days=29)
+    await started.refresh()
+    assert started.status == "waiting"
+    await flow.advance(days=1)
+    await started.refresh()
+    assert started.status == "completed"
+
+{mark}
+@pytest.mark.parametrize("again", [1, 2])
+async def test_workflow_in_the_test(flow, again):
+    @workflow("local")
+    class Local:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def go(self):
+            return complete()
+
+    run = await flow.start(Local)
+    assert (await run.wait()).status == "completed"
+
+{mark}
+async def test_workflow_of_another_test_is_unknown(flow):
+    with pytest.raises(errors.WorkflowUnknown):
+        await flow.start("local")
+
+    @workflow("local")
+    class Another:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def go(self):
+            return complete()
+
+    assert (await (await engine.start("local")).wait()).status == "completed"
+
+def test_engine_is_closed_without_it():
+    assert repr(engine) == "<Engine closed>"
+"""
+
+ANYIO = {
+    "imports": "",
+    "fixture": "@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n\n@pytest.fixture",
+    "mark": "",
+}
+ASYNCIO = {"imports": "import pytest_asyncio", "fixture": "@pytest_asyncio.fixture", "mark": "@pytest.mark.asyncio"}
+
+needs_pytest_asyncio = pytest.mark.skipif(
+    find_spec("pytest_asyncio") is None, reason="pytest-asyncio is not installed: pip install -e '.[dev]'"
+)
+
+
+def run_pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the folder's tests, with warnings as errors, and with our plugin even where it is not installed."""
+    settings = ["[pytest]", "filterwarnings = error"]
+    if "-pno:asyncio" not in options:  # without it pytest-asyncio warns
+        settings.append("asyncio_default_fixture_loop_scope = function")
+    (folder / "pytest.ini").write_text("\n".join(settings))
+    (folder / "app.py").write_text(APP)
+    paths = [str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": ""}
+    command = [sys.executable, "-m", "pytest", "-p", "aioflow_pytest", "-p", "no:cacheprovider", *options]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def check(folder: Path, settings: dict[str, str], *options: str) -> None:
+    """Write the tests for one way of running async tests, and run them."""
+    (folder / "test_app.py").write_text(TESTS.format(**settings))
+    done = run_pytest(folder, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "7 passed" in done.stdout
+
+
+def test_under_anyio_with_marks(tmp_path: Path) -> None:
+    """The fixture works in tests marked for anyio's plugin, with pytest-asyncio away."""
+    check(tmp_path, {**ANYIO, "mark": "@pytest.mark.anyio"}, "-pno:asyncio")
+
+
+def test_under_anyio_auto(tmp_path: Path) -> None:
+    """The fixture works where anyio's plugin takes all async tests."""
+    check(tmp_path, ANYIO, "-pno:asyncio", "-oanyio_mode=auto")
+
+
+@needs_pytest_asyncio
+def test_under_anyio_beside_pytest_asyncio(tmp_path: Path) -> None:
+    """The fixture works in tests marked for anyio's plugin, though pytest-asyncio is active, too."""
+    check(tmp_path, {**ANYIO, "mark": "@pytest.mark.anyio"}, "-oasyncio_mode=strict")
+
+
+@needs_pytest_asyncio
+def test_under_pytest_asyncio_strict(tmp_path: Path) -> None:
+    """The fixture works in tests marked for pytest-asyncio."""
+    check(tmp_path, ASYNCIO, "-oasyncio_mode=strict")
+
+
+@needs_pytest_asyncio
+def test_under_pytest_asyncio_auto(tmp_path: Path) -> None:
+    """The fixture works where pytest-asyncio takes all async tests and fixtures."""
+    check(tmp_path, {"imports": "", "fixture": "@pytest.fixture", "mark": ""}, "-oasyncio_mode=auto")
+
+
+@needs_pytest_asyncio
+def test_in_an_event_loop_of_the_module(tmp_path: Path) -> None:
+    """The fixture opens in the event loop that the test runs in, whatever its scope."""
+    settings = {**ASYNCIO, "fixture": "@pytest_asyncio.fixture(loop_scope='module')"}
+    check(tmp_path, {**settings, "mark": "@pytest.mark.asyncio(loop_scope='module')"}, "-oasyncio_mode=strict")
+
+
+def refused(folder: Path, test: str, *options: str) -> str:
+    """Run one test that cannot have the fixture, and give what pytest says."""
+    (folder / "test_app.py").write_text(test)
+    done = run_pytest(folder, *options)
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_sync_test_is_refused(tmp_path: Path) -> None:
+    """A test without an event loop is told how to get one."""
+    said = refused(tmp_path, "def test_sync(flow): pass", "-pno:asyncio")
+    assert "The fixture 'flow' needs the event loop of an async test, and test_sync has none." in said
+
+
+def test_other_event_loops_are_refused(tmp_path: Path) -> None:
+    """A test on trio is told how to run on asyncio."""
+    test = "import pytest\n@pytest.fixture\ndef anyio_backend(): return 'trio', {}\nasync def test_trio(flow): pass"
+    said = refused(tmp_path, test, "-pno:asyncio", "-oanyio_mode=auto")
+    assert "aioflow runs on asyncio, and test_trio on trio." in said
+
+
+@needs_pytest_asyncio
+def test_two_plugins_at_once_are_refused(tmp_path: Path) -> None:
+    """A test that both plugins claim is told so, instead of hanging between two loops."""
+    test = "import pytest\n@pytest.mark.anyio\nasync def test_both(flow): pass"
+    said = refused(tmp_path, test, "-oasyncio_mode=auto")
+    assert "is a test of anyio's plugin and of pytest-asyncio at once" in said
+
+
+def test_plugin_imports_nothing() -> None:
+    """Loading the plugin, as every session does, imports nothing of aioflow."""
+    program = "import sys, aioflow_pytest; assert 'aioflow' not in sys.modules and 'pydantic' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_plugin_is_installed_under_its_own_name() -> None:
+    """The entry point is called like the module, so that naming it with ``-p`` does not load it a second time."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["entry-points"]["pytest11"] == {"aioflow_pytest": "aioflow_pytest"}

@@ -1,0 +1,112 @@
+"""``aioflow.engine``: the ready engine, and what it does while another stands in for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+import aioflow
+from aioflow import Engine, complete, engine, sleep, step, workflow
+from aioflow.commands import Command
+from aioflow.errors import EngineClosed
+from aioflow.testing import TimeMachine
+from tests.support import wait_until
+
+
+@workflow("ready-nap")
+class Nap:
+    """Sleeps for an hour."""
+
+    class Context(BaseModel):
+        pass
+
+    @step(start=True)
+    async def rest(self) -> Command:
+        return sleep(timedelta(hours=1), then=self.end)
+
+    @step
+    async def end(self) -> Command:
+        return complete()
+
+
+async def test_calls_go_to_the_stand_in() -> None:
+    """Every call of the ready engine, and of the runs it gave, reaches the one that stands in, and time is virtual."""
+    async with TimeMachine() as flow:
+        with engine.replaced_by(flow):
+            run = await aioflow.engine.start(Nap)
+            await run.wait()
+            assert run.ended_at == flow.now
+            assert isinstance(run.context, BaseModel)
+            assert [found.id for found in await engine.runs(workflow=Nap)] == [run.id]
+            assert await engine.count() == await flow.count() == 1
+            assert (await engine.get(run.id)).data == {}
+            assert [row.kind for row in await engine.history(run.id)] == ["start", "sleep", "wake", "complete"]
+            assert engine.instruments is flow.instruments
+            assert repr(engine) == repr(flow)
+        assert engine.instruments is not flow.instruments
+        with pytest.raises(EngineClosed):
+            await engine.count()
+        with pytest.raises(EngineClosed):
+            await run.refresh()
+
+
+async def test_opening_it_is_nothing_while_another_stands_in() -> None:
+    """An app's own ``async with engine`` and ``lifespan`` leave the stand-in as it is: open."""
+    async with TimeMachine() as flow:
+        with engine.replaced_by(flow):
+            async with engine as opened, engine.lifespan():
+                assert opened is engine
+                await (await engine.start(Nap)).wait()
+            assert await engine.count() == 1
+
+
+async def test_stand_ins_nest() -> None:
+    """The last to come stands in, and the one before it is back afterwards, whatever was raised."""
+    async with TimeMachine() as one, TimeMachine() as other:
+        with engine.replaced_by(one):
+            try:
+                with engine.replaced_by(other):
+                    await engine.start(Nap)
+                    raise ZeroDivisionError
+            except ZeroDivisionError:
+                pass
+            assert await engine.count() == 0
+            assert await other.count() == 1
+
+
+async def test_an_engine_that_is_open_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was opened before another stood in is closed by whoever opened it, also meanwhile."""
+    monkeypatch.setenv("AIOFLOW_DATABASE_URL", f"sqlite:///{tmp_path}/ready.db")
+    async with TimeMachine() as flow:
+        async with engine:
+            with engine.replaced_by(flow):
+                assert await engine.count() == 0
+            await engine.start(Nap)
+            assert await engine.count() == 1
+            standing_in = engine.replaced_by(flow)
+            standing_in.__enter__()
+        assert await engine.count() == 0
+        standing_in.__exit__(None, None, None)
+        assert repr(engine) == "<Engine closed>"
+
+
+async def test_run_forever_waits_for_the_signal_only() -> None:
+    """A service's ``run_forever`` under a stand-in neither opens nor closes anything."""
+    async with TimeMachine() as flow:
+        with engine.replaced_by(flow):
+            service = asyncio.create_task(engine.run_forever())
+            await wait_until(lambda: signal.getsignal(signal.SIGTERM) != signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await service
+            assert await engine.count() == 0
+
+
+def test_it_is_an_engine() -> None:
+    """``aioflow.engine`` is an Engine to type checkers and to ``isinstance``."""
+    assert isinstance(engine, Engine)

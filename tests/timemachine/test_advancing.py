@@ -1,0 +1,246 @@
+"""``advance`` and ``settle``: what is due happens in order, each at its own instant, and time stands still otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import UTC, datetime, timedelta
+
+from pydantic import BaseModel
+
+from aioflow import Retry, RetryLater, StartOptions, complete, get_context, get_run, sleep, step, workflow
+from aioflow.commands import Command
+from aioflow.testing import TimeMachine
+from tests.support import wait_until
+from tests.timemachine.conftest import DAY, HOUR, Sleeper, hours_after
+
+
+async def test_time_stands_still_by_itself(flow: TimeMachine) -> None:
+    """However long the test takes, no time passes; it begins at a fixed instant."""
+    assert flow.now == datetime(2029, 1, 1, tzinfo=UTC)
+    run = await flow.start(Sleeper, minutes=0.001)
+    await flow.settle()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await wait_until(lambda: loop.time() > began + 0.01)
+    await flow.settle()
+    await run.refresh()
+    assert (run.status, flow.now) == ("waiting", datetime(2029, 1, 1, tzinfo=UTC))
+
+
+async def test_timers_fire_in_order_each_at_its_own_instant(flow: TimeMachine) -> None:
+    """Whatever the order of their starts, runs wake by deadline, and each sees exactly its own as the present."""
+    woken: list[tuple[int, datetime]] = []
+
+    @workflow("advance-order")
+    class Order:
+        class Context(BaseModel):
+            hours: int
+
+        @step(start=True)
+        async def wake(self) -> Command:
+            woken.append((get_context(self.Context).hours, get_run().now))
+            return complete()
+
+    start = flow.now
+    for hours in (5, 1, 4, 2, 3, 7):
+        await flow.start(Order, StartOptions(delay=hours * HOUR), hours=hours)
+    await flow.advance(hours=6)
+    assert woken == [(hours, start + hours * HOUR) for hours in (1, 2, 3, 4, 5)]
+    assert flow.now == start + 6 * HOUR
+
+
+async def test_run_that_sleeps_again_wakes_to_the_instant(flow: TimeMachine) -> None:
+    """A run that wakes after an hour and sleeps for another wakes after two hours exactly, in one advance."""
+    start = flow.now
+    run = await flow.start(Sleeper, minutes=60, times=3)
+    await flow.advance(hours=10)
+    await run.refresh()
+    assert run.status == "completed"
+    assert hours_after(start.timestamp(), run.context.ran_at) == [0, 1, 2, 3]
+    assert [row.at for row in await flow.history(run.id) if row.kind == "wake"] == [start + n * HOUR for n in (1, 2, 3)]
+    assert run.ended_at == start + 3 * HOUR
+    assert flow.now == start + 10 * HOUR
+
+
+async def test_nothing_wakes_before_its_deadline(flow: TimeMachine) -> None:
+    """A microsecond before its deadline a run still sleeps, and at the deadline it goes on."""
+    run = await flow.start(Sleeper)
+    await flow.advance(minutes=59, seconds=59, milliseconds=999, microseconds=999)
+    await run.refresh()
+    assert run.status == "waiting"
+    await flow.advance(microseconds=1)
+    await run.refresh()
+    assert run.status == "completed"
+    assert run.ended_at == flow.now == run.created_at + HOUR
+
+
+async def test_advance_settles_first(flow: TimeMachine) -> None:
+    """A run that was just started sleeps from now on, not from where the advance has led."""
+    run = await flow.start(Sleeper)
+    await flow.advance(HOUR)
+    await run.refresh()
+    assert run.status == "completed"
+
+
+async def test_advance_takes_an_instant(flow: TimeMachine) -> None:
+    """A run's ``wake_at`` is an instant to advance to, as is the present one."""
+    run = await flow.start(Sleeper)
+    await flow.settle()
+    await run.refresh()
+    assert run.wake_at is not None
+    await flow.advance(run.wake_at)
+    await flow.advance(flow.now)
+    assert flow.now == run.wake_at
+    await run.refresh()
+    assert run.status == "completed"
+
+
+async def test_month_of_reminders_takes_no_time(flow: TimeMachine) -> None:
+    """A reminder loop of thirty days runs in one advance, once a day."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    run = await flow.start(Sleeper, minutes=24 * 60, times=30)
+    await flow.advance(days=30)
+    await run.refresh()
+    assert run.status == "completed"
+    assert hours_after(run.created_at.timestamp(), run.context.ran_at) == [24 * day for day in range(31)]
+    assert loop.time() - began < 5
+
+
+async def test_retries_wait_as_their_policy_says(flow: TimeMachine) -> None:
+    """The delays of retries are virtual, and exact: 10 s, 20 s, 40 s; RetryLater's are, too."""
+    tried: list[timedelta] = []
+    start = flow.now
+
+    @workflow("advance-retries", default_retry=Retry(max_attempts=4, base_delay=timedelta(seconds=10)))
+    class Failing:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def attempt(self) -> Command:
+            tried.append(get_run().now - start)
+            if len(tried) == 1:
+                raise RetryLater(HOUR)
+            raise ValueError("again")
+
+    run = await flow.start(Failing)
+    await flow.advance(minutes=59)
+    assert tried == [timedelta(0)]
+    await flow.advance(DAY)
+    assert tried == [timedelta(0), *(HOUR + timedelta(seconds=seconds) for seconds in (0, 10, 30, 70))]
+    await run.refresh()
+    assert run.status == "failed"
+
+
+async def test_delayed_starts_begin_when_they_are_due(flow: TimeMachine) -> None:
+    """``delay`` and ``start_at`` count on virtual time."""
+    late = await flow.start(Sleeper, StartOptions(delay=DAY), times=0)
+    later = await flow.start(Sleeper, StartOptions(start_at=flow.now + 2 * DAY), times=0)
+    await flow.advance(days=1)
+    await late.refresh()
+    await later.refresh()
+    assert (late.status, later.waiting_for) == ("completed", "start")
+    await flow.advance(days=1)
+    await later.refresh()
+    assert later.ended_at == flow.now
+
+
+async def test_ten_thousand_sleepers_wake_at_their_instants(flow: TimeMachine) -> None:
+    """Ten thousand runs that sleep far beyond the heap's horizon wake at a hundred instants, all on time."""
+    start = flow.now.timestamp()
+    for begin in range(0, 10_000, 1000):
+        await asyncio.gather(*(flow.start(Sleeper, minutes=60 * (1 + n % 100)) for n in range(begin, begin + 1000)))
+    await flow.advance(hours=50)
+    assert await flow.count(workflow=Sleeper, status="completed") == 5000
+    await flow.advance(days=10)
+    checked = 0
+    async for run in flow.iter_runs(workflow=Sleeper):
+        assert hours_after(start, run.context.ran_at) == [0, run.context.minutes / 60]
+        checked += 1
+    assert checked == 10_000
+
+
+async def test_due_runs_beyond_max_running_all_wake_at_the_instant(url: str) -> None:
+    """Where more runs are due than may execute at once, they take turns, and no time passes meanwhile."""
+    async with TimeMachine(url, max_running=3) as flow:
+        await asyncio.gather(*(flow.start(Sleeper) for _ in range(100)))
+        await flow.advance(HOUR)
+        runs = await flow.runs(workflow=Sleeper)
+        assert {(run.status, run.ended_at) for run in runs} == {("completed", flow.now)}
+
+
+async def test_threads_are_waited_for(flow: TimeMachine) -> None:
+    """A sync step in its thread counts as executing: neither ``settle`` nor ``advance`` go past it."""
+    go_on, begun = threading.Event(), threading.Event()
+
+    @workflow("advance-thread")
+    class Blocking:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def block(self) -> Command:
+            begun.set()
+            go_on.wait(10)
+            return sleep(HOUR, then=self.end)
+
+        @step
+        def end(self) -> Command:
+            return complete()
+
+    run = await flow.start(Blocking)
+    start = flow.now
+    await wait_until(begun.is_set)
+
+    async def let_go() -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert (await flow.get(run.id)).status == "running"
+        assert flow.now == start
+        go_on.set()
+
+    await asyncio.gather(flow.advance(hours=1), let_go())
+    await run.refresh()
+    assert run.ended_at == start + HOUR
+
+
+async def test_steps_that_wait_for_the_world_are_waited_for(flow: TimeMachine) -> None:
+    """A step that awaits what happens in real time is settled when that has happened."""
+    loop = asyncio.get_running_loop()
+
+    @workflow("advance-world")
+    class Asking:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            answer = loop.create_future()
+            loop.call_later(0.05, answer.set_result, None)
+            await answer
+            return complete()
+
+    run = await flow.start(Asking)
+    await flow.settle()
+    await run.refresh()
+    assert run.status == "completed"
+    assert run.ended_at == run.created_at
+
+
+async def test_cancelled_run_wakes_no_more(flow: TimeMachine) -> None:
+    """Time goes past the deadline of a run that was cancelled without running it."""
+    run = await flow.start(Sleeper)
+    await flow.advance(minutes=30)
+    assert await flow.cancel(run.id, "enough")
+    await flow.advance(days=1)
+    await run.refresh()
+    assert (run.status, len(run.context.ran_at)) == ("cancelled", 1)
+
+
+async def test_process_scheduled_fires_nothing_that_is_not_due(flow: TimeMachine) -> None:
+    """What is due has been fired already, so a call by hand finds nothing."""
+    await flow.start(Sleeper)
+    await flow.advance(minutes=59)
+    assert await flow.process_scheduled() == 0

@@ -1,0 +1,186 @@
+"""Machines open and close, begin again where the store is, and stand side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from aioflow import complete, engine, get_run, sleep, step, workflow
+from aioflow.commands import Command
+from aioflow.errors import EngineClosed, TimeStandsStill
+from aioflow.registry import registry
+from aioflow.testing import TimeMachine
+from aioflow_memory import MemoryStore
+from tests.support import wait_until
+from tests.timemachine.conftest import BRIEF, DAY, HOUR, Sleeper
+
+
+@workflow("lifetime-deadlock")
+class Deadlock:
+    """Waits for itself."""
+
+    class Context(BaseModel):
+        pass
+
+    @step(start=True)
+    async def wait(self) -> Command:
+        await engine.wait(get_run().id)
+        return complete()
+
+
+async def test_closing_ends_the_waits(url: str) -> None:
+    """A machine that closes ends the wait of a caller at once, and stops a step that waits, whose run stays running."""
+
+    async def wait(run_id: int) -> None:
+        with pytest.raises(EngineClosed):
+            await engine.wait(run_id)
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        async with TimeMachine(url) as flow:
+            with engine.replaced_by(flow):
+                run = await flow.start(Deadlock)
+                tasks.create_task(wait(run.id))
+                await flow.settle()
+        if url.startswith("sqlite"):
+            async with TimeMachine(url, workflows=[], patience=BRIEF) as flow:
+                assert [row.kind for row in await flow.history(run.id)] == ["start"]
+                with pytest.raises(TimeStandsStill, match=r"run 1 of .* is blocked: This process knows no workflow"):
+                    await flow.wait(run.id)
+                assert [row.kind for row in await flow.history(run.id)] == ["start", "block"]
+
+
+async def test_closing_in_the_midst_of_an_advance(url: str) -> None:
+    """Whoever advances or settles a machine that is closed meanwhile is told so."""
+    flow = TimeMachine(url)
+    async with asyncio.timeout(5):
+        async with flow:
+            await flow.start(Sleeper, minutes=0.01, times=10**6)
+            calls = [asyncio.create_task(flow.advance(days=1)), asyncio.create_task(flow.settle())]
+            await wait_until(lambda: flow.now > datetime(2029, 1, 1, tzinfo=UTC))
+        for call in calls:
+            with pytest.raises(EngineClosed):
+                await call
+
+
+async def test_restart_begins_where_the_store_is(tmp_path: Path) -> None:
+    """A machine on the file of another begins at the last instant that it knows of, and wakes what sleeps there."""
+    url = f"sqlite:///{tmp_path}/runs.db"
+    async with TimeMachine(url) as first:
+        run = await first.start(Sleeper, minutes=60, times=2)
+        await first.advance(minutes=90)
+    second = TimeMachine(url)
+    async with second:
+        assert second.now == run.created_at + HOUR
+        run = await second.get(run.id)
+        await run.wait()
+        assert run.ended_at == second.now == run.created_at + 2 * HOUR
+    async with second:
+        assert second.now == run.ended_at
+
+
+async def test_restart_may_begin_elsewhere(tmp_path: Path) -> None:
+    """``now=`` is where a machine begins, whatever the store knows; what was due before wakes at once."""
+    store = MemoryStore()
+    async with TimeMachine(store) as first:
+        run = await first.start(Sleeper)
+        await first.settle()
+    later = first.now + 3 * DAY
+    async with TimeMachine(store, now=later) as second:
+        run = await second.get(run.id)
+        await run.wait()
+        assert run.ended_at == second.now == later
+
+
+async def test_two_machines_have_a_time_each(url: str) -> None:
+    """Machines do not see each other's runs or time, even where a step of one waits for a run of the other."""
+    async with TimeMachine() as one, TimeMachine(url) as other:
+
+        @workflow("lifetime-far")
+        class Far:
+            class Context(BaseModel):
+                pass
+
+            @step(start=True)
+            async def ask(self) -> Command:
+                await (await other.start(Sleeper)).wait()
+                return complete()
+
+        start = one.now
+        run = await one.start(Far)
+        await run.wait()
+        assert (one.now, other.now) == (start, start + HOUR)
+        assert await other.count(workflow=Far) == 0
+
+
+async def test_two_machines_on_one_file(tmp_path: Path) -> None:
+    """The second is a client until the first has closed: then it takes over, at its own time."""
+    url = f"sqlite:///{tmp_path}/runs.db"
+    async with TimeMachine(url, patience=BRIEF) as client:
+        async with TimeMachine(url) as worker:  # the first to open works
+            pass
+        assert not worker.now > client.now
+        run = await client.start(Sleeper)
+        await run.wait()
+        assert run.status == "completed"
+    async with TimeMachine(url) as worker:
+        async with TimeMachine(url, patience=BRIEF) as client:
+            run = await client.start(Sleeper)
+            with pytest.raises(TimeoutError):
+                await run.wait(60)
+            assert client.now - run.created_at == timedelta(minutes=1)
+        await worker.settle()
+        run = await worker.get(run.id)
+        await run.wait()
+        assert run.status == "completed"
+
+
+async def test_machine_in_a_second_event_loop() -> None:
+    """A machine that was closed can be opened again in another event loop."""
+    flow = TimeMachine()
+
+    async def use() -> None:
+        async with flow:
+            run = await flow.start(Sleeper)
+            await run.wait()
+
+    await use()
+    await asyncio.to_thread(asyncio.run, use())
+    assert flow.now == datetime(2029, 1, 1, 2, tzinfo=UTC)
+
+
+async def test_blocked_run_goes_on_when_its_code_comes(tmp_path: Path) -> None:
+    """A run whose workflow the machine does not know goes on, without a settle, as soon as a test defines it."""
+    url = f"sqlite:///{tmp_path}/runs.db"
+
+    def define() -> type:
+        @workflow("lifetime-late")
+        class Late:
+            class Context(BaseModel):
+                pass
+
+            @step(start=True)
+            async def rest(self) -> Command:
+                return sleep(HOUR, then=self.end)
+
+            @step
+            async def end(self) -> Command:
+                return complete()
+
+        return Late
+
+    with registry.scope():
+        async with TimeMachine(url) as flow:
+            await flow.start(define())
+            await flow.settle()
+    with registry.scope():
+        async with TimeMachine(url, patience=BRIEF) as flow:
+            await flow.advance(hours=2)
+            (run,) = await flow.runs(workflow="lifetime-late")
+            assert run.waiting_for == "blocked"
+            define()
+            await run.wait()
+            assert run.status == "completed"
