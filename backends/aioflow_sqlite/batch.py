@@ -18,6 +18,7 @@ from typing import assert_never
 from aioflow.model import LIVE, Run, Transition, WorkflowStatus
 from aioflow.store import Amend, Change, Decide, Mark, Move, Result, Start
 
+_HAS_ROW = (Start, Move)
 _COLUMNS = ", ".join(Run._fields)
 
 SELECT_RUNS = f"SELECT {_COLUMNS} FROM runs"
@@ -66,7 +67,7 @@ ORDER BY status IN ('running', 'waiting') DESC, created_at DESC, id DESC LIMIT 1
 
 def apply(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Result]:
     """Check each change's guards and write those that hold. The transaction is the caller's."""
-    ids = [change.run.id if isinstance(change, Start | Move) else change.run_id for change in changes]
+    ids = [change.run.id if isinstance(change, _HAS_ROW) else change.run_id for change in changes]
     (found,) = db.execute(_GUARDS, (json.dumps(ids),)).fetchone()
     guards = {id_: (seq, fence) for id_, seq, fence in json.loads(found)}
     batch = _Batch(db, guards)
@@ -154,7 +155,8 @@ def _write(db: sqlite3.Connection, statement: tuple[str, str, str], rows: Sequen
         length = _LENGTHS[bisect_left(_LENGTHS, len(part))]
         values = [_NULL if value is None else value for value in chain.from_iterable(part)]
         values += values[-len(part[-1]) :] * (length - len(part))
-        db.execute(_sql(statement, length), values)
+        # As one execution of many: execute() lets go of the GIL once more, to ask for the last rowid.
+        db.executemany(_sql(statement, length), (values,))
 
 
 @cache
