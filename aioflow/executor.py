@@ -22,6 +22,9 @@ from aioflow.telemetry import Telemetry, bind_step
 from aioflow.transitions import Outcome, Raised, Stepped
 
 
+_COMMANDS = (Goto, Sleep, Complete, Fail)
+
+
 class Watch:
     """What the engine wants of a step that runs. A cancellation without it comes from the step itself."""
 
@@ -130,7 +133,7 @@ class Executor:
     def _returned(
         self, run: Run, definition: WorkflowDefinition, live: BaseModel, returned: object, duration: Micros
     ) -> Ran:
-        if not isinstance(returned, Goto | Sleep | Complete | Fail):
+        if not isinstance(returned, _COMMANDS):
             raise NoCommand(run.id, run.workflow, run.step, _what(returned))
         codec = definition.codec
         if isinstance(returned, Complete) and returned.data:
