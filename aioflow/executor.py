@@ -21,7 +21,6 @@ from aioflow.model import Run
 from aioflow.telemetry import Telemetry, bind_step
 from aioflow.transitions import Outcome, Raised, Stepped
 
-
 _COMMANDS = (Goto, Sleep, Complete, Fail)
 
 

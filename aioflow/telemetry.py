@@ -111,8 +111,7 @@ def _log_transition(run: Run, transition: Transition) -> None:
 
 #: structlog's own variables of these names, asked for once: to bind by keywords costs several times as much.
 _RUN_ID, _WORKFLOW, _STEP, _ATTEMPT = (
-    token.var
-    for token in copy_context().run(bind_contextvars, run_id=0, workflow="", step="", attempt=0).values()
+    token.var for token in copy_context().run(bind_contextvars, run_id=0, workflow="", step="", attempt=0).values()
 )
 
 
