@@ -91,8 +91,8 @@ class Executor:
             Stopped: the engine stopped it.
         """
         step = definition.steps[run.step]
-        # The task's context is its own, and ends with it: what is set here need not be taken back.
-        _current.set(CurrentRun(run, live, self._store_id, self._clock))
+        # The task's context is its own, and ends with it: what is set here need not be taken back on every way out.
+        token = _current.set(CurrentRun(run, live, self._store_id, self._clock))
         bind_step(run)
         started = self._clock.monotonic()
         error: BaseException | None = None
@@ -121,9 +121,12 @@ class Executor:
                 error = CommandAwaited(run.id, run.workflow, run.step, error.command).with_traceback(_trace(error))
             return Ran(Raised(error), None, duration)
         try:
-            return self._returned(run, definition, live, returned, duration)
+            ran = self._returned(run, definition, live, returned, duration)
         except (NoCommand, ContextNotStorable, LimitExceeded) as problem:
             return Ran(Raised(problem), None, duration)
+        # The Context that the step had is not to live on, for the garbage collector, until the transition is committed.
+        _current.reset(token)
+        return ran
 
     def too_late(self, run: Run, limit: Micros) -> StepTimeout:
         """The error of a step that ran longer than its timeout."""
