@@ -16,7 +16,7 @@ class RunIds:
     The mutable state: the next id and the end of the block.
     """
 
-    def __init__(self, store: Store, clock: Clock, block: int = 2000) -> None:
+    def __init__(self, store: Store, clock: Clock, block: int = 20_000) -> None:
         self._store = store
         self._clock = clock
         self._block = block
