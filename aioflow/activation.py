@@ -149,11 +149,12 @@ class Activation(Watch):
                     if task.cancelling():
                         self.begin(ran)
                         return
-                after = await self._commit(ran)
+                committing, ran = self._commit(ran), None
+                after = await committing
                 self._not_alone()
                 if after is None or after.status != RUNNING:
                     return
-                self.run, self._live, ran = after, ran.live, None
+                self.run = after
         except Stopped:
             pass
         except asyncio.CancelledError:
@@ -250,25 +251,27 @@ class Activation(Watch):
         tools, run = self._tools, self.run
         definition = tools.registry.get(run.workflow, run.version)
         assert definition is not None
+        raised, duration, self._live = isinstance(ran.outcome, Raised), ran.duration, ran.live
         move = decide(
             run,
             definition,
             ran.outcome,
-            duration=ran.duration,
+            duration=duration,
             now=tools.clock.micros(),
             commit_id=next(tools.commit_ids),
         )
         owners: list[int | None] = []
         if ran.also:
             move = move._replace(also=tuple(self._owned(part, owners) for part in ran.also))
+        del ran  # With thousands of runs, what lives on while they are committed costs the garbage collector dearly.
         try:
             result = await tools.committer.submit(move, settled=partial(self._redeem, owners) if owners else None)
         except StoreRefused as refused:
-            if isinstance(ran.outcome, Raised):
+            if raised:
                 raise
             error = ContextNotStorable(run.id, run.workflow, run.step, str(refused))
             error.__cause__ = refused
-            return await self._commit(Ran(Raised(error), None, ran.duration))
+            return await self._commit(Ran(Raised(error), None, duration))
         if result.outcome == "applied" and result.run is not None and result.run.seq == move.run.seq:
             return result.run
         telemetry.info("transition refused, the run was cancelled or taken over", run_id=run.id, seq=move.run.seq)

@@ -25,6 +25,7 @@ from aioflow.store import Post, Start
 from aioflow.telemetry import Telemetry, bind_step
 from aioflow.transitions import Outcome, Raised, Stepped
 
+_COMMANDS = (Goto, Sleep, Wait, Complete, Fail)
 _NONE: Final[Mapping[str, Any]] = {}
 
 
@@ -100,9 +101,9 @@ class Executor:
             Stopped: the engine stopped it.
         """
         step = definition.steps[run.step]
-        # The task's context is its own, and ends with it: what is set here need not be taken back.
         outbox = self._orders.outbox(run)
-        _current.set(CurrentRun(run, live, self._store_id, self._clock, outbox))
+        # The task's context is its own, and ends with it: what is set here need not be taken back on every way out.
+        token = _current.set(CurrentRun(run, live, self._store_id, self._clock, outbox))
         bind_step(run)
         started = self._clock.monotonic()
         error: BaseException | None = None
@@ -139,6 +140,8 @@ class Executor:
                 ran.also = await self._orders.changes(outbox)
         except Exception as problem:  # noqa: BLE001 - what it returned, left or ordered is wrong: the step's own failure
             return Ran(Raised(problem), None, duration)
+        # The Context that the step had is not to live on, for the garbage collector, until the transition is committed.
+        _current.reset(token)
         return ran
 
     def too_late(self, run: Run, limit: Micros) -> StepTimeout:
@@ -148,7 +151,7 @@ class Executor:
     def _returned(
         self, run: Run, definition: WorkflowDefinition, live: BaseModel, returned: object, duration: Micros
     ) -> Ran:
-        if not isinstance(returned, Goto | Sleep | Wait | Complete | Fail):
+        if not isinstance(returned, _COMMANDS):
             raise NoCommand(run.id, run.workflow, run.step, _what(returned))
         if isinstance(returned, Wait):
             for arm in returned.arms:

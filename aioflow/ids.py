@@ -16,7 +16,7 @@ class Ids:
     The mutable state: the next id and the end of the block.
     """
 
-    def __init__(self, store: Store, clock: Clock, kind: IdKind, block: int = 2000) -> None:
+    def __init__(self, store: Store, clock: Clock, kind: IdKind, block: int = 20_000) -> None:
         self._store = store
         self._clock = clock
         self._kind: IdKind = kind

@@ -49,9 +49,12 @@ class Parts:
                 changed, seen = hint != seen, hint
                 if changed:
                     foreign()
-                if self.waiters.run_ids and (changed or self.clock.monotonic() >= look_again):
+                if changed or self.clock.monotonic() >= look_again:
                     look_again = self.clock.monotonic() + SECOND
-                    self.waiters.tell_all(await self.store.load(self.waiters.run_ids, self.clock.micros()))
+                    # Of what executes here is heard, unless somebody else has changed it.
+                    asked = [run for run in self.waiters.run_ids if changed or not self.slots.drives(run)]
+                    if asked:
+                        self.waiters.tell_all(await self.store.load(asked, self.clock.micros()))
             except Exception as error:  # noqa: BLE001 - nothing may end the listening
                 if not isinstance(error, StoreError):
                     trouble("store cannot be listened to, will try again", error)

@@ -2,7 +2,9 @@
 
 The thread and the event loop share the GIL. sqlite3 lets go of it for every row that it steps through, and getting it
 back from a busy loop takes up to a switch interval of 5 ms. So a batch is a handful of statements that each step
-once: all rows of a kind in one VALUES list, the guards as one JSON value.
+once: all rows of a kind in one VALUES list. Nearly every batch is *plain*: its guards stand in the statement that
+writes the runs, which tells how many held. If not all did, and for any other batch, the guards are read first, as one
+JSON value.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
-from typing import assert_never
+from typing import TypeGuard, assert_never
 
 from aioflow.clock import Micros
 from aioflow.model import LIVE, Run, Transition, WorkflowStatus
 from aioflow.store import Amend, Change, Decide, Mark, Move, Post, Result, Start
 from aioflow_sqlite import mailbox
+from aioflow_sqlite.connection import begin
 from aioflow_sqlite.rows import RUN_COLUMNS, SELECT_RUNS, row_of
 
 #: To bind None makes sqlite3 look for an adapter, in vain and in two places, which costs more than all other values of
@@ -55,6 +58,13 @@ _WRITE_RUNS = (
     _row_of(Run._fields),
     f" ON CONFLICT (id) DO UPDATE SET {_MUTABLE}",
 )
+#: With the guards of plain changes, which their rows tell. A row that is there twice, to fill the list, counts once.
+_WRITE_PLAIN = (*_WRITE_RUNS[:2], f"{_WRITE_RUNS[2]} WHERE seq = excluded.seq - 1 AND fence = excluded.fence")
+#: The upsert must not bring back a run that is gone: it would be inserted with a higher seq.
+ONLY_STARTS_INSERT = """
+CREATE TEMP TRIGGER only_starts_insert AFTER INSERT ON runs WHEN new.seq > 1
+BEGIN SELECT raise(ABORT, 'no such run'); END
+"""
 _WRITE_HISTORY = ("INSERT INTO history VALUES ", _row_of(Transition._fields), " ON CONFLICT DO NOTHING")
 #: Lengths of VALUES lists: few enough that every statement stays prepared. A batch is filled up to the next one with
 #: its last row, which is then written twice.
@@ -69,11 +79,46 @@ ORDER BY status IN ('running', 'waiting') DESC, created_at DESC, id DESC LIMIT 1
 
 
 def apply(db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> list[Result]:
-    """Check each change's guards and write those that hold. The transaction is the caller's."""
+    """Check each change's guards and write those that hold. The transaction is the caller's, and holds nothing else."""
+    plain = [change for change in changes if _is_plain(change)]
+    if len(plain) == len(changes):
+        if _write_plain(db, plain):
+            results = [Result("applied", change.run) for change in plain]
+            if waiting := [result.run.id for result in results if result.run and result.run.arms is not None]:
+                with_mail = mailbox.with_mail(db, waiting, now, by_wake_at=False)
+                return [
+                    result._replace(mail=True) if result.run and result.run.id in with_mail else result
+                    for result in results
+                ]
+            return results
+        db.rollback()
+        begin(db)
     batch = _Batch(db, changes, now)
     results = [batch.add(change) for change in changes]
     batch.write()
     return [batch.told(change, result) for change, result in zip(changes, results, strict=True)]
+
+
+def _is_plain(change: Change) -> TypeGuard[Start | Move]:
+    """Whether the row that it writes tells what its guards are, and nothing else is to be looked at."""
+    if isinstance(change, Move):
+        run = change.run
+        if change.takes or change.also or change.unless_mail:
+            return False
+        return run.seq == change.seq + 1 and run.fence == change.fence
+    return isinstance(change, Start) and change.run.key is None and change.run.seq == 1
+
+
+def _write_plain(db: sqlite3.Connection, changes: Sequence[Start | Move]) -> bool:
+    """Write plain changes. False if not all guards held: then some may be written, and are to be rolled back."""
+    runs = [change.run for change in changes]
+    try:
+        if _write(db, _WRITE_PLAIN, runs) < len(runs):
+            return False
+    except sqlite3.IntegrityError:  # ONLY_STARTS_INSERT, or data that no store takes: what follows tells
+        return False
+    _write(db, _WRITE_HISTORY, [change.transition for change in changes])
+    return True
 
 
 class _Batch:
@@ -219,13 +264,17 @@ def _run_ids(change: Change) -> list[int]:
             return [change.run_id]
 
 
-def _write(db: sqlite3.Connection, statement: tuple[str, str, str], rows: Sequence[tuple[object, ...]]) -> None:
+def _write(db: sqlite3.Connection, statement: tuple[str, str, str], rows: Sequence[tuple[object, ...]]) -> int:
+    """Write the rows: how many the statement inserted or changed."""
+    written = 0
     for start in range(0, len(rows), _LENGTHS[-1]):
         part = rows[start : start + _LENGTHS[-1]]
         length = _LENGTHS[bisect_left(_LENGTHS, len(part))]
         values = [_NULL if value is None else value for value in chain.from_iterable(part)]
         values += values[-len(part[-1]) :] * (length - len(part))
-        db.execute(_sql(statement, length), values)
+        # As one execution of many: execute() lets go of the GIL once more, to ask for the last rowid.
+        written += db.executemany(_sql(statement, length), (values,)).rowcount
+    return written
 
 
 @cache

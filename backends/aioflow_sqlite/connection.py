@@ -72,19 +72,23 @@ def _set_up(db: sqlite3.Connection, address: Address, read_only: bool) -> None:
 
 
 def let_checkpoint(db: sqlite3.Connection) -> None:
-    """From now on this connection copies the WAL back when it has grown."""
-    db.execute("PRAGMA wal_autocheckpoint = 1000")
+    """From now on this connection copies the WAL back when it has grown to 16 MB: a busy page is copied less often."""
+    db.execute("PRAGMA wal_autocheckpoint = 4000")
+
+
+def begin(db: sqlite3.Connection) -> None:
+    """Begin a write transaction."""
+    db.executescript("BEGIN IMMEDIATE")  # lets go of the GIL once, where execute() does three times
 
 
 def transaction(db: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
     """Run it in a write transaction: all of it is committed, or nothing."""
-    db.execute("BEGIN IMMEDIATE")
+    begin(db)
     try:
         result = function(db)
-        db.execute("COMMIT")
+        db.commit()  # once, too
     except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
+        db.rollback()
         raise
     return result
 

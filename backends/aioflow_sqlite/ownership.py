@@ -21,6 +21,7 @@ UPDATE runs SET owner = ?, fence = fence + 1, marked = 0 WHERE id IN
     (SELECT id FROM runs WHERE status = 'running' AND owner IS NULL ORDER BY id LIMIT ?)
 RETURNING {RUN_COLUMNS}
 """
+_MINE = "SELECT json_group_array(id) FROM runs WHERE status = 'running' AND owner = ?"
 
 
 def disown_dead(db: sqlite3.Connection, worker: int) -> None:
@@ -38,7 +39,9 @@ def take(db: sqlite3.Connection, worker: int, limit: int, held: Collection[int] 
         taken = transaction(db, lambda db: [Run._make(row) for row in db.execute(_TAKE, (worker, limit))])
     if held is None:
         return Claim(True, taken)
-    mine = {run_id for (run_id,) in db.execute("SELECT id FROM runs WHERE status = 'running' AND owner = ?", (worker,))}
+    # As one value, not row by row: see batch.py on the GIL.
+    (found,) = db.execute(_MINE, (worker,)).fetchone()
+    mine = set(json.loads(found))
     lost = mine.difference(held, (run.id for run in taken))
     if lost:
         rows = db.execute(f"{SELECT_RUNS} WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(sorted(lost)),))
