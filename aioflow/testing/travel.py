@@ -205,7 +205,10 @@ class Travel:
 
     async def _why(self) -> list[str]:
         rows = await self._store.bare.load(self._parts.waiters.run_ids, self._clock.micros())
-        return [self._clause(row) for row in sorted(rows)]
+        clauses = [self._clause(row) for row in sorted(rows)]
+        if not self._worker.working:
+            clauses.append("another process works this store, in its own time; this machine is a client")
+        return clauses
 
     def _clause(self, run: Run) -> str:
         which = f"run {run.id} of workflow {run.workflow!r}"

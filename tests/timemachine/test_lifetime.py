@@ -10,8 +10,10 @@ import pytest
 from pydantic import BaseModel
 
 from aioflow import complete, engine, get_run, sleep, step, workflow
+from aioflow.clock import Micros
 from aioflow.commands import Command
-from aioflow.errors import EngineClosed, TimeStandsStill
+from aioflow.errors import EngineClosed, StoreUnavailable, TimeStandsStill
+from aioflow.model import Deadline
 from aioflow.registry import registry
 from aioflow.testing import TimeMachine
 from aioflow_memory import MemoryStore
@@ -132,6 +134,9 @@ async def test_two_machines_on_one_file(tmp_path: Path) -> None:
             with pytest.raises(TimeoutError):
                 await run.wait(60)
             assert client.now - run.created_at == timedelta(minutes=1)
+            with pytest.raises(TimeStandsStill, match="another process works this store, in its own time") as caught:
+                await run.wait()
+            assert caught.value.stuck[0].startswith(f"run {run.id} of workflow 'machine-sleeper' ")
         await worker.settle()
         run = await worker.get(run.id)
         await run.wait()
@@ -184,3 +189,48 @@ async def test_blocked_run_goes_on_when_its_code_comes(tmp_path: Path) -> None:
             define()
             await run.wait()
             assert run.status == "completed"
+
+
+async def test_store_that_does_not_answer_is_asked_again() -> None:
+    """A wait outlasts a store that cannot say what is due; an advance tells its caller."""
+
+    class Moody(MemoryStore):
+        moods = 0
+
+        async def due(
+            self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
+        ) -> list[Deadline]:
+            if limit == 1 and self.moods:  # asked by the machine, not by its scheduler
+                self.moods -= 1
+                raise StoreUnavailable(self.name, "it is moody")
+            return await super().due(after, until, limit, now)
+
+    store = Moody()
+    async with TimeMachine(store) as flow:
+        run = await flow.start(Sleeper)
+        store.moods = 3
+        await run.wait()
+        assert (run.status, store.moods) == ("completed", 0)
+        await flow.settle()
+        store.moods = 1
+        with pytest.raises(StoreUnavailable, match="it is moody"):
+            await flow.advance(hours=1)
+        await flow.advance(hours=1)
+        assert flow.now == run.created_at + 2 * HOUR
+
+
+async def test_steps_alone_may_wait_for_ever(url: str) -> None:
+    """A step whose wait cannot end disturbs nobody who does not wait for it: time goes on when the test says so."""
+    async with TimeMachine(url, patience=BRIEF) as flow:
+        with engine.replaced_by(flow):
+            stuck = await flow.start(Deadlock)
+            await flow.settle()
+            loop = asyncio.get_running_loop()
+            end = loop.time() + 2 * BRIEF.total_seconds()
+            await wait_until(lambda: loop.time() > end)
+            await flow.advance(hours=1)
+            await stuck.refresh()
+            assert stuck.status == "running"
+            other = await flow.start(Sleeper)
+            await other.wait()
+            assert flow.now == other.created_at + HOUR

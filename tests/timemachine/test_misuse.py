@@ -23,7 +23,7 @@ from tests.timemachine.conftest import HOUR, Sleeper
         (lambda flow: flow.advance(), TypeError, "takes how much time is to pass, once"),
         (lambda flow: flow.advance(HOUR, hours=1), TypeError, "takes how much time is to pass, once"),
         (lambda flow: flow.advance(3600), TypeError, "takes a timedelta or an aware datetime, got int"),
-        (lambda flow: flow.advance(hour=1), TypeError, "'hour' is an invalid keyword"),
+        (lambda flow: flow.advance(hour=1), TypeError, "'hour'"),
         (lambda flow: flow.advance(-HOUR), ValueError, "must not be negative"),
         (lambda flow: flow.advance(hours=-1), ValueError, "must not be negative"),
         (lambda flow: flow.advance(datetime(2030, 1, 1)), ValueError, "must be aware"),  # noqa: DTZ001 - naive
