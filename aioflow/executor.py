@@ -89,7 +89,8 @@ class Executor:
     async def run(self, run: Run, definition: WorkflowDefinition, live: BaseModel, watch: Watch) -> Ran:
         """Run the run's step once.
 
-        The calling task's contextvars are the step's: they tell of the run until the task ends.
+        The calling task's contextvars are the step's. They tell of the run while its code runs and its Context is
+        written; the log fields stay until the task ends.
 
         Args:
             run: the row.
