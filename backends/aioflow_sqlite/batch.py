@@ -15,13 +15,12 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
-from typing import TypeGuard, assert_never
+from typing import assert_never
 
 from aioflow.clock import Micros
 from aioflow.model import LIVE, Run, Transition, WorkflowStatus
 from aioflow.store import Amend, Change, Decide, Mark, Move, Post, Result, Start
 from aioflow_sqlite import mailbox
-from aioflow_sqlite.connection import begin
 from aioflow_sqlite.rows import RUN_COLUMNS, SELECT_RUNS, row_of
 
 #: To bind None makes sqlite3 look for an adapter, in vain and in two places, which costs more than all other values of
@@ -58,13 +57,6 @@ _WRITE_RUNS = (
     _row_of(Run._fields),
     f" ON CONFLICT (id) DO UPDATE SET {_MUTABLE}",
 )
-#: With the guards of plain changes, which their rows tell. A row that is there twice, to fill the list, counts once.
-_WRITE_PLAIN = (*_WRITE_RUNS[:2], f"{_WRITE_RUNS[2]} WHERE seq = excluded.seq - 1 AND fence = excluded.fence")
-#: The upsert must not bring back a run that is gone: it would be inserted with a higher seq.
-ONLY_STARTS_INSERT = """
-CREATE TEMP TRIGGER only_starts_insert AFTER INSERT ON runs WHEN new.seq > 1
-BEGIN SELECT raise(ABORT, 'no such run'); END
-"""
 _WRITE_HISTORY = ("INSERT INTO history VALUES ", _row_of(Transition._fields), " ON CONFLICT DO NOTHING")
 #: Lengths of VALUES lists: few enough that every statement stays prepared. A batch is filled up to the next one with
 #: its last row, which is then written twice.
@@ -79,65 +71,48 @@ ORDER BY status IN ('running', 'waiting') DESC, created_at DESC, id DESC LIMIT 1
 
 
 def apply(db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> list[Result]:
-    """Check each change's guards and write those that hold. The transaction is the caller's, and holds nothing else."""
-    plain = [change for change in changes if _is_plain(change)]
-    if len(plain) == len(changes):
-        if _write_plain(db, plain):
-            results = [Result("applied", change.run) for change in plain]
-            if waiting := [result.run.id for result in results if result.run and result.run.arms is not None]:
-                with_mail = mailbox.with_mail(db, waiting, now, by_wake_at=False)
-                return [
-                    result._replace(mail=True) if result.run and result.run.id in with_mail else result
-                    for result in results
-                ]
-            return results
-        db.rollback()
-        begin(db)
+    """Check each change's guards and write those that hold. The transaction is the caller's."""
     batch = _Batch(db, changes, now)
     results = [batch.add(change) for change in changes]
     batch.write()
-    return [batch.told(change, result) for change, result in zip(changes, results, strict=True)]
-
-
-def _is_plain(change: Change) -> TypeGuard[Start | Move]:
-    """Whether the row that it writes tells what its guards are, and nothing else is to be looked at."""
-    if isinstance(change, Move):
-        run = change.run
-        if change.takes or change.also or change.unless_mail:
-            return False
-        return run.seq == change.seq + 1 and run.fence == change.fence
-    return isinstance(change, Start) and change.run.key is None and change.run.seq == 1
-
-
-def _write_plain(db: sqlite3.Connection, changes: Sequence[Start | Move]) -> bool:
-    """Write plain changes. False if not all guards held: then some may be written, and are to be rolled back."""
-    runs = [change.run for change in changes]
-    try:
-        if _write(db, _WRITE_PLAIN, runs) < len(runs):
-            return False
-    except sqlite3.IntegrityError:  # ONLY_STARTS_INSERT, or data that no store takes: what follows tells
-        return False
-    _write(db, _WRITE_HISTORY, [change.transition for change in changes])
-    return True
+    if batch.has_more_to_tell:
+        return [batch.told(change, result) for change, result in zip(changes, results, strict=True)]
+    return results
 
 
 class _Batch:
     """The rows to write, collected: a statement runs once for all of its kind.
 
     The mutable state: the guards (run id -> (seq, fence)), signals that can be taken, waiting runs whose deadline has
-    come and that have mail; the rows; and which runs of the new rows have mail, once those are written.
+    come and that have mail, whether some result is told last; the rows; and which runs of the new rows have mail, once
+    those are written.
     """
 
     def __init__(self, db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> None:
         self._db = db
         self._now = now
-        ids = [id_ for change in changes for id_ in _run_ids(change)]
+        ids: list[int] = []
+        takes: list[int] = []
+        waiting: list[int] = []
+        self._tells = False
+        for change in changes:
+            if isinstance(change, Start):
+                ids.append(change.run.id)
+            elif isinstance(change, Move):
+                ids.append(change.run.id)
+                takes += change.takes
+                if change.unless_mail:
+                    waiting.append(change.run.id)
+                if change.also:
+                    ids += [part.run.id for part in change.also if isinstance(part, Start)]
+                    self._tells = True
+            elif isinstance(change, Post):
+                self._tells = True
+            else:
+                ids.append(change.run_id)
         (found,) = db.execute(_GUARDS, (json.dumps(ids),)).fetchone()
         self._guards = {id_: (seq, fence) for id_, seq, fence in json.loads(found)}
-        moves = [change for change in changes if isinstance(change, Move)]
-        takes = [id_ for move in moves for id_ in move.takes]
         self._untaken = mailbox.untaken(db, takes) if takes else set()
-        waiting = [move.run.id for move in moves if move.unless_mail]
         self._in_time = mailbox.with_mail(db, waiting, now, by_wake_at=True) if waiting else set()
         self._runs: list[Run] = []
         self._marked: list[tuple[int]] = []
@@ -181,6 +156,11 @@ class _Batch:
             self._db.executemany(_MARK_RUN, self._marked)
         if waiting := [run.id for run in self._runs if run.arms is not None]:
             self._with_mail |= mailbox.with_mail(self._db, waiting, self._now, by_wake_at=False)
+
+    @property
+    def has_more_to_tell(self) -> bool:
+        """Whether some result is not complete before everything is written."""
+        return self._tells or bool(self._with_mail)
 
     def told(self, change: Change, result: Result) -> Result:
         """The result, with what is known only now that everything is written."""
@@ -251,30 +231,14 @@ class _Batch:
         return self._offered(part.run.id, part.transition)
 
 
-def _run_ids(change: Change) -> list[int]:
-    """The runs whose rows the change writes."""
-    match change:
-        case Move(run=run, also=also):
-            return [run.id, *(part.run.id for part in also if isinstance(part, Start))]
-        case Start(run=run):
-            return [run.id]
-        case Post():
-            return []
-        case _:
-            return [change.run_id]
-
-
-def _write(db: sqlite3.Connection, statement: tuple[str, str, str], rows: Sequence[tuple[object, ...]]) -> int:
-    """Write the rows: how many the statement inserted or changed."""
-    written = 0
+def _write(db: sqlite3.Connection, statement: tuple[str, str, str], rows: Sequence[tuple[object, ...]]) -> None:
     for start in range(0, len(rows), _LENGTHS[-1]):
         part = rows[start : start + _LENGTHS[-1]]
         length = _LENGTHS[bisect_left(_LENGTHS, len(part))]
         values = [_NULL if value is None else value for value in chain.from_iterable(part)]
         values += values[-len(part[-1]) :] * (length - len(part))
         # As one execution of many: execute() lets go of the GIL once more, to ask for the last rowid.
-        written += db.executemany(_sql(statement, length), (values,)).rowcount
-    return written
+        db.executemany(_sql(statement, length), (values,))
 
 
 @cache

@@ -79,7 +79,6 @@ class SQLiteStore:
         try:
             self._writer = await connect(self._address, read_only=False)
             uuid = await self._writer.run(migrate)
-            await self._writer.run(lambda db: db.execute(batch.ONLY_STARTS_INSERT))
             in_memory = self._address.path is None
             self._reader = self._writer if in_memory else await connect(self._address, read_only=True)
         except BaseException as error:
