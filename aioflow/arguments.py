@@ -48,13 +48,11 @@ class Parameters:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self._types: dict[str, Any] | None = None
-        try:
-            parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
-        except (TypeError, ValueError):
-            parameters = []
+        parameters = _parameters_of(function)
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         self._named = [p for p in parameters[1:] if p.kind in named]
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._self = parameters[0].name if parameters else ""
         #: Whether it takes self at all.
         self.bound = bool(parameters)
         #: Names without a default that can only be given by position: nothing can give them.
@@ -82,6 +80,8 @@ class Parameters:
             values |= self._message(resumption)
         elif resumption is not None and resumption.kind == "signal" and isinstance(resumption.payload, dict):
             values |= self._payload(resumption.payload)
+        if failure is not None:  # last: no sender can tell of one
+            values |= dict.fromkeys(self._names_of(Failure) or self._called("failure"), failure)
         if missing := [name for name in self.needed if name not in values]:
             raise Unfillable(
                 f"nothing gives its parameter{'s'[: len(missing) > 1]} {', '.join(missing)}. Give a default, or resume "
@@ -117,8 +117,9 @@ class Parameters:
     def _payload(self, payload: Mapping[str, JsonValue]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         types = self._annotations()
+        failures = self._names_of(Failure)
         for parameter in self._named:
-            if parameter.name not in payload:
+            if parameter.name not in payload or parameter.name in failures:
                 continue
             value: Any = payload[parameter.name]
             kind = types[parameter.name]
@@ -129,19 +130,21 @@ class Parameters:
                     raise Unfillable(f"{parameter.name}: {explain(error)}") from error
             values[parameter.name] = value
         if self._takes_all:
-            values |= {name: value for name, value in payload.items() if name not in values and name != "self"}
+            known = {self._self, *(p.name for p in self._named)}
+            values |= {name: value for name, value in payload.items() if name not in known}
         return values
 
     def _place_of(self, message: str) -> tuple[str | None, type[BaseModel] | None]:
         """The parameter for a message, and its model as far as it is known here."""
         seen = _seen.get(message)
         types = self._annotations()
-        for parameter in self._named:
-            for model in _models_in(types[parameter.name]):
-                if model.__name__ == message:
-                    return parameter.name, model
-                if seen is not None and issubclass(seen, model):
-                    return parameter.name, seen
+        models = [(p.name, model) for p in self._named for model in _models_in(types[p.name])]
+        for name, model in models:
+            if model.__name__ == message:
+                return name, model
+        for name, model in models:
+            if seen is not None and issubclass(seen, model):
+                return name, seen
         unclear = [
             p.name
             for p in self._named
@@ -168,13 +171,30 @@ class Parameters:
         return self._types
 
 
+class _Annotated:
+    """What typing evaluates: strings, and strings within."""
+
+    def __init__(self, annotation: Any) -> None:
+        self.__annotations__ = {"parameter": annotation}
+
+
+def _parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of a function, or of the one that it wraps, if it takes whatever that does."""
+    try:
+        parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
+    except (TypeError, ValueError):
+        return []
+    wrapped = getattr(function, "__wrapped__", None)
+    if callable(wrapped) and any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return _parameters_of(wrapped)
+    return parameters
+
+
 def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
     if annotation is _EMPTY:
         return _UNKNOWN
-    if not isinstance(annotation, str):
-        return annotation
     try:
-        return eval(annotation, names)  # noqa: S307 - the step's own source, as typing.get_type_hints does it
+        return typing.get_type_hints(_Annotated(annotation), names, include_extras=True)["parameter"]
     except Exception:  # noqa: BLE001 - it may name what only a type checker sees
         return _UNKNOWN
 

@@ -9,24 +9,27 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from aioflow.arguments import note_model
 from aioflow.definition import StepDefinition
-from aioflow.targets import FallThrough, Named, Reading, named_targets
+from aioflow.targets import FallThrough, Named, NoWayOut, Reading, named_targets
 
 Steps = Mapping[str, StepDefinition]
 
 
 def edge_problems(steps: Steps, options: Mapping[str, Any]) -> Iterable[str]:
     """What is wrong with the ``on_fail`` and ``on_timeout`` of a workflow and its steps."""
-    edges = [
-        ("@workflow(on_timeout=)", options["on_timeout"], False),
-        ("@workflow(on_fail=)", options["on_fail"], True),
+    edges: list[tuple[str, str | None, bool, str]] = [
+        ("@workflow(on_timeout=)", options["on_timeout"], False, ""),
+        ("@workflow(on_fail=)", options["on_fail"], True, ""),
     ]
-    edges += [(f"@step(on_fail=) of step {step.name!r}", step.options.on_fail, True) for step in steps.values()]
-    for written, target, with_failure in edges:
+    edges += [(f"@step(on_fail=) of step {s.name!r}", s.options.on_fail, True, s.name) for s in steps.values()]
+    for written, target, with_failure, owner in edges:
         if target is None:
             continue
         step = steps.get(target)
-        if step is None:
+        if owner == target:
+            yield f"{written} names the step itself, which has just failed. Name another, or raise max_attempts."
+        elif step is None:
             yield f"{written} names {target!r}, which is no step of this class (steps: {', '.join(steps)})."
         elif with_failure and not step.parameters.failure_only():
             yield f"{written} names {target!r}, which needs more than a 'failure: Failure'. Give the rest defaults."
@@ -42,6 +45,9 @@ def target_problems(cls: type, steps: Steps) -> Iterator[str]:
         if not isinstance(step.function, staticmethod | classmethod)
         for found in named_targets(step.function)
     ]
+    for _, found in read:
+        if not isinstance(found, NoWayOut) and found.model is not None:
+            note_model(found.model)
     for step, found in read:
         if isinstance(found, Named):
             yield from _named_problems(cls, step.name, found, steps)

@@ -162,7 +162,7 @@ def poison(run: Run, *, now: Micros, commit_id: int) -> Move | None:
         f"The process died {run.crashes} times while step {run.step!r} of workflow {run.workflow!r} ran "
         f"(run {run.id}): it was stopped from trying again."
     )
-    return move(run, "fail", 0, now, commit_id, error, status=FAILED, owner=None, ended_at=now, error=error)
+    return move(run, "fail", 0, now, commit_id, error, status=FAILED, owner=None, input=None, ended_at=now, error=error)
 
 
 def cancel(run: Run, reason: str | None, *, now: Micros, commit_id: int) -> tuple[Run, Transition] | None:

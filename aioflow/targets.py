@@ -113,7 +113,8 @@ def _read(
             found[keyword] = target
             written = f"{name}()" if index is not None else f"{name}({keyword}=)"
             yield Named(written, target, is_attribute, keyword, name, model if keyword == "then" else None)
-    if "timeout" in keywords and "on_timeout" not in keywords and None not in keywords:
+    says = {keyword for keyword, value in keywords.items() if keyword is None or not _is_none(value)}
+    if "timeout" in says and "on_timeout" not in says and None not in says:
         yield NoWayOut(name)
     says_all = None not in keywords and not any(isinstance(arg, ast.Starred) for arg in node.args)
     if command == commands.wait.for_signal and says_all:

@@ -196,20 +196,26 @@ def failed(
 ) -> Move:
     """The run goes to an ``on_fail`` step if it has one to go to, else it has failed."""
     text = describe(error)
-    step, edge = definition.on_fail_of(run.step), "step"
-    if step == run.step or kind == "timeout" or run.hops + 1 >= definition.max_transitions:
+    past = {} if run.failure is None else json.loads(run.failure)
+    # Steps that failed one into the other, with none in between that went well.
+    chain = [*(past["chain"] if past.get("visit") == run.visit else ()), run.step]
+    rescued = past.get("rescued", False)
+    step = definition.on_fail_of(run.step)
+    if step in chain or kind == "timeout" or run.hops + 1 >= definition.max_transitions:
         step = None  # a step does not mend itself, nor a loop that goes by way of its on_fail
-    if step is None and not (run.failure is not None and json.loads(run.failure)["edge"] == "workflow"):
-        step, edge = definition.on_fail, "workflow"
-    if step is None or step == run.step:
+    hops = run.hops + 1
+    if step is None and not rescued and definition.on_fail not in chain:
+        step, rescued, hops = definition.on_fail, True, 0
+    if step is None:
         return move(
             run, "fail", duration, now, commit_id, text, status=FAILED, owner=None, failures=failures, input=None,
             ended_at=now, error=text, traceback=traceback_of(error),
         )  # fmt: skip
-    failure = {**asdict(Failure(run.step, text, failures, kind)), "edge": edge}
+    visit = run.seq + 1
+    failure = {**asdict(Failure(run.step, text, failures, kind)), "visit": visit, "chain": chain, "rescued": rescued}
     return move(
-        run, "on_fail", duration, now, commit_id, text, step=step, visit=run.seq + 1, failures=0,
-        hops=0 if edge == "workflow" else run.hops + 1, input=None, failure=json.dumps(failure),
+        run, "on_fail", duration, now, commit_id, text, step=step, visit=visit, failures=0, hops=hops, input=None,
+        failure=json.dumps(failure),
     )  # fmt: skip
 
 

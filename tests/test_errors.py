@@ -64,6 +64,11 @@ ROWS = [
         "These arguments do not make a Context of workflow 'order': total: Field required",
         {"workflow": "order"},
     ),
+    Row(
+        errors.SignalInvalid("paid", "amount: Input should be a valid integer"),
+        "Signal 'paid' cannot be sent: amount: Input should be a valid integer",
+        {"signal": "paid"},
+    ),
     Row(errors.RunError(7, "Run 7 is odd."), "Run 7 is odd.", {"run_id": 7}),
     Row(
         errors.RunNotFound(7),
@@ -74,6 +79,16 @@ ROWS = [
         errors.RunNotFound(workflow="order", key="order-1"),
         "There is no run of workflow 'order' with key 'order-1' in this store.",
         {"run_id": 0, "workflow": "order", "key": "order-1"},
+    ),
+    Row(
+        errors.RunEnded(7, "order", "completed"),
+        "Run 7 of workflow 'order' has ended (completed): it takes no signals.",
+        {"run_id": 7, "workflow": "order", "status": "completed"},
+    ),
+    Row(
+        errors.RunTimeout(7, "order", "pay"),
+        "Run 7 of workflow 'order' was out of time at step 'pay'.",
+        {"run_id": 7, "workflow": "order", "step": "pay"},
     ),
     Row(
         errors.RunFailed(7, "order", "pay", "card declined"),
@@ -112,6 +127,17 @@ ROWS = [
         "Step 'pay' of workflow 'order' (run 7) returned goto with the target 'shpi', "
         "which is no step of it (steps: pay, ship). goto() takes a step of the same workflow.",
         {"run_id": 7, "workflow": "order", "step": "pay", "target": "'shpi'"},
+    ),
+    Row(
+        errors.NoNextStep(7, "order", "pay"),
+        "Step 'pay' of workflow 'order' (run 7) returned a wait, and no step is declared after it for the run to go on "
+        "with. Say then=.",
+        {"run_id": 7, "workflow": "order", "step": "pay"},
+    ),
+    Row(
+        errors.ArgumentsMissing(7, "order", "pay", "nothing gives its parameter amount."),
+        "Step 'pay' of workflow 'order' (run 7) cannot be called: nothing gives its parameter amount.",
+        {"run_id": 7, "workflow": "order", "step": "pay"},
     ),
     Row(
         errors.ContextNotStorable(7, "order", "pay", "total: 10 came back as '10'"),

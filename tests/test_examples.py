@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,33 +11,100 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+import httpx
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 #: Seconds for one example: it may sleep, and the machine may be busy.
 PATIENCE = 60
 
-#: example -> patterns of lines, in the order in which they are printed; other lines may stand between them.
+#: example -> patterns of lines. Those of one list are printed in its order; other lines may stand between them, as what
+#: several runs print may come in any order.
 LINES = {
     "01_hello.py": [
-        r"1\. Hello world!",
-        r"2\. Hello world!",
-        r"3\. Hello world!",
-        r"Goodbye\.",
-        r"name='world' greetings=3",
+        [
+            r"1\. Hello world!",
+            r"2\. Hello world!",
+            r"3\. Hello world!",
+            r"Goodbye\.",
+            r"name='world' greetings=3",
+        ],
     ],
+    "02_retry.py": [
+        [
+            r"bank, 4242, payment 1:1: 429 Retry-After: 0\.3",
+            r"bank, 4242, payment 1:1: timeout",
+            r".*step failed, will be retried .*the line dropped.*",
+            r"bank, 4242, payment 1:1: timeout",
+            r"bank, 4242, payment 1:1: 200 receipt 17",
+            r".*step failed, will be retried .*the mail server restarts.*",
+            r"completed after 0:00:0\d\.\d+: 200 receipt 17",
+            r"bank, 1111, payment 2:1: 402 card expired",
+            r"Sorry: charge gave up after attempt 1",
+            r"failed after .*: 402 card expired",
+        ],
+    ],
+    "03_reminders.py": [
+        ["To ann: tip 1", "To ann: tip 2", "To ann: tip 3", "tips to ann: completed after 3, thanks"],
+        ["To bob: invitation 1", "To bob: see you, all 2 of you!", r"invitation to bob: completed after [123], thanks"],
+        ["To eve: invitation 1", "To eve: invitation 3", "invitation to eve: failed after 3, no answer"],
+    ],
+    "04_approval.py": [
+        ["train: to be approved by the clerk", "train: completed, .*'approved': False, 'by': 'meg'.*"],
+        ["hotel: the withdrawal is delivered", "hotel: failed, withdrawn: booked twice"],
+        [
+            "yacht: to be approved by the clerk",
+            "yacht: to be approved by the manager",
+            "yacht: to be approved by the director",
+            "yacht: failed, nobody decided",
+        ],
+    ],
+    "05_loan.py": [
+        ["800: offer > repay > repay > completed"],
+        ["9000: review > offer > repay > failed, 8000 are lost"],
+        ["5000: review > failed, refused"],
+        ["700: failed, the offer expired"],
+    ],
+    "06_signup.py": [
+        [
+            r"To ann@example\.com: please confirm: /confirm\?email=ann%40example.com&token=[0-9a-f]{64}",
+            r"\{'status': 'waiting', 'step': 'ask', 'error': None\}",
+            r"\{'status': 'completed', 'step': 'welcome', 'error': None\}",
+        ],
+        [r"\{'created': True, 'status': 'running'\}", r"\{'signal': 'delivered'\}"],
+        [r"To ann@example\.com: welcome!"],
+    ],
+    "07_polling.py": [
+        ["report: submitted, once for 1:1", "report: not yet", "report: done", "report: completed, in time"],
+        [
+            "backup: submitted, once for 2:1",
+            "backup: not yet",
+            "backup: not yet",
+            "backup: called off",
+            r"backup: failed, not done within 0\.7 s",
+        ],
+    ],
+    "09_tracing.py": [
+        [r'\{.*"run_id": 2.*"event": "run started".*\}', r'\{.*"run_id": 2.*"event": "run completed".*\}']
+    ],
+    "10_testing.py": [[r".*::test_a_step_alone PASSED.*", r"=* 6 passed in .*"]],
 }
+#: They keep a database in the reader's folder.
+CONTINUED = ["01_hello.py"]
+#: They run until they are told to end.
+SERVICES = ["08_service.py"]
 
 
 @contextmanager
-def running(example: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """An example in a process of its own, in an empty folder, its output readable as it comes."""
+def running(*command: str | Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A Python process in an empty folder, its output readable as it comes."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIOFLOW_", "COV_"))}
     process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / example)],
+        [sys.executable, *command],
         cwd=folder,
-        env=environment | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"},
+        env=environment | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error", "PYTEST_ADDOPTS": "-p no:cacheprovider"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -47,6 +115,17 @@ def running(example: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
         finally:
             if process.poll() is None:
                 process.kill()
+
+
+def read_until(stream: IO[str] | None, pattern: str) -> re.Match[str]:
+    """Read lines up to the first that matches as a whole."""
+    assert stream is not None
+    read = []
+    for line in stream:
+        read.append(line)
+        if found := re.fullmatch(pattern, line.rstrip("\n")):
+            return found
+    raise AssertionError(f"It ended without a line like {pattern}:\n{''.join(read)}")
 
 
 def missing(patterns: list[str], output: str) -> list[str]:
@@ -60,16 +139,21 @@ def missing(patterns: list[str], output: str) -> list[str]:
 
 def test_every_example_is_run() -> None:
     """There are examples, and each of them is expected to say something."""
-    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(LINES)
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted([*LINES, *SERVICES])
 
 
 @pytest.mark.parametrize("example", LINES)
 def test_an_example_runs_alone(example: str, tmp_path: Path) -> None:
-    """In an empty folder it ends with exit code 0, without complaint, and prints the expected lines."""
-    with running(example, tmp_path) as process:
+    """In an empty folder it ends with exit code 0, without complaint, and prints the expected lines.
+
+    It leaves nothing behind, unless it is there to be continued.
+    """
+    with running(EXAMPLES / example, folder=tmp_path) as process:
         output, complaints = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, complaints) == (0, "")
-    assert not missing(LINES[example], output), output
+    assert (process.returncode, complaints) == (0, ""), output
+    for patterns in LINES[example]:
+        assert not missing(patterns, output), output
+    assert example in CONTINUED or not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -84,21 +168,70 @@ def test_an_example_runs_alone(example: str, tmp_path: Path) -> None:
 )
 def test_hello_goes_on_where_it_was(tmp_path: Path, number: int, last: str, code: int, rest: str) -> None:
     """Interrupted in its middle and started again, the run is found and goes on with what it had counted."""
-    with running("01_hello.py", tmp_path) as first:
-        assert first.stdout is not None
-        for line in first.stdout:
-            if line == f"{last}\n":
-                break
+    with running(EXAMPLES / "01_hello.py", folder=tmp_path) as first:
+        read_until(first.stdout, re.escape(last))
         first.send_signal(number)
         assert first.communicate(timeout=PATIENCE) == ("", "")
     assert first.returncode == code
 
-    with running("01_hello.py", tmp_path) as second:
+    with running(EXAMPLES / "01_hello.py", folder=tmp_path) as second:
         output, complaints = second.communicate(timeout=PATIENCE)
     assert (second.returncode, complaints) == (0, "")
     lines = output.splitlines(keepends=True)
     lines.remove("Found the run that was interrupted.\n")  # before or after a step that was due at once
     assert re.fullmatch(f"{rest}name='world' greetings=3\n", "".join(lines)), output
+
+
+def test_the_service_ends_when_told_and_goes_on_when_started_again(tmp_path: Path) -> None:
+    """At SIGTERM, and at Ctrl-C, the sweep that runs ends; the next process begins with the next one."""
+    for number, first, last in ((signal.SIGTERM, 1, 2), (signal.SIGINT, 3, 4)):
+        with running(EXAMPLES / "08_service.py", folder=tmp_path) as service:
+            assert read_until(service.stdout, r"sweep (\d+) begins")[1] == str(first)
+            read_until(service.stdout, f"sweep {last} begins")
+            service.send_signal(number)
+            assert service.communicate(timeout=PATIENCE) == (f"sweep {last} ends\nservice ended\n", "")
+        assert service.returncode == 0
+
+
+def test_the_traced_lines_of_one_run_tell_its_story(tmp_path: Path) -> None:
+    """Each line is a JSON object, and the program's own have the run, step and attempt, also those from a thread."""
+    with running(EXAMPLES / "09_tracing.py", folder=tmp_path) as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+    lines = [json.loads(line) for line in output.splitlines()]
+    told = [line for line in lines if line.get("run_id") == 2 and line["level"] != "debug"]
+    assert [(line["event"], line["workflow"], line["step"], line["attempt"]) for line in told] == [
+        ("run started", "parcel", "pack", 1),
+        ("weighed", "parcel", "pack", 1),
+        ("step failed, will be retried", "parcel", "ship", 1),
+        ("shipped", "parcel", "ship", 2),
+        ("run completed", "parcel", "ship", 2),
+    ]
+    transitions = [line["kind"] for line in lines if line.get("run_id") == 2 and line["event"] == "transition"]
+    assert transitions == ["start", "goto", "retry", "wake", "complete"]
+
+
+def test_the_tested_example_is_run_by_pytest(tmp_path: Path) -> None:
+    """Copied into a project that has no settings, it is a test file that pytest runs as it stands."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    copy = tmp_path / "test_order.py"
+    copy.write_text((EXAMPLES / "10_testing.py").read_text(encoding="utf-8"), encoding="utf-8")
+    with running("-m", "pytest", "-q", "-p", "no:asyncio", copy, folder=tmp_path) as process:
+        output, complaints = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, complaints) == (0, ""), output
+    assert re.search(r"^6 passed in", output, re.MULTILINE)
+
+
+def test_uvicorn_serves_the_signup(tmp_path: Path) -> None:
+    """By the command in its docstring the app is served, on its own database, and ends at SIGTERM."""
+    with running("-m", "uvicorn", "--app-dir", EXAMPLES, "06_signup:app", "--port", "0", folder=tmp_path) as server:
+        url = read_until(server.stderr, r".*running on (http://\S+) .*")[1]
+        answer = httpx.post(f"{url}/signup", json={"email": "ann@example.com"}, timeout=PATIENCE, trust_env=False)
+        assert (answer.status_code, answer.json()["created"]) == (202, True)
+        read_until(server.stdout, "To ann@example.com: please confirm: .*")
+        server.send_signal(signal.SIGTERM)
+        _, complaints = server.communicate(timeout=PATIENCE)
+    assert "Application shutdown complete" in complaints
+    assert (tmp_path / "aioflow.db").exists()
 
 
 def test_a_missing_line_is_noticed() -> None:

@@ -5,25 +5,33 @@ from __future__ import annotations
 import pytest
 
 pytest.register_assert_rewrite(
+    "aioflow.testing.conformance_also",
     "aioflow.testing.conformance_apply",
     "aioflow.testing.conformance_concurrency",
     "aioflow.testing.conformance_lifecycle",
+    "aioflow.testing.conformance_mail",
+    "aioflow.testing.conformance_mailbox",
     "aioflow.testing.conformance_offers",
     "aioflow.testing.conformance_ownership",
     "aioflow.testing.conformance_questions",
     "aioflow.testing.conformance_samples",
     "aioflow.testing.conformance_select",
+    "aioflow.testing.conformance_signals",
     "aioflow.testing.conformance_takeover",
 )
 
 # After the above, so that their asserts say what they found.
+from aioflow.testing.conformance_also import AlsoConformance  # noqa: E402
 from aioflow.testing.conformance_apply import ApplyConformance  # noqa: E402
 from aioflow.testing.conformance_concurrency import ConcurrencyConformance  # noqa: E402
 from aioflow.testing.conformance_lifecycle import LifecycleConformance  # noqa: E402
+from aioflow.testing.conformance_mail import MailConformance  # noqa: E402
+from aioflow.testing.conformance_mailbox import MailboxConformance  # noqa: E402
 from aioflow.testing.conformance_offers import OffersConformance  # noqa: E402
 from aioflow.testing.conformance_ownership import OwnershipConformance  # noqa: E402
 from aioflow.testing.conformance_questions import QuestionsConformance  # noqa: E402
 from aioflow.testing.conformance_select import SelectConformance  # noqa: E402
+from aioflow.testing.conformance_signals import SignalsConformance  # noqa: E402
 from aioflow.testing.conformance_takeover import TakeoverConformance  # noqa: E402
 
 
@@ -34,6 +42,10 @@ class StoreConformance(
     ConcurrencyConformance,
     QuestionsConformance,
     SelectConformance,
+    MailboxConformance,
+    MailConformance,
+    SignalsConformance,
+    AlsoConformance,
     OwnershipConformance,
     TakeoverConformance,
 ):

@@ -181,6 +181,8 @@ class ConcurrencyConformance(SecondHandle):
             lambda: store.count(RunQuery(), NOW),
             lambda: store.history(1, 0, 10, NOW),
             lambda: store.due((0, 0), (NOW, 0), 10, NOW),
+            lambda: store.mail(None, 10, NOW),
+            lambda: store.expire(10, NOW),
             lambda: store.reserve("run", 1, NOW),
             lambda: store.hint(NOW),
             lambda: store.stats(NOW),

@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Final
 
 import pytest
 
 from aioflow.clock import LAST_INSTANT
 from aioflow.errors import StoreUnavailable
 from aioflow.model import MAX_DATA, MAX_ERROR, MAX_NAME, MAX_TRACEBACK, Run, Transition
-from aioflow.store import RunQuery, Start, Store
+from aioflow.store import IdKind, RunQuery, Start, Store
 from aioflow.testing.conformance_samples import (
     LEASE,
     NOW,
     SecondHandle,
     a_run,
+    a_signal,
     a_sleeper,
     claiming,
     do,
     hopping,
     log,
     moving,
+    post,
     put,
     row,
     starting,
@@ -110,7 +112,20 @@ ROWS: Final[dict[str, Run]] = {
     ),
 }
 
-VERBS: Final = ("reserve", "apply", "load", "select", "count", "history", "due", "claim", "hint", "stats")
+VERBS: Final = (
+    "reserve",
+    "apply",
+    "load",
+    "select",
+    "count",
+    "history",
+    "due",
+    "mail",
+    "expire",
+    "claim",
+    "hint",
+    "stats",
+)
 
 
 class LifecycleConformance(SecondHandle):
@@ -204,6 +219,8 @@ class LifecycleConformance(SecondHandle):
             lambda store: store.count(RunQuery(), NOW),
             lambda store: store.history(1, 0, 1, NOW),
             lambda store: store.due((0, 0), (NOW, 0), 1, NOW),
+            lambda store: store.mail(None, 1, NOW),
+            lambda store: store.expire(1, NOW),
             lambda store: claiming(store, 1),
             lambda store: store.hint(NOW),
             lambda store: store.stats(NOW),
@@ -248,7 +265,7 @@ class LifecycleConformance(SecondHandle):
         await do(store, moving(a_run(1)))
 
     async def test_hint_changes_when_another_writes(self, store: Store) -> None:
-        """After another user's Start, Move, Amend or claim the hint is another number."""
+        """After another user's Start, Move, Amend, Post or claim the hint is another number."""
         async with self.second(store) as other:
             seen = [await store.hint(NOW)]
             await put(other, a_run(1))
@@ -256,6 +273,8 @@ class LifecycleConformance(SecondHandle):
             await do(other, moving(a_run(1)))
             seen.append(await store.hint(NOW))
             await do(other, hopping(1, commit_id=77))
+            seen.append(await store.hint(NOW))
+            await post(other, a_signal(1, key="k"))
             seen.append(await store.hint(NOW))
             await claiming(other, 3)
             seen.append(await store.hint(NOW))
@@ -272,8 +291,8 @@ class LifecycleConformance(SecondHandle):
 
     # ---- reserve
 
-    @pytest.mark.parametrize("kind", ["run", "worker"])
-    async def test_reserved_blocks_are_disjoint(self, store: Store, kind: Literal["run", "worker"]) -> None:
+    @pytest.mark.parametrize("kind", ["run", "signal", "worker"])
+    async def test_reserved_blocks_are_disjoint(self, store: Store, kind: IdKind) -> None:
         """Ids are positive, below 2**53, and given once."""
         blocks = []
         for count in (1, 10, 1, 1_000, 3):
@@ -285,8 +304,9 @@ class LifecycleConformance(SecondHandle):
         assert max(given) < 2**53
 
     async def test_kinds_of_ids_are_independent(self, store: Store) -> None:
-        """Both kinds begin at 1, whatever was reserved of the other."""
+        """Each kind begins at 1, whatever was reserved of the others."""
         assert await store.reserve("run", 1_000, NOW) == 1
+        assert await store.reserve("signal", 100, NOW) == 1
         assert await store.reserve("worker", 1, NOW) == 1
 
     async def test_reserved_ids_outlive_a_restart(self, store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -9,8 +10,8 @@ from typing import Any, Final
 import pytest
 
 from aioflow.clock import SECOND, Micros
-from aioflow.model import Reuse, Run, Transition, TransitionKind
-from aioflow.store import Amend, Claim, Mark, Move, Start, Store
+from aioflow.model import Arm, Reuse, Run, Signal, Transition, TransitionKind
+from aioflow.store import Amend, Claim, Mark, Move, Post, Result, Start, Store
 
 #: The tests' present, and how long their leases are.
 NOW: Final[Micros] = 1_750_000_000_000_000
@@ -62,6 +63,35 @@ def a_sleeper(run_id: int, wake_at: Micros | None, **columns: Any) -> Run:
     return a_run(run_id, **{"status": "waiting", "waiting_for": "sleep", "wake_at": wake_at, **columns})
 
 
+def arms(*names: str | tuple[str, str | None]) -> str:
+    """The column of a wait for these: a name, or a name and a key."""
+    pairs = [(name, None) if isinstance(name, str) else name for name in names]
+    return json.dumps([Arm("signal", name, key, "ship", message=False) for name, key in pairs])
+
+
+def a_waiter(run_id: int, *names: str | tuple[str, str | None], since: Micros = NOW, **columns: Any) -> Run:
+    """A run that waits for "paid", or for what is named, since ``since``."""
+    wait = {"status": "waiting", "waiting_for": "signal", "arms": arms(*names or ("paid",)), "updated_at": since}
+    return a_run(run_id, **{**wait, **columns})
+
+
+def a_signal(id_: int, run_id: int = 0, **columns: Any) -> Signal:
+    """A signal "paid" without key, sent at ``NOW`` plus its id; ``columns`` are what differs."""
+    signal = Signal(
+        id=id_,
+        run_id=run_id,
+        name="paid",
+        key=None,
+        payload='{"amount":17}',
+        message=0,
+        broadcast=0,
+        signal_id=None,
+        sent_at=NOW + id_,
+        expires_at=None,
+    )
+    return signal._replace(**columns)
+
+
 def an_ended(run_id: int, status: str = "completed", **columns: Any) -> Run:
     """A run that has ended."""
     return a_run(run_id, **{"status": status, "ended_at": NOW, **columns})
@@ -85,6 +115,12 @@ def moving(run: Run, *, kind: TransitionKind = "goto", commit_id: int | None = N
     return Move(to, run.seq, run.fence, a_transition(to, kind=kind, commit_id=commit_id))
 
 
+def resuming(run: Run, *takes: int, **columns: Any) -> Move:
+    """The change by which a waiting run takes signals and runs on; ``columns`` are what else differs."""
+    on: dict[str, Any] = {"status": "running", "waiting_for": None, "wake_at": None, "arms": None}
+    return moving(run, kind="signal", **{**on, **columns})._replace(takes=takes)
+
+
 def marking(run: Run) -> Mark:
     """The change that marks the row ``run``."""
     return Mark(run.id, run.seq, run.fence)
@@ -103,6 +139,7 @@ def cancelling(run_id: int, *, commit_id: int) -> Amend:
             owner=None,
             waiting_for=None,
             wake_at=None,
+            arms=None,
             ended_at=NOW,
         )
         return to, a_transition(to, kind="cancel", commit_id=commit_id)
@@ -124,6 +161,23 @@ async def put(store: Store, *runs: Run) -> None:
     """Start the runs."""
     results = await store.apply([starting(run) for run in runs], NOW)
     assert [result.outcome for result in results] == ["applied"] * len(runs)
+
+
+async def post(store: Store, *signals: Signal, now: Micros = NOW) -> list[Result]:
+    """Put signals into the mailbox, which has to take them."""
+    results = await store.apply([Post(signal) for signal in signals], now)
+    assert [result.outcome for result in results] == ["applied"] * len(signals)
+    return results
+
+
+async def outcomes(store: Store, *changes: Start | Post | Move | Mark | Amend, now: Micros = NOW) -> list[str]:
+    """Apply a batch and return what became of each change."""
+    return [result.outcome for result in await store.apply(changes, now)]
+
+
+async def mailbox(store: Store, now: Micros = NOW) -> list[tuple[int, list[int]]]:
+    """Waiting runs, in the order that ``mail`` tells them, each with the ids of its signals."""
+    return [(run.id, [signal.id for signal in signals]) for run, signals in await store.mail(None, 1_000, now)]
 
 
 async def do(store: Store, change: Start | Move | Mark | Amend) -> Run:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 from decimal import Decimal
+from typing import Literal
 
 from pydantic import BaseModel
 
 from aioflow import (
     Engine,
+    Failure,
     GiveUp,
     Retry,
     RetryLater,
@@ -18,9 +20,12 @@ from aioflow import (
     engine,
     fail,
     get_context,
+    get_run,
     goto,
+    on,
     sleep,
     step,
+    wait,
     workflow,
 )
 from aioflow.commands import Command
@@ -122,6 +127,123 @@ class NoContext:
         return complete()
 
 
+class Paid(BaseModel):
+    amount: int
+
+
+class Sent(BaseModel):
+    by: str
+
+
+@workflow("waits", timeout=timedelta(days=1), on_timeout="late")
+class Waits:
+    class Context(BaseModel):
+        order_id: int
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        wait.for_signal(Sent, then=self.paid)  # E
+        wait.for_signal(Sent, then=self.paid_async)  # E
+        wait.for_signal(Paid, then=self.more)  # E
+        wait.for_signal(Paid, then=self.helper)  # E
+        wait.for_signal(Paid, then=self.shpi)  # E
+        wait.for_signal(Paid, then=self.late())  # E
+        wait.for_signal(Paid, timeout=timedelta(1), on_timeout=self.paid)  # E
+        wait.for_signal("paid", timeout=timedelta(1), on_timeout=self.paid)  # E
+        wait.for_signal("paid", timeout=timedelta(1), on_timeout=self.helper)  # E
+        wait.for_signal("paid", then=self.helper)  # E
+        wait.for_signal("paid", timeout=5)  # E
+        wait.for_signal("paid", key=5)  # E
+        wait.for_signal("paid", self.late)  # E
+        wait.for_signal(Paid(amount=1))  # E
+        wait.for_signal(int)  # E
+        wait.for_signal()  # E
+        wait.any(self.late)  # E
+        wait.any("paid")  # E
+        wait.any(on("paid", then=self.late), timeout=timedelta(1), on_timeout=self.paid)  # E
+        wait.any(on("paid", then=self.late), timeout="tomorrow", on_timeout=self.late)  # E
+        wait.any(on("paid", then=self.late), then=self.late)  # E
+        on("paid")  # E
+        on(Paid)  # E
+        on(Sent, then=self.paid)  # E
+        on(Sent, then=self.paid_async)  # E
+        on(Paid, then=self.more)  # E
+        on(Paid, then=self.helper)  # E
+        on("paid", then=self.helper)  # E
+        on("paid", then=None)  # E
+        on("paid", then=self.late, timeout=timedelta(1))  # E
+        goto(self.paid)  # E
+        sleep(timedelta(1), then=self.paid)  # E
+        await wait.for_signal("paid")  # E
+        await wait.any(on("paid", then=self.late))  # E
+        return on("paid", then=self.late)  # E
+
+    @step
+    def paid(self, paid: Paid) -> Command:
+        return complete(paid=paid.amuont)  # E
+
+    @step
+    async def paid_async(self, paid: Paid) -> Command:
+        return complete()
+
+    @step
+    def more(self, paid: Paid, by: str) -> Command:
+        return complete()
+
+    @step
+    def late(self) -> Command:
+        run = get_run()
+        run.start(Order)  # E
+        run.start(Order, order_id="x")  # E
+        run.start(Order, order_id=1, totl=3)  # E
+        run.start(Order, order_id=1, key="1")  # E
+        run.start(Order, {"key": "1"}, order_id=1)  # E
+        run.start(NoContext)  # E
+        run.start(3)  # E
+        run.signal(3)  # E
+        run.signal("paid", 3)  # E
+        run.signal("paid", run_id="1")  # E
+        run.signal("paid", ttl=5)  # E
+        run.signal("paid", {"amount": 3}, "order-1")  # E
+        run.deadline = None  # E
+        return complete()
+
+    @step  # E
+    def forgets(self) -> None:
+        wait.for_signal("paid", then=self.late)
+
+    @step  # E
+    async def forgets_async(self) -> None:
+        wait.any(on("paid", then=self.late))
+
+    @step(on_fail=3)  # E
+    def fails(self, failure: Failure) -> Command:
+        failure.attempts = 3  # E
+        ends: Literal["exhausted", "timeout"] = failure.kind  # E
+        keep(ends, failure.reason)  # E
+        return fail(failure)  # E
+
+    def helper(self) -> int:
+        return 3
+
+
+async def send() -> None:
+    await engine.signal()  # E
+    await engine.signal(3)  # E
+    await engine.signal("paid", 3)  # E
+    await engine.signal("paid", Paid(amount=1))  # E
+    await engine.signal("paid", run_id="1")  # E
+    await engine.signal("paid", key=1)  # E
+    await engine.signal("paid", ttl=5)  # E
+    await engine.signal("paid", {"amount": 3}, 1)  # E
+    receipt = await engine.signal("paid", {"amount": 3})
+    receipt.state = "none"  # E
+    known: Literal["delivered", "buffered"] = receipt.state  # E
+    keep(known, receipt.deliverd)  # E
+    keep(receipt.rejected["1"])  # E
+    keep((await engine.get(1)).deadlin)  # E
+
+
 def keep(*values: object) -> None: ...
 
 
@@ -184,6 +306,12 @@ def options() -> None:
     workflow()  # E
     workflow("x", version=2)  # E
     workflow("x", default_retry=3)  # E
+    workflow("x", timeout=5)  # E
+    workflow("x", timeout=timedelta(1), on_timeout=3)  # E
+    workflow("x", on_fail=3)  # E
+    workflow("x", on_fail=Order.helper)  # E
+    step(on_fail=3)  # E
+    step(on_fail=Order.helper)  # E
     get_context("Context")  # E
 
 

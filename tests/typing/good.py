@@ -8,15 +8,17 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import wraps
-from typing import Any, ClassVar, assert_type
+from typing import Any, ClassVar, Literal, assert_type
 
 from pydantic import BaseModel, Field
 
 from aioflow import (
     Engine,
+    Failure,
     GiveUp,
     Retry,
     RetryLater,
+    SignalReceipt,
     StartOptions,
     Transition,
     WorkflowRun,
@@ -28,8 +30,10 @@ from aioflow import (
     get_context,
     get_run,
     goto,
+    on,
     sleep,
     step,
+    wait,
     workflow,
 )
 from aioflow.commands import Command
@@ -156,6 +160,106 @@ def counted(function: Callable[[Assigned], Awaitable[Command]]) -> Callable[[Ass
         return await function(self)
 
     return wrapper
+
+
+class Paid(BaseModel):
+    amount: Decimal
+    note: str = ""
+
+
+class PaidTwice(Paid):
+    second: Decimal
+
+
+class Sent(BaseModel):
+    by: str
+
+
+@workflow("waits", timeout=timedelta(days=30), on_timeout="late", on_fail="rescue")
+class Waits:
+    class Context(BaseModel):
+        order_id: int
+
+    @step
+    async def refund(self, failure: Failure) -> Command:
+        assert_type(failure.step, str)
+        assert_type(failure.error, str)
+        assert_type(failure.attempts, int)
+        assert_type(failure.kind, Literal["exhausted", "gave up", "invalid", "timeout"])
+        return complete() if failure.kind == "gave up" else fail(failure.error)
+
+    @step(start=True, on_fail=refund)
+    async def ask(self) -> Command:
+        return wait.for_signal(Paid, then=self.paid, timeout=timedelta(days=3), on_timeout=self.late)
+
+    @step
+    def paid(self, paid: Paid) -> Command:
+        assert_type(paid.amount, Decimal)
+        return wait.for_signal(Paid, key="order-1", then=self.paid_async)
+
+    @step(on_fail="refund")
+    async def paid_async(self, paid: Paid, note: str = "") -> Command:
+        return wait.for_signal(PaidTwice, then=self.paid) if note else wait.for_signal(Sent)
+
+    @step
+    def any_of(self) -> Command:
+        return wait.any(
+            on(Paid, then=self.paid),
+            on(PaidTwice, then=self.paid_async),
+            on(Sent, key="order-1", then=self.late),
+            on(Paid, then="paid"),
+            on("cancel", then=self.named),
+            on("stop", then=self.late),
+            on("stop", key="order-1", then="late"),
+            timeout=datetime(2030, 1, 1, tzinfo=UTC),
+            on_timeout="late",
+        )
+
+    @step
+    def named(self, amount: int, *, by: str = "") -> Command:
+        arms = [on("paid", then=self.late)]
+        if amount:
+            return wait.any(*arms)
+        return wait.for_signal("paid", then=self.named, timeout=timedelta(1), on_timeout=self.late)
+
+    @step
+    def late(self) -> Command:
+        run = get_run()
+        assert_type(run.timed_out, bool)
+        assert_type(run.deadline, datetime | None)
+        assert_type(run.failure, Failure | None)
+        run.start(Order, order_id=1, total=Decimal(2))
+        run.start(Order, StartOptions(key="1"), order_id=1)
+        run.start(Created, user_id=1, shout=True)
+        run.start(CreatedLater, StartOptions(delay=timedelta(1)), order_id="1")
+        run.start("order", anything=1)
+        run.signal("paid", {"amount": 3}, key="order-1", workflow=Order)
+        run.signal(Paid(amount=Decimal(1)), run_id=1, signal_id="once", ttl=timedelta(days=1))
+        return wait.for_signal(Paid, then="paid")
+
+    @step
+    async def rescue(self, failure: Failure | None = None) -> Command:
+        return goto(self.late)
+
+
+async def send(run: WorkflowRun[Order.Context]) -> None:
+    assert_type(await engine.signal("paid"), SignalReceipt)
+    assert_type(await engine.signal("paid", {"amount": 3}, run_id=run.id), SignalReceipt)
+    receipt = await engine.signal(Paid(amount=Decimal(1)), key="order-1", workflow=Order, ttl=timedelta(days=1))
+    assert_type(receipt.state, Literal["delivered", "buffered", "rejected", "none"])
+    assert_type(receipt.delivered, list[int])
+    assert_type(receipt.rejected, dict[int, str])
+    if receipt.state == "buffered":
+        await engine.signal("paid", key="order-1", workflow="order", signal_id="once")
+    assert_type(run.waiting_signal, str | None)
+    assert_type(run.waiting_key, str | None)
+    assert_type(run.on_timeout, str | None)
+    assert_type(run.deadline, datetime | None)
+    assert_type(await engine.runs(waiting_signal="paid", waiting_key=["1", "2"]), list[WorkflowRun[Any]])
+    try:
+        await engine.signal("paid", run_id=run.id)
+    except errors.RunEnded as ended:
+        assert_type(ended.status, str)
 
 
 async def start() -> None:

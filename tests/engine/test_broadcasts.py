@@ -1,0 +1,155 @@
+"""Signals to everybody: every run that waits for the name now, once, and nobody later."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from aioflow import Engine, StartOptions, WorkflowRun, complete, get_context, goto, on, step, wait, workflow
+from aioflow.commands import Command
+from tests.engine.conftest import MakeEngine, kinds_of, moved_on
+
+
+@workflow("broadcasts-order")
+class Order:
+    """Waits for "paid" or "go", and takes it as often as it is told."""
+
+    class Context(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        amount: int = 0
+        times: int = 1
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        return wait.any(on("paid", key="k", then=self.took), on("go", then=self.took))
+
+    @step
+    async def took(self) -> Command:
+        context = get_context(self.Context)
+        context.times -= 1
+        return goto(self.ask) if context.times else complete()
+
+
+async def parked(engine: Engine, order: Any, options: StartOptions | None = None, **context: Any) -> WorkflowRun[Any]:
+    """A new run, as soon as it waits."""
+    run: WorkflowRun[Any] = await engine.start(order, options or StartOptions(), **context)
+    return await run.wait(5, until="parked")
+
+
+async def test_everybody_who_waits_gets_it(make_engine: MakeEngine) -> None:
+    """All runs that wait for the name take it, whatever their keys, and the receipt names them."""
+    async with make_engine(Order) as engine:
+        runs = [await parked(engine, Order, StartOptions(key=f"order-{i}")) for i in range(20)]
+        receipt = await engine.signal("paid", {"amount": 5})
+        assert (receipt.state, receipt.rejected) == ("delivered", {})
+        assert receipt.delivered == sorted(run.id for run in runs)
+        for run in runs:
+            assert (await run.wait(5)).data == {"amount": 5, "times": 0}
+        assert (await engine.stats()).mailbox == 0
+
+
+async def test_nobody_waits(make_engine: MakeEngine) -> None:
+    """A broadcast that nobody waits for is gone: a wait that begins later does not take it."""
+    async with make_engine(Order) as engine:
+        receipt = await engine.signal("paid", {"amount": 5})
+        assert (receipt.state, receipt.delivered, receipt.rejected) == ("none", [], {})
+        run = await parked(engine, Order)
+        assert (await engine.signal("other")).state == "none"
+        assert (run.status, run.data["amount"]) == ("waiting", 0)
+        assert await kinds_of(engine, run) == ["start", "wait"]
+        assert (await engine.stats()).mailbox == 0
+
+
+async def test_some_reject_it(make_engine: MakeEngine) -> None:
+    """Those it fits take it, the others say why not and wait on."""
+
+    @workflow("broadcasts-text")
+    class Text:
+        class Context(BaseModel):
+            amount: str = ""
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.for_signal("paid", then=self.end)
+
+        @step
+        async def end(self) -> Command:
+            return complete()
+
+    async with make_engine(Order, Text) as engine:
+        number, text = await parked(engine, Order), await parked(engine, Text)
+        receipt = await engine.signal("paid", {"amount": "many"})
+        assert (receipt.state, receipt.delivered, list(receipt.rejected)) == ("delivered", [text.id], [number.id])
+        assert "amount" in receipt.rejected[number.id]
+        assert (await text.wait(5)).data == {"amount": "many"}
+        assert (await engine.get(number.id)).waiting_signal == "paid"
+        receipt = await engine.signal("paid", {"amount": "few"})
+        assert (receipt.state, receipt.delivered, list(receipt.rejected)) == ("rejected", [], [number.id])
+        assert (await engine.signal("paid", {"amount": 1})).delivered == [number.id]
+
+
+async def test_copy_dies_with_the_wait_it_was_made_for(make_engine: MakeEngine, log: list[Any]) -> None:
+    """Of two broadcasts at once each run takes what its present wait is for, and no copy is kept for a later wait."""
+    async with make_engine(Order) as engine:
+        runs = [await parked(engine, Order, times=3) for _ in range(5)]
+        receipts = await asyncio.gather(engine.signal("paid"), engine.signal("go"), engine.signal("go"))
+        assert receipts[0].state == "delivered"
+        for run in runs:
+            await run.wait(5, until="parked")
+        taken = sum([(await kinds_of(engine, run)).count("signal") for run in runs])
+        assert taken == sum(len(receipt.delivered) for receipt in receipts)
+        for run in runs:
+            await engine.cancel(run.id)
+        assert not [entry for entry in log if "expired" in entry["event"]]
+
+
+async def test_each_broadcast_is_taken_once(make_engine: MakeEngine) -> None:
+    """A run that waits again after each takes broadcasts one by one."""
+    async with make_engine(Order) as engine:
+        run = await parked(engine, Order, times=10)
+        for amount in range(10):
+            assert (await engine.signal("go", {"amount": amount})).delivered == [run.id]
+            await moved_on(run)
+            await run.wait(5, until="parked")
+            assert run.data == {"amount": amount, "times": 9 - amount}
+        assert run.status == "completed"
+
+
+async def test_broadcast_with_an_id_is_sent_once(make_engine: MakeEngine) -> None:
+    """A broadcast with a signal_id reaches those who wait at the first call alone, and the second tells who they were."""
+    async with make_engine(Order) as engine:
+        one = await parked(engine, Order)
+        first = await engine.signal("paid", signal_id="once")
+        assert first.delivered == [one.id]
+        two = await parked(engine, Order)
+        second = await engine.signal("paid", signal_id="once")
+        assert (second.state, second.delivered) == ("delivered", [one.id])
+        assert (await engine.get(two.id)).status == "waiting"
+        assert (await engine.signal("nobody", signal_id="lone")).state == "none"
+        assert (await engine.signal("nobody", signal_id="lone")).state == "none"
+
+
+async def test_client_broadcasts(make_engine: MakeEngine) -> None:
+    """A broadcast from a client reaches the runs of a worker, also if the client knows no code of theirs."""
+    async with make_engine(Order) as engine:
+        for workflows in ([Order], [Other]):
+            runs = [await parked(engine, Order) for _ in range(3)]
+            async with make_engine(worker=False, workflows=workflows) as client:
+                receipt = await client.signal("go", {"amount": 5})
+                assert receipt.state in (("delivered",) if workflows == [Order] else ("buffered", "delivered"))
+            for run in runs:
+                assert (await run.wait(5)).data["amount"] == 5
+
+
+@workflow("broadcasts-other")
+class Other:
+    """All that a client knows."""
+
+    class Context(BaseModel):
+        pass
+
+    @step(start=True)
+    async def end(self) -> Command:
+        return complete()

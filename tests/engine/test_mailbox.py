@@ -1,0 +1,287 @@
+"""Addressed signals are kept until somebody takes them: in the order of sending, each once, as long as they live."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from aioflow import (
+    Engine,
+    Retry,
+    StartOptions,
+    WorkflowRun,
+    complete,
+    get_context,
+    get_run,
+    goto,
+    sleep,
+    step,
+    wait,
+    workflow,
+)
+from aioflow.commands import Command
+from tests.engine.conftest import MakeEngine, ShiftedClock, kinds_of
+from tests.support import wait_until
+
+HOUR = timedelta(hours=1)
+
+
+@workflow("mailbox-loop")
+class Loop:
+    """Takes so many signals, and remembers their numbers."""
+
+    class Context(BaseModel):
+        wanted: int = 1
+        taken: list[int] = []
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        return wait.for_signal("number", key="shared", then=self.took)
+
+    @step
+    async def took(self, number: int) -> Command:
+        context = get_context(self.Context)
+        context.taken.append(number)
+        return complete() if len(context.taken) == context.wanted else goto(self.ask)
+
+
+@workflow("mailbox-own")
+class Own:
+    """Waits with the run's own key."""
+
+    class Context(BaseModel):
+        number: int = 0
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        return wait.for_signal("number", then=self.end)
+
+    @step
+    async def end(self) -> Command:
+        return complete()
+
+
+async def parked(engine: Engine, order: Any, options: StartOptions | None = None, **context: Any) -> WorkflowRun[Any]:
+    """A new run, as soon as it waits."""
+    run: WorkflowRun[Any] = await engine.start(order, options or StartOptions(), **context)
+    return await run.wait(5, until="parked")
+
+
+@pytest.mark.parametrize("how", ["run", "key", "workflow and key", "name and key"])
+async def test_ways_to_address_a_run(make_engine: MakeEngine, how: str) -> None:
+    """A signal finds its run by id, by the run's own key, and by workflow and key."""
+    async with make_engine(Own, Loop) as engine:
+        run = await parked(engine, Own, StartOptions(key="order-1"))
+        other = await parked(engine, Own, StartOptions(key="order-2"))
+        ways: dict[str, dict[str, Any]] = {
+            "run": {"run_id": run.id},
+            "key": {"key": "order-1"},
+            "workflow and key": {"workflow": Own, "key": "order-1"},
+            "name and key": {"workflow": "mailbox-own", "key": "order-1"},
+        }
+        receipt = await engine.signal("number", {"number": 3}, **ways[how])
+        assert (receipt.state, receipt.delivered) == ("delivered", [run.id])
+        assert (await run.wait(5)).data == {"number": 3}
+        assert (await engine.get(other.id)).status == "waiting"
+
+
+async def test_wait_with_a_key_is_not_reached_by_the_runs_own(make_engine: MakeEngine) -> None:
+    """A wait's key= takes the place of the run's own key; by workflow and key, and by id, the run is reached still."""
+    async with make_engine(Loop) as engine:
+        run = await parked(engine, Loop, StartOptions(key="own"), wanted=3)
+        assert (await engine.signal("number", {"number": 1}, key="own")).state == "buffered"
+        for number, address in enumerate(({"key": "shared"}, {"workflow": Loop, "key": "own"}, {"run_id": run.id})):
+            receipt = await engine.signal("number", {"number": number}, **address)  # type: ignore[arg-type]
+            assert receipt.state in ("delivered", "buffered")
+        assert (await run.wait(5)).data["taken"] == [0, 1, 2]
+        assert (await engine.stats()).mailbox == 1
+
+
+async def test_signals_wait_for_a_run_that_is_not_there_yet(make_engine: MakeEngine) -> None:
+    """A signal to a key is kept until a run waits with it, also across a restart."""
+    async with make_engine(Own) as engine:
+        assert (await engine.signal("number", {"number": 4}, key="order-9")).state == "buffered"
+        assert (await engine.stats()).mailbox == 1
+    async with make_engine(Own) as engine:
+        run = await engine.start(Own, StartOptions(key="order-9"))
+        assert (await run.wait(5)).data == {"number": 4}
+        assert (await engine.stats()).mailbox == 0
+
+
+async def test_signals_wait_for_a_run_that_does_something_else(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """A run that has not begun, runs, sleeps or waits for its retry gets its signals in their order when it waits."""
+    gate, inside = asyncio.Event(), asyncio.Event()
+
+    @workflow("mailbox-busy", default_retry=Retry(base_delay=HOUR))
+    class Busy:
+        class Context(BaseModel):
+            path: list[str] = []
+
+        @step(start=True)
+        async def run(self) -> Command:
+            inside.set()
+            await gate.wait()
+            return sleep(HOUR, then=self.fail_once)
+
+        @step
+        async def fail_once(self) -> Command:
+            if get_run().attempt == 1:
+                raise RuntimeError("once")
+            return goto(self.ask)
+
+        @step
+        async def ask(self) -> Command:
+            return wait.for_signal("said", then=self.said)
+
+        @step
+        async def said(self, word: str) -> Command:
+            path = get_context(self.Context).path
+            path.append(word)
+            return complete() if len(path) == 4 else goto(self.ask)
+
+    async with make_engine(Busy) as engine:
+        run = await engine.start(Busy, StartOptions(delay=HOUR))
+
+        async def say(word: str) -> None:
+            assert (await engine.signal("said", {"word": word}, run_id=run.id)).state == "buffered"
+
+        await say("start")
+        clock.shift(HOUR)
+        await inside.wait()
+        await say("running")
+        gate.set()
+        for waiting_for in ("sleep", "retry"):
+
+            async def waits(what: str = waiting_for) -> bool:
+                await run.refresh()
+                return run.waiting_for == what
+
+            await wait_until(waits)
+            await say(waiting_for)
+            clock.shift(HOUR)
+        assert (await run.wait(5)).data["path"] == ["start", "running", "sleep", "retry"]
+
+
+async def test_oldest_wait_comes_first(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """Runs that wait with one key are served in the order in which they began to wait, a signal each."""
+    async with make_engine(Loop) as engine:
+        runs = []
+        for _ in range(5):
+            runs.append(await parked(engine, Loop))
+            clock.shift(timedelta(seconds=1))
+        for number, run in enumerate(runs):
+            assert (await engine.signal("number", {"number": number}, key="shared")).delivered == [run.id]
+            assert (await run.wait(5)).data["taken"] == [number]
+
+
+async def test_fifty_signals_for_fifty_runs(make_engine: MakeEngine) -> None:
+    """Sent all at once to one key that 50 runs wait with, 50 signals are taken by a run each."""
+    async with make_engine(Loop) as engine:
+        runs = [await parked(engine, Loop) for _ in range(50)]
+        receipts = await asyncio.gather(
+            *(engine.signal("number", {"number": number}, key="shared") for number in range(50))
+        )
+        ended = [await run.wait(10) for run in runs]
+        assert sorted(run.data["taken"][0] for run in ended) == list(range(50))  # type: ignore[index, type-var]
+        assert {receipt.state for receipt in receipts} <= {"delivered", "buffered"}
+        told = [run_id for receipt in receipts for run_id in receipt.delivered]
+        assert len(told) == len(set(told))
+        assert (await engine.stats()).mailbox == 0
+
+
+@pytest.mark.parametrize("address", ["run", "key"])
+@pytest.mark.parametrize("engines", [1, 2])
+async def test_loop_takes_all_in_order(make_engine: MakeEngine, address: str, engines: int) -> None:
+    """200 signals sent without waiting to a run that waits again and again are all taken, once, in order."""
+    async with make_engine(Loop) as engine, make_engine(Loop, worker=False) as client:
+        run = await engine.start(Loop, wanted=200)
+        sender = engine if engines == 1 else client
+        where: dict[str, Any] = {"run_id": run.id} if address == "run" else {"key": "shared"}
+        await asyncio.gather(*(sender.signal("number", {"number": number}, **where) for number in range(200)))
+        assert (await run.wait(30)).data["taken"] == list(range(200))
+        assert (await kinds_of(engine, run)).count("signal") == 200
+        assert (await engine.stats()).mailbox == 0
+
+
+@pytest.mark.parametrize("ttl", [None, HOUR])
+async def test_keyed_signal_expires(
+    make_engine: MakeEngine, clock: ShiftedClock, log: list[Any], ttl: timedelta | None
+) -> None:
+    """A signal to a key that nobody takes for its ttl, or 7 days, is gone, which is logged and counted."""
+    life = ttl or timedelta(days=7)
+    async with make_engine(Own) as engine:
+        await engine.signal("number", {"number": 77_771}, key="early", ttl=ttl, signal_id="s")
+    clock.shift(life - timedelta(minutes=1))
+    async with make_engine(Own) as engine:
+        run = await engine.start(Own, StartOptions(key="early"))
+        assert (await run.wait(5)).status == "completed"
+        await engine.signal("number", {"number": 77_772}, key="late", ttl=ttl, signal_id="t")
+        assert (await engine.stats()).expired_signals == 0
+    clock.shift(life)
+    async with make_engine(Own) as engine:
+        run = await parked(engine, Own, StartOptions(key="late"))
+        stats = await engine.stats()
+        assert (stats.expired_signals, stats.mailbox, run.data) == (1, 0, {"number": 0})
+    told = [entry for entry in log if entry["event"] == "signal expired, nobody took it"]
+    assert [(entry["log_level"], entry["signal"], entry["key"], entry["signal_id"]) for entry in told] == [
+        ("warning", "number", "late", "t")
+    ]
+    assert "7777" not in str(log)
+
+
+async def test_signal_to_a_run_lives_as_long_as_the_run(
+    make_engine: MakeEngine, clock: ShiftedClock, log: list[Any]
+) -> None:
+    """Without a ttl a signal to a run, also by workflow and key, outlives years, and expires when the run has ended."""
+
+    async with make_engine(Own, Loop) as engine:
+        run = await parked(engine, Own, StartOptions(key="k"))
+        await engine.signal("other", run_id=run.id)
+        await engine.signal("other", workflow=Own, key="k")
+    clock.shift(timedelta(days=1000))
+    async with make_engine(Own, Loop) as engine:
+        stats = await engine.stats()
+        assert (stats.mailbox, stats.expired_signals) == (2, 0)
+        assert await engine.cancel(run.id)
+    async with make_engine(Own, Loop) as engine:
+        stats = await engine.stats()
+        assert (stats.mailbox, stats.expired_signals) == (0, 2)
+    told = [entry for entry in log if entry["event"] == "signal expired, nobody took it"]
+    assert [(entry["run_id"], entry["signal"]) for entry in told] == [(run.id, "other")] * 2
+
+
+async def test_many_that_do_not_fit_are_in_nobodys_way(make_engine: MakeEngine) -> None:
+    """A hundred signals that do not fit are removed one after the other, and the one behind them is taken."""
+    async with make_engine(Own) as engine:
+        await asyncio.gather(*(engine.signal("number", {"number": "x"}, key="k") for _ in range(100)))
+        await engine.signal("number", {"number": 3}, key="k")
+        run = await engine.start(Own, StartOptions(key="k"))
+        assert (await run.wait(20)).data == {"number": 3}
+        assert (await kinds_of(engine, run)).count("reject") == 100
+        assert (await engine.stats()).mailbox == 0
+
+
+async def test_step_that_sends_by_the_engine(make_engine: MakeEngine) -> None:
+    """A step may await engine.signal(), also to its own run, which takes it when it waits."""
+
+    @workflow("mailbox-inner")
+    class Inner:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            assert (await engine.signal("said", {"word": "a"}, run_id=get_run().id)).state == "buffered"
+            return wait.for_signal("said", then=self.end)
+
+        @step
+        async def end(self) -> Command:
+            return complete()
+
+    async with make_engine(Inner) as engine:
+        run = await engine.start(Inner)
+        assert (await run.wait(5)).data == {"word": "a"}

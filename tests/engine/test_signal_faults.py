@@ -1,0 +1,241 @@
+"""Stores that lose replies, engines that close and callers that give up: a signal is taken once, or kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from aioflow import Engine, WorkflowRun, complete, errors, get_context, goto, step, wait, workflow
+from aioflow.clock import Micros
+from aioflow.commands import Command
+from aioflow.store import Change, Move, Post, Result
+from aioflow_memory import MemoryStore
+from tests.engine.conftest import MakeEngine, kinds_of
+from tests.faulty import lost
+
+
+@workflow("faults-order")
+class Order:
+    """Takes so many signals."""
+
+    class Context(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        wanted: int = 1
+        number: int = 0
+        taken: list[int] = []
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        return wait.for_signal("number", then=self.took)
+
+    @step
+    async def took(self, number: int) -> Command:
+        context = get_context(self.Context)
+        context.taken.append(number)
+        return complete() if len(context.taken) == context.wanted else goto(self.ask)
+
+
+def is_post(change: Change) -> bool:
+    """A signal on its way into the mailbox."""
+    return isinstance(change, Post)
+
+
+def is_delivery(change: Change) -> bool:
+    """A run that takes a signal."""
+    return isinstance(change, Move) and bool(change.takes)
+
+
+class Losing(MemoryStore):
+    """A store that loses connections around batches in which there is a change of some kind.
+
+    Attributes:
+        bad: which changes.
+        when: "before" the commit or "after" it.
+        times: how often.
+        lost: how often it happened.
+    """
+
+    def __init__(self, bad: Callable[[Change], bool], when: str, times: int) -> None:
+        super().__init__()
+        self.bad, self.when, self.times, self.lost = bad, when, times, 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.arrived = asyncio.Event()
+
+    async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+        bad = any(map(self.bad, changes))
+        if bad:
+            self.arrived.set()
+            await self.gate.wait()
+        if not (bad and self.times):
+            return await super().apply(changes, now)
+        self.times -= 1
+        self.lost += 1
+        if self.when == "after":
+            await super().apply(changes, now)
+        raise lost(self.when)
+
+
+async def parked(engine: Engine, **context: Any) -> WorkflowRun[Any]:
+    """A new run, as soon as it waits."""
+    return await (await engine.start(Order, **context)).wait(5, until="parked")
+
+
+@pytest.mark.parametrize("bad", [is_post, is_delivery])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("times", [1, 3])
+async def test_lost_replies(bad: Callable[[Change], bool], when: str, times: int) -> None:
+    """Whenever the connection is lost, each signal is taken once, in order, and the receipts are true."""
+    store = Losing(bad, when, times)
+    async with Engine(store, workflows=[Order]) as engine:
+        run = await parked(engine, wanted=5)
+        receipts = [await engine.signal("number", {"number": number}, run_id=run.id) for number in range(5)]
+        assert (await run.wait(10)).data["taken"] == [0, 1, 2, 3, 4]
+        assert (await kinds_of(engine, run)).count("signal") == 5
+        assert {receipt.state for receipt in receipts} <= {"delivered", "buffered"}
+        assert (store.lost, (await engine.stats()).mailbox) == (times, 0)
+
+
+@pytest.mark.parametrize("bad", [is_post, is_delivery])
+async def test_lost_replies_of_many(bad: Callable[[Change], bool]) -> None:
+    """Lost replies in the midst of 40 concurrent signals to four runs lose nothing and repeat nothing."""
+    store = Losing(bad, "after", 4)
+    async with Engine(store, workflows=[Order]) as engine:
+        runs = [await parked(engine, wanted=10) for _ in range(4)]
+        await asyncio.gather(
+            *(engine.signal("number", {"number": number}, run_id=run.id) for number in range(10) for run in runs)
+        )
+        for run in runs:
+            assert (await run.wait(10)).data["taken"] == list(range(10))
+        assert store.lost == 4
+
+
+async def test_lost_reply_of_a_rejection() -> None:
+    """A rejection whose reply is lost is recorded once, and the run waits on."""
+    store = Losing(is_delivery, "after", 2)
+    async with Engine(store, workflows=[Order]) as engine:
+        run = await parked(engine)
+        receipt = await engine.signal("number", {"number": "x"})
+        assert (receipt.state, list(receipt.rejected)) == ("rejected", [run.id])
+        assert await kinds_of(engine, run) == ["start", "wait", "reject"]
+        assert (await engine.signal("number", {"number": 1}, run_id=run.id)).state == "delivered"
+
+
+@pytest.mark.parametrize("bad", [is_post, is_delivery])
+async def test_engine_that_dies_after_the_post(bad: Callable[[Change], bool]) -> None:
+    """A signal that was acknowledged, or whose reply never came, is taken once by the engine that comes next."""
+    store = Losing(bad, "after", 10_000)
+    async with Engine(store, workflows=[Order], shutdown_timeout=timedelta(0)) as engine:
+        run = await parked(engine)
+        sending = asyncio.ensure_future(engine.signal("number", {"number": 7}, run_id=run.id, signal_id="a"))
+        await store.arrived.wait()
+    outcome = (await asyncio.gather(sending, return_exceptions=True))[0]
+    assert isinstance(outcome, errors.StoreUnavailable) or "buffered" in str(outcome)
+    store.times = 0
+    async with Engine(store, workflows=[Order]) as engine:
+        receipt = await engine.signal("number", {"number": 7}, run_id=run.id, signal_id="a")
+        assert receipt.state in ("buffered", "delivered")
+        assert (await engine.wait(run.id, 10)).data["taken"] == [7]
+        assert (await engine.stats()).mailbox == 0
+
+
+@pytest.mark.parametrize("bad", [is_post, is_delivery])
+async def test_caller_that_gives_up(bad: Callable[[Change], bool]) -> None:
+    """A caller that is cancelled in signal() does not take the signal back: it is taken once, and others go on."""
+    store = Losing(bad, "before", 0)
+    async with Engine(store, workflows=[Order]) as engine:
+        run = await parked(engine, wanted=2)
+        store.gate.clear()
+        sending = asyncio.ensure_future(engine.signal("number", {"number": 1}, run_id=run.id))
+        await store.arrived.wait()
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        store.gate.set()
+        await engine.signal("number", {"number": 2}, run_id=run.id)
+        assert (await run.wait(5)).data["taken"] == [1, 2]
+
+
+async def test_engine_closed_while_signal_waits() -> None:
+    """signal() that waits for its delivery returns when the engine closes: what it sent is stored, and taken later."""
+    store = Losing(is_delivery, "before", 10_000)
+    engine = Engine(store, workflows=[Order], shutdown_timeout=timedelta(0))
+    async with engine:
+        run = await parked(engine)
+        sending = asyncio.ensure_future(engine.signal("number", {"number": 7}, run_id=run.id))
+        await store.arrived.wait()
+        assert not sending.done()
+    receipt = await asyncio.wait_for(sending, 5)
+    assert receipt.state in ("buffered", "delivered")
+    store.times = 0
+    async with engine:
+        assert (await engine.wait(run.id, 10)).data["taken"] == [7]
+
+
+async def test_merge_that_the_context_forbids(make_engine: MakeEngine) -> None:
+    """Whatever a Context's own code raises at a merge is a rejection, and the engine and the run go on."""
+
+    class Hostile(BaseModel):
+        number: int = 0
+
+        @field_validator("number")
+        @classmethod
+        def _check(cls, number: int) -> int:
+            if number == 13:
+                raise ZeroDivisionError("by my own code")
+            return number
+
+    @workflow("faults-hostile")
+    class Flow:
+        Context = Hostile
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.for_signal("number", then=self.end)
+
+        @step
+        async def end(self) -> Command:
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        run = await (await engine.start(Flow)).wait(5, until="parked")
+        for address in ({"run_id": run.id}, {}):
+            receipt = await engine.signal("number", {"number": 13}, **address)  # type: ignore[arg-type]
+            assert (receipt.state, list(receipt.rejected)) == ("rejected", [run.id])
+            assert "ZeroDivisionError: by my own code" in receipt.rejected[run.id]
+        assert (await engine.signal("number", {"number": 12}, run_id=run.id)).delivered == [run.id]
+        assert (await run.wait(5)).data["number"] == 12
+
+
+@pytest.mark.parametrize("name", ["__class__", "model_config", "copy", "_private", "self", "model_fields", "__dict__"])
+async def test_odd_names_in_a_payload(make_engine: MakeEngine, name: str) -> None:
+    """Undeclared names that mean something to Python or pydantic are data like any other."""
+
+    @workflow("faults-odd")
+    class Flow:
+        class Context(BaseModel):
+            number: int = 0
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.for_signal("number", then=self.took)
+
+        @step
+        async def took(self, **rest: Any) -> Command:
+            get_context(self.Context).number += 1
+            return goto(self.end)
+
+        @step
+        async def end(self) -> Command:
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        run = await (await engine.start(Flow)).wait(5, until="parked")
+        assert (await engine.signal("number", {name: [1]}, run_id=run.id)).state == "delivered"
+        await run.wait(5)
+        assert (run.status, run.data) == ("completed", {"number": 1, name: [1]}), run.error

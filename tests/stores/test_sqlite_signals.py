@@ -1,0 +1,226 @@
+"""What is SQLite's own about signals: files of version 1, the plans of its statements, and reading in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aioflow.model import Run, Transition
+from aioflow.store import Change, Post, RunQuery
+from aioflow.testing.conformance_samples import (
+    NOW,
+    a_run,
+    a_signal,
+    a_sleeper,
+    a_transition,
+    a_waiter,
+    an_ended,
+    arms,
+    do,
+    log,
+    mailbox,
+    moving,
+    post,
+    put,
+    resuming,
+    starting,
+)
+from aioflow_sqlite import SQLiteStore, batch
+from aioflow_sqlite import mailbox as box
+from aioflow_sqlite.connection import migrate
+
+#: The columns of version 1.
+FIRST_COLUMNS = [name for name in Run._fields if name not in {"arms", "input", "deadline", "failure"}]
+OLD_RUNS = [a_run(1, owner=7), a_run(2, key="order-2"), a_sleeper(3, NOW + 5), an_ended(4, "failed", error="no")]
+
+
+# ---- migration
+
+
+def _version_1(path: Path) -> str:
+    """A file as the first version left it, with runs in it. Its UUID."""
+    with sqlite3.connect(path) as db:
+        db.executescript((files("aioflow_sqlite") / "migrations" / "0001_runs.sql").read_text(encoding="utf-8"))
+        db.execute("PRAGMA application_id = 1634102391")
+        db.execute("PRAGMA user_version = 1")
+        db.execute("INSERT INTO ids VALUES ('run', 5)")
+        for run in OLD_RUNS:
+            values = [getattr(run, name) for name in FIRST_COLUMNS]
+            marks = ", ".join("?" * len(values))
+            db.execute(f"INSERT INTO runs ({', '.join(FIRST_COLUMNS)}) VALUES ({marks})", values)
+            db.execute("INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", a_transition(run, kind="start"))
+        (uuid,) = db.execute("SELECT uuid FROM store").fetchone()
+    db.close()
+    return str(uuid)
+
+
+async def test_a_file_of_version_1_keeps_its_runs(tmp_path: Path) -> None:
+    """Runs, histories, deadlines, ids and the UUID are as they were, and the new columns are empty."""
+    uuid = _version_1(tmp_path / "o.db")
+    store = SQLiteStore(f"sqlite:///{tmp_path}/o.db")
+    try:
+        assert await store.open(NOW) == uuid
+        assert sorted(await store.load([1, 2, 3, 4], NOW)) == OLD_RUNS
+        assert await log(store, 3) == [Transition(3, 1, NOW, "pay", 1, "start", 1_500, None, 3_000_001)]
+        assert [deadline.run_id for deadline in await store.due((0, 0), (NOW + 9, 0), 9, NOW)] == [3]
+        assert await store.reserve("run", 1, NOW) == 5
+        assert await store.reserve("signal", 1, NOW) == 1
+        assert await store.count(RunQuery(waiting_signal=("paid",)), NOW) == 0
+        assert (await store.stats(NOW)).mailbox == 0
+    finally:
+        await store.close()
+    with sqlite3.connect(tmp_path / "o.db") as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] >= 2
+    db.close()
+
+
+async def test_a_file_of_version_1_takes_signals(tmp_path: Path) -> None:
+    """Old runs wait, take signals, end and expire them like new ones."""
+    _version_1(tmp_path / "o.db")
+    store = SQLiteStore(f"sqlite:///{tmp_path}/o.db")
+    await store.open(NOW)
+    try:
+        waits: dict[str, Any] = {
+            "status": "waiting",
+            "waiting_for": "signal",
+            "arms": arms(("paid", "k")),
+            "owner": None,
+        }
+        one = await do(store, moving(OLD_RUNS[0], **waits))
+        two = await do(store, moving(OLD_RUNS[1], **waits))
+        await post(store, a_signal(1), a_signal(2, 1), a_signal(3, key="k"), a_signal(4, 3))
+        assert await mailbox(store) == [(1, [1, 2, 3]), (2, [1, 3])]
+        await do(store, resuming(one, 1, status="completed"))
+        await do(store, resuming(two, 3))
+        assert sorted((signal.id, signal.run_id) for signal in await store.expire(9, NOW)) == [(1, 2), (2, 1)]
+        again = await store.apply([starting(a_run(9, key="order-2"))], NOW)
+        assert again[0].outcome == "exists"
+    finally:
+        await store.close()
+
+
+async def test_many_may_migrate_a_file_at_once(tmp_path: Path) -> None:
+    """Ten that open a file of version 1 at the same time bring it up to date once."""
+    uuid = _version_1(tmp_path / "o.db")
+    stores = [SQLiteStore(f"sqlite:///{tmp_path}/o.db") for _ in range(10)]
+    try:
+        assert set(await asyncio.gather(*(store.open(NOW) for store in stores))) == {uuid}
+        for store in stores:
+            assert sorted(await store.load([1, 2, 3, 4], NOW)) == OLD_RUNS
+    finally:
+        for store in stores:
+            await store.close()
+
+
+# ---- reading
+
+
+async def test_a_mail_is_of_one_instant(tmp_path: Path) -> None:
+    """What is committed while mail() reads does not mix with what it has read: each signal fits its run's row."""
+    store = SQLiteStore(f"sqlite:///{tmp_path}/o.db")
+    await store.open(NOW)
+    other = sqlite3.connect(tmp_path / "o.db", check_same_thread=False)
+    resumed: list[str] = []
+
+    def resume(sql: str) -> None:
+        if "FROM runs" in sql and not resumed:  # it has read the signals, and is about to read the rows
+            resumed.append(sql)
+            other.execute("UPDATE runs SET status = 'running', arms = NULL, seq = 2 WHERE id = 1")
+            other.commit()
+
+    try:
+        await put(store, a_waiter(1))
+        await post(store, a_signal(1, 1))
+        assert store._reader is not None
+        await store._reader.run(lambda db: db.set_trace_callback(resume))
+        mails = await store.mail(None, 9, NOW)
+        assert [(mail.run, len(mail.signals)) for mail in mails] in ([], [(a_waiter(1), 1)])
+        await store._reader.run(lambda db: db.set_trace_callback(None))
+        assert await mailbox(store) == ([] if resumed else [(1, [1])])
+    finally:
+        other.close()
+        await store.close()
+
+
+# ---- plans
+
+
+@pytest.fixture
+def db() -> Iterator[sqlite3.Connection]:
+    """A file with 10 000 rows that no question is about: other runs' waits, their signals, and what was taken."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    migrate(db)
+    db.execute("BEGIN")
+    crowd: list[Change] = [starting(a_waiter(number, ("other", f"k{number}"))) for number in range(1, 5_001)]
+    crowd += [starting(a_waiter(10_001, ("paid", "k")))]
+    batch.apply(db, crowd, NOW)
+    sent: list[Change] = [Post(a_signal(number, number)) for number in range(1, 5_001)]
+    sent += [Post(a_signal(number, key=f"x{number}", signal_id=f"s{number}")) for number in range(5_001, 10_001)]
+    batch.apply(db, sent, NOW)
+    db.execute("UPDATE signals SET taken_at = ?, taken_by = 1 WHERE id % 2", (NOW,))
+    batch.apply(db, [Post(a_signal(20_001, key="k")), Post(a_signal(20_002, 10_001))], NOW)
+    db.execute("COMMIT")
+    yield db
+    db.close()
+
+
+def _plans(db: sqlite3.Connection, call: Callable[[], object]) -> list[str]:
+    """The query plans of all statements that the call executes."""
+    executed: list[str] = []
+    db.set_trace_callback(executed.append)
+    call()
+    db.set_trace_callback(None)
+    statements = [sql for sql in executed if not sql.startswith(("--", "BEGIN", "ROLLBACK", "COMMIT"))]
+    assert statements
+    return [line[3] for sql in statements for line in db.execute(f"EXPLAIN QUERY PLAN {sql}")]
+
+
+#: What is asked, and whether it may walk through the index of what nobody has taken yet.
+ASKED: dict[str, tuple[Callable[[sqlite3.Connection], object], bool]] = {
+    "mail of some": (lambda db: box.mail(db, [10_001], 9, NOW), False),
+    "mail of all": (lambda db: box.mail(db, None, 9, NOW), True),
+    "with_mail": (lambda db: box.with_mail(db, [10_001], NOW, by_wake_at=False), False),
+    "with_mail in time": (lambda db: box.with_mail(db, [10_001], NOW, by_wake_at=True), False),
+    "receivers by run": (lambda db: box.receivers(db, a_signal(20_002, 10_001)), False),
+    "receivers by key": (lambda db: box.receivers(db, a_signal(20_001, key="k")), False),
+    "receivers of all": (lambda db: box.receivers(db, a_signal(20_003)), False),
+    "post to a run": (lambda db: box.post(db, a_signal(30_001, 10_001, signal_id="a"), NOW), False),
+    "post to a key": (lambda db: box.post(db, a_signal(30_002, key="k", signal_id="b"), NOW), False),
+    "post to all": (lambda db: box.post(db, a_signal(30_003, signal_id="c"), NOW), False),
+    "post again": (lambda db: box.post(db, a_signal(30_004, key="k", signal_id="s5001"), NOW), False),
+    "expire": (lambda db: box.expire(db, 9, NOW), False),
+    "untaken": (lambda db: box.untaken(db, [20_001, 20_002]), False),
+    "take": (lambda db: box.take(db, [(20_001, 0, 10_001)], NOW), False),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_statement_goes_by_an_index(db: sqlite3.Connection, name: str) -> None:
+    """Nothing walks through all signals or waits, and only the scan for all mail through what is untaken."""
+    call, may_walk = ASKED[name]
+    for line in _plans(db, lambda: call(db)):
+        allowed = may_walk and line.startswith(
+            ("SCAN s USING INDEX signals_addressed", "SCAN s USING INDEX signals_keyed")
+        )
+        tables = ("signals", "waits", "runs", "s", "w")
+        assert allowed or not any(line == f"SCAN {table}" or line.startswith(f"SCAN {table} ") for table in tables), (
+            line
+        )
+
+
+def test_asking_for_one_runs_mail_costs_the_same_among_thousands(db: sqlite3.Connection) -> None:
+    """By SQLite's own count of steps, what is asked of one run does not grow with what others wait for and are sent."""
+    steps: list[int] = []
+    db.set_progress_handler(lambda: steps.append(1), 1_000)
+    for name in ("mail of some", "with_mail", "receivers by run", "receivers by key", "untaken", "expire"):
+        ASKED[name][0](db)
+    db.set_progress_handler(None, 0)
+    assert len(steps) < 10
+    [mail] = box.mail(db, [10_001], 9, NOW)
+    assert [signal.id for signal in mail.signals] == [20_001, 20_002]

@@ -1,0 +1,834 @@
+"""Waits, on_fail and on_timeout, as they are checked when the class is defined: refused only where it is read positively."""
+
+# What type checkers would find is what is refused here at import; "or" puts several commands into one step.
+# mypy: disable-error-code="arg-type, attr-defined, call-overload, no-untyped-def, return-value, truthy-bool"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import BaseModel
+
+import aioflow
+import aioflow as af
+from aioflow import Failure, arguments, complete, goto, on, sleep, step, wait, workflow
+from aioflow import on as arm
+from aioflow import wait as w
+from aioflow.commands import Command
+from aioflow.errors import DefinitionError
+from aioflow.model import Resumption
+from aioflow.registry import definition_of, registry
+
+if TYPE_CHECKING:
+    Hidden = BaseModel
+
+DAY = timedelta(days=1)
+any_of = wait.any
+for_signal = w.for_signal
+
+
+class Empty(BaseModel):
+    """A Context without fields."""
+
+
+class Paid(BaseModel):
+    """A message."""
+
+    amount: int = 0
+
+
+class Sent(BaseModel):
+    """Another message."""
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    known = {name: dict(versions) for name, versions in registry._by_name.items()}
+    monkeypatch.setattr(registry, "_by_name", known)
+
+
+class Base:
+    """What the workflows of these tests have in common: second, third and the start step, in this order."""
+
+    Context = Empty
+
+    @step
+    def second(self) -> Command:
+        return complete()
+
+    @step
+    def third(self) -> Command:
+        return complete()
+
+    def helper(self) -> None: ...
+
+
+STEPS = "(steps: second, third, first)"
+
+
+def refusal(cls: type, **options: Any) -> tuple[str, ...]:
+    """Why the class cannot be a workflow."""
+    with pytest.raises(DefinitionError) as caught:
+        workflow("refused", **options)(cls)
+    return caught.value.problems
+
+
+def accepted(cls: type, **options: Any) -> None:
+    workflow("accepted", **options)(cls)
+
+
+def unknown(written: str, name: str, step: str = "first", steps: str = STEPS) -> str:
+    return f"step {step!r}: {written} names {name!r}, which is no step of this class {steps}."
+
+
+# ---- unknown targets
+
+
+def test_unknown_targets_of_waits_are_refused() -> None:
+    """then and on_timeout, as attributes and as names, of for_signal, any and on, are all read."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return (
+                wait.for_signal("x", then=self.a)
+                or wait.for_signal("x", then="b", timeout=DAY, on_timeout=self.c)
+                or wait.any(on("x", then=self.d), on("y", key="k", then="e"), timeout=DAY, on_timeout="f")
+                or wait.for_signal(Paid, then=self.g)
+                or wait.any(on(Paid, then="h"))
+            )
+
+    assert set(refusal(Order)) == {
+        unknown("wait.for_signal(then=)", "a"),
+        unknown("wait.for_signal(then=)", "b"),
+        unknown("wait.for_signal(on_timeout=)", "c"),
+        unknown("on(then=)", "d"),
+        unknown("on(then=)", "e"),
+        unknown("wait.any(on_timeout=)", "f"),
+        unknown("wait.for_signal(then=)", "g"),
+        unknown("on(then=)", "h"),
+    }
+
+
+def test_a_method_that_is_no_step_is_nowhere_to_go_on() -> None:
+    """A plain method as the target of a wait is refused, with the advice to make it a step."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.any(on("x", then=self.helper), timeout=DAY, on_timeout=self.helper)
+
+    assert set(refusal(Order)) == {
+        f"step 'first': {written} names 'helper', which is a method but no step {STEPS}. Add @step."
+        for written in ("on(then=)", "wait.any(on_timeout=)")
+    }
+
+
+def test_unknown_edges_of_failures_are_refused() -> None:
+    """What @step(on_fail=), @workflow(on_fail=) and @workflow(on_timeout=) name has to be a step."""
+
+    class Order(Base):
+        @step(start=True, on_fail="a")
+        def first(self) -> Command:
+            return complete()
+
+    found = refusal(Order, on_fail="b", timeout=DAY, on_timeout="c")
+    assert set(found) == {
+        f"@step(on_fail=) of step 'first' names 'a', which is no step of this class {STEPS}.",
+        f"@workflow(on_fail=) names 'b', which is no step of this class {STEPS}.",
+        f"@workflow(on_timeout=) names 'c', which is no step of this class {STEPS}.",
+    }
+
+
+def test_a_method_that_is_no_step_is_no_on_fail() -> None:
+    """A function of the class is only good as an on_fail if it is a step."""
+
+    class Order(Base):
+        @step(start=True, on_fail=Base.helper)
+        def first(self) -> Command:
+            return complete()
+
+    assert refusal(Order) == (
+        f"@step(on_fail=) of step 'first' names 'helper', which is no step of this class {STEPS}.",
+    )
+
+
+def test_edges_may_be_functions_or_names() -> None:
+    """A step of the class body, of a base, or one that comes later by its name: all are stored by name."""
+
+    class Order(Base):
+        @step
+        def mend(self, failure: Failure) -> Command:
+            return complete()
+
+        @step(start=True, on_fail=mend)
+        def first(self) -> Command:
+            return complete()
+
+        @step(on_fail=Base.second)
+        def another(self) -> Command:
+            return complete()
+
+        @step(on_fail="later")
+        def last(self) -> Command:
+            return complete()
+
+        @step
+        async def later(self, why: Failure, note: str = "") -> Command:
+            return complete()
+
+    accepted(Order, on_fail=Base.third, timeout=DAY, on_timeout=Order.first)
+    definition = definition_of(Order)
+    edges = {name: definition.on_fail_of(name) for name in definition.steps}
+    assert edges == {
+        "second": None, "third": None, "mend": None, "first": "mend", "another": "second", "last": "later", "later": None
+    }  # fmt: skip
+    assert (definition.on_fail, definition.on_timeout, definition.timeout) == ("third", "first", 86_400_000_000)
+
+
+def test_an_on_fail_of_a_base_class_is_checked_in_the_class() -> None:
+    """Edges are inherited with their steps, and may name what only a subclass has."""
+
+    class Early(Base):
+        @step(start=True, on_fail="mend")
+        def first(self) -> Command:
+            return complete()
+
+    class Good(Early):
+        @step
+        def mend(self) -> Command:
+            return complete()
+
+    accepted(Good)
+    assert refusal(Early) == (f"@step(on_fail=) of step 'first' names 'mend', which is no step of this class {STEPS}.",)
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "text"),
+    [
+        (lambda: step(on_fail=3), TypeError, "@step(on_fail=...) takes a step of the class or its name, got int."),
+        (lambda: workflow("x", on_fail=3), TypeError, "@workflow(on_fail=...) takes a step of the class or its name, got int."),
+        (
+            lambda: workflow("x", timeout=DAY, on_timeout=b"x"),
+            TypeError,
+            "@workflow(on_timeout=...) takes a step of the class or its name, got bytes.",
+        ),
+        (
+            lambda: workflow("x", on_timeout="late"),
+            TypeError,
+            "@workflow(on_timeout=...) needs timeout=. Say how long a run may take.",
+        ),
+        (lambda: workflow("x", timeout=3), TypeError, "@workflow(timeout=...) takes a timedelta, got int."),
+        (lambda: workflow("x", timeout=timedelta()), ValueError, "@workflow(timeout=...) must be longer than zero."),
+        (
+            lambda: workflow("x", timeout=-DAY),
+            ValueError,
+            "@workflow(timeout=...) must not be negative, got -1 day, 0:00:00.",
+        ),
+    ],
+    ids=["step", "workflow", "bytes", "no timeout", "int", "zero", "negative"],
+)  # fmt: skip
+def test_wrong_options_are_refused(make: Callable[[], object], kind: type[Exception], text: str) -> None:
+    """A wrong option is refused where it is written, by an error whose sentence names it."""
+    with pytest.raises(kind) as caught:
+        make()
+    assert type(caught.value) is kind
+    assert str(caught.value) == text
+
+
+# ---- timeout without on_timeout
+
+
+def test_a_timeout_without_on_timeout_is_refused() -> None:
+    """A wait that says how long, and not what then, has no way out."""
+
+    class Signal(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal("x", timeout=DAY, then=self.second)
+
+    class AnyOf(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.any(on("x", then=self.second), timeout=DAY)
+
+    for cls, command in ((Signal, "wait.for_signal"), (AnyOf, "wait.any")):
+        assert refusal(cls) == (
+            f"step 'first': {command}() has timeout= and no on_timeout=. Name the step that goes on when the time is over.",
+        )
+
+
+def test_a_timeout_that_is_none_is_no_timeout() -> None:
+    """What takes no time to be over needs no step for that."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal("x", timeout=None, then=self.second)
+
+    accepted(Order)
+
+
+def test_an_on_timeout_that_is_none_is_no_on_timeout() -> None:
+    """Written out as None it is as good as not written."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal("x", timeout=DAY, on_timeout=None, then=self.second)
+
+    (problem,) = refusal(Order)
+    assert "has timeout= and no on_timeout=" in problem
+
+
+# ---- fall-through
+
+
+class Waits(Base):
+    """The start step comes before what is added to it."""
+
+    @step(start=True)
+    def first(self) -> Command:
+        return wait.for_signal("x")
+
+
+def test_a_wait_at_the_end_is_refused() -> None:
+    """Without then=, a wait needs a step after it that is not its own on_timeout."""
+
+    class Late(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal("x", timeout=DAY, on_timeout=self.last)
+
+        @step
+        def last(self) -> Command:
+            return complete()
+
+    sentence = "step 'first' waits, and no step is declared after it to go on with. Say then=."
+    assert refusal(Waits) == (sentence,)
+    assert refusal(Late) == (sentence,)
+
+
+def test_a_wait_goes_on_with_the_next_step_of_a_subclass() -> None:
+    """What a subclass adds comes after the steps of its bases."""
+
+    class Longer(Waits):
+        @step
+        def after(self) -> Command:
+            return complete()
+
+    accepted(Longer)
+    assert definition_of(Longer).falls_to("first", None) == "after"
+
+
+def test_a_fall_through_onto_a_goto_s_target_is_refused() -> None:
+    """Whether a step that is gone to elsewhere was meant to come next is unclear; the error says who goes there."""
+
+    class Order(Waits):
+        @step
+        def after(self) -> Command:
+            return complete()
+
+        @step
+        def other(self) -> Command:
+            return goto(self.after)
+
+    assert refusal(Order) == (
+        (
+            "step 'first' waits and would go on with 'after', the next one declared, but goto() in step 'other' leads "
+            "there, too: whether it was meant is unclear. Say then=."
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", ["for_signal", "any"])
+def test_a_fall_through_onto_another_wait_s_on_timeout_is_refused(name: str) -> None:
+    """A step for the time that is over is not what comes next."""
+
+    class Signal(Waits):
+        @step
+        def after(self) -> Command:
+            return complete()
+
+        @step
+        def other(self) -> Command:
+            return wait.for_signal("y", timeout=DAY, on_timeout="after", then=self.second)
+
+    class AnyOf(Waits):
+        @step
+        def after(self) -> Command:
+            return complete()
+
+        @step
+        def other(self) -> Command:
+            return wait.any(on("y", then=self.second), timeout=DAY, on_timeout="after")
+
+    (problem,) = refusal(Signal if name == "for_signal" else AnyOf)
+    assert problem == (
+        f"step 'first' waits and would go on with 'after', the next one declared, but wait.{name}(on_timeout=) in step "
+        "'other' leads there, too: whether it was meant is unclear. Say then=."
+    )
+
+
+def test_a_fall_through_onto_a_target_of_the_same_step_is_refused() -> None:
+    """The step's own goto, or the timeout of another of its waits, makes it unclear just the same."""
+
+    class Goes(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal("x") or goto("after")
+
+        @step
+        def after(self) -> Command:
+            return complete()
+
+    class Late(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal("x") or wait.for_signal("y", timeout=DAY, on_timeout=self.after, then=self.second)
+
+        @step
+        def after(self) -> Command:
+            return complete()
+
+    assert "but goto() in step 'first' leads there" in refusal(Goes)[0]
+    assert "but wait.for_signal(on_timeout=) in step 'first' leads there" in refusal(Late)[0]
+
+
+def test_a_wait_s_own_on_timeout_is_passed_over() -> None:
+    """The step after it is meant, and it is no ambiguity that the timeout leads to the one between."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal("x", timeout=DAY, on_timeout=self.late)
+
+        @step
+        def late(self) -> Command:
+            return complete()
+
+        @step
+        def after(self) -> Command:
+            return complete()
+
+    accepted(Order)
+    assert definition_of(Order).falls_to("first", "late") == "after"
+
+
+def test_other_edges_do_not_make_a_fall_through_unclear() -> None:
+    """A sleep's or another wait's then=, an on_fail, or a goto to another step say nothing against it."""
+
+    class Order(Waits):
+        @step(on_fail="after")
+        def after(self) -> Command:
+            return sleep(DAY, then=self.after)
+
+        @step
+        def other(self) -> Command:
+            return wait.for_signal("y", then=self.after) or wait.any(on("z", then="after")) or goto(self.second)
+
+    accepted(Order)
+
+
+def test_a_wait_that_says_then_is_clear() -> None:
+    """With then=, whatever leads to the next step does not matter."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal("x", then=self.after)
+
+        @step
+        def after(self) -> Command:
+            return goto(self.after)
+
+    accepted(Order)
+
+
+def test_then_none_is_a_fall_through() -> None:
+    """Written out as None, then= says nothing."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal("x", then=None)
+
+    assert refusal(Order) == ("step 'first' waits, and no step is declared after it to go on with. Say then=.",)
+
+
+def test_an_override_keeps_its_place() -> None:
+    """A step that overrides one of a base stands where that stands, for what a wait goes on with."""
+
+    class Early(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return complete()
+
+        @step
+        def after(self) -> Command:
+            return complete()
+
+    class Order(Early):
+        @step
+        def later(self) -> Command:
+            return complete()
+
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal("x")
+
+    accepted(Order)
+    assert definition_of(Order).falls_to("first", None) == "after"
+
+
+def test_what_an_override_replaced_is_not_read() -> None:
+    """A goto in a step that the class does not run any more leads nowhere."""
+
+    class Early(Waits):
+        @step
+        def after(self) -> Command:
+            return complete()
+
+        @step
+        def other(self) -> Command:
+            return goto(self.after)
+
+    class Order(Early):
+        @step
+        def other(self) -> Command:
+            return complete()
+
+    accepted(Order)
+    assert "whether it was meant is unclear" in refusal(Early)[0]
+
+
+# ---- what is not read positively
+
+
+def test_computed_targets_of_waits_are_accepted() -> None:
+    """Variables, unpacked arguments and attributes of the instance are decided when the step returns."""
+
+    class Order(Base):
+        def __init__(self) -> None:
+            self.somewhere = self.second
+
+        @step(start=True)
+        def first(self) -> Command:
+            target: Any = "nowhere"
+            options: dict[str, Any] = {"then": "nowhere"}
+            arms = [on("x", then="second")]
+            return (
+                wait.for_signal("x", then=target)
+                or wait.for_signal("x", **options)
+                or wait.for_signal("x", timeout=DAY, **options)
+                or wait.for_signal("x", timeout=DAY, on_timeout=target)
+                or wait.for_signal("x", then=self.somewhere)
+                or wait.any(*arms, timeout=DAY, **options)
+                or wait.any(*arms, timeout=DAY, on_timeout=target)
+                or wait.for_signal(*["x"])
+            )
+
+    accepted(Order)
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_waits_are_known_under_any_name(number: int) -> None:
+    """Imports under other names, through modules, and what a module names for itself are followed."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return (
+                w.for_signal("x", then=self.s0)
+                or aioflow.wait.any(on("x", then=self.second), timeout=DAY, on_timeout=self.s1)
+                or af.wait.for_signal("x", then=self.s2)
+                or arm("x", then=self.s3)
+                or af.on("x", then=self.s4)
+                or any_of(on("x", then=self.second), timeout=DAY, on_timeout=self.s5)
+                or for_signal("x", then=self.s6)
+                or aioflow.commands.wait.for_signal("x", then=self.s7)
+            )
+
+    written = ["wait.for_signal(then=)", "wait.any(on_timeout=)", "wait.for_signal(then=)", "on(then=)", "on(then=)",
+               "wait.any(on_timeout=)", "wait.for_signal(then=)", "wait.for_signal(then=)"]  # fmt: skip
+    found = refusal(Order)
+    assert unknown(written[number], f"s{number}") in found
+    assert len(found) == len(written)
+
+
+def test_a_local_import_is_not_read() -> None:
+    """A name that the step makes for itself may be anything."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            from aioflow import on as my_on
+            from aioflow import wait as my_wait
+
+            return my_wait.any(my_on("x", then=self.nowhere), timeout=DAY)
+
+    accepted(Order)
+
+
+def test_something_else_called_wait_is_not_read() -> None:
+    """A parameter, variable or attribute of that name is not aioflow's."""
+
+    class Order(Base):
+        wait: Any = None
+        on: Any = None
+
+        @step(start=True)
+        def first(self, wait: Any = None) -> Command:
+            self.wait.for_signal("x", then=self.nowhere)
+            self.on("x", then="nowhere")
+            wait.any(then="nowhere", timeout=3)
+            return complete()
+
+    accepted(Order)
+
+
+# ---- what steps take
+
+
+def test_a_step_that_needs_arguments_is_no_target_of_what_gives_none() -> None:
+    """goto, sleep and every on_timeout give no arguments; only what resumes a wait does."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return (
+                goto(self.ship)
+                or sleep(DAY, then="ship")
+                or wait.for_signal("x", timeout=DAY, on_timeout=self.ship, then=self.ship)
+                or wait.any(on("x", then=self.ship), timeout=DAY, on_timeout="ship")
+            )
+
+        @step
+        def ship(self, address: str, note: str = "") -> Command:
+            return complete()
+
+    needs = "names 'ship', which needs the arguments address. Only what resumes a wait gives arguments."
+    assert set(refusal(Order, timeout=DAY, on_timeout="ship")) == {
+        f"step 'first': {written} {needs}"
+        for written in ("goto()", "sleep(then=)", "wait.for_signal(on_timeout=)", "wait.any(on_timeout=)")
+    } | {f"@workflow(on_timeout=) {needs}"}
+
+
+def test_a_step_whose_arguments_have_defaults_is_a_target() -> None:
+    """What needs nothing can be reached by anything."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return (
+                goto(self.ship)
+                or sleep(DAY, then=self.ship)
+                or wait.for_signal("x", timeout=DAY, on_timeout=self.ship, then=self.ship)
+            )
+
+        @step
+        def ship(self, paid: Paid | None = None, failure: Failure | None = None, **rest: Any) -> Command:
+            return complete()
+
+    accepted(Order, on_fail="ship", timeout=DAY, on_timeout="ship")
+
+
+def test_an_on_fail_gets_a_failure_and_nothing_else() -> None:
+    """A step that needs more cannot be an on_fail."""
+
+    class Order(Base):
+        @step(start=True, on_fail="mend")
+        def first(self) -> Command:
+            return complete()
+
+        @step
+        def mend(self, failure: Failure, amount: int) -> Command:
+            return complete()
+
+    needs = "names 'mend', which needs more than a 'failure: Failure'. Give the rest defaults."
+    assert set(refusal(Order, on_fail="mend")) == {
+        f"@step(on_fail=) of step 'first' {needs}",
+        f"@workflow(on_fail=) {needs}",
+    }
+
+
+def test_a_step_that_needs_a_failure_is_not_gone_to() -> None:
+    """A goto tells of no failure."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return goto("mend")
+
+        @step
+        def mend(self, failure: Failure) -> Command:
+            return complete()
+
+    (problem,) = refusal(Order)
+    assert problem.startswith("step 'first': goto() names 'mend', which needs the arguments failure. ")
+
+
+def test_a_signal_s_payload_may_be_anything() -> None:
+    """What a signal with a name will hold is not known, and nothing is refused for it."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal("x") or wait.any(on("y", then=self.ship))
+
+        @step
+        def ship(self, address: str, paid: Paid) -> Command:
+            return complete()
+
+    accepted(Order)
+
+
+def test_a_message_has_to_be_all_that_a_step_needs() -> None:
+    """A step that needs something else beside the message, or another one, cannot be reached by it."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal(Paid, then=self.more) or wait.any(on(Sent, then=self.one)) or wait.for_signal(Sent)
+
+        @step
+        def one(self, paid: Paid) -> Command:
+            return complete()
+
+        @step
+        def more(self, paid: Paid, *, by: str) -> Command:
+            return complete()
+
+    assert set(refusal(Order)) == {
+        "step 'first': wait.for_signal(then=) names 'more', which needs the arguments paid, by; a Paid is all it will get.",
+        "step 'first': on(then=) names 'one', which needs the arguments paid; a Sent is all it will get.",
+        "step 'first' waits and goes on with 'one', which needs the arguments paid; a Sent is all it will get.",
+    }
+
+
+def test_a_message_may_go_to_whoever_takes_it() -> None:
+    """Its type, none at all, or no parameter at all: each is good for a message."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal(Paid) or wait.any(
+                on(Paid, then=self.optional), on(Paid, key="k", then=self.untyped), on(Paid, then=self.second)
+            )
+
+        @step
+        def typed(self, paid: Paid, note: str = "") -> Command:
+            return complete()
+
+        @step
+        def optional(self, paid: Paid | None = None) -> Command:
+            return complete()
+
+        @step
+        def untyped(self, paid) -> Command:
+            return complete()
+
+    accepted(Order)
+
+
+def test_a_model_of_an_enclosing_function_is_read() -> None:
+    """A wait's model may be a class that the step closes over."""
+
+    class Local(BaseModel):
+        pass
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.for_signal(Local, then=self.one)
+
+        @step
+        def one(self, paid: Paid) -> Command:
+            return complete()
+
+    assert refusal(Order) == (
+        "step 'first': wait.for_signal(then=) names 'one', which needs the arguments paid; a Local is all it will get.",
+    )
+
+
+def test_a_model_that_a_wait_names_is_known_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that has sent and awaited nothing, a message is given as the model that the class's waits name."""
+    monkeypatch.setattr(arguments, "_seen", {})
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.any(on(Paid, then=self.one)) or wait.for_signal(Paid)
+
+        @step
+        def one(self, paid: Hidden) -> Command:
+            return complete()
+
+    accepted(Order)
+    filled = definition_of(Order).steps["one"].parameters.fill(Resumption("message", "Paid", {"amount": 3}), None)
+    assert filled == {"paid": Paid(amount=3)}
+
+
+def test_a_message_may_go_to_whoever_takes_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What type checkers accept is accepted: a step that takes a base class takes the message, also after a restart."""
+    monkeypatch.setattr(arguments, "_seen", {})
+
+    class PaidTwice(Paid):
+        second: int = 0
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.any(on(PaidTwice, then=self.one)) or wait.for_signal(PaidTwice)
+
+        @step
+        def one(self, paid: Paid) -> Command:
+            return complete()
+
+    accepted(Order)
+    filled = definition_of(Order).steps["one"].parameters.fill(Resumption("message", "PaidTwice", {"second": 3}), None)
+    assert filled == {"paid": PaidTwice(second=3)}
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_positional_only_parameters_are_refused(start: bool) -> None:
+    """What only a position could give, nothing gives, whether the run starts there or not."""
+
+    class Order(Base):
+        if not start:
+
+            @step(start=True)
+            def begin(self) -> Command:
+                return wait.for_signal("x")
+
+        @step(start=start)
+        def first(self, amount: int, /, note: str = "") -> Command:
+            return complete()
+
+    assert refusal(Order) == ("step 'first' takes amount by position only. Leave out the '/'.",)
+
+
+def test_a_start_step_takes_what_has_defaults() -> None:
+    """Runs begin without arguments, so that a start step may take some but need none."""
+
+    class Good(Base):
+        @step(start=True)
+        def first(self, amount: int = 0, *, failure: Failure | None = None) -> Command:
+            return complete()
+
+    class Bad(Base):
+        @step(start=True)
+        def first(self, amount: int, *, failure: Failure) -> Command:
+            return complete()
+
+    accepted(Good)
+    assert refusal(Bad) == (
+        "step 'first' needs the arguments amount, failure. A start step takes self alone: read the Context.",
+    )
