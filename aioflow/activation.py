@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from aioflow import telemetry
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import explain
+from aioflow.commands import Fail
 from aioflow.committer import Committer
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextNotStorable, InternalError, StoreError, StoreRefused
@@ -28,7 +29,7 @@ from aioflow.registry import Registry
 from aioflow.slots import Slots
 from aioflow.store import Mark, Move, Post, Start
 from aioflow.tasks import TaskSet
-from aioflow.transitions import Raised, decide
+from aioflow.transitions import Raised, Stepped, decide
 
 #: Seconds that a step which was cancelled may take to stop, before it is left behind.
 GRACE = 1.0
@@ -261,7 +262,7 @@ class Activation(Watch):
             commit_id=next(tools.commit_ids),
         )
         owners: list[int | None] = []
-        if ran.also:
+        if ran.also and not _has_failed(ran, move):
             move = move._replace(also=tuple(self._owned(part, owners) for part in ran.also))
         del ran  # With thousands of runs, what lives on while they are committed costs the garbage collector dearly.
         try:
@@ -287,6 +288,12 @@ class Activation(Watch):
     def _redeem(self, owners: list[int | None]) -> None:
         for owner in owners:
             self._tools.home.redeem(owner)
+
+
+def _has_failed(ran: Ran, move: Move) -> bool:
+    """Whether the attempt came to nothing after all: what it returned leads nowhere."""
+    meant = isinstance(ran.outcome, Stepped) and isinstance(ran.outcome.command, Fail)
+    return not meant and move.transition.kind in ("retry", "fail", "on_fail")
 
 
 def read_context(run: Run, definition: WorkflowDefinition | None) -> BaseModel | str:

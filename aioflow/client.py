@@ -15,9 +15,9 @@ from aioflow import interventions
 from aioflow.clock import SECOND, Micros
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import EngineClosed, RunCancelled, RunFailed, RunNotFound
-from aioflow.model import Run, StartOptions, Transition, WorkflowStatus, check_name
+from aioflow.model import Run, StartOptions, Transition, WorkflowStatus, check_id, check_name
 from aioflow.parts import Parts
-from aioflow.query import check_id, check_limit
+from aioflow.query import check_limit
 from aioflow.registry import Registry, workflow_name
 from aioflow.run import WorkflowRun
 from aioflow.store import Amend, RunQuery

@@ -237,6 +237,11 @@ def _live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseMo
 # ---- telling differences
 
 
+def difference(left: BaseModel, right: BaseModel) -> str | None:
+    """The first place where two models differ in what is stored of them, and how; None if they do not."""
+    return next(_differences(left, right, ""), None)
+
+
 def _differences(left: Any, right: Any, path: str) -> Iterator[str]:
     """Where two values differ, comparing models by their fields: private and cached attributes are not stored."""
     if isinstance(left, BaseModel) and isinstance(right, BaseModel) and (not path or type(left) is type(right)):

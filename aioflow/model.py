@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from aioflow import clock
 from aioflow.clock import Micros
-from aioflow.errors import LimitExceeded
+from aioflow.errors import LimitExceeded, RunNotFound
 
 MAX_NAME: Final = 200
 MAX_DATA: Final = 1024 * 1024
@@ -309,6 +309,15 @@ def check_name(what: str, name: object) -> str:
     except UnicodeEncodeError:
         raise LimitExceeded(what, CHARACTERS, "it holds a lone surrogate") from None
     return name
+
+
+def check_id(run_id: object) -> int:
+    """The id, if it can be one. Raises TypeError; RunNotFound for numbers that no store hands out."""
+    if isinstance(run_id, bool) or not isinstance(run_id, int):
+        raise TypeError(f"A run's id is an int, got {type(run_id).__name__}.")
+    if not 0 < run_id < 1 << 53:
+        raise RunNotFound(run_id)
+    return run_id
 
 
 def bounded(text: str, limit: int) -> str:

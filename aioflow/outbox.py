@@ -150,9 +150,22 @@ class Office:
     async def changes(self, outbox: Outbox) -> tuple[Start | Post, ...]:
         """See Orders."""
         changes: list[Start | Post] = []
+        given: set[tuple[str | None, str]] = set()
         for order in outbox.orders:
+            # A batch has one Start per key and one Post per signal_id: the first of them, as if they came one by one.
+            if (name := _name_of(order)) is not None:
+                if name in given:
+                    continue
+                given.add(name)
             if isinstance(order, Draft):
                 changes.append(await self.post_of(order))
             else:
                 changes.append(await self.start_of(*order, parent=outbox.run))
         return tuple(changes)
+
+
+def _name_of(order: Draft | StartOrder) -> tuple[str | None, str] | None:
+    """What may be in a batch but once: the workflow and key of a run, or a signal_id."""
+    if isinstance(order, Draft):
+        return None if order.signal_id is None else (None, order.signal_id)
+    return None if order.options.key is None else (order.definition.name, order.options.key)

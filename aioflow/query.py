@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from aioflow.clock import to_micros
-from aioflow.errors import LimitExceeded, RunNotFound
-from aioflow.model import MAX_DEPTH, MAX_NAME, WorkflowStatus
+from aioflow.errors import LimitExceeded
+from aioflow.model import MAX_DEPTH, MAX_NAME, WorkflowStatus, check_id
 from aioflow.registry import workflow_name
 from aioflow.run import WorkflowRun
 from aioflow.shapes import RunFilters
@@ -143,15 +143,6 @@ def _position(after: WorkflowRun[Any] | int, column: str) -> tuple[int, int]:
     if column != "id":
         raise TypeError("runs(after=...) takes the last WorkflowRun of the page before when the order is not by id.")
     return check_id(after), after
-
-
-def check_id(run_id: object) -> int:
-    """The id, if it can be one. Raises TypeError; RunNotFound for numbers that no store hands out."""
-    if isinstance(run_id, bool) or not isinstance(run_id, int):
-        raise TypeError(f"A run's id is an int, got {type(run_id).__name__}.")
-    if not 0 < run_id < 1 << 53:
-        raise RunNotFound(run_id)
-    return run_id
 
 
 def check_limit(limit: object) -> None:

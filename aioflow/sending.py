@@ -14,7 +14,6 @@ from aioflow.clock import SECOND
 from aioflow.errors import RunEnded, RunNotFound
 from aioflow.model import Run, Signal, WorkflowStatus
 from aioflow.parts import Parts
-from aioflow.query import check_id
 from aioflow.signals import Misfit, SignalReceipt, arm_for, draft, fit
 from aioflow.store import RunQuery
 
@@ -62,8 +61,6 @@ class Sending(Client):
         """
         parts = self._open_for("signal()")
         asked = draft(name_or_message, payload, run_id=run_id, key=key, workflow=workflow, signal_id=signal_id, ttl=ttl)
-        if run_id is not None:
-            check_id(run_id)
         post = await parts.office.post_of(asked)
         signal = post.signal
         # One that may have been sent before is asked about, whatever has become of the run since.

@@ -14,10 +14,10 @@ from aioflow import clock
 from aioflow.arguments import Unfillable, note_model
 from aioflow.canon import check_json
 from aioflow.clock import SECOND, Micros
-from aioflow.codec import Unstorable, explain
+from aioflow.codec import Unstorable, difference, explain
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import LimitExceeded, SignalInvalid
-from aioflow.model import Arm, Resumption, Run, Signal, arms_of, check_name, failure_of
+from aioflow.model import Arm, Resumption, Run, Signal, arms_of, check_id, check_name, failure_of
 
 #: How long a signal to a key waits for somebody to take it.
 KEYED_TTL: Final[Micros] = 7 * 24 * 3600 * SECOND
@@ -87,6 +87,8 @@ def draft(
         TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
         SignalInvalid: the payload or message cannot be stored.
     """
+    if run_id is not None:
+        check_id(run_id)
     if run_id is not None and (key is not None or workflow is not None):
         raise TypeError("signal() takes run_id=, or key= (and workflow=), not both.")
     if workflow is not None and key is None:
@@ -123,16 +125,9 @@ def _message(name: str, message: BaseModel) -> str:
         raise SignalInvalid(name, explain(error)) from error
     if not raw.startswith(b"{"):
         raise SignalInvalid(name, "a message is a model with fields; a RootModel has none.")
-    if not _same(message, again):
-        raise SignalInvalid(name, "it reads back different from what it is: some field does not survive JSON.")
+    if (problem := difference(message, again)) is not None:
+        raise SignalInvalid(name, f"it does not survive JSON: {problem}")
     return raw.decode()
-
-
-def _same(one: BaseModel, other: BaseModel) -> bool:
-    try:
-        return bool(one == other)
-    except Exception:  # noqa: BLE001 - values may be of any class
-        return False
 
 
 def _payload(name: str, payload: object) -> str:
@@ -154,7 +149,9 @@ def _payload(name: str, payload: object) -> str:
 
 
 def arm_for(run: Run, signal: Signal) -> Arm | None:
-    """The first arm of a waiting run that a signal fits."""
+    """The first arm of a waiting run that a signal fits: none if it came when the time of the wait was over."""
+    if run.wake_at is not None and signal.sent_at > run.wake_at:
+        return None
     for arm in arms_of(run):
         if arm.name == signal.name and (signal.run_id == run.id or (not signal.run_id and arm.key == signal.key)):
             return arm
@@ -177,13 +174,15 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
     payload: JsonValue = from_json(signal.payload)
     message = bool(arm.message or signal.message)
     try:
-        live = definition.codec.decode(run.data)
+        definition.codec.decode(run.data)
     except Exception:  # noqa: BLE001 - a validator may raise anything
         return None
     data = run.data
     if not message and isinstance(payload, dict) and payload:
         try:
-            data, _ = definition.codec.encode(definition.codec.merge(live, payload))
+            # As JSON, which it is: a strict Context takes no str for a date from Python.
+            whole: dict[str, JsonValue] = {**from_json(run.data), **payload}
+            data, _ = definition.codec.encode(definition.codec.decode(to_json(whole)))
         except (Unstorable, LimitExceeded) as error:
             raise Misfit(str(error)) from error
         except Exception as error:  # a validator may raise anything

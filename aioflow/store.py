@@ -51,7 +51,8 @@ class Post(NamedTuple):
     - With neither, a broadcast: a copy for each run that now waits for the name, each with that run's id and
       ``broadcast`` 1. It lives as long as the wait that it was made for.
 
-    A ``signal_id`` that the mailbox has or remembers makes it "exists"; an ``id`` that it has makes it "applied" again.
+    A ``signal_id`` that the mailbox has, unexpired, or remembers makes it "exists"; an ``id`` that it has makes it
+    "applied" again.
     """
 
     signal: Signal
@@ -62,7 +63,8 @@ class Move(NamedTuple):
 
     Args:
         takes: ids of signals that it takes out of the mailbox, addressed to this run or to a key; one that is not
-            there (any more) is a guard that does not hold.
+            there (any more) is a guard that does not hold. A transition of kind "reject" also forgets their signal_ids:
+            nobody took them.
         unless_mail: it is also stale, and the result says ``mail``, if the mailbox holds a signal for an arm of the
             row as it stands that was sent by the row's ``wake_at``.
         also: what the step started and sent, committed with it. What "exists" or is "stale" among it is left out, and

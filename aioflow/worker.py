@@ -227,12 +227,13 @@ class Worker:
             telemetry.info("worker works", worker=self._number, store=self._store.name)
             self._renewed = self._clock.monotonic()
             self.scheduler.poke()
-        if compare:
+        learnt = self._known_generation != self._registry.generation  # code that may take what waits
+        if compare or learnt:
             # Somebody else's waits are not in the heap: those of the next seconds are looked for.
             await self.scheduler.scan(now + 2 * SECOND if foreign else now - SECOND)
-            await self.delivery.look(scan=began or foreign or not self._store.exclusive)
+            await self.delivery.look(scan=began or foreign or learnt or not self._store.exclusive)
         # Where others work, too, they may park what this worker's code can take.
-        if began or self._known_generation != self._registry.generation or (compare and not self._store.exclusive):
+        if began or learnt or (compare and not self._store.exclusive):
             self._known_generation = self._registry.generation
             await self._unblock()
 

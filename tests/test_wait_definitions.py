@@ -426,15 +426,29 @@ def test_other_edges_do_not_make_a_fall_through_unclear() -> None:
     """A sleep's or another wait's then=, an on_fail, or a goto to another step say nothing against it."""
 
     class Order(Waits):
-        @step(on_fail="after")
+        @step
         def after(self) -> Command:
             return sleep(DAY, then=self.after)
 
-        @step
+        @step(on_fail="after")
         def other(self) -> Command:
             return wait.for_signal("y", then=self.after) or wait.any(on("z", then="after")) or goto(self.second)
 
     accepted(Order)
+
+
+def test_a_step_that_fails_into_itself_is_refused() -> None:
+    """An on_fail that names its own step would never be taken."""
+
+    class Order(Waits):
+        @step(on_fail="after")
+        def after(self) -> Command:
+            return complete()
+
+    assert refusal(Order) == (
+        "@step(on_fail=) of step 'after' names the step itself, which has just failed. "
+        "Name another, or raise max_attempts.",
+    )
 
 
 def test_a_wait_that_says_then_is_clear() -> None:

@@ -39,6 +39,8 @@ class Mailbox:
     def __init__(self) -> None:
         self._kept: dict[tuple[int, int], _Kept] = {}
         self._waits: dict[int, _Waiting] = {}
+        #: The waits that the present batch has changed, as they were.
+        self._waits_before: list[tuple[int, _Waiting | None]] = []
         #: What the present batch has replaced.
         self._before: list[tuple[tuple[int, int], _Kept | None]] = []
 
@@ -52,6 +54,7 @@ class Mailbox:
         id_ = (run or was).id  # type: ignore[union-attr]
         ended = run is not None and run.status not in LIVE
         if before != after:
+            self._waits_before.append((id_, self._waits.get(id_)))
             self._waits.pop(id_, None)
             if run is not None and after is not None:
                 self._waits[id_] = _Waiting(run.updated_at, arms_of(run))
@@ -64,7 +67,7 @@ class Mailbox:
         """Put a signal there; ``run`` is the one that it is addressed to."""
         if self.has(signal):
             return Result("applied")
-        if signal.signal_id is not None and (before := self._sent_before(signal.signal_id)) is not None:
+        if signal.signal_id is not None and (before := self._sent_before(signal.signal_id, now)) is not None:
             return before
         if signal.run_id and (run is None or run.status not in LIVE):
             return Result("stale", run)
@@ -83,7 +86,7 @@ class Mailbox:
         """Whether this very signal was posted."""
         return any(id_ == signal.id for id_, _ in self._kept)
 
-    def receivers(self, signal: Signal) -> tuple[int, ...]:
+    def receivers(self, signal: Signal, now: Micros) -> tuple[int, ...]:
         """Waiting runs that may take it."""
         if signal.run_id:
             waiting = self._waits.get(signal.run_id)
@@ -91,12 +94,10 @@ class Mailbox:
             return (signal.run_id,) if waits else ()
         if signal.key is None:
             return tuple(
-                run_id
-                for (id_, run_id), kept in self._kept.items()
-                if id_ == signal.id and run_id and kept.taken_at is None
+                run_id for (id_, run_id), kept in self._kept.items() if id_ == signal.id and run_id and kept.there(now)
             )
         there = sum(
-            kept.taken_at is None
+            kept.there(now)
             and not kept.signal.run_id
             and (kept.signal.name, kept.signal.key) == (signal.name, signal.key)
             for kept in self._kept.values()
@@ -108,13 +109,17 @@ class Mailbox:
         ]
         return tuple(run_id for _, run_id in sorted(fitting)[:there])
 
-    def take(self, run_id: int, ids: Collection[int], now: Micros) -> bool:
-        """Take all of these for a run, or none."""
-        places = [place for id_ in ids for place in ((id_, run_id), (id_, 0)) if self._untaken(place)]
+    def take(self, run_id: int, ids: Collection[int], now: Micros, *, rejects: bool) -> bool:
+        """Take all of these for a run, or none. ``rejects``: the run does not want them, their signal_ids are free."""
+        places = [place for id_ in ids for place in ((id_, run_id), (id_, 0)) if self._untaken(place, now)]
         if len(places) != len(ids):
             return False
         for place in places:
-            self._put(place, self._kept[place]._replace(taken_at=now, taken_by=run_id))
+            signal = self._kept[place].signal
+            if rejects:
+                self._put(place, _Kept(signal._replace(signal_id=None), taken_at=now))
+            else:
+                self._put(place, _Kept(signal, taken_at=now, taken_by=run_id))
         return True
 
     def of(self, run_id: int, now: Micros) -> list[Signal]:
@@ -134,10 +139,12 @@ class Mailbox:
     def expire(self, limit: int, now: Micros) -> list[Signal]:
         """Take out what nobody took in its time, and forget what was taken long ago."""
         gone: list[Signal] = []
+        forgotten = 0
         for place, (signal, taken_at, _) in list(self._kept.items()):
             if taken_at is not None:
                 memory = _SHORT_MEMORY if signal.signal_id is None else _MEMORY
-                if taken_at <= now - memory:
+                if taken_at <= now - memory and forgotten < limit:
+                    forgotten += 1
                     del self._kept[place]
             elif signal.expires_at is not None and signal.expires_at <= now and len(gone) < limit:
                 gone.append(signal)
@@ -147,6 +154,7 @@ class Mailbox:
     def begin(self) -> None:
         """A batch begins, which ``undo`` would undo."""
         self._before.clear()
+        self._waits_before.clear()
 
     def undo(self) -> None:
         """Put every signal back as it was when the batch began."""
@@ -155,14 +163,19 @@ class Mailbox:
                 self._kept.pop(place, None)
             else:
                 self._kept[place] = kept
+        for run_id, waiting in reversed(self._waits_before):
+            if waiting is None:
+                self._waits.pop(run_id, None)
+            else:
+                self._waits[run_id] = waiting
 
     def _put(self, place: tuple[int, int], kept: _Kept) -> None:
         self._before.append((place, self._kept.get(place)))
         self._kept[place] = kept
 
-    def _untaken(self, place: tuple[int, int]) -> bool:
+    def _untaken(self, place: tuple[int, int], now: Micros) -> bool:
         kept = self._kept.get(place)
-        return kept is not None and kept.taken_at is None
+        return kept is not None and kept.there(now)
 
     def _fitting(self, run_id: int, arms: list[Arm], now: Micros) -> Iterator[Signal]:
         names = {arm.name for arm in arms}
@@ -173,9 +186,13 @@ class Mailbox:
             if fits and kept.there(now):
                 yield signal
 
-    def _sent_before(self, signal_id: str) -> Result | None:
-        found = next((kept for kept in self._kept.values() if kept.signal.signal_id == signal_id), None)
-        if found is None:
+    def _sent_before(self, signal_id: str, now: Micros) -> Result | None:
+        place = next((place for place, kept in self._kept.items() if kept.signal.signal_id == signal_id), None)
+        if place is None:
+            return None
+        found = self._kept[place]
+        if found.taken_at is None and not found.there(now):  # it has expired, and is not in the way
+            self._put(place, found._replace(signal=found.signal._replace(signal_id=None)))
             return None
         takers = sorted(
             kept.taken_by

@@ -269,7 +269,7 @@ class MemoryStore:
             return offered
         if change.unless_mail and any(signal.sent_at <= (was.wake_at or 0) for signal in mailbox.of(run.id, now)):
             return Result("stale", was, mail=True)
-        if change.takes and not mailbox.take(run.id, change.takes, now):
+        if change.takes and not mailbox.take(run.id, change.takes, now, rejects=transition.kind == "reject"):
             return Result("stale", was)
         result = self._write(Write(was, run, transition), done)
         return result._replace(also=tuple(self._judge(part, now, done) for part in change.also))
@@ -306,7 +306,7 @@ class MemoryStore:
     def _told(self, change: Change, result: Result, now: Micros) -> Result:
         """The result, with what is known only when the whole batch is written."""
         if isinstance(change, Post) and result.outcome == "applied":
-            return result._replace(run_ids=self._rows.mailbox.receivers(change.signal))
+            return result._replace(run_ids=self._rows.mailbox.receivers(change.signal, now))
         if isinstance(change, Move) and result.outcome == "applied":
             also = zip(change.also, result.also, strict=True)
             mail = result.run is not None and bool(self._rows.mailbox.of(result.run.id, now))

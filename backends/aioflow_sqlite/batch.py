@@ -67,7 +67,7 @@ _AT_ITS_PLACE = "SELECT 1 FROM history WHERE run_id = ? AND seq = ? AND commit_i
 _MARK_RUN = "UPDATE runs SET marked = 1 WHERE id = ?"
 #: A live one first, whatever the clocks of those who started them said.
 _HOLDER_OF_KEY = f"""{SELECT_RUNS} WHERE workflow = ? AND key = ?
-ORDER BY status IN ('running', 'waiting') DESC, created_at DESC, id DESC LIMIT 1"""
+ORDER BY iif(id = ?, ?, status IN ('running', 'waiting')) DESC, created_at DESC, id DESC LIMIT 1"""
 
 
 def apply(db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> list[Result]:
@@ -112,12 +112,12 @@ class _Batch:
                 ids.append(change.run_id)
         (found,) = db.execute(_GUARDS, (json.dumps(ids),)).fetchone()
         self._guards = {id_: (seq, fence) for id_, seq, fence in json.loads(found)}
-        self._untaken = mailbox.untaken(db, takes) if takes else set()
+        self._untaken = mailbox.untaken(db, takes, now) if takes else set()
         self._in_time = mailbox.with_mail(db, waiting, now, by_wake_at=True) if waiting else set()
         self._runs: list[Run] = []
         self._marked: list[tuple[int]] = []
         self._transitions: list[Transition] = []
-        self._taken: list[tuple[int, int, int]] = []
+        self._taken: list[tuple[int, int, int | None]] = []
         self._with_mail: set[int] = set()
 
     def add(self, change: Change) -> Result:
@@ -165,7 +165,7 @@ class _Batch:
     def told(self, change: Change, result: Result) -> Result:
         """The result, with what is known only now that everything is written."""
         if result.outcome == "applied" and isinstance(change, Post):
-            return result._replace(run_ids=mailbox.receivers(self._db, change.signal))
+            return result._replace(run_ids=mailbox.receivers(self._db, change.signal, self._now))
         if result.also:
             also = zip(change.also, result.also, strict=True)  # type: ignore[union-attr]
             result = result._replace(also=tuple(self.told(part, told) for part, told in also))
@@ -182,7 +182,8 @@ class _Batch:
         if len(found) != len(move.takes):
             return Result("stale", row_of(self._db, run.id))
         self._untaken.difference_update(found)
-        self._taken += [(*place, run.id) for place in found]
+        taker = None if move.transition.kind == "reject" else run.id
+        self._taken += [(*place, taker) for place in found]
         also = tuple(self.add(part) if isinstance(part, Post) else self._start(*part, moved=run) for part in move.also)
         return self._move(run, move.transition, Result("applied", run, also=also))
 
@@ -251,7 +252,8 @@ def _in_the_way(db: sqlite3.Connection, run: Run, reuse: str, moved: Run | None)
     """The run that has the key already. ``moved``: a run that is about to be written like this."""
     if run.key is None:
         return None
-    found = db.execute(_HOLDER_OF_KEY, (run.workflow, run.key)).fetchone()
+    stands = (0, 0) if moved is None else (moved.id, int(moved.status in LIVE))
+    found = db.execute(_HOLDER_OF_KEY, (run.workflow, run.key, *stands)).fetchone()
     if found is None:
         return None
     other = Run._make(found)

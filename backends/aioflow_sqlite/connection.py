@@ -93,6 +93,15 @@ def transaction(db: sqlite3.Connection, function: Callable[[sqlite3.Connection],
     return result
 
 
+def snapshot(db: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    """Run it in a read transaction: all that it reads is of one instant."""
+    db.execute("BEGIN")
+    try:
+        return function(db)
+    finally:
+        db.execute("COMMIT")
+
+
 class NewerSchema(Exception):
     """The file was written by a newer schema than this code knows."""
 

@@ -48,7 +48,7 @@ def post(db: sqlite3.Connection, signal: Signal, now: Micros) -> Result:
     """Put a signal there, if its guards hold. Whom it may wake is asked when the whole batch is written."""
     if db.execute("SELECT 1 FROM signals WHERE id = ? LIMIT 1", (signal.id,)).fetchone():
         return Result("applied")
-    if signal.signal_id is not None and (before := _sent_before(db, signal.signal_id)) is not None:
+    if signal.signal_id is not None and (before := _sent_before(db, signal.signal_id, now)) is not None:
         return before
     if signal.run_id:
         run = row_of(db, signal.run_id)
@@ -75,7 +75,7 @@ def posted(db: sqlite3.Connection, post: Post) -> bool:
     return db.execute("SELECT 1 FROM signals WHERE id = ? LIMIT 1", (post.signal.id,)).fetchone() is not None
 
 
-def receivers(db: sqlite3.Connection, signal: Signal) -> tuple[int, ...]:
+def receivers(db: sqlite3.Connection, signal: Signal, now: Micros) -> tuple[int, ...]:
     """Waiting runs that may take it."""
     values: tuple[object, ...]
     if signal.run_id:
@@ -84,28 +84,34 @@ def receivers(db: sqlite3.Connection, signal: Signal) -> tuple[int, ...]:
         # As many of the oldest waits as there are signals for them: others may be on their way to the same runs.
         sql = (
             "SELECT DISTINCT run_id FROM waits WHERE name = ?1 AND key = ?2 ORDER BY since, run_id LIMIT "
-            "(SELECT count(*) FROM signals WHERE run_id = 0 AND taken_at IS NULL AND name = ?1 AND key = ?2)"
+            "(SELECT count(*) FROM signals WHERE run_id = 0 AND taken_at IS NULL AND name = ?1 AND key = ?2 "
+            "AND (expires_at IS NULL OR expires_at > ?3))"
         )
-        values = (signal.name, signal.key)
+        values = (signal.name, signal.key, now)
     else:
-        sql, values = "SELECT run_id FROM signals WHERE id = ? AND run_id <> 0 AND taken_at IS NULL", (signal.id,)
+        sql = (
+            "SELECT run_id FROM signals WHERE id = ? AND run_id <> 0 AND taken_at IS NULL "
+            "AND (expires_at IS NULL OR expires_at > ?)"
+        )
+        values = (signal.id, now)
     return tuple(run_id for (run_id,) in db.execute(sql, values))
 
 
-def untaken(db: sqlite3.Connection, ids: Collection[int]) -> set[tuple[int, int]]:
+def untaken(db: sqlite3.Connection, ids: Collection[int], now: Micros) -> set[tuple[int, int]]:
     """(id, run id) of those that can still be taken."""
     sql = (
         "SELECT json_group_array(json_array(id, run_id)) FROM signals "
-        "WHERE taken_at IS NULL AND id IN (SELECT value FROM json_each(?))"
+        "WHERE taken_at IS NULL AND (expires_at IS NULL OR expires_at > ?) AND id IN (SELECT value FROM json_each(?))"
     )
-    (found,) = db.execute(sql, (json.dumps(list(ids)),)).fetchone()
+    (found,) = db.execute(sql, (now, json.dumps(list(ids)))).fetchone()
     return {(id_, run_id) for id_, run_id in json.loads(found)}
 
 
-def take(db: sqlite3.Connection, taken: Iterable[tuple[int, int, int]], now: Micros) -> None:
-    """Mark as taken: (id, run id, the run that took it)."""
+def take(db: sqlite3.Connection, taken: Iterable[tuple[int, int, int | None]], now: Micros) -> None:
+    """Mark as taken: (id, run id, the run that took it, None if that rejected it)."""
     sql = (
-        "UPDATE signals SET taken_at = ?, taken_by = json_extract(j.value, '$[2]') FROM json_each(?) AS j "
+        "UPDATE signals SET taken_at = ?, taken_by = json_extract(j.value, '$[2]'), "
+        "signal_id = iif(json_extract(j.value, '$[2]') IS NULL, NULL, signal_id) FROM json_each(?) AS j "
         "WHERE signals.id = json_extract(j.value, '$[0]') AND signals.run_id = json_extract(j.value, '$[1]')"
     )
     db.execute(sql, (now, json.dumps(list(taken))))
@@ -153,8 +159,10 @@ def expire(db: sqlite3.Connection, limit: int, now: Micros) -> list[Signal]:
     return [Signal._make(row) for row in db.execute(sql, (now, limit)).fetchall()]
 
 
-def _sent_before(db: sqlite3.Connection, signal_id: str) -> Result | None:
-    """What became of an earlier send."""
+def _sent_before(db: sqlite3.Connection, signal_id: str, now: Micros) -> Result | None:
+    """What became of an earlier send; one that has expired is not in the way."""
+    expired = "UPDATE signals SET signal_id = NULL WHERE signal_id = ? AND taken_at IS NULL AND expires_at <= ?"
+    db.execute(expired, (signal_id, now))
     sql = "SELECT id, taken_at IS NULL FROM signals WHERE signal_id = ?"
     found = db.execute(sql, (signal_id,)).fetchone()
     if found is None:

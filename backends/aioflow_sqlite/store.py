@@ -24,7 +24,7 @@ from aioflow.model import Deadline, Run, Signal, Transition
 from aioflow.store import Change, Claim, IdKind, Mail, Result, RunQuery, Stats
 from aioflow_sqlite import batch, mailbox, ownership, questions
 from aioflow_sqlite.address import parse
-from aioflow_sqlite.connection import Connection, NewerSchema, connect, let_checkpoint, migrate, transaction
+from aioflow_sqlite.connection import Connection, NewerSchema, connect, let_checkpoint, migrate, snapshot, transaction
 from aioflow_sqlite.lock import FileLock
 from aioflow_sqlite.rows import SELECT_RUNS
 
@@ -147,7 +147,7 @@ class SQLiteStore:
 
     async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
         """See the port."""
-        return await self._read(lambda db: mailbox.mail(db, run_ids, limit, now))
+        return await self._read(lambda db: snapshot(db, lambda db: mailbox.mail(db, run_ids, limit, now)))
 
     async def expire(self, limit: int, now: Micros) -> list[Signal]:
         """See the port."""
