@@ -89,7 +89,7 @@ def wake(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move:
     kind: TransitionKind = "wake"
     step, visit, failures, input_ = run.next_step or run.step, run.seq + 1, 0, run.input
     if run.deadline is not None and run.deadline <= now:
-        step, input_ = run.step, _written(Resumption("deadline"))
+        step, input_, failures = run.step, _written(Resumption("deadline")), run.failures
     elif run.waiting_for == "retry":
         visit, failures = run.visit, run.failures
     elif run.waiting_for == "signal":

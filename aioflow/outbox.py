@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 from aioflow import interventions
-from aioflow.clock import Clock
+from aioflow.clock import Clock, Micros
 from aioflow.codec import Unstorable
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextInvalid, LimitExceeded, RunNotFound, UsageError
@@ -83,7 +83,10 @@ class Orders(Protocol):
 
 
 class Office:
-    """Makes changes of what is to be started and sent, by a caller or by a step."""
+    """Makes changes of what is to be started and sent, by a caller or by a step.
+
+    The mutable state: the instant of the last signal.
+    """
 
     def __init__(
         self, store: Store, clock: Clock, registry: Registry, run_ids: Ids, signal_ids: Ids, commit_ids: Iterator[int]
@@ -94,6 +97,7 @@ class Office:
         self.run_ids = run_ids
         self.signal_ids = signal_ids
         self.commit_ids = commit_ids
+        self._last_sent: Micros = 0
 
     async def start_of(
         self,
@@ -141,7 +145,9 @@ class Office:
             if not rows:
                 raise RunNotFound(workflow=name, key=key)
             run_id = rows[0].id
-        return Post(asked.signal(await self.signal_ids.take(), run_id, self.clock.micros()))
+        id_ = await self.signal_ids.take()
+        self._last_sent = max(self._last_sent, self.clock.micros())  # the order of sending outlives a clock set back
+        return Post(asked.signal(id_, run_id, self._last_sent))
 
     def outbox(self, run: Run) -> Outbox:
         """See Orders."""
@@ -158,6 +164,8 @@ class Office:
                     continue
                 given.add(name)
             if isinstance(order, Draft):
+                if order.workflow is not None and (workflow_name(order.workflow), order.key or "") in given:
+                    order = order._replace(workflow=None)  # noqa: PLW2901 - to a run that begins with it: by its key
                 changes.append(await self.post_of(order))
             else:
                 changes.append(await self.start_of(*order, parent=outbox.run))

@@ -277,7 +277,8 @@ class Store(Protocol):
         """Waiting runs, of these or of all, that the mailbox holds something for: oldest wait first, ``limit`` at most.
 
         A signal fits an arm of its name if it is addressed to the run, or to the arm's key. What has expired or was
-        taken is not in the mailbox any more. A signal to a key may stand in several Mails.
+        taken is not in the mailbox any more. A signal to a key may stand in several Mails; of many signals for one run
+        the first few will do.
         """
         ...
 

@@ -409,12 +409,13 @@ def test_a_wait_whose_time_is_over_goes_to_its_on_timeout(owner: int | None) -> 
 @OWNERS
 @pytest.mark.parametrize("run", [WAITING, UNHURRIED, SLEEPING, RETRYING, DELAYED], ids=lambda run: run.waiting_for)
 def test_a_run_whose_own_time_is_over_is_to_be_sent_on(run: Run, owner: int | None) -> None:
-    """It runs at the step where it stood, as a new visit, marked to be sent on before that step begins."""
+    """It runs at the step where it stood, as a new visit, marked to be sent on before that step begins; its failed
+    attempts are still to be told of."""
     run = run._replace(deadline=NOW)
     assert woken(run, owner) == after(
-        run, "wake", made=("ask", 1), unless_mail=run.waiting_for == "signal",
+        run, "wake", made=("ask", run.failures + 1), unless_mail=run.waiting_for == "signal",
         status="running", step="ask", next_step=None, fence=4, owner=owner, waiting_for=None, wake_at=None, arms=None,
-        input=OUT_OF_TIME, visit=6, failures=0,
+        input=OUT_OF_TIME, visit=6, failures=run.failures,
     )  # fmt: skip
 
 

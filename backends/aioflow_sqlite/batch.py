@@ -85,7 +85,7 @@ class _Batch:
 
     The mutable state: the guards (run id -> (seq, fence)), signals that can be taken, waiting runs whose deadline has
     come and that have mail, whether some result is told last; the rows; and which runs of the new rows have mail, once
-    those are written.
+    those are written; runs that begin with the batch.
     """
 
     def __init__(self, db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> None:
@@ -119,6 +119,7 @@ class _Batch:
         self._transitions: list[Transition] = []
         self._taken: list[tuple[int, int, int | None]] = []
         self._with_mail: set[int] = set()
+        self._born: set[int] = set()
 
     def add(self, change: Change) -> Result:
         """Check a change's guards, and collect what it writes."""
@@ -133,7 +134,7 @@ class _Batch:
             case Start(run, transition, reuse):
                 return self._start(run, transition, reuse)
             case Post(signal):
-                return mailbox.post(self._db, signal, self._now)
+                return mailbox.post(self._db, signal, self._now, self._born)
             case Mark(run_id, seq, fence):
                 row = row_of(self._db, run_id)
                 if row is None or (row.seq, row.fence) != (seq, fence):
@@ -198,6 +199,7 @@ class _Batch:
         other = _in_the_way(self._db, run, reuse, moved)
         if other is not None:
             return Result("exists", other)
+        self._born.add(run.id)
         return self._move(run, transition, Result("applied", run))
 
     def _amend(self, run_id: int, decide: Decide, commit_id: int) -> Result:

@@ -44,13 +44,16 @@ _OF_THESE: Final = _FITTING.format(
 _OF_ALL: Final = _FITTING.format(first="signals AS s", second="waits AS w", condition="TRUE")
 
 
-def post(db: sqlite3.Connection, signal: Signal, now: Micros) -> Result:
-    """Put a signal there, if its guards hold. Whom it may wake is asked when the whole batch is written."""
+def post(db: sqlite3.Connection, signal: Signal, now: Micros, born: Collection[int] = ()) -> Result:
+    """Put a signal there, if its guards hold. Whom it may wake is asked when the whole batch is written.
+
+    ``born``: runs that begin with the batch, and are not written yet.
+    """
     if db.execute("SELECT 1 FROM signals WHERE id = ? LIMIT 1", (signal.id,)).fetchone():
         return Result("applied")
     if signal.signal_id is not None and (before := _sent_before(db, signal.signal_id, now)) is not None:
         return before
-    if signal.run_id:
+    if signal.run_id and signal.run_id not in born:
         run = row_of(db, signal.run_id)
         if run is None or run.status not in LIVE:
             return Result("stale", run)

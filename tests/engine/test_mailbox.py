@@ -285,3 +285,25 @@ async def test_step_that_sends_by_the_engine(make_engine: MakeEngine) -> None:
     async with make_engine(Inner) as engine:
         run = await engine.start(Inner)
         assert (await run.wait(5)).data == {"word": "a"}
+
+
+async def test_order_of_sending_outlives_a_clock_set_back(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """What one engine sends is taken in that order, though the machine's clock goes back an hour in between."""
+    async with make_engine(Loop) as engine:
+        run = await engine.start(Loop, wanted=3)
+        for number in range(3):
+            await engine.signal("number", {"number": number}, key="shared")
+            clock.shift(-HOUR)
+        assert (await run.result(timeout=10)).taken == [0, 1, 2]
+
+
+async def test_order_is_kept_in_the_mailbox_when_the_clock_is_set_back(
+    make_engine: MakeEngine, clock: ShiftedClock
+) -> None:
+    """Likewise when nobody takes them before all are there."""
+    async with make_engine(Loop) as engine:
+        for number in range(3):
+            assert (await engine.signal("number", {"number": number}, key="shared")).state == "buffered"
+            clock.shift(-HOUR)
+        run = await engine.start(Loop, wanted=3)
+        assert (await run.result(timeout=10)).taken == [0, 1, 2]

@@ -256,3 +256,31 @@ async def test_signal_to_itself(make_engine: MakeEngine) -> None:
 
     async with make_engine(Flow) as engine:
         assert (await run_of(engine, Flow)).data["path"] == [0, 1, 2]
+
+
+async def test_a_child_is_signalled_by_the_step_that_starts_it(make_engine: MakeEngine) -> None:
+    """A signal to a workflow and key reaches the run that the same step starts under it."""
+
+    @workflow("outbox-waiting-child")
+    class Waiting:
+        class Context(BaseModel):
+            number: int = 0
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.for_signal("go", then=self.done)
+
+        @step
+        async def done(self) -> Command:
+            return complete()
+
+    async def first(self: Any) -> Command:
+        get_run().start(Waiting, StartOptions(key="child"))
+        get_run().signal("go", {"number": 7}, workflow=Waiting, key="child")
+        return complete()
+
+    order = order_of(first)
+    async with make_engine(order, Waiting) as engine:
+        assert (await run_of(engine, order)).status == "completed"
+        child = await engine.find(Waiting, "child")
+        assert (await child.result(timeout=10)).number == 7
