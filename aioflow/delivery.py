@@ -109,6 +109,36 @@ class Delivery:
         finally:
             del self._watches[signal_id]
 
+    async def straight(self, run: Run, signal: Signal, patience: Micros) -> bool:
+        """Give a signal to a run that waits for it, past the mailbox, in one change instead of two.
+
+        Args:
+            run: as it was read.
+            signal: that nobody has posted.
+            patience: microseconds, see ``Committer.submit``.
+
+        Returns:
+            Whether the run has it. If not, it waits for something else, is to take another signal first, or this
+            process does not have its code: then the signal belongs into the mailbox.
+
+        Raises:
+            Misfit: the signal is not valid for the run.
+            StoreUnavailable: see ``Committer.submit``.
+        """
+        arm = arm_for(run, signal)
+        definition = self._registry.get(run.workflow, run.version)
+        data = None if arm is None or definition is None else fit(run, definition, arm, signal)
+        if arm is None or data is None:
+            return False
+        owner, now, commit_id = self._slots.promise(), self._clock.micros(), next(self._commit_ids)
+        move = answer(run, arm, signal, data, owner=owner, now=now, commit_id=commit_id)
+        move = move._replace(takes=(), unless_mail=True)
+        try:
+            result = await self._committer.submit(move, patience, partial(self._slots.redeem, owner))
+        except StoreRefused as error:
+            raise Misfit(str(error)) from error
+        return result.outcome == "applied"
+
     async def run(self) -> None:
         """Deliver, until cancelled."""
         while True:

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from aioflow.client import PATIENCE, Client
 from aioflow.clock import SECOND
 from aioflow.errors import RunEnded, RunNotFound
-from aioflow.model import Run, Signal, WorkflowStatus
+from aioflow.model import LIVE, Run, Signal
 from aioflow.parts import Parts
-from aioflow.signals import Misfit, SignalReceipt, arm_for, draft, fit
+from aioflow.signals import Misfit, SignalReceipt, draft
 from aioflow.store import RunQuery
 
 
@@ -63,9 +63,13 @@ class Sending(Client):
         asked = draft(name_or_message, payload, run_id=run_id, key=key, workflow=workflow, signal_id=signal_id, ttl=ttl)
         post = await parts.office.post_of(asked)
         signal = post.signal
-        # One that may have been sent before is asked about, whatever has become of the run since.
-        if signal_id is None and (rejected := await self._refusal(parts, signal)):
-            return SignalReceipt("rejected", rejected=rejected)
+        # One that may have been sent before goes through the mailbox, which knows, whatever has become of the run since.
+        if signal_id is None and (run := await self._waiting_for(parts, signal)) is not None:
+            try:
+                if await parts.delivery.straight(run, signal, PATIENCE):
+                    return SignalReceipt("delivered", [run.id])
+            except Misfit as misfit:
+                return SignalReceipt("rejected", rejected={run.id: str(misfit)})
         with parts.delivery.watching(signal.id) as watch:
             result = await parts.committer.commit(post, PATIENCE)
             if result.outcome == "stale":
@@ -86,12 +90,12 @@ class Sending(Client):
             return SignalReceipt("rejected", [], watch.rejected)
         return SignalReceipt("buffered" if signal.run_id or signal.key is not None or result.run_ids else "none")
 
-    async def _refusal(self, parts: Parts, signal: Signal) -> dict[int, str]:
-        """Why the run that waits for it now would refuse it: then nothing is sent at all."""
+    async def _waiting_for(self, parts: Parts, signal: Signal) -> Run | None:
+        """The run that waits for the signal now, or has ended, which is an error."""
         now = parts.clock.micros()
         if signal.run_id:
             found = await parts.store.load([signal.run_id], now)
-            if not found or found[0].status not in (WorkflowStatus.RUNNING, WorkflowStatus.WAITING):
+            if not found or found[0].status not in LIVE:
                 raise _nowhere(signal, found[0] if found else None)
         elif signal.key is not None:
             query = RunQuery(
@@ -99,16 +103,8 @@ class Sending(Client):
             )
             found = await parts.store.select(query, now)
         else:
-            return {}
-        for run in found:
-            arm = arm_for(run, signal)
-            definition = parts.registry.get(run.workflow, run.version)
-            if arm is not None and definition is not None:
-                try:
-                    fit(run, definition, arm, signal)
-                except Misfit as misfit:
-                    return {run.id: str(misfit)}
-        return {}
+            return None
+        return found[0] if found else None
 
 
 def _nowhere(signal: Signal, run: Run | None) -> RunNotFound | RunEnded:

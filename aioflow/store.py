@@ -66,7 +66,7 @@ class Move(NamedTuple):
             there (any more) is a guard that does not hold. A transition of kind "reject" also forgets their signal_ids:
             nobody took them.
         unless_mail: it is also stale, and the result says ``mail``, if the mailbox holds a signal for an arm of the
-            row as it stands that was sent by the row's ``wake_at``.
+            row as it stands that was sent by the row's ``wake_at``, or at any time if it has none.
         also: what the step started and sent, committed with it. What "exists" or is "stale" among it is left out, and
             does not hold the move back; a Start's key is looked at as the move leaves it.
     """

@@ -267,7 +267,9 @@ class MemoryStore:
         was = offered.run
         if was is None or (was.seq, was.fence) != (change.seq, change.fence):
             return offered
-        if change.unless_mail and any(signal.sent_at <= (was.wake_at or 0) for signal in mailbox.of(run.id, now)):
+        if change.unless_mail and any(
+            was.wake_at is None or signal.sent_at <= was.wake_at for signal in mailbox.of(run.id, now)
+        ):
             return Result("stale", was, mail=True)
         if change.takes and not mailbox.take(run.id, change.takes, now, rejects=transition.kind == "reject"):
             return Result("stale", was)

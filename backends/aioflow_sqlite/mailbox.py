@@ -124,7 +124,7 @@ def with_mail(db: sqlite3.Connection, run_ids: Collection[int], now: Micros, *, 
     """Which of these waiting runs have mail; ``by_wake_at``: that was sent by their deadline."""
     sql = f"SELECT json_group_array(DISTINCT waiter) FROM ({_OF_THESE}) AS found"
     if by_wake_at:
-        sql += " JOIN runs ON runs.id = found.waiter AND found.sent_at <= runs.wake_at"
+        sql += " JOIN runs ON runs.id = found.waiter AND found.sent_at <= ifnull(runs.wake_at, found.sent_at)"
     (found,) = db.execute(sql, {"ids": json.dumps(list(run_ids)), "now": now}).fetchone()
     return set(json.loads(found))
 
