@@ -57,7 +57,9 @@ def is_straight(change: Change) -> bool:
 
 #: Which change is hit, and what makes a signal go that way: one with a signal_id is always posted.
 WAYS = pytest.mark.parametrize(
-    ("bad", "posted"), [(is_post, True), (is_delivery, True), (is_straight, False)], ids=["post", "delivery", "straight"]
+    ("bad", "posted"),
+    [(is_post, True), (is_delivery, True), (is_straight, False)],
+    ids=["post", "delivery", "straight"],
 )
 
 
@@ -118,9 +120,7 @@ async def test_lost_replies(bad: Callable[[Change], bool], posted: bool, when: s
         receipts = []
         for number in range(5):
             await moved_on_to_wait(run)
-            receipts.append(
-                await engine.signal("number", {"number": number}, run_id=run.id, **named(posted, number))
-            )
+            receipts.append(await engine.signal("number", {"number": number}, run_id=run.id, **named(posted, number)))
         assert (await run.wait(10)).data["taken"] == [0, 1, 2, 3, 4]
         assert (await kinds_of(engine, run)).count("signal") == 5
         assert {receipt.state for receipt in receipts} <= {"delivered", "buffered"}
