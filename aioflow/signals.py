@@ -102,6 +102,8 @@ def draft(
         if not isinstance(ttl, timedelta):
             raise TypeError(f"signal(ttl=...) takes a timedelta, got {type(ttl).__name__}.")
         micros = clock.duration_micros(ttl, "signal(ttl=...)")
+        if micros == 0:
+            raise ValueError("signal(ttl=...) must be longer than zero.")
     if isinstance(name_or_message, BaseModel):
         name = check_name("signal(message)", type(name_or_message).__name__)
         if payload is not None:

@@ -46,7 +46,7 @@ class Payment:
         card: str
         receipt: str = ""
 
-    # Tried after 0.1, 0.2, 0.4 … seconds, each up to a fifth shorter or longer. Other errors are not tried again.
+    # Tried again after 0.1, 0.2, 0.4 … seconds, each up to a fifth shorter or longer. Other errors fail at once.
     @step(start=True, retry=Retry(max_attempts=5, base_delay=BRIEFLY, jitter=0.2, retry_on=(ConnectionError,)))
     async def charge(self):
         ctx = get_context(self.Context)

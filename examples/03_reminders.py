@@ -65,9 +65,8 @@ async def main() -> None:
             await engine.signal("answer", {"guests": 2}, run_id=bob.id)
             for run in (tips, bob, eve):
                 await run.wait()
-                print(
-                    f"{run.workflow} to {run.context.email}: {run.status} after {run.context.sent}, {run.error or 'thanks'}"
-                )
+                ctx = run.context
+                print(f"{run.workflow} to {ctx.email}: {run.status} after {ctx.sent}, {run.error or 'thanks'}")
 
 
 if __name__ == "__main__":

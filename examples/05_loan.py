@@ -7,7 +7,7 @@ python examples/05_loan.py
                  v           v      v │                   a row ends it.
                closed ──> failed <── overdue
 
-The script plays four loans side by side and prints the states in which each of them waited. (A month takes 0.3 s.)
+The script plays four loans side by side and prints the states in which each of them waited. (A month takes 0.5 s.)
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from aioflow import Engine, complete, fail, get_context, get_run, goto, on, step, wait, workflow
 
-MONTH = timedelta(seconds=0.3)
+MONTH = timedelta(seconds=0.5)
 
 
 class Payment(BaseModel):

@@ -34,13 +34,10 @@ def send_mail(email: str, text: str) -> None:
     print(f"To {email}: {text}")
 
 
-class Form(BaseModel):
-    email: str
-
-
 @workflow("signup")
 class Signup:
-    Context = Form
+    class Context(BaseModel):
+        email: str
 
     @step(start=True)
     def ask(self):  # a sync step: sending mail may block, so it runs in a thread
@@ -67,7 +64,7 @@ app = FastAPI(lifespan=engine.lifespan)
 
 
 @app.post("/signup", status_code=202)
-async def signup(form: Form) -> dict[str, object]:
+async def signup(form: Signup.Context) -> dict[str, object]:
     # The key makes an address one run, however often the form is sent; it may try again after one that expired.
     run = await engine.start(Signup, StartOptions(key=form.email, reuse="failed"), email=form.email)
     return {"created": run.created, "status": run.status}

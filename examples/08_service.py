@@ -2,8 +2,8 @@
 
 python examples/08_service.py        (it keeps service.db; delete that to begin anew)
 
-Periodic work is a run that sleeps until the next full period. Its key makes it the only one: every start of the
-service asks for it, the first one creates it.
+Periodic work is a run that sleeps until the next full period, and never gives up. Its key makes it the only one: every
+start of the service asks for it, and creates it if there is none that lives.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ from datetime import timedelta
 
 from pydantic import BaseModel
 
-from aioflow import Engine, StartOptions, get_context, get_run, sleep, step, workflow
+from aioflow import Engine, Retry, StartOptions, get_context, get_run, sleep, step, workflow
 
-PERIOD = timedelta(seconds=0.5)
+PERIOD = timedelta(seconds=0.4)
 
 
 @workflow("sweep")
@@ -21,7 +21,7 @@ class Sweep:
     class Context(BaseModel):
         sweeps: int = 0
 
-    @step(start=True)
+    @step(start=True, retry=Retry(max_attempts=1_000_000, max_delay=PERIOD))
     async def sweep(self):
         ctx = get_context(self.Context)
         ctx.sweeps += 1
@@ -34,7 +34,7 @@ class Sweep:
 
 async def main() -> None:
     async with Engine("sqlite:///service.db", shutdown_timeout=timedelta(seconds=5)) as engine:
-        run = await engine.start(Sweep, StartOptions(key="the one"))
+        run = await engine.start(Sweep, StartOptions(key="the one", reuse="ended"))
         print("service began" if run.created else f"service goes on after sweep {run.context.sweeps}", flush=True)
         await engine.run_forever()
     print("service ended", flush=True)

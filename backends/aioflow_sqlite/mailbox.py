@@ -82,7 +82,7 @@ def receivers(db: sqlite3.Connection, signal: Signal, now: Micros) -> tuple[int,
     """Waiting runs that may take it."""
     values: tuple[object, ...]
     if signal.run_id:
-        sql, values = "SELECT run_id FROM waits WHERE run_id = ? AND name = ? LIMIT 1", (signal.run_id, signal.name)
+        sql, values = "SELECT run_id FROM waits WHERE run_id = ? AND +name = ? LIMIT 1", (signal.run_id, signal.name)
     elif signal.key is not None:
         # As many of the oldest waits as there are signals for them: others may be on their way to the same runs.
         sql = (

@@ -202,9 +202,8 @@ class SQLiteStore:
         return await self._read(lambda db: questions.stats(db, now))
 
     def _tell_of_other(self) -> None:
-        if not structlog.is_configured() and sqlite3.sqlite_version_info >= _SAFE_WAL:
-            return
-        _log.info("another process works this file, this one is a client until that ends", store=self.name)
+        if structlog.is_configured():  # else it would be printed
+            _log.info("another process works this file, this one is a client until that ends", store=self.name)
         if sqlite3.sqlite_version_info < _SAFE_WAL:
             _log.warning(
                 "several processes share a SQLite file: use SQLite 3.51.3 or newer, which mends a WAL race",

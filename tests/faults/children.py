@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from tests.faults import program
 from tests.support import wait_until
 
 PROGRAM = Path(program.__file__)
+ROOT = PROGRAM.parents[2]
 #: Seconds that a process may take to be up, or gone: the machine may be busy.
 PATIENCE = 20.0
 
@@ -26,8 +31,10 @@ PATIENCE = 20.0
 class Nursery:
     """A process that has imported everything, and forks: a life costs milliseconds to begin."""
 
-    def __init__(self) -> None:
-        self._server = subprocess.Popen([sys.executable, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __init__(self, *program: str) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, *(program or (str(PROGRAM),))], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         self._unread = b""
         self._born: list[int] = []
         self._ended: dict[int, int] = {}
@@ -127,7 +134,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = 0
-        self._notes: list[dict[str, Any]] = []
+        self._notes: dict[str, list[dict[str, Any]]] = {}
 
     def notes(self, what: str, **facts: object) -> list[dict[str, Any]]:
         """The notes of a kind with these facts."""
@@ -137,9 +144,12 @@ class Journal:
                 text = file.read()
             text = text[: text.rfind(b"\n") + 1]
             self._read += len(text)
-            self._notes += [json.loads(line) for line in text.splitlines() if line.endswith(b"}")]
-        wanted = {"what": what, **facts}.items()
-        return [note for note in self._notes if wanted <= note.items()]
+            for line in text.splitlines():
+                if line.endswith(b"}"):
+                    note = json.loads(line)
+                    self._notes.setdefault(note["what"], []).append(note)
+        of_kind = self._notes.get(what, [])
+        return [note for note in of_kind if all(note.get(fact) == value for fact, value in facts.items())]
 
 
 class House:
@@ -194,6 +204,19 @@ class House:
             if child.exit_code() is None:
                 os.kill(child.pid, signal.SIGKILL)
                 child.exit_code(PATIENCE)
+
+    @contextmanager
+    def copy(self) -> Iterator[sqlite3.Connection]:
+        """A copy of the store as it is, sound: to be looked at after a kill, without mending anything."""
+        copy = self.folder / "copy"
+        copy.mkdir()
+        for name in ("runs.db", "runs.db-wal"):
+            if (self.folder / name).exists():
+                shutil.copy(self.folder / name, copy)
+        with closing(sqlite3.connect(copy / "runs.db")) as db:
+            assert db.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+            yield db
+        shutil.rmtree(copy)
 
     def steps(self, **facts: object) -> list[dict[str, Any]]:
         """The executions of steps, by what the journal says of them."""

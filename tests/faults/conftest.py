@@ -21,6 +21,14 @@ def nursery() -> Iterator[Nursery]:
     nursery.close()
 
 
+@pytest.fixture(scope="session")
+def post_office(nursery: Nursery) -> Iterator[Nursery]:
+    """The same for the lives that send signals."""
+    nursery = Nursery("-m", "tests.faults.letters")
+    yield nursery
+    nursery.close()
+
+
 @pytest.fixture
 def house(nursery: Nursery, tmp_path: Path) -> Iterator[House]:
     """A folder with a store, and processes on it that end with the test."""

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -367,7 +367,7 @@ def be_born(job: dict[str, Any]) -> None:
     asyncio.run(live(**job))
 
 
-def serve() -> None:
+def serve(be_born: Callable[[dict[str, Any]], None]) -> None:
     """Print ``ready``; fork a life for each job, a line of JSON: ``born <pid>``, then ``ended <pid> <exit code>``."""
     ear, bell = os.pipe()
     os.set_blocking(bell, False)
@@ -390,10 +390,10 @@ def serve() -> None:
                 if pid := os.fork():
                     os.write(1, b"born %d\n" % pid)
                     continue
-                fork_off(json.loads(line), (ear, bell))
+                fork_off(be_born, json.loads(line), (ear, bell))
 
 
-def fork_off(job: dict[str, Any], others: Iterable[int]) -> None:
+def fork_off(be_born: Callable[[dict[str, Any]], None], job: dict[str, Any], others: Iterable[int]) -> None:
     """Live, in a process that was just forked, and end it."""
     code = 1
     signal.alarm(300)  # whatever becomes of the test
@@ -420,4 +420,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         be_born(json.loads(sys.argv[1]))
     else:
-        serve()
+        serve(be_born)

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import sqlite3
 import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any, NamedTuple
 
 import pytest
@@ -195,18 +192,11 @@ class Hit(NamedTuple):
 
 def inspect(house: House, life: int) -> Hit:
     """Read a copy of the store as a kill left it. Whatever was acknowledged is in it by now."""
-    copy = house.folder / "copy"
-    copy.mkdir()
-    for name in ("runs.db", "runs.db-wal"):
-        if (house.folder / name).exists():
-            shutil.copy(house.folder / name, copy)
-    with closing(sqlite3.connect(copy / "runs.db")) as db:
-        assert db.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+    with house.copy() as db:
         if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'runs'").fetchone():
             rows = []
         else:
             rows = db.execute("SELECT id, visit, failures + 1, status FROM runs").fetchall()
-    shutil.rmtree(copy)
     lost = {note["run"] for note in house.journal.notes("acknowledged")} - {run_id for run_id, *_ in rows}
     assert not lost, f"acknowledged, and not in the store: {sorted(lost)}"
     running = {(run_id, visit, attempt) for run_id, visit, attempt, status in rows if status == "running"}
@@ -363,6 +353,6 @@ def a_row(**changes: Any) -> Run:
     """A run's row."""
     row = Run(
         9, "machine", "1", None, None, None, 10_000, "running", "coroutine", None, 1, 1, None, 1, 0, 0, 0, 0,
-        None, None, None, "{}", None, None, 10_000, None,
+        None, None, None, None, None, None, None, "{}", None, None, 10_000, None,
     )  # fmt: skip
     return row._replace(**changes)
