@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from aioflow import interventions
 from aioflow.clock import SECOND, Micros
 from aioflow.definition import WorkflowDefinition
-from aioflow.errors import EngineClosed, RunCancelled, RunFailed, RunNotFound
+from aioflow.errors import EngineClosed, RunNotFound
 from aioflow.model import Run, StartOptions, Transition, WorkflowStatus, check_id, check_name
 from aioflow.parts import Parts
 from aioflow.query import check_limit
@@ -255,12 +255,7 @@ class Client:
             TimeoutError: it took longer.
             Others: as ``wait``, and as ``WorkflowRun.context``.
         """
-        run = await self.wait(run_id, timeout)
-        if run.status == WorkflowStatus.FAILED:
-            raise RunFailed(run.id, run.workflow, run.current_step, run.error)
-        if run.status == WorkflowStatus.CANCELLED:
-            raise RunCancelled(run.id, run.workflow, run.current_step, run.error)
-        return cast("BaseModel", run.context)
+        return cast("BaseModel", (await self.wait(run_id, timeout)).outcome())
 
     async def process_scheduled(self) -> int:
         """Wake every run that is due now. A working engine does so by itself; scripts and tests may not want to wait.

@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from aioflow.clock import Micros, to_datetime
 from aioflow.codec import explain
 from aioflow.definition import WorkflowDefinition
-from aioflow.errors import ContextInvalid, WorkflowUnknown
+from aioflow.errors import ContextInvalid, RunCancelled, RunFailed, WorkflowUnknown
 from aioflow.model import Run, WorkflowStatus, arms_of
 from aioflow.waiters import Until
 
@@ -34,10 +34,6 @@ class Source(Protocol):
         self, run_id: int, timeout: float | timedelta | None = None, *, until: Until = "ended"
     ) -> Awaitable[WorkflowRun[Any]]:
         """Wait for it."""
-        ...
-
-    def result(self, run_id: int, timeout: float | timedelta | None = None) -> Awaitable[BaseModel]:
-        """Its final Context."""
         ...
 
 
@@ -215,8 +211,22 @@ class WorkflowRun(Generic[C]):
         return self
 
     async def result(self, timeout: float | timedelta | None = None) -> C:
-        """Its final Context, once it has completed. See ``Engine.result``."""
-        return cast("C", await self._source.result(self._row.id, timeout))
+        """Its final Context, once it has completed. See ``Engine.result``; this object is updated."""
+        await self.wait(timeout)
+        return self.outcome()
+
+    def outcome(self) -> C:
+        """The final Context of a run that has ended.
+
+        Raises:
+            RunFailed, RunCancelled: it did not complete.
+            WorkflowUnknown, ContextInvalid: as ``context``.
+        """
+        if self.status == WorkflowStatus.FAILED:
+            raise RunFailed(self.id, self.workflow, self.current_step, self.error)
+        if self.status == WorkflowStatus.CANCELLED:
+            raise RunCancelled(self.id, self.workflow, self.current_step, self.error)
+        return self.context
 
 
 def _instant(micros: Micros | None) -> datetime | None:

@@ -20,7 +20,7 @@ class Paid(BaseModel):
     amount: int
 
 
-@workflow("order")
+@workflow("tested_order")
 class Order:
     class Context(BaseModel):
         price: int

@@ -446,8 +446,10 @@ def test_a_step_that_fails_into_itself_is_refused() -> None:
             return complete()
 
     assert refusal(Order) == (
-        "@step(on_fail=) of step 'after' names the step itself, which has just failed. "
-        "Name another, or raise max_attempts.",
+        (
+            "@step(on_fail=) of step 'after' names the step itself, which has just failed. "
+            "Name another, or raise max_attempts."
+        ),
     )
 
 

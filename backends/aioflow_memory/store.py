@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
+from operator import attrgetter
 from typing import assert_never
 from uuid import uuid4  # noqa: TID251 - simulation gives a UUID
 
@@ -215,7 +216,7 @@ class MemoryStore:
             if run.status == WorkflowStatus.WAITING and run.waiting_for is not None:
                 waiting[run.waiting_for] += 1
         deadlines = self._rows.deadlines
-        overdue = bisect_right(deadlines, now, key=_at)
+        overdue = bisect_right(deadlines, now, key=attrgetter("at"))
         return Stats(
             runs={workflow: dict(counts) for workflow, counts in runs.items()},
             steps={workflow: dict(counts) for workflow, counts in steps.items()},
@@ -342,10 +343,6 @@ def _may_follow(newest: Run, reuse: Reuse) -> bool:
             return newest.status == WorkflowStatus.FAILED
         case _:
             assert_never(reuse)
-
-
-def _at(deadline: Deadline) -> Micros:
-    return deadline.at
 
 
 def _moment(deadline: Deadline) -> tuple[Micros, int]:
