@@ -56,6 +56,18 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    from aioflow.registry import registry
+
+    before = {name: dict(versions) for name, versions in registry._by_name.items()}
+    try:
+        yield
+    finally:
+        registry._by_name = before
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> random.Random:
     """The source of a test's random choices; a failure's report says how to repeat them."""

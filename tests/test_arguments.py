@@ -150,13 +150,6 @@ OPTIONS: list[Row] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
-
-
 ROWS = WORKFLOW + STEP + COMMANDS + RETRY + OPTIONS
 
 

@@ -32,16 +32,8 @@ from aioflow.commands import Command
 from aioflow.context import undeclared_field
 from aioflow.errors import LimitExceeded
 from aioflow.model import MAX_DATA, MAX_DEPTH, MAX_NAME
-from aioflow.registry import registry
 from tests.flows import STORES, done, ended, flow
 from tests.kinds import KINDS, PLUS_2, Address, Animal, Cat, Colour, Dog, Level, Line, Page, Point, Size
-
-
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
 
 
 @pytest.fixture(params=STORES)

@@ -14,7 +14,6 @@ from pydantic import BaseModel
 from aioflow import Engine, Retry, complete, goto, sleep, step, workflow
 from aioflow.commands import Command
 from aioflow.errors import DefinitionError, RunFailed
-from aioflow.registry import registry
 from aioflow_memory import MemoryStore
 
 DAY = timedelta(days=1)
@@ -24,13 +23,6 @@ then_pause = sleep
 
 class Empty(BaseModel):
     """A Context without fields."""
-
-
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
 
 
 class Base:

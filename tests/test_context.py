@@ -18,7 +18,6 @@ from pydantic import (
 
 from aioflow import Engine, WorkflowStatus, complete, get_context, goto
 from aioflow.commands import Command
-from aioflow.registry import registry
 from tests.flows import PATIENCE, STORES, completed, done, ended, failed_at_once, flow, unstorable
 
 
@@ -27,13 +26,6 @@ class Total(BaseModel):
 
     total: int = 0
     items: list[str] = []
-
-
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
 
 
 @pytest.fixture(params=STORES)

@@ -16,7 +16,6 @@ from aioflow import Engine, RetryLater, StartOptions, complete, get_context, get
 from aioflow.commands import Command
 from aioflow.context import CurrentRun
 from aioflow.errors import UsageError
-from aioflow.registry import registry
 from tests.flows import PATIENCE, STORES, completed, done, ended, flow
 
 
@@ -34,13 +33,6 @@ class Total(Base):
 
 class Other(BaseModel):
     """Another workflow's Context."""
-
-
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
 
 
 @pytest.fixture(params=STORES)

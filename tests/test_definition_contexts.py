@@ -23,16 +23,9 @@ from typing_extensions import TypeAliasType, TypedDict
 from aioflow import complete, step, workflow
 from aioflow.commands import Command
 from aioflow.errors import DefinitionError
-from aioflow.registry import definition_of, registry
+from aioflow.registry import definition_of
 
 T = TypeVar("T")
-
-
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
 
 
 def define(context: type[BaseModel]) -> Any:

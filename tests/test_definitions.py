@@ -26,13 +26,6 @@ class Log(BaseModel):
     steps: list[str] = []
 
 
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
-
-
 def refusal(cls: Any, **options: Any) -> tuple[str, ...]:
     """Why the class cannot be a workflow."""
     with pytest.raises(DefinitionError) as caught:

@@ -16,7 +16,6 @@ from aioflow import Engine, WorkflowStatus, complete, get_context, goto
 from aioflow.commands import Command
 from aioflow.errors import AioflowError, ContextInvalid, LimitExceeded
 from aioflow.model import MAX_DATA, MAX_DEPTH, MAX_NAME
-from aioflow.registry import registry
 from tests.flows import PATIENCE, STORES, completed, done, ended, failed_at_once, flow
 
 
@@ -24,13 +23,6 @@ class Loose(BaseModel):
     """A Context that takes anything."""
 
     payload: Any = None
-
-
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
 
 
 @pytest.fixture(params=STORES)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from aioflow import Engine, complete, get_context, goto, sleep, step, workflow
 from aioflow.commands import Command
 from aioflow.errors import DefinitionError
-from aioflow.registry import definition_of, registry
+from aioflow.registry import definition_of
 from aioflow_memory import MemoryStore
 
 
@@ -21,13 +21,6 @@ class Log(BaseModel):
     """A Context that remembers which steps ran."""
 
     steps: list[str] = []
-
-
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
 
 
 def refusal(cls: type) -> tuple[str, ...]:

@@ -19,13 +19,6 @@ class Empty(BaseModel):
     """A Context without fields."""
 
 
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
-
-
 def order_workflow(version: str = "1", name: str = "order") -> Any:
     @workflow(name, version=version)
     class Order:

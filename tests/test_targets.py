@@ -15,7 +15,6 @@ from aioflow import Retry, complete, goto, sleep, step, workflow
 from aioflow import goto as go
 from aioflow.commands import Command
 from aioflow.errors import DefinitionError
-from aioflow.registry import registry
 
 DAY = timedelta(days=1)
 ONCE = Retry(max_attempts=1)
@@ -24,13 +23,6 @@ then_pause = sleep
 
 class Empty(BaseModel):
     """A Context without fields."""
-
-
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
 
 
 class Base:

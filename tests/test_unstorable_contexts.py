@@ -15,15 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 from aioflow import Engine, complete, get_context
 from aioflow.commands import Command
 from aioflow.errors import ContextInvalid
-from aioflow.registry import registry
 from tests.flows import PATIENCE, STORES, completed, done, failed_at_once, flow, unstorable
-
-
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
 
 
 @pytest.fixture(params=STORES)

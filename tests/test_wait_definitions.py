@@ -20,7 +20,7 @@ from aioflow import wait as w
 from aioflow.commands import Command
 from aioflow.errors import DefinitionError
 from aioflow.model import Resumption
-from aioflow.registry import definition_of, registry
+from aioflow.registry import definition_of
 
 if TYPE_CHECKING:
     Hidden = BaseModel
@@ -42,13 +42,6 @@ class Paid(BaseModel):
 
 class Sent(BaseModel):
     """Another message."""
-
-
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    known = {name: dict(versions) for name, versions in registry._by_name.items()}
-    monkeypatch.setattr(registry, "_by_name", known)
 
 
 class Base:
