@@ -1,0 +1,179 @@
+"""Signals on virtual time, and steps that a signal resumes, run alone."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from aioflow import (
+    Failure,
+    StartOptions,
+    complete,
+    errors,
+    get_context,
+    get_run,
+    goto,
+    on,
+    sleep,
+    step,
+    wait,
+    workflow,
+)
+from aioflow.commands import Command
+from aioflow.testing import TimeMachine
+
+
+class Paid(BaseModel):
+    """A message."""
+
+    amount: int
+
+
+@workflow("tm-signals", timeout=timedelta(days=30), on_timeout="close")
+class Order:
+    """Waits for money for three days, reminds, and waits again."""
+
+    class Context(BaseModel):
+        paid: int = 0
+        reminders: int = 0
+        note: str = ""
+        closed: bool = False
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        return wait.any(
+            on(Paid, then=self.paid),
+            on("cancelled", then=self.stopped),
+            timeout=timedelta(days=3),
+            on_timeout=self.remind,
+        )
+
+    @step
+    def remind(self) -> Command:
+        get_context(self.Context).reminders += 1
+        return goto(self.ask)
+
+    @step(on_fail="mend")
+    async def paid(self, message: Paid) -> Command:
+        get_context(self.Context).paid = message.amount
+        get_run().start(Order, StartOptions(key="next"))
+        get_run().signal("thanks", {"amount": message.amount}, key="customer")
+        return sleep(timedelta(days=1), then=self.close)
+
+    @step
+    async def stopped(self, note: str = "") -> Command:
+        return complete(note=note or "stopped")
+
+    @step
+    async def mend(self, failure: Failure) -> Command:
+        return complete(note=failure.error)
+
+    @step
+    async def close(self) -> Command:
+        get_context(self.Context).closed = get_run().timed_out
+        return complete()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> TimeMachine:
+    """A machine on each store."""
+    return TimeMachine("memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/x.db")
+
+
+async def test_a_wait_is_answered_in_time(machine: TimeMachine) -> None:
+    """A signal wakes a run at the present instant; its timeout does not come any more."""
+    async with machine as flow:
+        run = await flow.start(Order)
+        await flow.advance(days=7)
+        assert (await flow.signal(Paid(amount=3), run_id=run.id)).state == "delivered"
+        await flow.settle()
+        await run.refresh()
+        assert (run.waiting_for, run.wake_at) == ("sleep", flow.now + timedelta(days=1))
+        order = await run.result()
+        assert (order.paid, order.reminders, order.closed) == (3, 2, False)
+        assert run.ended_at is not None
+        assert run.ended_at - run.created_at == timedelta(days=8)
+
+
+async def test_the_whole_run_is_out_of_time(machine: TimeMachine) -> None:
+    """Whoever waits for a run that nobody answers sees its own time end, at the very instant."""
+    async with machine as flow:
+        run = await flow.start(Order)
+        order = await run.result()
+        assert (order.reminders, order.closed) == (9, True)
+        assert run.ended_at is not None
+        assert run.ended_at - run.created_at == timedelta(days=30)
+
+
+async def test_time_does_not_jump_while_a_signal_is_on_its_way(machine: TimeMachine) -> None:
+    """What was sent before the run waited is taken before any time passes."""
+    async with machine as flow:
+        await flow.signal("cancelled", {"note": "early"}, key="k")
+        run = await flow.start(Order, StartOptions(key="k"))
+        began = flow.now
+        assert (await run.result()).note == "early"
+        assert flow.now == began
+
+
+async def test_a_wait_without_a_timeout_stands_still() -> None:
+    """Who waits for a run that only a signal can wake is told so, with the name of the signal."""
+
+    @workflow("tm-for-ever")
+    class Forever:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.for_signal("never", then=self.end)
+
+        @step
+        async def end(self) -> Command:
+            return complete()
+
+    async with TimeMachine(patience=timedelta(milliseconds=100)) as flow:
+        run = await flow.start(Forever)
+        with pytest.raises(errors.TimeStandsStill, match=r"waits for signal 'never', at step 'ask'"):
+            await run.wait()
+
+
+async def test_a_step_alone_takes_a_message(machine: TimeMachine) -> None:
+    """run_step fills the parameters, and tells what the step started and sent; nothing happens of it."""
+    result = await machine.run_step(Order.paid, Order.Context(), resumed_by=Paid(amount=7))
+    assert result.command == sleep(timedelta(days=1), then="close")
+    assert result.context.paid == 7
+    assert result.started == (("tm-signals", StartOptions(key="next"), {}),)
+    assert result.sent == (("thanks", {"amount": 7}, None, "customer"),)
+    async with machine as flow:
+        assert await flow.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "resumed", "note"),
+    [
+        ("stopped", {"note": "why"}, "why"),
+        ("stopped", None, "stopped"),
+        ("mend", Failure("paid", "no money", 3, "exhausted"), "no money"),
+    ],
+    ids=["payload", "nothing", "failure"],
+)
+async def test_a_step_alone_takes_what_resumes_it(machine: TimeMachine, name: str, resumed: Any, note: str) -> None:
+    """A payload's keys and a Failure go to their parameters, too."""
+    result = await machine.run_step(getattr(Order, name), resumed_by=resumed)
+    assert result.context.note == note
+
+
+async def test_a_step_alone_may_be_late(machine: TimeMachine) -> None:
+    """timed_out is what get_run() says."""
+    assert (await machine.run_step(Order.close, timed_out=True)).context.closed
+    assert not (await machine.run_step(Order.close)).context.closed
+
+
+async def test_a_step_alone_without_its_message(machine: TimeMachine) -> None:
+    """A parameter that nothing fills is the step's error, as in a run."""
+    with pytest.raises(errors.ArgumentsMissing, match="nothing gives its parameter message"):
+        await machine.run_step(Order.paid, Order.Context())
