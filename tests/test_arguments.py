@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 import pytest
 from pydantic import BaseModel
 
-from aioflow import Retry, StartOptions, complete, fail, goto, sleep, step, workflow
+from aioflow import Retry, StartOptions, complete, fail, goto, on, sleep, step, wait, workflow
 from aioflow.clock import LAST_INSTANT, to_micros
 from aioflow.commands import Command, Complete, Fail, Goto, Sleep
 from aioflow.errors import LimitExceeded
@@ -106,6 +106,92 @@ COMMANDS: list[Row] = [
     (lambda: fail(3), TypeError, "fail() takes the reason as a string, got int."),
     (lambda: fail(ValueError("x")), TypeError, "fail() takes the reason as a string, got ValueError."),
 ]
+WAITS: list[Row] = [
+    (lambda: wait.for_signal(3), TypeError, "wait.for_signal() takes a signal's name or a pydantic model, got int."),
+    (lambda: wait.for_signal(""), ValueError, "wait.for_signal(name) must not be empty."),
+    (
+        lambda: wait.for_signal("x" * 201),
+        LimitExceeded,
+        limit("wait.for_signal(name)", "200 characters", "it has 201"),
+    ),
+    (lambda: wait.for_signal("x", key=17), TypeError, "wait.for_signal(key=...) takes a string, got int."),
+    (lambda: wait.for_signal("x", key=""), ValueError, "wait.for_signal(key=...) must not be empty."),
+    (lambda: wait.for_signal("x", then=3), TypeError, f"wait.for_signal() {TARGET} int."),
+    (
+        lambda: wait.for_signal("x", timeout=3, on_timeout="y"),
+        TypeError,
+        "wait.for_signal(timeout=...) takes a timedelta or an aware datetime, got int.",
+    ),
+    (
+        lambda: wait.for_signal("x", timeout=AGO, on_timeout="y"),
+        ValueError,
+        "wait.for_signal(timeout=...) must not be negative, got -1 day, 23:59:59.",
+    ),
+    (
+        lambda: wait.for_signal("x", timeout=NAIVE, on_timeout="y"),
+        ValueError,
+        f"wait.for_signal(timeout=...) must be aware, {NO_ZONE}",
+    ),
+    (
+        lambda: wait.for_signal("x", timeout=timedelta(1)),
+        TypeError,
+        "wait.for_signal() has timeout= and no on_timeout=. Name the step that goes on when time is over.",
+    ),
+    (
+        lambda: wait.for_signal("x", on_timeout="y"),
+        TypeError,
+        "wait.for_signal() has on_timeout= and no timeout=. Say how long to wait.",
+    ),
+    (lambda: wait.for_signal("x", timeout=timedelta(1), on_timeout=3), TypeError, f"wait.for_signal() {TARGET} int."),
+    (
+        wait.any,
+        TypeError,
+        "wait.any() takes arms: wait.any(on('paid', then=self.ship), on('cancel', then=self.stop)).",
+    ),
+    (
+        lambda: wait.any("paid"),
+        TypeError,
+        "wait.any() takes arms: wait.any(on('paid', then=self.ship), on('cancel', then=self.stop)).",
+    ),
+    (
+        lambda: wait.any(on("x", then="y"), timeout=timedelta(1)),
+        TypeError,
+        "wait.any() has timeout= and no on_timeout=. Name the step that goes on when time is over.",
+    ),
+    (
+        lambda: on("x", then=None),
+        TypeError,
+        "on(...) takes then=, the step to go on with: on('paid', then=self.ship).",
+    ),
+    (lambda: on(None, then="y"), TypeError, "on() takes a signal's name or a pydantic model, got NoneType."),
+    (lambda: on("x", then=3), TypeError, f"on() {TARGET} int."),
+    (lambda: on("x", key="\0", then="y"), LimitExceeded, limit("on(key=...)", STORABLE, "it holds a NUL")),
+]
+EDGES: list[Row] = [
+    (lambda: step(on_fail=3), TypeError, "@step(on_fail=...) takes a step of the class or its name, got int."),
+    (
+        lambda: workflow("x", on_fail=3),
+        TypeError,
+        "@workflow(on_fail=...) takes a step of the class or its name, got int.",
+    ),
+    (lambda: workflow("x", timeout=3), TypeError, "@workflow(timeout=...) takes a timedelta, got int."),
+    (lambda: workflow("x", timeout=timedelta()), ValueError, "@workflow(timeout=...) must be longer than zero."),
+    (
+        lambda: workflow("x", timeout=AGO),
+        ValueError,
+        "@workflow(timeout=...) must not be negative, got -1 day, 23:59:59.",
+    ),
+    (
+        lambda: workflow("x", on_timeout="y"),
+        TypeError,
+        "@workflow(on_timeout=...) needs timeout=. Say how long a run may take.",
+    ),
+    (
+        lambda: workflow("x", timeout=timedelta(1), on_timeout=3),
+        TypeError,
+        "@workflow(on_timeout=...) takes a step of the class or its name, got int.",
+    ),
+]
 RETRY: list[Row] = [  # its other arguments: test_retry.py
     (lambda: Retry(backoff_factor="2"), TypeError, "Retry(backoff_factor=...) takes a number, got str."),
     (lambda: Retry(jitter="0"), TypeError, "Retry(jitter=...) takes a number, got str."),
@@ -150,7 +236,7 @@ OPTIONS: list[Row] = [
 ]
 
 
-ROWS = WORKFLOW + STEP + COMMANDS + RETRY + OPTIONS
+ROWS = WORKFLOW + STEP + COMMANDS + WAITS + EDGES + RETRY + OPTIONS
 
 
 @pytest.mark.parametrize(("call", "kind", "text"), ROWS, ids=[ascii(text) for _, _, text in ROWS])

@@ -1,0 +1,168 @@
+"""Wrong arguments to every call of an engine, and every call of a closed one: refused, by a sentence that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias
+
+import pytest
+from pydantic import BaseModel
+
+from aioflow import Engine, StartOptions, complete, errors, step, wait, workflow
+from aioflow.commands import Command
+from tests.engine.conftest import MakeEngine
+
+
+@workflow("bad-calls")
+class Known:
+    """A workflow that the engine knows."""
+
+    class Context(BaseModel):
+        amount: int = 0
+
+    @step(start=True)
+    async def first(self) -> Command:
+        return wait.for_signal("go", then=self.end)
+
+    @step
+    async def end(self) -> Command:
+        return complete()
+
+
+class Stranger:
+    """No workflow at all."""
+
+
+class Message(BaseModel):
+    """A message."""
+
+    amount: float = 0
+
+
+async def _all(engine: Engine, **filters: Any) -> list[Any]:
+    return [run async for run in engine.iter_runs(**filters)]
+
+
+Row: TypeAlias = tuple[Callable[[Any], Awaitable[Any]], type[Exception], str]
+NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001 - what is to be refused
+HUGE = "x" * 201
+
+ROWS: dict[str, Row] = {
+    # ---- start
+    "start: no workflow": (lambda e: e.start(Stranger), TypeError, "Stranger is no workflow. Pass a class decorated"),
+    "start: a number": (lambda e: e.start(3), TypeError, "an instance of int is no workflow."),
+    "start: unknown": (lambda e: e.start("nobody"), errors.WorkflowUnknown, "No workflow 'nobody' is known to this"),
+    "start: options": (lambda e: e.start(Known, {"key": "k"}), TypeError, "takes StartOptions(...) after the workflow"),
+    "start: by position": (lambda e: e.start(Known, StartOptions(), 3), TypeError, "Context's values as keywords"),
+    "start: keyword": (lambda e: e.start(Known, key="k"), TypeError, "go into StartOptions(...), before them."),
+    "start: value": (lambda e: e.start(Known, amount="x"), errors.ContextInvalid, "amount: Input should be a valid"),
+    # ---- one run
+    "get: a string": (lambda e: e.get("1"), TypeError, "A run's id is an int, got str."),
+    "get: a bool": (lambda e: e.get(True), TypeError, "A run's id is an int, got bool."),
+    "get: unknown": (lambda e: e.get(10**6), errors.RunNotFound, "There is no run 1000000 in this store."),
+    "get: beyond": (lambda e: e.get(2**53), errors.RunNotFound, "There is no run 9007199254740992 in this store."),
+    "find: no key": (lambda e: e.find(Known, None), TypeError, "find(key) takes a string, got NoneType."),
+    "find: empty": (lambda e: e.find(Known, ""), ValueError, "find(key) must not be empty."),
+    "find: long": (lambda e: e.find(Known, HUGE), errors.LimitExceeded, "find(key) is beyond the limit of 200"),
+    "find: unknown": (lambda e: e.find(Known, "k"), errors.RunNotFound, "no run of workflow 'bad-calls' with key 'k'"),
+    "history: id": (lambda e: e.history(None), TypeError, "A run's id is an int, got NoneType."),
+    "history: unknown": (lambda e: e.history(9), errors.RunNotFound, "There is no run 9 in this store."),
+    "history: after": (lambda e: e.history(1, after="x"), TypeError, "history(after=...) takes a seq as an int"),
+    "history: limit": (lambda e: e.history(1, limit=0), ValueError, "limit must be from 1 to 10000, got 0."),
+    "cancel: id": (lambda e: e.cancel("1"), TypeError, "A run's id is an int, got str."),
+    "cancel: unknown": (lambda e: e.cancel(9), errors.RunNotFound, "There is no run 9 in this store."),
+    "cancel: reason": (lambda e: e.cancel(1, 3), TypeError, "cancel(reason) takes a string, got int."),
+    "wait: id": (lambda e: e.wait(1.0), TypeError, "A run's id is an int, got float."),
+    "wait: unknown": (lambda e: e.wait(9), errors.RunNotFound, "There is no run 9 in this store."),
+    "wait: timeout": (lambda e: e.wait(1, "5"), TypeError, "timeout takes seconds or a timedelta, got str."),
+    "wait: negative": (lambda e: e.wait(1, -1), ValueError, "timeout must not be negative, got -1."),
+    "wait: until": (lambda e: e.wait(1, until="done"), ValueError, "takes 'ended' or 'parked', got 'done'."),
+    "result: id": (lambda e: e.result(""), TypeError, "A run's id is an int, got str."),
+    "result: unknown": (lambda e: e.result(9), errors.RunNotFound, "There is no run 9 in this store."),
+    # ---- many runs
+    "runs: filter": (lambda e: e.runs(colour="red"), TypeError, "runs() has no filter 'colour' (filters: workflow,"),
+    "runs: status": (lambda e: e.runs(status="done"), ValueError, "'done' is not a valid WorkflowStatus"),
+    "runs: step": (lambda e: e.runs(step=3), TypeError, "runs(step=...) takes a string or several, got int."),
+    "runs: signal": (lambda e: e.runs(waiting_signal=3), TypeError, "runs(waiting_signal=...) takes a string or"),
+    "runs: key": (lambda e: e.runs(waiting_key=[None]), TypeError, "runs(waiting_key=...) takes a string or several"),
+    "runs: naive": (lambda e: e.runs(created_after=NAIVE), ValueError, "runs(created_after=...) must be aware"),
+    "runs: order": (lambda e: e.runs(order="amount"), ValueError, "runs(order=...) takes one of id, -id,"),
+    "runs: limit": (lambda e: e.runs(limit=True), TypeError, "limit takes an int, got bool."),
+    "runs: after": (lambda e: e.runs(after="x"), TypeError, "A run's id is an int, got str."),
+    "runs: data": (lambda e: e.runs(data={"at": NAIVE}), TypeError, "takes values as JSON has them, got datetime"),
+    "runs: workflow": (lambda e: e.runs(workflow=Stranger), TypeError, "Stranger is no workflow."),
+    "iter_runs: filter": (lambda e: _all(e, colour="red"), TypeError, "iter_runs() has no filter 'colour'"),
+    "count: filter": (lambda e: e.count(colour="red"), TypeError, "count() has no filter 'colour'"),
+    # ---- signals
+    "signal: name": (lambda e: e.signal(3), TypeError, "signal(name) takes a string, got int."),
+    "signal: empty": (lambda e: e.signal(""), ValueError, "signal(name) must not be empty."),
+    "signal: a class": (lambda e: e.signal(Message), TypeError, "not its class: write signal(Message(...))."),
+    "signal: both": (lambda e: e.signal(Message(), {}), TypeError, "Message is the message itself."),
+    "signal: payload": (lambda e: e.signal("x", [1]), TypeError, "signal(payload) takes a mapping, got list."),
+    "signal: model": (lambda e: e.signal("x", Message()), TypeError, "Write signal(Message(...)) for a message."),
+    "signal: keys": (lambda e: e.signal("x", {1: 2}), TypeError, "a key of its payload takes a string, got int."),
+    "signal: NaN": (lambda e: e.signal("x", {"a": float("nan")}), errors.LimitExceeded, "nan at a."),
+    "signal: object": (lambda e: e.signal("x", {"a": object()}), errors.SignalInvalid, "Signal 'x' cannot be sent:"),
+    "signal: id": (lambda e: e.signal("x", run_id="1"), TypeError, "A run's id is an int, got str."),
+    "signal: unknown": (lambda e: e.signal("x", run_id=9), errors.RunNotFound, "There is no run 9 in this store."),
+    "signal: two": (lambda e: e.signal("x", run_id=1, key="k"), TypeError, "takes run_id=, or key= (and workflow=)"),
+    "signal: workflow": (lambda e: e.signal("x", workflow=Known), TypeError, "signal(workflow=...) needs key="),
+    "signal: stranger": (lambda e: e.signal("x", workflow=Stranger, key="k"), TypeError, "Stranger is no workflow."),
+    "signal: nobody": (lambda e: e.signal("x", workflow=Known, key="k"), errors.RunNotFound, "with key 'k' in this"),
+    "signal: key": (lambda e: e.signal("x", key=HUGE), errors.LimitExceeded, "signal(key=...) is beyond the limit"),
+    "signal: signal_id": (lambda e: e.signal("x", signal_id=3), TypeError, "signal(signal_id=...) takes a string"),
+    "signal: ttl": (lambda e: e.signal("x", key="k", ttl=3), TypeError, "signal(ttl=...) takes a timedelta, got int."),
+    "signal: no ttl": (lambda e: e.signal("x", key="k", ttl=timedelta()), ValueError, "must be longer than zero."),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+async def test_wrong_arguments_are_refused(make_engine: MakeEngine, row: str) -> None:
+    """The error says what is wrong and what to write instead; nothing has changed, and the engine goes on."""
+    call, kind, text = ROWS[row]
+    async with make_engine(Known) as engine:
+        with pytest.raises(kind) as caught:
+            await call(engine)
+        assert text in str(caught.value)
+        assert (await engine.count(), (await engine.stats()).mailbox) == (0, 0)
+        run = await (await engine.start(Known)).wait(5, until="parked")
+        assert (await engine.signal("go", run_id=run.id)).delivered == [run.id]
+        assert (await run.wait(5)).status == "completed"
+
+
+CALLS: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "start": lambda e: e.start(Known),
+    "get": lambda e: e.get(1),
+    "find": lambda e: e.find(Known, "k"),
+    "runs": lambda e: e.runs(),
+    "iter_runs": _all,
+    "count": lambda e: e.count(),
+    "history": lambda e: e.history(1),
+    "signal": lambda e: e.signal("x"),
+    "cancel": lambda e: e.cancel(1),
+    "wait": lambda e: e.wait(1),
+    "result": lambda e: e.result(1),
+    "process_scheduled": lambda e: e.process_scheduled(),
+    "stats": lambda e: e.stats(),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_closed_engine_says_so(make_engine: MakeEngine, name: str, when: str) -> None:
+    """Every call of an engine that is not open raises EngineClosed, which tells how to open it."""
+    engine = make_engine(Known)
+    if when == "after":
+        async with engine:
+            pass
+    with pytest.raises(errors.EngineClosed, match=r"needs an open engine\. Write 'async with engine:'"):
+        await CALLS[name](engine)
+
+
+def test_every_call_is_in_the_tables() -> None:
+    """A new public coroutine of the engine needs its rows here."""
+    others = {"run_forever", "lifespan", "instruments", "definition_of", "reread"}
+    public = {name for name in dir(Engine) if not name.startswith("_")} - others
+    assert public == set(CALLS)
+    assert {row.split(":")[0] for row in ROWS} | {"process_scheduled", "stats"} == public
