@@ -45,7 +45,7 @@ class SQLiteStore:
     Raises:
         ValueError: it is no such URL.
 
-    The mutable state: the two connections and the lock, while it is open.
+    The mutable state: the two connections, the lock, and which file it is, while it is open.
     """
 
     exclusive = True
@@ -57,6 +57,7 @@ class SQLiteStore:
         self._lock = None if self._address.path is None else FileLock(Path(f"{self._address.path}.worker"))
         self._works = False
         self._told = False
+        self._file: tuple[Path, tuple[int, int]] | None = None
 
     @property
     def name(self) -> str:
@@ -80,6 +81,7 @@ class SQLiteStore:
             self._writer = await connect(self._address, read_only=False)
             uuid = await self._writer.run(migrate)
             in_memory = self._address.path is None
+            self._file = None if self._address.path is None else _file_of(self._address.path)
             self._reader = self._writer if in_memory else await connect(self._address, read_only=True)
         except BaseException as error:
             await self.close()
@@ -212,7 +214,23 @@ class SQLiteStore:
             )
 
     async def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._run(self._writer, function)
+        def write(db: sqlite3.Connection) -> T:
+            self._check_file()
+            return function(db)
+
+        return await self._run(self._writer, write)
+
+    def _check_file(self) -> None:
+        """What is written to a file that has lost its name is gone when it is closed, whatever SQLite says."""
+        if self._file is not None:
+            path, identity = self._file
+            try:
+                there = _identity(path) == identity
+            except FileNotFoundError:
+                there = False
+            if not there:
+                problem = "its file was deleted or replaced while it was open"
+                raise StoreUnavailable(self.name, problem, "Put the file back, or restart to begin with the one there.")
 
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         return await self._run(self._reader, function)
@@ -238,6 +256,17 @@ class SQLiteStore:
         text = str(error)
         advice = next((words for sign, words in _ADVICE.items() if sign in text), "")
         return StoreUnavailable(self.name, text, advice)
+
+
+def _file_of(path: str) -> tuple[Path, tuple[int, int]] | None:
+    """The file, wherever the working directory will be, and which it is; None for what SQLite only calls a file."""
+    file = Path(path).absolute()
+    return (file, _identity(file)) if file.exists() else None
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
 
 
 _ADVICE = {
