@@ -1,0 +1,222 @@
+"""A clock that is set an hour forth or back under a working engine: nobody early, nobody lost, all go on."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from structlog.typing import EventDict
+
+from aioflow import (
+    Engine,
+    Retry,
+    StartOptions,
+    WorkflowRun,
+    complete,
+    get_context,
+    get_run,
+    sleep,
+    step,
+    wait,
+    workflow,
+)
+from aioflow.commands import Command
+from tests.engine.conftest import MakeEngine, ShiftedClock
+from tests.hostile.crowd import crowded, whole
+from tests.support import wait_until
+
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+#: What runs wait for, each twice: half an hour, and an hour and a half.
+WAYS = ("sleep", "timeout", "retry", "delay", "sleep_until")
+
+
+@workflow("hostile-clock", default_retry=Retry(max_attempts=2, base_delay=30 * MINUTE, max_delay=10 * HOUR))
+class Waiting:
+    """Waits for an instant, in one of the ways, and writes down when it went on."""
+
+    class Context(BaseModel):
+        way: str
+        minutes: int
+        due: datetime | None = None
+        woke: datetime | None = None
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        context, run = get_context(self.Context), get_run()
+        span = context.minutes * MINUTE
+        match context.way:
+            case "delay":
+                return complete(woke=run.now)
+            case "retry" if run.attempt == 1:
+                raise ValueError("once more, please")
+            case "retry":
+                return complete(woke=run.now)
+            case "timeout":
+                return wait.for_signal("never", timeout=span, on_timeout=self.end, then=self.end)
+            case "sleep":
+                return sleep(span, then=self.end)
+            case _:
+                return sleep(run.now + span, then=self.end)
+
+    @step
+    async def end(self) -> Command:
+        assert get_run().timed_out == (get_context(self.Context).way == "timeout")
+        return complete(woke=get_run().now)
+
+
+@workflow("hostile-mail")
+class Reader:
+    """Sleeps for two hours, then takes three signals."""
+
+    class Context(BaseModel):
+        got: list[int] = []
+        number: int = 0
+
+    @step(start=True)
+    async def rest(self) -> Command:
+        return sleep(2 * HOUR, then=self.ask)
+
+    @step
+    async def ask(self) -> Command:
+        return wait.for_signal("mail", then=self.read)
+
+    @step
+    async def read(self) -> Command:
+        context = get_context(self.Context)
+        context.got.append(context.number)
+        return complete() if len(context.got) == 3 else wait.for_signal("mail", then=self.read)
+
+
+async def all_waiting(engine: Engine) -> list[WorkflowRun[Any]]:
+    """Runs that wait in every way for every span."""
+    runs = []
+    for way in WAYS:
+        for minutes in (30, 90):
+            if way == "retry" and minutes != 30:
+                continue
+            options = StartOptions(delay=minutes * MINUTE) if way == "delay" else StartOptions()
+            run = await engine.start(Waiting, options, way=way, minutes=minutes)
+            runs.append(await run.wait(5, until="parked"))
+    return runs
+
+
+def due_at(runs: list[WorkflowRun[Any]], now: datetime) -> set[int]:
+    """The ids of those whose instant has come."""
+    return {run.id for run in runs if run.wake_at is not None and run.wake_at <= now}
+
+
+async def gone_on(engine: Engine, runs: list[WorkflowRun[Any]]) -> set[int]:
+    """The ids of those that wait no more."""
+    ids = {run.id for run in runs}
+    return {run.id for run in await engine.runs(workflow=Waiting) if run.id in ids and run.status == "completed"}
+
+
+STEPS = {
+    "forth": [HOUR],
+    "back": [-HOUR],
+    "forth and back": [HOUR, -HOUR],
+    "back and forth": [-HOUR, HOUR],
+    "to and fro": [HOUR, -HOUR, -HOUR, HOUR, HOUR, -HOUR],
+}
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["working", "restarted"])
+@pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
+async def test_clock_that_steps_wakes_nobody_early_and_forgets_nobody(
+    make_engine: MakeEngine, clock: ShiftedClock, steps: list[timedelta], restart: bool
+) -> None:
+    """Sleeps, timeouts, retries and delays end when the clock says so, however it got there, also across restarts."""
+    engine = await make_engine().__aenter__()
+    try:
+        runs = await all_waiting(engine)
+        async with crowded(engine) as crowd:
+            for by in steps:
+                clock.shift(by)
+                await wait_until(lambda: _caught_up(engine, runs, clock))
+                await crowd.moves_on()
+        assert {run.id for run in runs} - await gone_on(engine, runs), "some are to be left for the restart"
+        if restart:
+            await engine.__aexit__(None, None, None)
+            engine = await make_engine().__aenter__()
+        clock.shift(4 * HOUR)
+        for run in runs:
+            before = run.wake_at
+            ended = await engine.wait(run.id, 5)
+            assert (ended.status, ended.error) == ("completed", None)
+            assert before is not None
+            assert ended.context.woke >= before
+            await whole(engine, ended)
+            kinds = [row.kind for row in await engine.history(run.id)]
+            assert sum(kind in ("wake", "timeout") for kind in kinds) == 1
+        stats = await engine.stats()
+        assert (stats.overdue, stats.waiting) == (0, {})
+    finally:
+        await engine.__aexit__(None, None, None)
+
+
+async def _caught_up(engine: Engine, runs: list[WorkflowRun[Any]], clock: ShiftedClock) -> bool:
+    """Whether those that are due have gone on; nobody else may have, but for those that were due before."""
+    gone = await gone_on(engine, runs)
+    for run in runs:
+        if run.id in gone:
+            row = await engine.get(run.id)
+            assert run.wake_at is not None
+            assert row.context.woke >= run.wake_at
+    return due_at(runs, clock.now()) <= gone
+
+
+@pytest.mark.parametrize("step_of_clock", [HOUR, -HOUR], ids=["forth", "back"])
+async def test_signals_in_the_mailbox_survive_a_step_of_the_clock(
+    make_engine: MakeEngine, clock: ShiftedClock, log: list[EventDict], step_of_clock: timedelta
+) -> None:
+    """Those with a longer ttl, and those to a run, are taken in the order of sending, whatever the clock did between."""
+    async with make_engine() as engine, crowded(engine) as crowd:
+        run = await (await engine.start(Reader)).wait(5, until="parked")
+        await engine.signal("mail", {"number": 1}, run_id=run.id)
+        clock.shift(step_of_clock)
+        await engine.signal("mail", {"number": 2}, run_id=run.id, ttl=24 * HOUR)
+        clock.shift(-step_of_clock)
+        await crowd.moves_on()
+        await engine.signal("mail", {"number": 3}, run_id=run.id)
+        assert (await engine.stats()).mailbox == 3
+        clock.shift(3 * HOUR)
+        ended = await engine.wait(run.id, 5)
+        assert (ended.status, ended.data["got"]) == ("completed", [1, 2, 3])
+        await whole(engine, ended)
+    assert not [entry for entry in log if "expired" in entry["event"]]
+
+
+async def test_signal_expires_by_the_clock_and_not_before(
+    make_engine: MakeEngine, clock: ShiftedClock, log: list[EventDict]
+) -> None:
+    """A signal to a key with a ttl of an hour outlives a step back and is taken; past its time it is not."""
+
+    @workflow("hostile-keyed")
+    class Keyed:
+        class Context(BaseModel):
+            number: int = 0
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.for_signal("mail", key="k", timeout=10 * HOUR, on_timeout=self.end, then=self.end)
+
+        @step
+        async def end(self) -> Command:
+            return complete()
+
+    async with make_engine() as engine, crowded(engine):
+        for number, steps in enumerate(([-HOUR], [59 * MINUTE], [-HOUR, HOUR + 59 * MINUTE]), 1):
+            assert (await engine.signal("mail", {"number": number}, key="k", ttl=HOUR)).state == "buffered"
+            for by in steps:
+                clock.shift(by)
+            run = await (await engine.start(Keyed)).wait(5)
+            assert run.data == {"number": number}
+        assert (await engine.signal("mail", {"number": 9}, key="k", ttl=HOUR)).state == "buffered"
+        clock.shift(HOUR + MINUTE)
+        run = await (await engine.start(Keyed)).wait(5, until="parked")
+        assert (run.waiting_for, run.data) == ("signal", {"number": 0})
+        clock.shift(-2 * HOUR)  # what was too late for this wait may be in time again, or be gone: the run goes on
+        await engine.signal("mail", {"number": 10}, key="k")
+        assert (await run.wait(5)).data["number"] in (9, 10)
