@@ -307,7 +307,7 @@ def read_context(run: Run, definition: WorkflowDefinition | None) -> BaseModel |
         return _no_step(run, definition)
     try:
         return definition.codec.decode(run.data)
-    except Exception as error:  # noqa: BLE001 - a validator may raise anything
+    except BaseException as error:  # noqa: BLE001 - a validator may raise anything
         return (
             f"The Context of workflow {run.workflow!r} does not accept what run {run.id} has stored: "
             f"{explain(error)}. Give new fields a default: the run goes on by itself."

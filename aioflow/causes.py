@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import traceback
+from types import TracebackType
 
 from aioflow.errors import AioflowError
 from aioflow.model import MAX_ERROR, MAX_TRACEBACK, bounded
-from aioflow.retry import GiveUp
+from aioflow.retry import GiveUp, is_a
 
 
 def describe(error: BaseException) -> str:
     """One error as a bounded sentence: aioflow's own as they are, others with their class."""
     try:
-        text = str(error)
+        text = str.__str__(str(error))  # a plain one, also of a subclass of str
     except BaseException:  # noqa: BLE001 - an exception whose __str__ raises is still to be recorded
         text = "<its __str__ raised>"
-    if not isinstance(error, AioflowError | GiveUp):
-        name = type(error).__qualname__
+    if not is_a(error, (AioflowError, GiveUp)):
+        name = _name(type(error))
         text = f"{name}: {text}" if text else name
     return bounded(text, MAX_ERROR)
 
@@ -26,8 +27,23 @@ def traceback_of(error: BaseException) -> str:
     try:
         lines = traceback.format_exception(error)
     except BaseException:  # noqa: BLE001 - see describe()
-        lines = traceback.format_tb(error.__traceback__)
+        lines = [*traceback.format_tb(trace_of(error)), describe(error)]
     return bounded("".join(lines), MAX_TRACEBACK)
+
+
+def trace_of(error: BaseException | None) -> TracebackType | None:
+    """Where it was raised, whatever its class calls a traceback."""
+    if error is None:
+        return None
+    trace: TracebackType | None = BaseException.__dict__["__traceback__"].__get__(error)
+    return trace
+
+
+def _name(kind: type) -> str:
+    try:
+        return str.__str__(kind.__qualname__)
+    except BaseException:  # noqa: BLE001 - a metaclass decides what a class is called
+        return "<an error whose class has no name>"
 
 
 def written(target: object) -> str:

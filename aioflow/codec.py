@@ -280,7 +280,7 @@ def _compare(left: Any, right: Any) -> bool | str:
         return _one_line(error)
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """Which fields do not validate and why, without their values; or what a Context's own code raised."""
     if not isinstance(error, ValidationError):
         return _one_line(error)
@@ -291,9 +291,9 @@ def explain(error: Exception) -> str:
     return "; ".join(parts[:10]) + (f"; and {len(parts) - 10} more" if len(parts) > 10 else "")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     try:
         text = _VALUE.sub("", " ".join(str(error).split()))
-    except Exception:  # noqa: BLE001 - an exception whose __str__ raises
+    except BaseException:  # noqa: BLE001 - an exception whose __str__ raises
         text = "<its __str__ raised>"
     return f"{type(error).__name__}: {text}"[:500]

@@ -148,7 +148,7 @@ class Committer:
             self._tell(StoreUnavailable(self._store.name, "it has not answered by the end of the engine"))
             # A store that does not answer at all is left: it will answer nobody.
             done, _ = await asyncio.wait({self._task}, timeout=_LAST_WAIT / SECOND)
-        if done:
+        if done and not self._task.cancelled():  # a loop that is torn down cancels every task; there is more to close
             self._task.result()
 
     def submit(

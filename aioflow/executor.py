@@ -13,6 +13,7 @@ from anyio import CapacityLimiter
 from pydantic import BaseModel
 
 from aioflow.arguments import Unfillable, note_model
+from aioflow.causes import trace_of
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import Unstorable, explain
 from aioflow.commands import AwaitedCommand, Command, Complete, Fail, Goto, Sleep, Wait
@@ -20,7 +21,8 @@ from aioflow.context import CurrentRun, _current
 from aioflow.definition import StepDefinition, WorkflowDefinition
 from aioflow.errors import ArgumentsMissing, CommandAwaited, ContextNotStorable, NoCommand, StepTimeout
 from aioflow.model import Resumption, Run, failure_of
-from aioflow.outbox import Orders
+from aioflow.outbox import Orders, Outbox
+from aioflow.retry import is_a
 from aioflow.store import Post, Start
 from aioflow.telemetry import Telemetry, bind_step
 from aioflow.transitions import Outcome, Raised, Stepped
@@ -122,28 +124,42 @@ class Executor:
                 returned = await called if step.is_async else called
         except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
             error = raised
+            outbox.closed = True
         watch.over()
         self._telemetry.step_ended(run, error)
         duration = self._clock.monotonic() - started
         if watch.timed_out:
             late = self.too_late(run, step.options.timeout or 0)
-            return Ran(Raised(late.with_traceback(_trace(error))), None, duration)
+            outbox.closed = True
+            return Ran(Raised(late.with_traceback(trace_of(error))), None, duration)
         if error is not None:
-            if watch.stop or isinstance(error, Stopped):
+            if watch.stop or is_a(error, Stopped):
                 raise Stopped
-            if isinstance(error, AwaitedCommand):
-                error = CommandAwaited(run.id, run.workflow, run.step, error.command).with_traceback(_trace(error))
+            if is_a(error, AwaitedCommand):
+                error = CommandAwaited(run.id, run.workflow, run.step, error.command).with_traceback(trace_of(error))
             return Ran(Raised(error), None, duration)
         try:
             ran = self._returned(run, definition, live, returned, duration)
             outbox.closed = True
             if outbox.orders:
-                ran.also = await self._orders.changes(outbox)
-        except Exception as problem:  # noqa: BLE001 - what it returned, left or ordered is wrong: the step's own failure
+                ran.also = await self._changes(outbox, watch)
+        except Stopped:
+            raise
+        except BaseException as problem:  # noqa: BLE001 - what it returned, left or ordered is wrong: its own failure
             return Ran(Raised(problem), None, duration)
         # The Context that the step had is not to live on, for the garbage collector, until the transition is committed.
         _current.reset(token)
         return ran
+
+    async def _changes(self, outbox: Outbox, watch: Watch) -> tuple[Start | Post, ...]:
+        """What the step started and sent, as changes."""
+        try:
+            return await self._orders.changes(outbox)
+        except asyncio.CancelledError:
+            if watch.stop:
+                raise Stopped from None
+        # A step that cancelled its own task and returned all the same: here it comes due, once.
+        return await self._orders.changes(outbox)
 
     def too_late(self, run: Run, limit: Micros) -> StepTimeout:
         """The error of a step that ran longer than its timeout."""
@@ -162,7 +178,7 @@ class Executor:
         if isinstance(returned, Complete) and returned.data:
             try:
                 live = codec.merge(live, returned.data)
-            except Exception as error:  # a validator may raise anything
+            except BaseException as error:  # a validator may raise anything
                 problem = f"complete(...) does not fit: {explain(error)}"
                 raise ContextNotStorable(run.id, run.workflow, run.step, problem) from error
         try:
@@ -216,10 +232,6 @@ def _arguments(run: Run, step: StepDefinition) -> dict[str, Any]:
         return step.parameters.fill(Resumption.of(run), failure_of(run))
     except Unfillable as error:
         raise ArgumentsMissing(run.id, run.workflow, run.step, str(error)) from error
-
-
-def _trace(error: BaseException | None) -> Any:
-    return None if error is None else error.__traceback__
 
 
 def _what(returned: object) -> str:

@@ -5,8 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeGuard, TypeVar
 
 from aioflow.clock import Micros, duration_micros
+
+E = TypeVar("E", bound=BaseException)
+
+
+def is_a(error: BaseException, kinds: type[E] | tuple[type[E], ...]) -> TypeGuard[E]:
+    """Whether an ``except`` of these classes would have caught it: that asks the class alone, never the error."""
+    return issubclass(type(error), kinds)
 
 
 class RetryLater(Exception):
@@ -101,8 +109,8 @@ class Retry:
         """Whether a visit that has now failed ``failures`` times, this time with ``error``, is tried again."""
         return (
             failures < self.max_attempts
-            and isinstance(error, self.retry_on)
-            and not (self.give_up_on and isinstance(error, self.give_up_on))
+            and is_a(error, self.retry_on)
+            and not (self.give_up_on and is_a(error, self.give_up_on))
         )
 
     def delay(self, failures: int, chance: float = 0.5) -> Micros:

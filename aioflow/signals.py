@@ -177,7 +177,7 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
     message = bool(arm.message or signal.message)
     try:
         definition.codec.decode(run.data)
-    except Exception:  # noqa: BLE001 - a validator may raise anything
+    except BaseException:  # noqa: BLE001 - a validator may raise anything
         return None
     data = run.data
     if not message and isinstance(payload, dict) and payload:
@@ -187,7 +187,7 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
             data, _ = definition.codec.encode(definition.codec.decode(to_json(whole)))
         except (Unstorable, LimitExceeded) as error:
             raise Misfit(str(error)) from error
-        except Exception as error:  # a validator may raise anything
+        except BaseException as error:  # a validator may raise anything
             raise Misfit(explain(error)) from error
     step = definition.steps.get(arm.then)
     if step is not None and step.parameters:

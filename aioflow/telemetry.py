@@ -6,15 +6,15 @@ for failures. While structlog is not configured only warnings are printed. No va
 
 from __future__ import annotations
 
-import traceback
 from contextvars import copy_context
 from typing import Any, Protocol
 
 import structlog
 from structlog.contextvars import bind_contextvars
 
+from aioflow.causes import traceback_of
 from aioflow.errors import StoreError
-from aioflow.model import MAX_TRACEBACK, Run, Transition, bounded
+from aioflow.model import Run, Transition
 
 _log = structlog.get_logger("aioflow")
 _INFO = {"start": "run started", "complete": "run completed", "cancel": "run cancelled"}
@@ -137,7 +137,7 @@ def bind_step(run: Run) -> None:
 def _say(level: str, event: str, fields: dict[str, Any]) -> None:
     try:
         getattr(_log, level)(event, **fields)
-    except Exception:  # noqa: BLE001, S110 - the log itself is broken: there is nobody left to tell
+    except BaseException:  # noqa: BLE001, S110 - the log itself is broken: there is nobody left to tell
         pass
 
 
@@ -155,7 +155,7 @@ def info(event: str, **fields: Any) -> None:
 
 def plain_traceback(error: BaseException) -> str:
     """The traceback as text: structlog's own may print every local variable, and with them the Contexts of runs."""
-    return bounded("".join(traceback.format_exception(error)), MAX_TRACEBACK)
+    return traceback_of(error)
 
 
 def trouble(event: str, error: Exception) -> None:

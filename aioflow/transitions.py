@@ -62,7 +62,7 @@ from aioflow.model import (
     WorkflowStatus,
     bounded,
 )
-from aioflow.retry import GiveUp, RetryLater, chance_of
+from aioflow.retry import GiveUp, RetryLater, chance_of, is_a
 from aioflow.store import Move
 
 RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
@@ -163,15 +163,15 @@ def decide(
 def _raised(
     run: Run, definition: WorkflowDefinition, error: BaseException, duration: Micros, now: Micros, commit_id: int
 ) -> Move:
-    if isinstance(error, RetryLater):
-        wake_at = min(now + clock.duration_micros(error.delay), clock.LAST_INSTANT)
+    if is_a(error, RetryLater) and (delay := _delay_of(error)) is not None:
+        wake_at = min(now + delay, clock.LAST_INSTANT)
         return move(
             run, "retry", duration, now, commit_id, status=WAITING, owner=None, next_step=run.step,
             waiting_for="retry", wake_at=by_deadline(run, wake_at), hops=0,
         )  # fmt: skip
     failures = run.failures + 1
     policy = definition.retry_of(run.step)
-    final = isinstance(error, GiveUp | StepError | LimitExceeded)
+    final = is_a(error, (GiveUp, StepError, LimitExceeded))
     if not final and policy.retries(error, failures):
         wake_at = min(now + policy.delay(failures, chance_of(run.id, run.seq)), clock.LAST_INSTANT)
         return move(
@@ -179,8 +179,16 @@ def _raised(
             status=WAITING, owner=None, next_step=run.step, failures=failures,
             waiting_for="retry", wake_at=by_deadline(run, wake_at), hops=0,
         )  # fmt: skip
-    kind: FailureKind = "exhausted" if not final else "gave up" if isinstance(error, GiveUp) else "invalid"
+    kind: FailureKind = "exhausted" if not final else "gave up" if is_a(error, GiveUp) else "invalid"
     return failed(run, definition, error, failures, kind, duration=duration, now=now, commit_id=commit_id)
+
+
+def _delay_of(error: RetryLater) -> Micros | None:
+    """How long it says to wait; None if a subclass of it says nothing of use: then it is an error as any other."""
+    try:
+        return clock.duration_micros(error.delay)
+    except Exception:  # noqa: BLE001 - not set, or overwritten with anything
+        return None
 
 
 def failed(
