@@ -8,8 +8,8 @@ guarded by its seq and by the signal that it takes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -57,7 +57,7 @@ class Delivery:
         slots: who runs what is resumed.
         commit_ids: makes commit ids.
 
-    The mutable state: the runs to look at, who watches which signal, how many signals have expired, whether this
+    The mutable state: the runs to look at, who watches which signal, who sends to which address, how many signals have expired, whether this
     process is the one that works the store, and when it last looked for what has expired.
     """
 
@@ -80,6 +80,7 @@ class Delivery:
         self._busy = False
         self._again = asyncio.Event()
         self._watches: dict[int, Watch] = {}
+        self._turns: dict[Hashable, tuple[asyncio.Lock, int]] = {}
         self._next_expiry: Micros = 0
         self.expired = 0
 
@@ -108,6 +109,30 @@ class Delivery:
             yield watch
         finally:
             del self._watches[signal_id]
+
+    @asynccontextmanager
+    async def turn(self, address: Hashable) -> AsyncGenerator[Callable[[], bool]]:
+        """Be the one who sends to an address, in the order of asking. Gives a function: whether nobody else waits."""
+        lock, count = self._turns.get(address) or (asyncio.Lock(), 0)
+        self._turns[address] = lock, count + 1
+        try:
+            async with lock:
+                yield lambda: self._turns[address][1] == 1
+        finally:
+            lock, count = self._turns.pop(address)
+            if count > 1:
+                self._turns[address] = lock, count - 1
+
+    def refusal(self, run: Run, signal: Signal) -> str | None:
+        """Why a run that waits for it would reject a signal, as far as that can be told here; None if it would not."""
+        arm = arm_for(run, signal)
+        definition = self._registry.get(run.workflow, run.version)
+        try:
+            if arm is not None and definition is not None:
+                fit(run, definition, arm, signal)
+        except Misfit as misfit:
+            return str(misfit)
+        return None
 
     async def straight(self, run: Run, signal: Signal, patience: Micros) -> bool:
         """Give a signal to a run that waits for it, past the mailbox, in one change instead of two.

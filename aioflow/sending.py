@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -61,17 +62,24 @@ class Sending(Client):
         """
         parts = self._open_for("signal()")
         asked = draft(name_or_message, payload, run_id=run_id, key=key, workflow=workflow, signal_id=signal_id, ttl=ttl)
-        post = await parts.office.post_of(asked)
-        signal = post.signal
-        # One that may have been sent before goes through the mailbox, which knows, whatever has become of the run since.
-        if signal_id is None and (run := await self._waiting_for(parts, signal)) is not None:
-            try:
-                if await parts.delivery.straight(run, signal, PATIENCE):
-                    return SignalReceipt("delivered", [run.id])
-            except Misfit as misfit:
-                return SignalReceipt("rejected", rejected={run.id: str(misfit)})
-        with parts.delivery.watching(signal.id) as watch:
-            result = await parts.committer.commit(post, PATIENCE)
+        with ExitStack() as stack:
+            # One after the other until it is in the committer's queue: what one engine sends is taken in that order.
+            async with parts.delivery.turn((run_id, key)) as alone:
+                post = await parts.office.post_of(asked)
+                signal = post.signal
+                # One that may have been sent before goes through the mailbox, which knows of it.
+                run = None if signal_id is not None else await self._waiting_for(parts, signal)
+                if run is not None and alone():
+                    try:
+                        if await parts.delivery.straight(run, signal, PATIENCE):
+                            return SignalReceipt("delivered", [run.id])
+                    except Misfit as misfit:
+                        return SignalReceipt("rejected", rejected={run.id: str(misfit)})
+                elif run is not None and (why := parts.delivery.refusal(run, signal)) is not None:
+                    return SignalReceipt("rejected", rejected={run.id: why})
+                watch = stack.enter_context(parts.delivery.watching(signal.id))
+                committed = parts.committer.submit(post, PATIENCE)
+            result = await committed
             if result.outcome == "stale":
                 raise _nowhere(signal, result.run)
             if result.outcome == "exists":
