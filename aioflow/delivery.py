@@ -125,7 +125,7 @@ class Delivery:
 
     def refusal(self, run: Run, signal: Signal) -> str | None:
         """Why a run that waits for it would reject a signal, as far as that can be told here; None if it would not."""
-        arm = arm_for(run, signal)
+        arm = arm_for(run, signal, self._clock.micros())
         definition = self._registry.get(run.workflow, run.version)
         try:
             if arm is not None and definition is not None:
@@ -150,7 +150,7 @@ class Delivery:
             Misfit: the signal is not valid for the run.
             StoreUnavailable: see ``Committer.submit``.
         """
-        arm = arm_for(run, signal)
+        arm = arm_for(run, signal, self._clock.micros())
         definition = self._registry.get(run.workflow, run.version)
         data = None if arm is None or definition is None else fit(run, definition, arm, signal)
         if arm is None or data is None:
@@ -253,7 +253,7 @@ class Delivery:
         if definition is None:
             return None
         for signal in mail.signals:
-            arm = arm_for(run, signal)
+            arm = arm_for(run, signal, self._clock.micros())
             if arm is None or (not signal.run_id and signal.id in given):
                 continue
             given.add(signal.id)

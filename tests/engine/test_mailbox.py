@@ -307,3 +307,33 @@ async def test_order_is_kept_in_the_mailbox_when_the_clock_is_set_back(
             clock.shift(-HOUR)
         run = await engine.start(Loop, wanted=3)
         assert (await run.result(timeout=10)).taken == [0, 1, 2]
+
+
+async def test_clock_set_back_makes_no_signal_late(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """A signal for a wait that is not over is taken, though the clock was set back since the last one was sent."""
+
+    @workflow("mailbox-timed")
+    class Timed:
+        class Context(BaseModel):
+            number: int = 0
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.for_signal("number", timeout=HOUR / 2, on_timeout=self.late, then=self.took)
+
+        @step
+        async def late(self) -> Command:
+            return complete(number=-1)
+
+        @step
+        async def took(self) -> Command:
+            return complete()
+
+    async with make_engine(Timed) as engine:
+        await engine.signal("other", key="nobody")
+        clock.shift(-HOUR)
+        for name in (None, "by way of the mailbox"):
+            run = await (await engine.start(Timed)).wait(5, until="parked")
+            receipt = await engine.signal("number", {"number": 3}, run_id=run.id, signal_id=name)
+            assert receipt.state == "delivered"
+            assert (await run.result(5)).number == 3
