@@ -12,11 +12,12 @@ from pydantic import BaseModel
 
 from aioflow.client import PATIENCE, Client
 from aioflow.clock import SECOND
+from aioflow.delivery import Watch
 from aioflow.errors import RunEnded, RunNotFound
 from aioflow.model import LIVE, Run, Signal
 from aioflow.parts import Parts
 from aioflow.signals import Misfit, SignalReceipt, draft
-from aioflow.store import RunQuery
+from aioflow.store import Result, RunQuery
 
 
 class Sending(Client):
@@ -83,20 +84,14 @@ class Sending(Client):
             if result.outcome == "stale":
                 raise _nowhere(signal, result.run)
             if result.outcome == "exists":
-                if result.run_ids:
-                    return SignalReceipt("delivered", list(result.run_ids))
-                return SignalReceipt("buffered" if result.mail else "none")
+                return _receipt(signal, result, None)
             if watch.pending:
                 try:
                     async with asyncio.timeout(PATIENCE / SECOND):
                         await watch.settled.wait()
                 except TimeoutError:
                     pass  # it is in the store, and will be taken
-        if watch.delivered:
-            return SignalReceipt("delivered", sorted(watch.delivered), watch.rejected)
-        if watch.rejected:
-            return SignalReceipt("rejected", [], watch.rejected)
-        return SignalReceipt("buffered" if signal.run_id or signal.key is not None or result.run_ids else "none")
+        return _receipt(signal, result, watch)
 
     async def _waiting_for(self, parts: Parts, signal: Signal) -> Run | None:
         """The run that waits for the signal now, or has ended, which is an error."""
@@ -113,6 +108,19 @@ class Sending(Client):
         else:
             return None
         return found[0] if found else None
+
+
+def _receipt(signal: Signal, result: Result, watch: Watch | None) -> SignalReceipt:
+    """What became of a signal that was posted; ``watch`` is None for one that had been sent before."""
+    if watch is None:
+        if result.run_ids:
+            return SignalReceipt("delivered", list(result.run_ids))
+        return SignalReceipt("buffered" if result.mail else "none")
+    if watch.delivered:
+        return SignalReceipt("delivered", sorted(watch.delivered), watch.rejected)
+    if watch.rejected:
+        return SignalReceipt("rejected", [], watch.rejected)
+    return SignalReceipt("buffered" if signal.run_id or signal.key is not None or result.run_ids else "none")
 
 
 def _nowhere(signal: Signal, run: Run | None) -> RunNotFound | RunEnded:

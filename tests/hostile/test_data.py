@@ -327,7 +327,7 @@ async def test_hostile_names_are_refused_where_they_are_written(make_engine: Mak
 async def test_wait_with_a_hostile_name_fails_its_run_alone(make_engine: MakeEngine, name: str, limit: str) -> None:
     """A step that waits for such a name, or with such a key, fails with the text; others do not notice."""
 
-    @workflow("hostile-waiter", default_retry=ONCE)
+    @workflow("hostile-namer", default_retry=ONCE)
     class Waiter:
         class Context(BaseModel):
             by_key: bool
