@@ -17,13 +17,13 @@ from pydantic import BaseModel
 
 from aioflow import telemetry
 from aioflow.clock import SECOND, Clock, Micros
-from aioflow.codec import explain
 from aioflow.commands import Fail
 from aioflow.committer import Committer
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextNotStorable, InternalError, StoreError, StoreRefused
 from aioflow.executor import Executor, Ran, Stopped, Watch
 from aioflow.interventions import block, overrun, poison
+from aioflow.likeness import explain
 from aioflow.model import SUSPECT_CRASHES, Run, WorkflowStatus
 from aioflow.registry import Registry
 from aioflow.slots import Slots

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, JsonValue, TypeAdapter
 from pydantic_core import to_json
 
-from aioflow.codec import explain
+from aioflow.likeness import explain
 from aioflow.model import Failure, Resumption
 
 _EMPTY = inspect.Parameter.empty

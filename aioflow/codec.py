@@ -7,7 +7,6 @@ that comes back equal is ever offered to a store, and the parsed object is what 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,13 +19,10 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from aioflow.canon import beyond, check_json
+from aioflow.likeness import alike, difference, explain, loose_fields, one_line
 
 #: Makes the error for an assignment to a name that the Context does not declare: (context, field, declared names).
 Undeclared = Callable[[str, str, Sequence[str]], AttributeError]
-
-
-#: What pydantic tells of a value that it cannot serialize: not for an error that is stored and logged.
-_VALUE = re.compile(r"input_value=.*, (?=input_type=)")
 
 
 class Unstorable(ValueError):
@@ -44,6 +40,7 @@ class ContextCodec:
     def __init__(self, context: type[BaseModel], undeclared: Undeclared) -> None:
         self.context = context
         self.live = _live_class(context, undeclared)
+        self._loose = loose_fields(context, checked=self.live.model_config.get("validate_assignment", False))
         #: The names that the Context's keywords may have: fields and their aliases.
         self.declared = frozenset(_keywords_of(context))
 
@@ -53,9 +50,15 @@ class ContextCodec:
         return self.context.model_config.get("extra") == "allow"
 
     def adopt(self, context: BaseModel) -> BaseModel:
-        """The live twin of a Context that user code made; ``encode`` finds out whether its values are valid."""
+        """The live twin of a Context that user code made; ``encode`` finds out whether its values are valid.
+
+        Raises:
+            Unstorable: a value is of a class that its field does not have.
+        """
         # Not validated once more: a type that decodes would decode what it has decoded.
-        return self._bare(context)
+        live = self._bare(context)
+        self._check_classes(live)
+        return live
 
     def build(self, keywords: Mapping[str, Any]) -> BaseModel:
         """A live Context from the keywords of its class.
@@ -120,11 +123,21 @@ class ContextCodec:
             raise Unstorable(f"it does not read back: {explain(error)}") from error
         try:
             same = live.__dict__ == parsed.__dict__ and live.__pydantic_extra__ == parsed.__pydantic_extra__
-        except Exception:  # noqa: BLE001 - _differences tells which value cannot be compared
-            same = False
-        if not same and (difference := next(_differences(live, parsed, ""), None)) is not None:
-            raise Unstorable(difference)
+            exact = same and alike(map(live.__dict__.get, self._loose), map(parsed.__dict__.get, self._loose))
+        except Exception:  # noqa: BLE001 - difference() tells which value cannot be compared
+            same = exact = False
+        if not exact:
+            self._check_classes(live)
+        if not same and (found := difference(live, parsed)) is not None:
+            raise Unstorable(found)
         return raw.decode(), parsed
+
+    def _check_classes(self, live: BaseModel) -> None:
+        """Raise Unstorable for a value of a class that its field does not have, though it may be equal to what reads back."""
+        try:
+            _write(live, warnings="error")
+        except Exception as error:
+            raise self._why_not(live, error) from error
 
     def _values(self, context: BaseModel) -> dict[str, Any]:
         """Fields and undeclared names; neither private nor cached attributes."""
@@ -137,17 +150,17 @@ class ContextCodec:
         if (limit := beyond(values)) is not None:
             return limit
         try:  # the validator says more clearly than the serializer what does not fit
-            self.decode(_write(live, warnings="none"))
+            self.decode(_write(live))
         except ValidationError as invalid:
             return Unstorable(f"it does not read back: {explain(invalid)}")
         except Exception:  # noqa: BLE001, S110 - it is the first error that is to be explained
             pass
         for name in values:
             try:
-                _write(live, include={name})
+                _write(live, include={name}, warnings="error")
             except Exception as problem:  # noqa: BLE001 - what a serializer raises is what is looked for
-                return Unstorable(f"{name}: {_one_line(problem)}")
-        return Unstorable(_one_line(error))
+                return Unstorable(f"{name}: {one_line(problem)}")
+        return Unstorable(one_line(error))
 
     def _bare(self, context: BaseModel) -> BaseModel:
         """A live Context with the values of another, as they are."""
@@ -180,7 +193,10 @@ def _again(problem: ErrorDetails) -> InitErrorDetails:
     return InitErrorDetails(type=PydanticCustomError(problem["type"], text), loc=problem["loc"], input=None)
 
 
-def _write(live: BaseModel, *, include: set[str] | None = None, warnings: Literal["error", "none"] = "error") -> bytes:
+def _write(live: BaseModel, *, include: set[str] | None = None, warnings: Literal["error", False] = False) -> bytes:
+    """JSON by field name. ``warnings="error"``: raise for a value of a class that its field does not have."""
+    # A string for ``warnings`` makes pydantic let go of the GIL, once a call: with another thread that waits for it
+    # that costs more than all else that a step does. So False, except where something is wrong already.
     return live.__pydantic_serializer__.to_json(
         live, include=include, by_alias=False, round_trip=True, warnings=warnings
     )
@@ -217,7 +233,7 @@ def _live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseMo
     def __eq__(self: BaseModel, other: object) -> bool:  # noqa: N807
         if not isinstance(other, context):
             return NotImplemented
-        return next(_differences(self, other, ""), None) is None
+        return difference(self, other) is None
 
     namespace: dict[str, Any] = {
         "__module__": context.__module__,
@@ -232,68 +248,3 @@ def _live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseMo
     metaclass: Any = type(context)
     live: type[BaseModel] = metaclass(context.__name__, (context,), namespace)
     return live
-
-
-# ---- telling differences
-
-
-def difference(left: BaseModel, right: BaseModel) -> str | None:
-    """The first place where two models differ in what is stored of them, and how; None if they do not."""
-    return next(_differences(left, right, ""), None)
-
-
-def _differences(left: Any, right: Any, path: str) -> Iterator[str]:
-    """Where two values differ, comparing models by their fields: private and cached attributes are not stored."""
-    if isinstance(left, BaseModel) and isinstance(right, BaseModel) and (not path or type(left) is type(right)):
-        yield from _model_differences(left, right, f"{path}." if path else "")
-    elif (equal := _compare(left, right)) is not False:
-        if equal is not True:
-            yield f"{path} cannot be compared with what reads back: {equal}"
-    elif isinstance(left, list | tuple) and type(left) is type(right) and len(left) == len(right):
-        for i, (a, b) in enumerate(zip(left, right, strict=True)):
-            yield from _differences(a, b, f"{path}[{i}]")
-    elif isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
-        for key in left:
-            yield from _differences(left[key], right[key], f"{path}[{key!r:.50}]")
-    elif type(left) is not type(right):
-        yield f"{path} is a {type(left).__name__}, but reads back as a {type(right).__name__}"
-    else:
-        yield f"{path} reads back as another {type(left).__name__} than was written"
-
-
-def _model_differences(left: BaseModel, right: BaseModel, prefix: str) -> Iterator[str]:
-    for name in type(right).model_fields:
-        yield from _differences(getattr(left, name), getattr(right, name), prefix + name)
-    extra, other = left.__pydantic_extra__ or {}, right.__pydantic_extra__ or {}
-    for name in {**extra, **other}:
-        if (name in extra) != (name in other):
-            yield f"{prefix}{name} would be {'lost' if name in extra else 'added'}"
-        else:
-            yield from _differences(extra[name], other[name], prefix + name)
-
-
-def _compare(left: Any, right: Any) -> bool | str:
-    """Whether they are equal, or what their comparison raises."""
-    try:
-        return bool(left == right)
-    except Exception as error:  # noqa: BLE001 - values may be of any class
-        return _one_line(error)
-
-
-def explain(error: BaseException) -> str:
-    """Which fields do not validate and why, without their values; or what a Context's own code raised."""
-    if not isinstance(error, ValidationError):
-        return _one_line(error)
-    parts = [
-        f"{'.'.join(str(at) for at in item['loc']) or 'Context'}: {item['msg']}"
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
-    return "; ".join(parts[:10]) + (f"; and {len(parts) - 10} more" if len(parts) > 10 else "")
-
-
-def _one_line(error: BaseException) -> str:
-    try:
-        text = _VALUE.sub("", " ".join(str(error).split()))
-    except BaseException:  # noqa: BLE001 - an exception whose __str__ raises
-        text = "<its __str__ raised>"
-    return f"{type(error).__name__}: {text}"[:500]

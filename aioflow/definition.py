@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from aioflow.arguments import Parameters
 from aioflow.clock import Micros
-from aioflow.codec import ContextCodec, explain
+from aioflow.codec import ContextCodec
 from aioflow.errors import ContextInvalid
+from aioflow.likeness import explain
 from aioflow.retry import Retry
 
 
@@ -113,6 +114,7 @@ class WorkflowDefinition:
         Raises:
             TypeError: a keyword that neither create_context nor the Context takes.
             ContextInvalid: they do not make a valid Context.
+            Unstorable: create_context made one that cannot be stored as it is.
         """
         create = getattr(self.cls, "create_context", None)
         try:

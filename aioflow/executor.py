@@ -15,11 +15,12 @@ from pydantic import BaseModel
 from aioflow.arguments import Unfillable, note_model
 from aioflow.causes import trace_of
 from aioflow.clock import SECOND, Clock, Micros
-from aioflow.codec import Unstorable, explain
+from aioflow.codec import Unstorable
 from aioflow.commands import AwaitedCommand, Command, Complete, Fail, Goto, Sleep, Wait
 from aioflow.context import CurrentRun, _current
 from aioflow.definition import StepDefinition, WorkflowDefinition
 from aioflow.errors import ArgumentsMissing, CommandAwaited, ContextNotStorable, NoCommand, StepTimeout
+from aioflow.likeness import explain
 from aioflow.model import Resumption, Run, failure_of
 from aioflow.outbox import Orders, Outbox
 from aioflow.retry import is_a

@@ -10,9 +10,9 @@ from pydantic import BaseModel, JsonValue
 from pydantic_core import from_json
 
 from aioflow.clock import Micros, to_datetime
-from aioflow.codec import explain
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextInvalid, RunCancelled, RunFailed, WorkflowUnknown
+from aioflow.likeness import explain
 from aioflow.model import Run, WorkflowStatus, arms_of
 from aioflow.waiters import Until
 

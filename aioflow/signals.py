@@ -14,9 +14,10 @@ from aioflow import clock
 from aioflow.arguments import Unfillable, note_model
 from aioflow.canon import check_json
 from aioflow.clock import SECOND, Micros
-from aioflow.codec import Unstorable, difference, explain
+from aioflow.codec import Unstorable
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import LimitExceeded, SignalInvalid
+from aioflow.likeness import difference, explain
 from aioflow.model import Arm, Resumption, Run, Signal, arms_of, check_id, check_name, failure_of
 
 #: How long a signal to a key waits for somebody to take it.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
-from aioflow import Engine, complete, get_context
+from aioflow import Engine, complete, get_context, step, workflow
 from aioflow.commands import Command
 from aioflow.errors import ContextInvalid
 from tests.flows import PATIENCE, STORES, completed, done, failed_at_once, flow, unstorable
@@ -111,8 +111,8 @@ async def test_values_are_not_in_the_error(engine: Engine) -> None:
     def second(self: object) -> Command:
         return complete(weight="4111 1111 1111 1111")
 
-    for step in (first, second):
-        error = await failed_at_once(engine, flow(Zoo, step))
+    for function in (first, second):
+        error = await failed_at_once(engine, flow(Zoo, function))
         assert "4111" not in error
 
 
@@ -239,3 +239,59 @@ async def test_a_serializer_may_raise_anything(engine: Engine) -> None:
     with pytest.raises(ContextInvalid, match="ZeroDivisionError"):
         await engine.start(flow(Unwritable, done), value=2)
     assert await engine.count() == 1
+
+
+class Lookalikes(BaseModel):
+    """Values that are equal to values of other classes."""
+
+    price: Decimal = Decimal(0)
+    prices: list[Decimal] = []
+    by_name: dict[str, list[Decimal]] = {}
+    weights: list[float] = []
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda context: context.prices.append(1.5), "prices"),
+        (lambda context: context.by_name.update(a=[Decimal(1), 1.5]), "by_name"),
+        (lambda context: context.__dict__.update(prices=(Decimal("1.5"),)), "prices"),
+    ],
+)
+async def test_an_equal_value_of_another_class_is_not_stored(
+    engine: Engine, change: Callable[[Lookalikes], None], field: str
+) -> None:
+    """1.5 == Decimal("1.5"), but the next step would find what the last one did not leave."""
+
+    def first(self: object) -> Command:
+        change(get_context(Lookalikes))
+        return complete()
+
+    assert field in await failed_at_once(engine, flow(Lookalikes, first))
+
+
+async def test_an_int_among_floats_is_a_float_as_it_is_everywhere_in_pydantic(engine: Engine) -> None:
+    """What the serializer takes without a word is stored."""
+
+    def first(self: object) -> Command:
+        get_context(Lookalikes).weights.append(1)
+        return complete()
+
+    assert (await completed(engine, flow(Lookalikes, first))).weights == [1.0]
+
+
+async def test_create_context_may_not_give_an_equal_value_of_another_class(engine: Engine) -> None:
+    """model_construct checks nothing."""
+
+    @workflow("lookalikes")
+    class Order:
+        Context = Lookalikes
+
+        @classmethod
+        def create_context(cls) -> Lookalikes:
+            return Lookalikes.model_construct(price=1.5)
+
+        first = step(start=True)(done)
+
+    with pytest.raises(ContextInvalid, match="price"):
+        await engine.start(Order)

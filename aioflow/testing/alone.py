@@ -14,11 +14,12 @@ from pydantic_core import from_json
 
 from aioflow import interventions
 from aioflow.clock import SECOND, Clock, Micros
-from aioflow.codec import Unstorable, explain
+from aioflow.codec import Unstorable
 from aioflow.commands import Command
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextInvalid, TargetUnknown, UsageError
 from aioflow.executor import Executor, Ran, Stopped, Watch
+from aioflow.likeness import explain
 from aioflow.model import Failure, Run, StartOptions, check_name
 from aioflow.outbox import Outbox, StartOrder
 from aioflow.registry import Registry, definition_of

@@ -1,0 +1,123 @@
+"""Whether two Contexts are alike, where they differ, and what is wrong with one, in words without its values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+from uuid import UUID
+
+from pydantic import BaseModel, ValidationError
+
+#: What pydantic tells of a value that it cannot serialize: not for an error that is stored and logged.
+_VALUE = re.compile(r"input_value=.*, (?=input_type=)")
+
+
+#: Classes whose values hold no others.
+_PLAIN = frozenset([str, int, float, bool, type(None), datetime, date, time, timedelta, Decimal, UUID, bytes])
+
+
+def difference(left: BaseModel, right: BaseModel) -> str | None:
+    """The first place where two models differ in what is stored of them, and how; None if they do not."""
+    return next(_differences(left, right, ""), None)
+
+
+def _differences(left: Any, right: Any, path: str) -> Iterator[str]:
+    """Where two values differ, comparing models by their fields: private and cached attributes are not stored."""
+    if isinstance(left, BaseModel) and isinstance(right, BaseModel) and (not path or type(left) is type(right)):
+        yield from _model_differences(left, right, f"{path}." if path else "")
+    elif (equal := _compare(left, right)) is not False:
+        if equal is not True:
+            yield f"{path} cannot be compared with what reads back: {equal}"
+    elif isinstance(left, list | tuple) and type(left) is type(right) and len(left) == len(right):
+        for i, (a, b) in enumerate(zip(left, right, strict=True)):
+            yield from _differences(a, b, f"{path}[{i}]")
+    elif isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
+        for key in left:
+            yield from _differences(left[key], right[key], f"{path}[{key!r:.50}]")
+    elif type(left) is not type(right):
+        yield f"{path} is a {type(left).__name__}, but reads back as a {type(right).__name__}"
+    else:
+        yield f"{path} reads back as another {type(left).__name__} than was written"
+
+
+def _model_differences(left: BaseModel, right: BaseModel, prefix: str) -> Iterator[str]:
+    for name in type(right).model_fields:
+        yield from _differences(getattr(left, name), getattr(right, name), prefix + name)
+    extra, other = left.__pydantic_extra__ or {}, right.__pydantic_extra__ or {}
+    for name in {**extra, **other}:
+        if (name in extra) != (name in other):
+            yield f"{prefix}{name} would be {'lost' if name in extra else 'added'}"
+        else:
+            yield from _differences(extra[name], other[name], prefix + name)
+
+
+def _compare(left: Any, right: Any) -> bool | str:
+    """Whether they are equal, or what their comparison raises."""
+    try:
+        return bool(left == right)
+    except Exception as error:  # noqa: BLE001 - values may be of any class
+        return one_line(error)
+
+
+def explain(error: BaseException) -> str:
+    """Which fields do not validate and why, without their values; or what a Context's own code raised."""
+    if not isinstance(error, ValidationError):
+        return one_line(error)
+    parts = [
+        f"{'.'.join(str(at) for at in item['loc']) or 'Context'}: {item['msg']}"
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    return "; ".join(parts[:10]) + (f"; and {len(parts) - 10} more" if len(parts) > 10 else "")
+
+
+def one_line(error: BaseException) -> str:
+    """The error's class and text, without the values that pydantic would tell."""
+    try:
+        text = _VALUE.sub("", " ".join(str(error).split()))
+    except BaseException:  # noqa: BLE001 - an exception whose __str__ raises
+        text = "<its __str__ raised>"
+    return f"{type(error).__name__}: {text}"[:500]
+
+
+def loose_fields(context: type[BaseModel], *, checked: bool) -> tuple[str, ...]:
+    """The fields whose values may be of another class than they read back as, though each assignment is validated."""
+    decorators = context.__pydantic_decorators__
+    if not checked or decorators.field_validators or decorators.validators:
+        return tuple(context.model_fields)
+    return tuple(
+        name
+        for name, field in context.model_fields.items()
+        if field.metadata or not _PLAIN.issuperset(_members(field.annotation))
+    )
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union; anything else is its only one."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def alike(left: Iterable[Any], right: Iterable[Any]) -> bool:
+    """Whether equal values are of the same classes, too, also inside lists and the like."""
+    for one, other in zip(left, right, strict=True):
+        if one is other:
+            continue
+        kind = type(one)
+        if kind is not type(other):
+            return False
+        if kind in _PLAIN:
+            continue
+        if kind is list or kind is tuple:
+            same = alike(one, other)
+        elif kind is dict:
+            same = alike(one, other) and alike(one.values(), other.values())
+        elif isinstance(one, BaseModel):
+            same = alike(one.__dict__.values(), other.__dict__.values())
+        else:
+            same = False  # or not to be told so quickly
+        if not same:
+            return False
+    return True
