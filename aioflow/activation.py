@@ -83,17 +83,19 @@ class Tools:
 class Activation(Watch):
     """Drives one run.
 
-    The mutable state: ``run`` (the row as last committed), its Context, the task that drives it, the alarm of a step with
-    a timeout, and whether it holds the lock of suspects.
+    The mutable state: ``run`` (the row as last committed), its Context, the code that was ready to take it, the task that
+    drives it, the alarm of a step with a timeout, and whether it holds the lock of suspects.
     """
 
-    __slots__ = ("_alarm", "_alone", "_live", "_task", "_tools", "run")
+    __slots__ = ("_alarm", "_alone", "_definition", "_generation", "_live", "_task", "_tools", "run")
 
     def __init__(self, run: Run, tools: Tools) -> None:
         super().__init__()
         self.run = run
         self._tools = tools
         self._live: BaseModel | None = None
+        self._definition: WorkflowDefinition | None = None
+        self._generation = -1
         self._task: asyncio.Task[None] | None = None
         self._alone = False
         self._alarm: asyncio.TimerHandle | None = None
@@ -133,18 +135,17 @@ class Activation(Watch):
         self._tools.home.ended(self)
 
     async def _drive(self, ran: Ran | None) -> None:
-        task = asyncio.current_task()
+        task = self._task
         assert task is not None
         tools = self._tools
         try:
             while ran is not None or not tools.home.draining:
                 if ran is None:
-                    definition = self._ready() or await self._prepare()
-                    if definition is None:
+                    if not (self._ready() or await self._prepare()):
                         return
-                    assert self._live is not None
+                    assert self._live is not None and self._definition is not None
                     self.timed_out = False
-                    ran = await tools.executor.run(self.run, definition, self._live, self)
+                    ran = await tools.executor.run(self.run, self._definition, self._live, self)
                     if self._task is not task:
                         return  # left behind: another task has gone on
                     if task.cancelling():
@@ -168,21 +169,25 @@ class Activation(Watch):
             if self._task is task:
                 self._end()
 
-    def _ready(self) -> WorkflowDefinition | None:
-        """The run's definition, if the last step left the Context for the next one."""
-        run = self.run
-        definition = self._tools.registry.get(run.workflow, run.version)
-        if self._live is None or definition is None or run.step not in definition.steps or run.deadline is not None:
-            return None
-        return definition
+    def _ready(self) -> bool:
+        """Whether the last step left its code and its Context for the next one."""
+        definition, run = self._definition, self.run
+        return (
+            definition is not None
+            and self._live is not None
+            and self._tools.registry.generation == self._generation
+            and run.step in definition.steps
+            and run.deadline is None
+        )
 
-    async def _prepare(self) -> WorkflowDefinition | None:
-        """The run's definition, if its code can take the run; else the run is parked, or failed as poison."""
+    async def _prepare(self) -> bool:
+        """Whether there is code that can take the run; else it is parked, or failed as poison."""
         tools, run = self._tools, self.run
         if run.crashes and (move := poison(run, now=tools.clock.micros(), commit_id=next(tools.commit_ids))):
             await tools.committer.submit(move)
-            return None
-        definition = tools.registry.get(run.workflow, run.version)
+            return False
+        self._generation = tools.registry.generation
+        definition = self._definition = tools.registry.get(run.workflow, run.version)
         if definition is not None and run.deadline is not None:
             now, commit_id = tools.clock.micros(), next(tools.commit_ids)
             if move := overrun(run, definition, now=now, commit_id=commit_id):
@@ -190,18 +195,16 @@ class Activation(Watch):
         read = read_context(run, definition)
         if not isinstance(read, str):
             self._live = read
-            if run.crashes >= SUSPECT_CRASHES and not await self._go_alone():
-                return None
-            return definition
+            return run.crashes < SUSPECT_CRASHES or await self._go_alone()
         move = block(run, read, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
         await tools.committer.submit(move)
-        return None
+        return False
 
-    async def _prepare_late(self, move: Move) -> WorkflowDefinition | None:
+    async def _prepare_late(self, move: Move) -> bool:
         """The run's own time is over: it goes to its ``on_timeout`` first, or ends."""
         result = await self._tools.committer.submit(move)
         if result.outcome != "applied" or result.run is None or result.run.status != RUNNING:
-            return None
+            return False
         self.run = result.run
         return await self._prepare()
 
@@ -249,8 +252,7 @@ class Activation(Watch):
 
     async def _commit(self, ran: Ran) -> Run | None:
         """Commit the step's transition: the row after it, or None if the run is not this worker's any more."""
-        tools, run = self._tools, self.run
-        definition = tools.registry.get(run.workflow, run.version)
+        tools, run, definition = self._tools, self.run, self._definition
         assert definition is not None
         raised, duration, self._live = isinstance(ran.outcome, Raised), ran.duration, ran.live
         move = decide(

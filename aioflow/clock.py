@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
@@ -16,6 +16,7 @@ from typing import TypeAlias
 Micros: TypeAlias = int
 
 SECOND: Micros = 1_000_000
+_UNLIMITED = nullcontext()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 #: The last instant that a datetime can express, less a day: room for every time zone.
@@ -54,7 +55,7 @@ class Clock:
 
     def limit(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
         """End a block that takes longer, with TimeoutError: ``async with clock.limit(5): ...``. None never ends it."""
-        return asyncio.timeout(seconds)
+        return _UNLIMITED if seconds is None else asyncio.timeout(seconds)
 
     async def sleep(self, duration: Micros) -> None:
         """Wait for ``duration`` microseconds of the world's time: for what happens outside."""

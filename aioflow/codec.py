@@ -123,7 +123,7 @@ class ContextCodec:
             raise Unstorable(f"it does not read back: {explain(error)}") from error
         try:
             same = live.__dict__ == parsed.__dict__ and live.__pydantic_extra__ == parsed.__pydantic_extra__
-            exact = same and alike(map(live.__dict__.get, self._loose), map(parsed.__dict__.get, self._loose))
+            exact = same and all(alike(live.__dict__[name], parsed.__dict__[name]) for name in self._loose)
         except Exception:  # noqa: BLE001 - difference() tells which value cannot be compared
             same = exact = False
         if not exact:

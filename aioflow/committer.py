@@ -75,27 +75,19 @@ class _Batch:
         self.keys: set[Hashable] = set()
 
 
-def _run_id(change: Change) -> int:
-    match change:
-        case Move(run=run) | Start(run=run):
-            return run.id
-        case Post(signal=signal):
-            return signal.run_id
-        case _:
-            return change.run_id
-
-
-def _keys(change: Change) -> tuple[Hashable, ...]:
-    """What no other change of the same batch may have."""
-    match change:
-        case Move(run=run, also=also):
-            return (run.id, *(key for part in also for key in _keys(part))) if also else (run.id,)
-        case Start(run=run):
-            return (run.id,) if run.key is None else (run.id, (run.workflow, run.key))
-        case Post(signal=signal):
-            return (("signal", signal.id), ("signal_id", signal.signal_id)) if signal.signal_id else ()
-        case _:
-            return (change.run_id,)
+def _keys(change: Change) -> tuple[int, tuple[Hashable, ...]]:
+    """The run that it changes, and what no other change of the same batch may have."""
+    if isinstance(change, Move):
+        run_id = change.run.id
+        return run_id, (run_id, *(key for part in change.also for key in _keys(part)[1])) if change.also else (run_id,)
+    if isinstance(change, Start):
+        run = change.run
+        return run.id, (run.id,) if run.key is None else (run.id, (run.workflow, run.key))
+    if isinstance(change, Post):
+        signal = change.signal
+        keys = (("signal", signal.id), ("signal_id", signal.signal_id)) if signal.signal_id else ()
+        return signal.run_id, keys
+    return change.run_id, (change.run_id,)
 
 
 class Committer:
@@ -165,17 +157,16 @@ class Committer:
             A future of the result. It fails with StoreRefused if the change can never be stored, and with
             StoreUnavailable if patience or the engine ended while the outcome was unknown.
         """
-        future: asyncio.Future[Result] = self._loop.create_future()
+        future: asyncio.Future[Result] = asyncio.Future(loop=self._loop)
         if self._ended:
             future.set_exception(StoreUnavailable(self._store.name, "the engine has stopped"))
             if settled is not None:
                 settled()
             return future
-        run_id = _run_id(change)
-        keys = _keys(change)
+        run_id, keys = _keys(change)
         # The last batch, or a new one after it if that changes the same run: changes of one run keep their order.
         batch = self._batches[-1] if self._batches else None
-        if batch is None or not batch.keys.isdisjoint(keys) or len(batch.pending) >= self._max_batch:
+        if batch is None or len(batch.pending) >= self._max_batch or not batch.keys.isdisjoint(keys):
             batch = _Batch()
             self._batches.append(batch)
         batch.keys.update(keys)
@@ -184,7 +175,8 @@ class Committer:
         if until is not None and not self._watching:
             self._watching = True
             self._loop.call_later(_WATCH / SECOND, self._watch)
-        self._wake.set()
+        if not self._offered:
+            self._wake.set()
         return future
 
     async def commit(self, change: Change, patience: Micros | None = None) -> Result:
@@ -267,6 +259,7 @@ class Committer:
             except Exception as error:  # noqa: BLE001 - the change is committed, whoever waits for it must hear so
                 trace = telemetry.plain_traceback(error)
                 telemetry.fault("a bug in aioflow: following a commit failed", exception=trace)
-        pending.settle()
+        if pending.settled is not None:
+            pending.settle()
         if not pending.future.done():
             pending.future.set_result(result)

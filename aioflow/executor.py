@@ -112,7 +112,8 @@ class Executor:
         started = self._clock.monotonic()
         error: BaseException | None = None
         returned: object = None
-        self._telemetry.step_started(run)
+        if self._telemetry.instruments:
+            self._telemetry.step_started(run)
         try:
             # Made anew for each step: nothing but the Context outlives one, as after a crash.
             instance = definition.cls()
@@ -127,7 +128,8 @@ class Executor:
             error = raised
             outbox.closed = True
         watch.over()
-        self._telemetry.step_ended(run, error)
+        if self._telemetry.instruments:
+            self._telemetry.step_ended(run, error)
         duration = self._clock.monotonic() - started
         if watch.timed_out:
             late = self.too_late(run, step.options.timeout or 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from types import UnionType
@@ -100,24 +100,17 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
-def alike(left: Iterable[Any], right: Iterable[Any]) -> bool:
-    """Whether equal values are of the same classes, too, also inside lists and the like."""
-    for one, other in zip(left, right, strict=True):
-        if one is other:
-            continue
-        kind = type(one)
-        if kind is not type(other):
-            return False
-        if kind in _PLAIN:
-            continue
-        if kind is list or kind is tuple:
-            same = alike(one, other)
-        elif kind is dict:
-            same = alike(one, other) and alike(one.values(), other.values())
-        elif isinstance(one, BaseModel):
-            same = alike(one.__dict__.values(), other.__dict__.values())
-        else:
-            same = False  # or not to be told so quickly
-        if not same:
-            return False
-    return True
+def alike(one: Any, other: Any) -> bool:
+    """Whether two equal values are of the same classes, too, also inside lists and the like. False if in doubt."""
+    if one is other:
+        return True
+    kind = type(one)
+    if kind is not type(other):
+        return False
+    if kind in _PLAIN:
+        return True
+    if kind is list or kind is tuple:
+        return not one or all(map(alike, one, other))
+    if kind is dict:
+        return not one or (all(map(alike, one, other)) and all(map(alike, one.values(), other.values())))
+    return isinstance(one, BaseModel) and all(map(alike, one.__dict__.values(), other.__dict__.values()))

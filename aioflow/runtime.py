@@ -85,7 +85,7 @@ class Engine(Calls):
         self._shutdown_timeout = duration_micros(shutdown_timeout, "Engine(shutdown_timeout=...)")
         self._telemetry = Telemetry()
         self._tasks = TaskSet()
-        self._waiters = Waiters()
+        self._waiters: Waiters
         self._delivery: Delivery
         self._worker: Worker | None = None
         self._opening = False

@@ -43,8 +43,8 @@ Rules that hold for every row:
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias, assert_never
+from dataclasses import asdict
+from typing import Any, Literal, NamedTuple, TypeAlias, assert_never
 
 from aioflow import clock
 from aioflow.causes import describe, traceback_of, written
@@ -73,16 +73,14 @@ COMPLETED, FAILED, CANCELLED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Stepped:
+class Stepped(NamedTuple):
     """A step returned a command, and left a Context that can be stored (with complete()'s data merged in)."""
 
     command: AnyCommand
     data: str
 
 
-@dataclass(frozen=True, slots=True)
-class Raised:
+class Raised(NamedTuple):
     """A step raised, or what it returned or left is an error."""
 
     error: BaseException
@@ -91,6 +89,10 @@ class Raised:
 FailureKind: TypeAlias = Literal["exhausted", "gave up", "invalid", "timeout"]
 #: Transitions that lead to a step rather than end one.
 _RESUMING = ("wake", "unblock", "signal", "timeout")
+
+#: Where a row has its columns.
+_PLACE = {name: place for place, name in enumerate(Run._fields)}
+_SEQ, _CRASHES, _MARKED, _UPDATED_AT = map(_PLACE.__getitem__, ("seq", "crashes", "marked", "updated_at"))
 
 #: What running a step came to.
 Outcome: TypeAlias = Stepped | Raised
@@ -238,12 +240,15 @@ def move(
 ) -> Move:
     """The change to a row, and its history row; ``note`` is what that tells as its error."""
     seq = run.seq + 1
-    changes.update(seq=seq, crashes=0, marked=0, updated_at=now)
-    new = run._replace(**changes)
+    row: list[Any] = list(run)  # as _replace does it, in a third of the time
+    row[_SEQ], row[_CRASHES], row[_MARKED], row[_UPDATED_AT] = seq, 0, 0, now
+    for name, value in changes.items():
+        row[_PLACE[name]] = value
+    new = tuple.__new__(Run, row)
     # What resumes a run made no attempt yet: it tells the step and attempt it leads to, all else those it ended.
     made = new if kind in _RESUMING else run
     transition = Transition(run.id, seq, now, made.step, made.failures + 1, kind, duration, note, commit_id)
-    return Move(new, run.seq, run.fence, transition)
+    return Move(new, seq - 1, run.fence, transition)
 
 
 def _resolve(run: Run, definition: WorkflowDefinition, command: str, target: object) -> str:

@@ -19,6 +19,7 @@ class Waiters:
     """
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, list[tuple[Until, asyncio.Future[Run]]]] = {}
         self._failed: Exception | None = None
 
@@ -35,7 +36,7 @@ class Waiters:
         """
         if self._failed is not None:
             raise self._failed
-        future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Run] = asyncio.Future(loop=self._loop)
         self._waiting.setdefault(run_id, []).append((until, future))
         return future
 
