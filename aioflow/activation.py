@@ -143,7 +143,8 @@ class Activation(Watch):
                 if ran is None:
                     if not (self._ready() or await self._prepare()):
                         return
-                    assert self._live is not None and self._definition is not None
+                    assert self._live is not None
+                    assert self._definition is not None
                     self.timed_out = False
                     ran = await tools.executor.run(self.run, self._definition, self._live, self)
                     if self._task is not task:
