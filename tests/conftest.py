@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from hypothesis import settings
 
-#: Seconds for which a loop may stand still. Machines are noisy; a blocking call that matters takes longer.
+#: Seconds for which a loop may stand still, in calls that block or work. A blocking call that matters takes longer.
 LONGEST_BLOCK = 1.0
 #: Threads that their pools keep on purpose, to be used again or to end with their loop.
 POOLED_THREADS = ("AnyIO worker thread", "asyncio_", "ThreadPoolExecutor-")
@@ -26,7 +27,20 @@ SEED = pytest.StashKey[int]()
 
 # No deadline: on a noisy machine it fails tests that are right.
 settings.register_profile("aioflow", deadline=None, print_blob=True)
+#: The same few examples each time, where the suite is run for what it reaches: tests/test_coverage.py.
+settings.register_profile("few", deadline=None, derandomize=True, database=None, max_examples=10)
 settings.load_profile("aioflow")
+
+#: The SQLite connections that the present test has opened.
+OPENED: list[sqlite3.Connection] = []
+
+
+def _note_connections(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "sqlite3.connect/handle" and isinstance(arguments[0], sqlite3.Connection):
+        OPENED.append(arguments[0])
+
+
+sys.addaudithook(_note_connections)  # before 3.13 no warning tells of one that was dropped unclosed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -94,7 +108,25 @@ def _still_runs(thread: threading.Thread) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def _watched(request: pytest.FixtureRequest, _no_thread_left: None) -> Iterator[None]:
+def _no_connection_left(request: pytest.FixtureRequest, _no_thread_left: None) -> Iterator[None]:
+    """Fail a test that leaves a SQLite connection open, or drops one unclosed."""
+    OPENED.clear()
+    yield
+    left = [connection for connection in OPENED if _is_open(connection)]
+    OPENED.clear()
+    if left:
+        pytest.fail(f"{request.node.nodeid} left connections open: {left}", pytrace=False)
+
+
+def _is_open(connection: sqlite3.Connection) -> bool:
+    try:
+        return connection.total_changes >= 0  # the one question that any thread may ask
+    except sqlite3.ProgrammingError:
+        return False
+
+
+@pytest.fixture(autouse=True)
+def _watched(request: pytest.FixtureRequest, _no_connection_left: None) -> Iterator[None]:
     """Fail an async test that blocks its event loop, or leaves tasks running in it."""
     if "anyio_backend" not in request.fixturenames:
         yield
@@ -127,7 +159,8 @@ class Watchdog:
     """A thread that sees whether a running loop still beats, and where it stands if not.
 
     Only time in which the loop runs counts, a tick's worth per look: neither the pauses between a fixture and its
-    test nor a machine that stops altogether look like a blocked loop.
+    test nor a machine that stops altogether look like a blocked loop. Neither does a busy machine: of a look at a
+    thread that works, only the processor's time counts that it was given. One that does no work stands in a call.
     """
 
     TICK = 0.1
@@ -135,6 +168,7 @@ class Watchdog:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.thread_id = threading.get_ident()
+        self.worked = _work_of(self.thread_id)
         self.beats = 0
         self.blocked_at = ""
         self.stopped = threading.Event()
@@ -147,13 +181,14 @@ class Watchdog:
         self.timer = self.loop.call_later(self.TICK, self._beat)
 
     def _watch(self) -> None:
-        seen, blocked, looked = 0, 0.0, time.monotonic()
+        seen, blocked, looked, worked = 0, 0.0, time.monotonic(), self.worked()
         while not self.stopped.wait(self.TICK):
             elapsed, looked = time.monotonic() - looked, time.monotonic()
+            work, worked = (now_worked := self.worked()) - worked, now_worked
             if self.beats != seen or not self.loop.is_running():
                 seen, blocked = self.beats, 0.0
                 continue
-            blocked += min(elapsed, 2 * self.TICK)
+            blocked += work if work > elapsed / 20 else min(elapsed, 2 * self.TICK)
             if blocked >= LONGEST_BLOCK and not self.blocked_at:
                 frame = sys._current_frames().get(self.thread_id)
                 self.blocked_at = "".join(traceback.format_stack(frame, limit=6)) or "unknown"
@@ -164,3 +199,11 @@ class Watchdog:
         self.stopped.set()
         self.thread.join()
         return self.blocked_at
+
+
+def _work_of(thread_id: int) -> Callable[[], float]:
+    """Tells how many seconds of the processor's time a thread has had; nothing where the system does not say."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return lambda: 0.0
+    clock = time.pthread_getcpuclockid(thread_id)
+    return lambda: time.clock_gettime(clock)

@@ -15,7 +15,7 @@ from tests.support import wait_until
 HERE = Path(__file__).parent
 
 TESTS = """
-import asyncio, random, threading, time, warnings
+import asyncio, random, sqlite3, threading, time, warnings
 import aiosqlite, pytest
 
 async def test_good():
@@ -23,6 +23,18 @@ async def test_good():
 
 async def test_blocks():
     time.sleep(1.4)
+
+async def test_works_too_long():
+    began = time.thread_time()
+    while time.thread_time() - began < 1.4:
+        pass
+
+async def test_is_given_little_time():
+    for _ in range(30):
+        began = time.thread_time()
+        while time.thread_time() - began < 0.01:
+            pass
+        time.sleep(0.04)  # as to the watchdog it looks while others have the processor
 
 @pytest.fixture
 def slow_elsewhere():
@@ -53,6 +65,21 @@ async def test_closes_a_connection():
     async with aiosqlite.connect(":memory:") as mine:
         await mine.execute("select 1")
     await asyncio.to_thread(time.time)
+
+def test_leaves_a_bare_connection():
+    global bare
+    bare = sqlite3.connect(":memory:")
+
+def test_closes_a_bare_connection():
+    bare.close()
+    mine = sqlite3.connect(":memory:")
+    mine.close()
+
+def test_drops_a_bare_connection():
+    sqlite3.connect(":memory:")
+
+def test_forgets_a_file():
+    open(__file__)
 
 def test_leaves_a_thread():
     global release
@@ -107,8 +134,11 @@ def outcomes(report: str, test: str) -> set[str]:
     ("test", "sentence"),
     [
         ("test_blocks", "test_blocks blocked the event loop for 1 s, here:"),
+        ("test_works_too_long", "test_works_too_long blocked the event loop for 1 s, here:"),
         ("test_leaves_a_task", "test_leaves_a_task left tasks running:"),
         ("test_leaves_a_connection", "test_leaves_a_connection left threads running:"),
+        ("test_leaves_a_bare_connection", "test_leaves_a_bare_connection left connections open:"),
+        ("test_drops_a_bare_connection", "test_drops_a_bare_connection left connections open:"),
         ("test_leaves_a_thread", "test_leaves_a_thread left threads running:"),
     ],
 )
@@ -123,7 +153,7 @@ def test_a_blocked_loop_is_shown_where_it_stands(report: str) -> None:
     assert re.search(r"in test_blocks\n +time\.sleep\(1\.4\)", report)
 
 
-@pytest.mark.parametrize("test", ["test_warns", "test_loses_an_exception", "test_chooses"])
+@pytest.mark.parametrize("test", ["test_warns", "test_forgets_a_file", "test_loses_an_exception", "test_chooses"])
 def test_what_is_found_at_once_fails(report: str, test: str) -> None:
     """A warning, an exception in a callback and a false assertion fail the test."""
     assert outcomes(report, test) == {"FAILED"}
@@ -136,6 +166,8 @@ def test_what_is_found_at_once_fails(report: str, test: str) -> None:
         "test_blocks_while_no_loop_runs",
         "test_cleans_up_in_a_fixture",
         "test_closes_a_connection",
+        "test_closes_a_bare_connection",
+        "test_is_given_little_time",
         "test_uses_a_session_fixture",
     ],
 )
