@@ -25,9 +25,10 @@ from aioflow.committer import Committer
 from aioflow.errors import EngineClosed, InternalError, StoreRefused, StoreUnavailable
 from aioflow.ids import Ids, commit_ids
 from aioflow.model import Run
-from aioflow.store import Change, Move, Result, Start
+from aioflow.store import Change, Move, Post, Result, Start
 from aioflow.testing.conformance_samples import (
     a_run,
+    a_signal,
     a_sleeper,
     an_ended,
     cancelling,
@@ -114,6 +115,18 @@ def starts(*run_ids: int) -> list[Start]:
 
 
 # ---- batches
+
+
+async def test_signals_are_batched_by_their_id(desk: Desk) -> None:
+    """Signals share a batch unless they have one signal_id, whose second is judged after the first is committed."""
+    posts = [Post(a_signal(at, key="k", signal_id=name)) for at, name in enumerate(["a", "b", "a", None, None], 1)]
+    with desk.store.held():
+        await desk.busy()
+        told = desk.submit(*posts)
+        assert not desk.committer.idle
+    assert [(await future).outcome for future in told] == ["applied", "applied", "exists", "applied", "applied"]
+    assert [len(offer) for offer in desk.store.offers] == [1, 2, 3]
+    assert await wait_until(lambda: desk.committer.idle)
 
 
 async def test_a_change_is_committed(desk: Desk) -> None:

@@ -513,6 +513,21 @@ def test_a_retry_is_never_later_than_the_last_instant() -> None:
     assert raised(ValueError(), RUN, patient).run.wake_at == LAST_INSTANT
 
 
+class Later(RetryLater):
+    """Its class does without what RetryLater has to be told."""
+
+    def __init__(self, delay: Any = None) -> None:
+        Exception.__init__(self, "later")
+        if delay is not None:
+            self.delay = delay
+
+
+@pytest.mark.parametrize("delay", [None, 3, timedelta(-1)], ids=["unset", "number", "negative"])
+def test_a_delay_of_no_use_is_a_failed_attempt(delay: Any) -> None:
+    """A RetryLater that does not say how long to wait is retried as any other error."""
+    assert_retried(raised(Later(delay), NEW), 10 * SECOND, "Later: later", NEW)
+
+
 FINAL = [
     (GiveUp("the card is stolen"), "the card is stolen"),
     (NoCommand(7, "transitions.order", "pay", "None"), None),
