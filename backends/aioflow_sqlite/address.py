@@ -27,6 +27,11 @@ class Address:
         """For messages and logs."""
         return f"sqlite:///{self.path or ':memory:'}"
 
+    def existing(self, path: str) -> str:
+        """What SQLite is given to open the file at this path with the same options, and to make none."""
+        options = dict(parse_qsl(self.uri.partition("?")[2], keep_blank_values=True))
+        return f"file:{quote(path)}?{urlencode(options | {'mode': 'rw'})}"
+
 
 def parse(url: str) -> Address:
     """Read ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``sqlite://`` (in memory).

@@ -11,6 +11,7 @@ from typing import TypeVar
 import aiosqlite
 from anyio import CancelScope, to_thread
 
+from aioflow.errors import StoreError
 from aioflow_sqlite.address import Address
 
 T = TypeVar("T")
@@ -20,44 +21,110 @@ _APPLICATION_ID = 0x61666C77
 
 
 class Connection(aiosqlite.Connection):
-    """An aiosqlite connection that also runs functions of the plain sqlite3 connection in its thread."""
+    """An aiosqlite connection that also runs functions of the plain sqlite3 connection in its thread.
+
+    After an I/O error the file is opened anew before anything else is done with it. A sync that failed must not be
+    tried again on its descriptor: the kernel may have dropped what it could not write, and would then report success.
+
+    Args:
+        address: what to open.
+        read_only: whether it may write.
+        check: raises if the path of an open database holds another file by now.
+
+    The mutable state: whether an I/O error has happened since the file was opened.
+    """
+
+    def __init__(self, address: Address, read_only: bool, check: Callable[[], None]) -> None:
+        super().__init__(partial(_open, address, address.uri), iter_chunk_size=64)
+        self._address = address
+        self._read_only = read_only
+        self._check = check
+        self._failed = False
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run it in the connection's thread. If the caller is cancelled the function still runs to its end."""
-        result: T = await self._execute(lambda: function(self._conn))  # type: ignore[no-untyped-call]
+        result: T = await self._execute(lambda: self._use(function))  # type: ignore[no-untyped-call]
         return result
+
+    async def set_up(self) -> None:
+        """Make it the writer, or a reader."""
+        await self.run(self._set_up)
+
+    async def close(self) -> None:
+        """Close it. aiosqlite closes the connection that there is when it is asked, so a reopening comes first."""
+        try:
+            if self._failed:
+                await self.run(lambda _: None)
+        except (sqlite3.Error, StoreError):
+            pass  # as it was, then: what was acknowledged is in the WAL
+        finally:
+            await super().close()
 
     async def thread_ended(self) -> None:
         """Wait for the thread of a connection that could not be made: it still has a word for the event loop."""
         with CancelScope(shield=True):
             await to_thread.run_sync(self._thread.join)
 
+    def _use(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        if self._failed:
+            self._reopen()
+        try:
+            return function(self._conn)
+        except sqlite3.OperationalError as error:
+            code = getattr(error, "sqlite_errorcode", 0)
+            self._failed = code & 0xFF == sqlite3.SQLITE_IOERR and self._address.path is not None
+            raise
 
-async def connect(address: Address, *, read_only: bool) -> Connection:
-    """Open a connection and set it up."""
-    connection = Connection(
-        partial(
-            sqlite3.connect,
-            address.uri,
-            uri=True,
-            isolation_level=None,
-            timeout=address.busy_timeout / 1000,
-            cached_statements=256,
-            check_same_thread=False,
-        ),
-        iter_chunk_size=64,
-    )
+    def _reopen(self) -> None:
+        """Open it anew, then close it: SQLite gives descriptors of what was closed before to those who open.
+
+        The store's other connection stays open, and keeps the index of the WAL. It does not list what a failed commit
+        has left there, so that the next commit writes over it. Recovery would find it, and take it for durable.
+        """
+        old = self._conn
+        _, _, path = old.execute("PRAGMA database_list").fetchone()
+        (pages,) = old.execute("PRAGMA wal_autocheckpoint").fetchone()
+        self._check()
+        new = _open(self._address, self._address.existing(path))
+        try:
+            self._set_up(new)
+            new.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+            self._check()
+        except BaseException:
+            new.close()
+            raise
+        self._connection, self._failed = new, False
+        old.close()
+
+    def _set_up(self, db: sqlite3.Connection) -> None:
+        _set_up(db, self._address, self._read_only)
+
+
+async def connect(address: Address, *, read_only: bool, check: Callable[[], None]) -> Connection:
+    """Open a connection and set it up. ``check``: see Connection."""
+    connection = Connection(address, read_only, check)
     try:
         await connection
     except BaseException:
         await connection.thread_ended()
         raise
     try:
-        await connection.run(partial(_set_up, address=address, read_only=read_only))
+        await connection.set_up()
     except BaseException:
         await connection.close()
         raise
     return connection
+
+
+def _open(address: Address, uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        uri,
+        uri=True,
+        isolation_level=None,
+        timeout=address.busy_timeout / 1000,
+        cached_statements=256,
+        check_same_thread=False,
+    )
 
 
 def _set_up(db: sqlite3.Connection, address: Address, read_only: bool) -> None:

@@ -78,11 +78,14 @@ class SQLiteStore:
 
     async def _open(self) -> str:
         try:
-            self._writer = await connect(self._address, read_only=False)
+            self._writer = await connect(self._address, read_only=False, check=self._check_file)
             uuid = await self._writer.run(migrate)
             in_memory = self._address.path is None
             self._file = None if self._address.path is None else _file_of(self._address.path)
-            self._reader = self._writer if in_memory else await connect(self._address, read_only=True)
+            if in_memory:
+                self._reader = self._writer
+            else:
+                self._reader = await connect(self._address, read_only=True, check=self._check_file)
         except BaseException as error:
             await self.close()
             if isinstance(error, NewerSchema):
@@ -270,6 +273,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 _ADVICE = {
+    "disk I/O": "Look at the disk: the file is opened anew, and work goes on when it can be written.",
     "unable to open": "Check that the directory exists and can be written.",
     "locked": "Another process holds the file's write lock: end its long transaction.",
     "readonly": "Check the permissions of the file and of its directory.",
