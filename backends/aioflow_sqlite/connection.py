@@ -131,7 +131,9 @@ def _set_up(db: sqlite3.Connection, address: Address, read_only: bool) -> None:
     if read_only:
         db.execute("PRAGMA query_only = 1")
         return
-    db.execute("PRAGMA journal_mode = WAL")
+    (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode not in ("wal", "memory"):  # it tells of some errors by staying as it is
+        raise sqlite3.OperationalError(f"its journal stays in the mode {mode}, and cannot be switched to WAL")
     db.execute(f"PRAGMA synchronous = {address.synchronous}")
     # Whoever works the file checkpoints it, nobody else; see let_checkpoint.
     db.execute("PRAGMA wal_autocheckpoint = 0")

@@ -274,6 +274,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 _ADVICE = {
     "disk I/O": "Look at the disk: the file is opened anew, and work goes on when it can be written.",
+    "switched to WAL": "Look at the disk: it has to be a local one that can be written.",
     "unable to open": "Check that the directory exists and can be written.",
     "locked": "Another process holds the file's write lock: end its long transaction.",
     "readonly": "Check the permissions of the file and of its directory.",
