@@ -1,0 +1,149 @@
+"""A small life on a store, for faults at each of its moments: orders that are packed, paid, shipped and closed.
+
+    python -m tests.faults.orders    forks a life for each job, as program.py does
+
+A life begins when its gate is opened, so that a tracer can be there before. What it is told, it notes in the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from aioflow import Engine, StartOptions, complete, get_context, goto, sleep, step, wait, workflow
+from aioflow.commands import Command
+from aioflow.errors import RunEnded, StoreUnavailable
+from aioflow.model import Run, Transition
+from tests.faults import program
+from tests.faults.images import Acknowledged
+from tests.faults.program import serve
+
+T = TypeVar("T")
+#: prctl(): whoever likes may trace this process, not its ancestors alone.
+PR_SET_PTRACER, ANYBODY = 0x59616D61, ctypes.c_ulong(-1)
+PATH = ["take", "pack", "ship", "close"]
+KINDS = ["start", "goto", "wait", "signal", "sleep", "wake", "complete"]
+
+
+@workflow("faults-order")
+class Order:
+    """Each step notes in the Context that it was here."""
+
+    class Context(BaseModel):
+        number: int
+        paid: int = 0
+        path: list[str] = []
+        load: str = ""
+
+    @step(start=True)
+    async def take(self) -> Command:
+        get_context(self.Context).path.append("take")
+        return goto(self.pack)
+
+    @step
+    def pack(self) -> Command:
+        get_context(self.Context).path.append("pack")
+        return wait.for_signal("paid", then=self.ship)
+
+    @step
+    async def ship(self) -> Command:
+        get_context(self.Context).path.append("ship")
+        return sleep(timedelta(milliseconds=1), then=self.close)
+
+    @step(thread=False)
+    def close(self) -> Command:
+        get_context(self.Context).path.append("close")
+        return complete()
+
+
+async def insist(call: Callable[[], Awaitable[T]]) -> T:
+    """Call it again, once, if the store was not available: what takes a key or a signal_id is not done twice."""
+    try:
+        return await call()
+    except StoreUnavailable:
+        return await call()
+
+
+async def pay(engine: Engine, run_id: int, number: int) -> str:
+    """Pay an order, once however often this is called: the receipt's state."""
+    with suppress(RunEnded):
+        receipt = await engine.signal("paid", {"paid": 100 + number}, run_id=run_id, signal_id=f"payment-{number}")
+        return receipt.state
+    return "ended"
+
+
+async def process(
+    engine: Engine, acknowledged: Acknowledged, number: int, *, early: bool = False, load: int = 0
+) -> None:
+    """An order from its start to its end. ``early``: it is paid before it asks for that. ``load``: what it weighs."""
+    options = StartOptions(key=f"order-{number}")
+    run = await insist(lambda: engine.start(Order, options, number=number, load="x" * load))
+    if not early:
+        await run.wait(until="parked")
+    if await insist(lambda: pay(engine, run.id, number)) == "buffered":
+        acknowledged.signals.add(f"payment-{number}")
+    assert (await run.wait()).status == "completed"
+
+
+async def go_on(database: Path, within: float = 30) -> list[str]:
+    """Let an engine work what is in a store, and pay what is not paid: what is wrong with how it ends."""
+    wrong = []
+    async with Engine(f"sqlite:///{database}", workflows=[Order]) as engine, asyncio.timeout(within):
+        async for run in engine.iter_runs():
+            if run.status != "completed":
+                await pay(engine, run.id, run.data["number"])
+        async for run in engine.iter_runs():
+            await run.wait()
+            number = run.data["number"]
+            expected = {"number": number, "paid": 100 + number, "path": PATH, "load": run.data["load"]}
+            kinds = [transition.kind for transition in await engine.history(run.id)]
+            if (run.status, run.data, kinds) != ("completed", expected, KINDS):
+                wrong.append(f"{run!r} ends as {run.status} with {run.data} by {kinds}: {run.error}")
+    return wrong
+
+
+# ---- a life
+
+
+class Noted(Acknowledged):
+    """Writes into the journal what is acknowledged."""
+
+    def committed(self, run: Run, transition: Transition) -> None:
+        """See Instrument."""
+        assert program.world is not None
+        program.world.note("committed", run=run.id, seq=transition.seq, commit=transition.commit_id)
+
+
+async def live(folder: str, orders: int, load: int = 0) -> None:
+    """One life: these orders one after the other, each from its start to its end."""
+    assert program.world is not None
+    engine = Engine(f"sqlite:///{folder}/runs.db", workflows=[Order], shutdown_timeout=timedelta(seconds=5))
+    noted = Noted()
+    engine.instruments.append(noted)
+    async with engine:
+        program.world.note("open")
+        for number in range(orders):
+            await process(engine, noted, number, early=number % 2 == 0, load=load)
+            program.world.note("processed", number=number)
+    program.world.note("closed")
+
+
+def be_born(job: dict[str, Any]) -> None:
+    """Be the life that the job describes, once its gate is open."""
+    with suppress(AttributeError):  # there is no prctl() but on Linux
+        ctypes.CDLL(None).prctl(PR_SET_PTRACER, ANYBODY, 0, 0, 0)
+    os.close(os.open(job.pop("gate"), os.O_RDONLY))
+    program.enter(job["folder"], job.pop("life"))
+    asyncio.run(live(**job))
+
+
+if __name__ == "__main__":
+    serve(be_born)

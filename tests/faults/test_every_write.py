@@ -1,0 +1,210 @@
+"""SIGKILL, EIO and ENOSPC at the writes and syncs of a small life, by strace: nothing acknowledged is lost.
+
+strace counts per thread, and the writes are nearly all of one: the thread of the store's writer. Without --slow a sample
+of the places is tried, spread evenly from a random first one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from anyio import to_thread
+
+from tests.faults import orders
+from tests.faults.children import PATIENCE, Child, House, Nursery
+from tests.faults.images import Acknowledged, problems
+
+#: How SQLite writes, and how it syncs.
+SYNCS = "fdatasync,fsync"
+WRITES = f"pwrite64,ftruncate,{SYNCS}"
+ORDERS = 3
+#: Places to try of each fault without --slow.
+SAMPLE = 40
+
+
+@pytest.fixture(scope="module")
+def order_office() -> Iterator[Nursery]:
+    """The process that forks lives which can be traced."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    nursery = Nursery("-m", "tests.faults.orders")
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def houses(order_office: Nursery, tmp_path: Path) -> Iterator[Houses]:
+    """Stores, one after the other."""
+    houses = Houses(order_office, tmp_path)
+    yield houses
+    houses.close()
+
+
+class Houses:
+    """Makes a store for each life."""
+
+    def __init__(self, nursery: Nursery, folder: Path) -> None:
+        self._nursery = nursery
+        self._folder = folder
+        self._houses: list[House] = []
+
+    def build(self) -> House:
+        """A new store; the one before is gone."""
+        self.close()
+        folder = self._folder / str(len(self._houses))
+        folder.mkdir()
+        os.mkfifo(folder / "gate")
+        self._houses.append(House(self._nursery, folder))
+        return self._houses[-1]
+
+    def close(self) -> None:
+        """End who lives there, and remove the last store."""
+        for house in self._houses[-1:]:
+            house.close()
+            shutil.rmtree(house.folder, ignore_errors=True)
+
+
+@contextmanager
+def traced(child: Child, folder: Path, *options: str) -> Iterator[None]:
+    """Trace a life that has not begun yet, into the file ``trace``; it may begin in the block."""
+    command = ["strace", "-f", "-y", "-o", str(folder / "trace"), *options, "-p", str(child.pid)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stderr is not None
+        first = tracer.stderr.readline()
+        if "attached" not in first:
+            tracer.kill()
+            pytest.skip(f"strace cannot trace here: {first.strip()}")
+        try:
+            yield
+        finally:
+            if child.exit_code(PATIENCE) is None:
+                os.kill(child.pid, signal.SIGKILL)
+            tracer.stderr.read()
+
+
+async def live(house: House, *options: str, orders: int = ORDERS, load: int = 0) -> tuple[int | None, list[str]]:
+    """Let a life be lived under strace: its exit code, and what was traced."""
+    return await to_thread.run_sync(lived, house, options, orders, load)
+
+
+def lived(house: House, options: Sequence[str], orders: int, load: int) -> tuple[int | None, list[str]]:
+    """See ``live``."""
+    gate = house.folder / "gate"
+    child = house.bear(gate=str(gate), orders=orders, load=load)
+    with traced(child, house.folder, *options):
+        os.close(os.open(gate, os.O_WRONLY))
+        code = child.exit_code(PATIENCE)
+    return code, (house.folder / "trace").read_text().splitlines()
+
+
+def acknowledged(house: House) -> Acknowledged:
+    """What the life noted."""
+    noted = Acknowledged()
+    for note in house.journal.notes("committed"):
+        noted.transitions[note["run"], note["seq"]] = note["commit"]
+    return noted
+
+
+async def check(house: House) -> list[str]:
+    """What is wrong with the store after a life, and after the next one."""
+    if not house.database.exists():
+        assert not house.journal.notes("committed")
+        return []
+    wrong = []
+    if house.journal.notes("open") and house.database.read_bytes()[18:20] != b"\2\2":
+        wrong.append("it works without a WAL")
+    return wrong + problems(house.database, acknowledged(house)) + await orders.go_on(house.database)
+
+
+def places(request: pytest.FixtureRequest, rng: random.Random, count: int) -> list[int]:
+    """Which of so many writes and syncs to try."""
+    if request.config.getoption("--slow"):
+        return list(range(1, count + 1))
+    stride = max(count // SAMPLE, 1)
+    return list(range(rng.randint(1, stride), count + 1, stride))
+
+
+FAULTS = ["signal=SIGKILL", "error=EIO", "error=ENOSPC"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_fault_at_a_write_or_sync_loses_nothing(
+    houses: Houses, rng: random.Random, request: pytest.FixtureRequest, fault: str
+) -> None:
+    """Whichever write or sync is the last one or fails, what was acknowledged is there, and all orders end."""
+    code, trace = await live(houses.build(), "-e", f"trace={WRITES}")
+    assert code == 0
+    count = max(Counter(line.split()[0] for line in trace if "(" in line).values())
+    assert count > 100, f"the life is too short: {trace}"
+    tried, figures, wrong = places(request, rng, count), Counter[str](), list[str]()
+    for place in tried:
+        house = houses.build()
+        code, trace = await live(house, "-e", f"trace={WRITES}", "-e", f"inject={WRITES}:{fault}:when={place}")
+        hits = [line for line in trace if "INJECTED" in line or "+++ killed by SIGKILL" in line]
+        figures["hit"] += bool(hits)
+        figures["died"] += code == -signal.SIGKILL
+        figures["went on"] += code == 0 and bool(hits)
+        figures["did not open"] += code == 1
+        if code != 0 and (code != -signal.SIGKILL or fault != "signal=SIGKILL") and house.journal.notes("open"):
+            wrong.append(f"{place}: exit code {code} after it was open: {(house.folder / 'log').read_text()[-2000:]}")
+        wrong += [f"{place} {hits[:1]}: {problem}" for problem in await check(house)]
+    sys.stdout.write(f"{fault} at {len(tried)} of {count} writes and syncs: {dict(figures)}\n")
+    assert not wrong, "\n".join(wrong[:20])
+    assert figures["hit"] >= 0.75 * len(tried), "how much is written varies too much from life to life"
+    assert figures["died" if fault == "signal=SIGKILL" else "went on"] >= 0.7 * figures["hit"]
+
+
+DESCRIPTOR = re.compile(r"sync\((\d+)<([^>]*)>")
+#: Enough for a life to copy its WAL back into the database while it works.
+HEAVY = {"orders": 12, "load": 250_000}
+
+
+@pytest.mark.parametrize("suffix", ["-wal"], ids=["commit"])
+async def test_file_is_opened_anew_after_a_failed_sync(houses: Houses, rng: random.Random, suffix: str) -> None:
+    """After EIO from a sync nobody syncs that descriptor again, its path is opened once more, and all orders end."""
+    options = ["-e", "trace=openat,close,fsync,fdatasync"]
+    house = houses.build()
+    code, trace = await live(house, *options, **HEAVY)
+    assert code == 0
+    found = [path for line in trace if (path := synced(line))]
+    first = found.index(f"{house.database}-wal") + 5  # the engine is open, and works
+    places = [n for n, path in enumerate(found, 1) if path == f"{house.database}{suffix}" and n > first]
+    assert places, "a life without such a sync"
+    # The last one is of closing the store, when there is nobody left to open it.
+    for place in rng.sample(places[:-1], min(len(places) - 1, 5)):
+        house = houses.build()
+        code, trace = await live(house, *options, "-e", f"inject={SYNCS}:error=EIO:when={place}", **HEAVY)
+        assert code == 0
+        (at,) = [n for n, line in enumerate(trace) if "INJECTED" in line]
+        match = DESCRIPTOR.search(trace[at])
+        assert match
+        number, path = match.groups()
+        assert path == f"{house.database}{suffix}"
+        sys.stdout.write(f"sync {place} fails, of {Path(path).name}\n")
+        after = trace[at + 1 :]
+        again = [line for line in after[: closing_of(number, path, after)] if f"sync({number}<{path}>" in line]
+        assert not again, "\n".join(trace[at:])
+        assert any("openat(" in line and line.endswith(f"<{path}>") for line in after), "\n".join(trace[at:])
+        assert not await check(house)
+
+
+def synced(line: str) -> str | None:
+    """The path of what is synced in a line of a trace."""
+    match = DESCRIPTOR.search(line)
+    return match[2] if match else None
+
+
+def closing_of(number: str, path: str, trace: list[str]) -> int:
+    """Where a descriptor is closed."""
+    return next((n for n, line in enumerate(trace) if f" close({number}<{path}>" in line), len(trace))
