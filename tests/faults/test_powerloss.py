@@ -1,0 +1,160 @@
+"""Power lost at random moments of a store's work: what was acknowledged is there, the file is whole, all runs go on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from anyio import to_thread
+from structlog.testing import capture_logs
+
+from aioflow import Engine
+from aioflow.errors import StoreError
+from aioflow_sqlite import SQLiteStore
+from tests.faults import images, orders
+from tests.faults.images import Acknowledged
+from tests.faults.powerloss import Disk
+
+#: Power losses on one store at the most, and stores of one test.
+LOSSES = 20
+LIVES = 12
+#: 200 power losses in CI, and 20 000 more with --slow.
+LOTS = [(0, LIVES), *(pytest.param(lot, 10 * LIVES, marks=pytest.mark.slow) for lot in range(1, 11))]
+ORDERS = 8
+
+
+class Weather:
+    """Takes the power away now and then, and lets syncs fail if it is told to.
+
+    Args:
+        folder: where the images are put.
+        acknowledged: what the engine has been told.
+        rng: decides.
+        failing: the chance that a sync fails, once the engine works.
+    """
+
+    def __init__(self, folder: Path, acknowledged: Acknowledged, rng: random.Random, failing: float = 0) -> None:
+        self._folder = folder
+        self._acknowledged = acknowledged
+        self._rng = rng
+        self.failing = 0.0
+        self.would_fail = failing
+        self.images: list[tuple[Path, Acknowledged]] = []
+        self.figures: Counter[str] = Counter()
+        self.disk = Disk(self.watch)
+
+    def watch(self, operation: str, path: str) -> bool:
+        """See Disk."""
+        name = Path(path).name
+        self.figures[f"{operation} {name}"] += 1
+        # Most is at stake before a sync; after it the next operation follows, or an acknowledgement.
+        if (
+            self.disk.files
+            and len(self.images) < LOSSES
+            and self._rng.random() < (0.1 if operation == "sync" else 0.012)
+        ):
+            before = self._acknowledged.so_far()
+            folder = self._folder / f"image {len(self.images)}"
+            folder.mkdir()
+            self.images.append((self.disk.lose_power(self._rng, folder), before))
+            self.figures[f"lost before {operation} {name}"] += 1
+        fails = operation == "sync" and self._rng.random() < self.failing
+        self.figures[f"failed sync {name}"] += fails
+        return fails
+
+
+async def work(weather: Weather, acknowledged: Acknowledged, url: str, pragma: str) -> None:
+    """Process orders in two lives on the disk, with checkpoints in between. ``pragma``: for the writer."""
+    for life in range(2):
+        engine = Engine(f"{url}?vfs={weather.disk.name}", workflows=[orders.Order])
+        engine.instruments.append(acknowledged)
+        async with engine:
+            assert engine._parts is not None
+            store = engine._parts.store
+            assert isinstance(store, SQLiteStore)
+            assert store._writer is not None
+            if pragma:
+                await store._writer.run(lambda db: db.execute(pragma))
+            weather.failing = weather.would_fail
+            for lot in range(3):
+                numbers = range(ORDERS * (life * 3 + lot), ORDERS * (life * 3 + lot + 1))
+                await asyncio.gather(
+                    *(orders.process(engine, acknowledged, number, early=number % 2 == 0) for number in numbers)
+                )
+                try:
+                    await store._write(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
+                except StoreError:
+                    weather.figures["failed checkpoint"] += 1
+            weather.failing = 0
+
+
+async def lives(
+    folder: Path, rng: random.Random, count: int, *, pragma: str = "", failing: float = 0
+) -> tuple[Counter[str], list[str]]:
+    """Let so many stores lose their power, each many times: figures, and what is wrong with the images."""
+    figures: Counter[str] = Counter()
+    wrong: list[str] = []
+    for life in range(count):
+        place = folder / str(life)
+        place.mkdir()
+        acknowledged = Acknowledged()
+        weather = Weather(place, acknowledged, rng, failing)
+        with capture_logs():  # each failed sync has its line
+            await work(weather, acknowledged, f"sqlite:///{place}/runs.db", pragma)
+        weather.disk.remove()
+        for number, (image, before) in enumerate(weather.images):
+            found = await to_thread.run_sync(images.problems, image, before) if image.exists() else []
+            if not image.exists() and before.transitions:
+                found = ["lost: the file"]
+            if not found and image.exists():
+                found = await orders.go_on(image)
+                figures["gone on"] += 1
+            wrong += [f"life {life}, image {number}: {problem}" for problem in found]
+            figures["lost"] += any(problem.startswith("lost") for problem in found)
+            figures["corrupt"] += any(problem.startswith("corrupt") for problem in found)
+        figures += weather.figures
+        figures["power losses"] += len(weather.images)
+        shutil.rmtree(place)
+    return figures, wrong
+
+
+def tell(figures: Counter[str]) -> None:
+    """Say what happened."""
+    sys.stdout.write(f"{dict(sorted(figures.items()))}\n")
+
+
+@pytest.mark.parametrize(("lot", "stores"), LOTS)
+async def test_power_loss_loses_nothing(tmp_path: Path, rng: random.Random, lot: int, stores: int) -> None:
+    """Hundreds of power losses under synchronous=FULL: all that was acknowledged is there, whole, and all orders end."""
+    figures, wrong = await lives(tmp_path, rng, stores)
+    tell(figures)
+    assert not wrong, "\n".join(wrong[:20])
+    assert figures["power losses"] >= 200 * stores // LIVES
+    assert figures["gone on"] >= 150 * stores // LIVES
+    assert figures["lost before sync runs.db-wal"] >= LIVES
+    assert figures["lost before write runs.db-wal"] >= LIVES
+    assert figures["lost before write runs.db"] + figures["lost before sync runs.db"] >= LIVES
+
+
+async def test_power_loss_after_failed_syncs_loses_nothing(tmp_path: Path, rng: random.Random) -> None:
+    """When each tenth sync fails and the kernel drops what it could not write, power losses still lose nothing."""
+    figures, wrong = await lives(tmp_path, rng, LIVES // 2, failing=0.1)
+    tell(figures)
+    assert not wrong, "\n".join(wrong[:20])
+    assert figures["failed sync runs.db-wal"] >= LIVES
+    assert figures["failed sync runs.db"] + figures["failed checkpoint"] >= 1
+
+
+@pytest.mark.parametrize(("level", "problem"), [("NORMAL", "lost"), ("OFF", "corrupt")])
+async def test_what_is_not_synced_is_lost(tmp_path: Path, rng: random.Random, level: str, problem: str) -> None:
+    """The same with NORMAL loses what was acknowledged, with OFF it damages files: the checks above can fail."""
+    figures, wrong = await lives(tmp_path, rng, LIVES // 2, pragma=f"PRAGMA synchronous = {level}")
+    tell(figures)
+    assert figures[problem] >= LIVES // 2
+    if level == "NORMAL":
+        assert not [text for text in wrong if "lost" not in text], "it is consistent nevertheless"
