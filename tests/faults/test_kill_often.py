@@ -1,0 +1,84 @@
+"""SIGKILL two hundred times, ten thousand with --slow: lives of a few dozen milliseconds, on many stores.
+
+test_kill.py kills in the middle of hundreds of runs. Here each life is so short that the kills come at every part of it:
+while the store is opened, taken over or first written, and while the runs of the lives before are claimed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.children import House, Nursery
+from tests.faults.test_kill import examine, inspect
+
+#: Kills on one store.
+KILLS = 20
+STORES = 10
+#: Runs that each life starts, if it lives long enough.
+STARTS = 15
+#: Seconds after the fork.
+LONGEST_LIFE = 0.15
+#: 200 kills in CI, and 9 800 more with --slow.
+LOTS = [0, *(pytest.param(lot, marks=pytest.mark.slow) for lot in range(1, 50))]
+
+
+@pytest.fixture
+def houses(nursery: Nursery, tmp_path: Path) -> Iterator[list[House]]:
+    """Folders with a store each, one after the other."""
+    houses = [House(nursery, tmp_path / str(number)) for number in range(STORES)]
+    yield houses
+    for house in houses:
+        house.close()
+
+
+async def kill_often(house: House, seed: int, figures: Counter[str]) -> list[str]:
+    """Kill twenty lives on a store, then let one end the work: what is wrong then."""
+    house.folder.mkdir()
+    chance = random.Random(f"{seed} moments")
+    for life in range(1, KILLS + 1):
+        numbers = list(range(life * STARTS, (life + 1) * STARTS))
+        child = house.bear(stream={"seed": seed, "numbers": numbers}, shutdown_timeout=1)
+        assert await child.ended(chance.uniform(0.001, LONGEST_LIFE)) is None
+        await child.kill()
+        hit = inspect(house, life) if house.database.exists() else None
+        opened = bool(house.journal.notes("open", life=life))
+        figures["kills"] += 1
+        figures["while it opens"] += not opened
+        figures["while it works"] += opened and hit is not None and hit.live > 0
+        figures["steps interrupted"] += hit.steps if hit else 0
+    last = house.bear(finish=True)
+    code = await last.ended(30)
+    if code is None:  # some run does not end: the examination tells which
+        last.send(signal.SIGKILL)
+        await last.ended()
+    if not house.steps():
+        return []
+    found, problems = await examine(house, seed)
+    figures += found
+    return problems + [f"the last life ended with {code}"] * (code != 0)
+
+
+@pytest.mark.parametrize("lot", LOTS)
+async def test_kills_at_every_part_of_a_life_lose_nothing(houses: list[House], rng: random.Random, lot: int) -> None:
+    """After two hundred short lives on ten stores, nothing acknowledged is lost, and nothing is doubled or early."""
+    seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
+    sys.stdout.write(f"repeat the programs and the moments with AIOFLOW_TEST_SEED={seed}\n")
+    figures: Counter[str] = Counter()
+    for number, house in enumerate(houses):
+        wrong = await kill_often(house, seed + number, figures)
+        assert not wrong, "\n".join([f"store {number}:", *wrong[:20]])
+    sys.stdout.write(f"{dict(figures)}\n")
+    assert figures["kills"] == KILLS * STORES
+    assert figures["while it opens"] >= STORES
+    assert figures["while it works"] >= 2 * STORES
+    assert figures["steps interrupted"] >= 2 * STORES
+    assert figures["repeated steps"] >= 2 * STORES
+    assert figures["runs"] >= 10 * STORES
