@@ -70,10 +70,15 @@ class Connection(aiosqlite.Connection):
             self._reopen()
         try:
             return function(self._conn)
-        except sqlite3.OperationalError as error:
-            code = getattr(error, "sqlite_errorcode", 0)
-            self._failed = code & 0xFF == sqlite3.SQLITE_IOERR and self._address.path is not None
+        except sqlite3.Error as error:
+            self.heed(error)
             raise
+
+    def heed(self, error: sqlite3.Error) -> None:
+        """Take note of an error of the connection, in its thread."""
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF == sqlite3.SQLITE_IOERR and self._address.path is not None:
+            self._failed = True
 
     def _reopen(self) -> None:
         """Open it anew, then close it: SQLite gives descriptors of what was closed before to those who open.
@@ -83,12 +88,10 @@ class Connection(aiosqlite.Connection):
         """
         old = self._conn
         _, _, path = old.execute("PRAGMA database_list").fetchone()
-        (pages,) = old.execute("PRAGMA wal_autocheckpoint").fetchone()
         self._check()
         new = _open(self._address, self._address.existing(path))
         try:
             self._set_up(new)
-            new.execute(f"PRAGMA wal_autocheckpoint = {pages}")
             self._check()
         except BaseException:
             new.close()
@@ -135,14 +138,9 @@ def _set_up(db: sqlite3.Connection, address: Address, read_only: bool) -> None:
     if mode not in ("wal", "memory"):  # it tells of some errors by staying as it is
         raise sqlite3.OperationalError(f"its journal stays in the mode {mode}, and cannot be switched to WAL")
     db.execute(f"PRAGMA synchronous = {address.synchronous}")
-    # Whoever works the file checkpoints it, nobody else; see let_checkpoint.
+    # Whoever works the file checkpoints it, nobody else; see wal.py.
     db.execute("PRAGMA wal_autocheckpoint = 0")
     db.execute("PRAGMA journal_size_limit = 67108864")
-
-
-def let_checkpoint(db: sqlite3.Connection) -> None:
-    """From now on this connection copies the WAL back when it has grown to 16 MB: a busy page is copied less often."""
-    db.execute("PRAGMA wal_autocheckpoint = 4000")
 
 
 def begin(db: sqlite3.Connection) -> None:

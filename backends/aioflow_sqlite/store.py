@@ -24,9 +24,10 @@ from aioflow.model import Deadline, Run, Signal, Transition
 from aioflow.store import Change, Claim, IdKind, Mail, Result, RunQuery, Stats
 from aioflow_sqlite import batch, mailbox, ownership, questions
 from aioflow_sqlite.address import parse
-from aioflow_sqlite.connection import Connection, NewerSchema, connect, let_checkpoint, migrate, snapshot, transaction
+from aioflow_sqlite.connection import Connection, NewerSchema, connect, migrate, snapshot, transaction
 from aioflow_sqlite.lock import FileLock
 from aioflow_sqlite.rows import SELECT_RUNS
+from aioflow_sqlite.wal import Wal, weight
 
 T = TypeVar("T")
 _log = structlog.get_logger("aioflow")
@@ -58,6 +59,7 @@ class SQLiteStore:
         self._works = False
         self._told = False
         self._file: tuple[Path, tuple[int, int]] | None = None
+        self._wal: Wal | None = None
 
     @property
     def name(self) -> str:
@@ -82,6 +84,7 @@ class SQLiteStore:
             uuid = await self._writer.run(migrate)
             in_memory = self._address.path is None
             self._file = None if self._address.path is None else _file_of(self._address.path)
+            self._wal = None if self._file is None else Wal(str(self._file[0]))
             if in_memory:
                 self._reader = self._writer
             else:
@@ -123,7 +126,8 @@ class SQLiteStore:
 
     async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
         """See the port."""
-        return await self._write(lambda db: transaction(db, partial(batch.apply, changes=changes, now=now)))
+        apply = partial(batch.apply, changes=changes, now=now)
+        return await self._write(lambda db: transaction(db, apply), weight(changes))
 
     async def load(self, run_ids: Collection[int], now: Micros) -> list[Run]:
         """See the port."""
@@ -175,7 +179,6 @@ class SQLiteStore:
             if self._lock is not None and not self._lock.acquire():
                 return Claim(working=False)
             if not self._works:
-                let_checkpoint(db)
                 ownership.disown_dead(db, worker)
                 self._works = True
             return ownership.take(db, worker, limit, held)
@@ -216,12 +219,27 @@ class SQLiteStore:
                 sqlite=sqlite3.sqlite_version,
             )
 
-    async def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
+    async def _write(self, function: Callable[[sqlite3.Connection], T], data: int = 0) -> T:
+        """Run it on the writer. ``data``: how many bytes it writes, if they are many."""
+        writer = self._writer
+
         def write(db: sqlite3.Connection) -> T:
             self._check_file()
-            return function(db)
+            result = function(db)
+            if self._works and self._wal is not None and writer is not None:
+                self._keep_short(self._wal, writer, db, data)
+            return result
 
-        return await self._run(self._writer, write)
+        return await self._run(writer, write)
+
+    def _keep_short(self, wal: Wal, writer: Connection, db: sqlite3.Connection, data: int) -> None:
+        """Whatever becomes of that, what was written before is committed."""
+        try:
+            wal.keep_short(db, data)
+        except (sqlite3.Error, OSError) as error:
+            if isinstance(error, sqlite3.Error):
+                writer.heed(error)
+            _log.warning("the WAL cannot be copied back, will try again", store=self.name, error=str(error))
 
     def _check_file(self) -> None:
         """What is written to a file that has lost its name is gone when it is closed, whatever SQLite says."""
