@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-import anyio.to_thread
 from anyio import CapacityLimiter
 from pydantic import BaseModel
 
@@ -26,6 +24,7 @@ from aioflow.outbox import Orders, Outbox
 from aioflow.retry import is_a
 from aioflow.store import Post, Start
 from aioflow.telemetry import Telemetry, bind_step
+from aioflow.threads import Threads
 from aioflow.transitions import Outcome, Raised, Stepped
 
 _COMMANDS = (Goto, Sleep, Wait, Complete, Fail)
@@ -87,7 +86,11 @@ class Executor:
         self._telemetry = telemetry
         self._store_id = store_id
         self._limiter = CapacityLimiter(threads)
-        self._unlimited = CapacityLimiter(math.inf)
+        self._threads = Threads()
+
+    def close(self) -> None:
+        """End the threads. One whose step does not end is left alone."""
+        self._threads.close()
 
     async def run(self, run: Run, definition: WorkflowDefinition, live: BaseModel, watch: Watch) -> Ran:
         """Run the run's step once.
@@ -200,13 +203,11 @@ class Executor:
         loop = asyncio.get_running_loop()
         borrower = object()
 
-        def call() -> tuple[bool, Any]:
+        def call() -> object:
             if first.setdefault("begin", "thread") == "task":
-                return True, None
+                return None
             try:
-                return True, step.function(instance, **arguments)
-            except BaseException as error:  # noqa: BLE001 - handed over as a value: a future cannot hold every class
-                return False, error
+                return step.function(instance, **arguments)
             finally:
                 if first.setdefault("end", "thread") == "task":
                     try:
@@ -220,7 +221,7 @@ class Executor:
             raise Stopped
         watch.began(step.options.timeout)
         try:
-            good, value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._unlimited)
+            good, value = await self._threads.run(call)
         finally:
             if first.setdefault("begin", "task") == "task" or first.setdefault("end", "task") == "thread":
                 self._limiter.release_on_behalf_of(borrower)

@@ -298,6 +298,7 @@ class Worker:
             activation.halt()
         if left := await self._tools.tasks.wait(GRACE + 0.5):
             telemetry.fault("steps do not stop, the engine ends without them", steps=left)
+        self._tools.executor.close()
 
     async def release(self) -> None:
         """Give back what is left, uncounted."""

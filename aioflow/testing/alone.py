@@ -125,7 +125,11 @@ async def run_alone(
     )
     run = _resumed(begun.run._replace(step=name, failures=attempt - 1), resumed_by, timed_out)
     kept = _Kept(registry)
-    ran = await _execute(Executor(clock, Telemetry(), _STORE_ID, 1, kept), run, definition, live)
+    executor = Executor(clock, Telemetry(), _STORE_ID, 1, kept)
+    try:
+        ran = await _execute(executor, run, definition, live)
+    finally:
+        executor.close()
     if isinstance(ran.outcome, Raised):
         raise ran.outcome.error
     assert ran.live is not None

@@ -219,3 +219,33 @@ async def test_every_slot_comes_back(make_engine: MakeEngine) -> None:
                 assert (await run_of(engine, Ways, way=way)).status == status
             await wait_until(lambda: crowd.inside == 0)
         assert crowd.most == 2
+
+
+async def test_threads_are_used_again_and_end_with_the_engine(make_engine: MakeEngine) -> None:
+    """One step after the other needs one thread; when the engine has closed there is none, also after a busy time."""
+    gate, crowd = threading.Event(), Crowd()
+    used: set[threading.Thread] = set()
+
+    @workflow("threads-again")
+    class Flow:
+        Context = Nothing
+
+        @step(start=True)
+        def work(self) -> Command:
+            used.add(threading.current_thread())
+            crowd.enter()
+            gate.wait(10)
+            return complete()
+
+    async with make_engine(Flow, threads=5, shutdown_timeout=timedelta(seconds=5)) as engine:
+        gate.set()
+        for _ in range(10):
+            await run_of(engine, Flow)
+        assert len(used) == 1
+        gate.clear()
+        for _ in range(20):
+            await engine.start(Flow)
+        await wait_until(lambda: crowd.inside == 15)
+        gate.set()
+        assert len(used) == 5
+    await wait_until(lambda: not any(thread.is_alive() for thread in used))
