@@ -13,7 +13,7 @@ from aioflow.store import IdKind, Store
 class Ids:
     """Ids of runs or signals, from blocks reserved in the store. What is left of a block when the process ends is never used.
 
-    The mutable state: the next id and the end of the block.
+    The mutable state: the next id, the end of the block, and the reservation that is under way.
     """
 
     def __init__(self, store: Store, clock: Clock, kind: IdKind, block: int = 20_000) -> None:
@@ -22,15 +22,21 @@ class Ids:
         self._kind: IdKind = kind
         self._block = block
         self._next = self._end = 0
-        self._reserving = asyncio.Lock()
+        self._reserving: asyncio.Event | None = None
 
     async def take(self) -> int:
         """An id that nobody else has or will have."""
         while self._next >= self._end:
-            async with self._reserving:
-                if self._next >= self._end:
-                    first = await self._store.reserve(self._kind, self._block, self._clock.micros())
-                    self._next, self._end = first, first + self._block
+            if self._reserving is not None:  # all who wait go on together, where a lock would let in one a turn
+                await self._reserving.wait()
+                continue
+            reserving = self._reserving = asyncio.Event()
+            try:
+                first = await self._store.reserve(self._kind, self._block, self._clock.micros())
+                self._next, self._end = first, first + self._block
+            finally:
+                self._reserving = None
+                reserving.set()
         taken = self._next
         self._next += 1
         return taken
