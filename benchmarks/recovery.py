@@ -103,8 +103,8 @@ async def recover(path: str, runs: int) -> dict[str, float]:
     opening = time.perf_counter()
     async with Engine(f"sqlite:///{path}") as engine:
         opened = time.perf_counter()
-        while len(began) < runs or await engine.count(status="completed") < runs:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - nothing tells a client of the last of many runs
+        while len(began) < runs or await engine.count(status="completed") < runs:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
         ended = time.perf_counter()
         kinds = {transition.kind for transition in await engine.history(1)}
         assert kinds == {"start", "goto", "complete"}
