@@ -1,0 +1,127 @@
+"""A SQLite file is opened anew after an I/O error: as it was opened before, and only if it is still the same file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from aioflow.errors import StoreUnavailable
+from aioflow.testing.conformance_samples import NOW, a_run, ids, starting
+from aioflow_sqlite import SQLiteStore
+from tests.faults.powerloss import Disk
+
+PRAGMAS = ("journal_mode", "synchronous", "wal_autocheckpoint", "journal_size_limit", "query_only")
+
+
+class Syncs:
+    """Lets the next syncs fail. ``fail``: how many; ``opened``: how often the database was opened."""
+
+    def __init__(self) -> None:
+        self.fail = 0
+        self.opened = 0
+        self.disk = Disk(self.watch)
+
+    def watch(self, operation: str, path: str) -> bool:
+        """See Disk."""
+        self.opened += operation == "open" and path.endswith(".db")
+        if operation != "sync" or not self.fail:
+            return False
+        self.fail -= 1
+        return True
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[tuple[SQLiteStore, Syncs]]:
+    """An open store on a disk whose syncs can fail."""
+    syncs = Syncs()
+    store = SQLiteStore(f"{url}?vfs={syncs.disk.name}&synchronous=EXTRA&busy_timeout=70")
+    await store.open(NOW)
+    try:
+        yield store, syncs
+    finally:
+        await store.close()
+        syncs.disk.remove()
+
+
+async def settings(store: SQLiteStore) -> list[tuple[object, ...]]:
+    """How the writer is set up."""
+    assert store._writer is not None
+    return await store._writer.run(lambda db: [db.execute(f"PRAGMA {name}").fetchone() for name in PRAGMAS])
+
+
+async def failed(store: SQLiteStore, syncs: Syncs, run_id: int) -> None:
+    """Write a run while a sync fails."""
+    syncs.fail = 1
+    with pytest.raises(StoreUnavailable) as caught:
+        await store.apply([starting(a_run(run_id), commit_id=run_id)], NOW)
+    assert syncs.fail == 0
+    assert str(caught.value) == (
+        f"The store {store.name} is not available: disk I/O error. "
+        "Look at the disk: the file is opened anew, and work goes on when it can be written."
+    )
+
+
+async def test_writer_is_as_it_was(tmp_path: Path) -> None:
+    """After a failed sync the writer is another connection with the same settings, and the change is not there yet."""
+    async with opened(f"sqlite:///{tmp_path}/x.db") as (store, syncs):
+        before = await settings(store)
+        opened_before = syncs.opened
+        await store.apply([starting(a_run(1), commit_id=1)], NOW)
+        for run_id in (2, 3, 4):
+            await failed(store, syncs, run_id)
+            assert ids(await store.load([1, 2, 3, 4], NOW)) == list(range(1, run_id))
+            results = await store.apply([starting(a_run(run_id), commit_id=run_id)], NOW)
+            assert [result.outcome for result in results] == ["applied"]
+            assert await settings(store) == before
+            assert syncs.opened == opened_before + run_id - 1
+        assert ids(await store.load([1, 2, 3, 4], NOW)) == [1, 2, 3, 4]
+
+
+async def test_working_directory_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path means the file that it meant at first."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    async with opened("sqlite:///my%20runs.db") as (store, syncs):
+        await store.apply([starting(a_run(1), commit_id=1)], NOW)
+        monkeypatch.chdir(elsewhere)
+        await failed(store, syncs, 2)
+        await store.apply([starting(a_run(2), commit_id=2)], NOW)
+        assert ids(await store.load([1, 2], NOW)) == [1, 2]
+    assert not list(elsewhere.iterdir())
+
+
+async def test_other_file_is_not_opened(tmp_path: Path) -> None:
+    """If the file is gone, or another one is in its place, that is said, and work goes on when it is back."""
+    path, away = tmp_path / "x.db", tmp_path / "away.db"
+    async with opened(f"sqlite:///{path}") as (store, syncs):
+        await failed(store, syncs, 1)
+        path.rename(away)
+        for other in (None, b"", away.read_bytes()):
+            if other is not None:
+                path.write_bytes(other)
+            with pytest.raises(StoreUnavailable, match="deleted or replaced while it was open"):
+                await store.apply([starting(a_run(1), commit_id=1)], NOW)
+            assert (path.read_bytes() if path.exists() else None) == other
+        away.rename(path)
+        await store.apply([starting(a_run(1), commit_id=1)], NOW)
+        assert ids(await store.load([1], NOW)) == [1]
+
+
+@pytest.mark.parametrize("fail", [1, 5])
+async def test_store_closes_after_a_failed_sync(tmp_path: Path, fail: int) -> None:
+    """Closing right after it, while syncs may go on to fail, leaves a file with all that was acknowledged."""
+    path = tmp_path / "x.db"
+    async with opened(f"sqlite:///{path}") as (store, syncs):
+        await store.apply([starting(a_run(1), commit_id=1)], NOW)
+        await failed(store, syncs, 2)
+        syncs.fail = fail - 1
+    again = SQLiteStore(f"sqlite:///{path}")
+    await again.open(NOW)
+    try:
+        assert (await again.load([1], NOW))[0].id == 1
+    finally:
+        await again.close()
