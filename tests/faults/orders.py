@@ -33,7 +33,7 @@ PATH = ["take", "pack", "ship", "close"]
 KINDS = ["start", "goto", "wait", "signal", "sleep", "wake", "complete"]
 
 
-@workflow("disk-order")
+@workflow("crash-order")
 class Order:
     """Each step notes in the Context that it was here."""
 

@@ -119,11 +119,16 @@ async def lives(
     return figures, wrong
 
 
-async def examine(image: Path, acknowledged: Acknowledged) -> list[str]:
-    """What is wrong with an image, or with how its orders end."""
+def look_at(image: Path, acknowledged: Acknowledged) -> list[str]:
+    """What is wrong with an image."""
     if not image.exists():  # the power was lost before the file was on the disk
         return ["lost: the file"] if acknowledged.transitions else []
-    return await to_thread.run_sync(images.problems, image, acknowledged) or await orders.go_on(image)
+    return images.problems(image, acknowledged)
+
+
+async def examine(image: Path, acknowledged: Acknowledged) -> list[str]:
+    """What is wrong with an image, or with how its orders end."""
+    return await to_thread.run_sync(look_at, image, acknowledged) or await orders.go_on(image)
 
 
 def tell(figures: Counter[str]) -> None:
