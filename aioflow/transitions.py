@@ -23,7 +23,7 @@ Here: what a step makes of its run. There: what happens to a run from outside. T
     waiting, "signal"     a signal that does not validate  waiting, "signal"            kept, kept
     waiting, "retry"      is due                           running same step            kept, kept
     waiting, "blocked"    its code can take it             running same step            kept, kept
-    waiting, any          the run's own time is over       running, to be sent on       this seq, 0
+    waiting, any          the run's own time is over       running, to be sent on       this seq, kept
     running               the run's own time is over       running on_timeout, failed   this seq, 0
     running, waiting      cancel                           cancelled
 
