@@ -105,6 +105,16 @@ class Activation(Watch):
         # With a copy of the worker's own contextvars: what a step leaves behind, no other run can see.
         tools = self._tools
         self._task = tools.tasks.spawn(self._drive(ran), context=tools.context.copy())
+        self._task.add_done_callback(partial(self._unbegun, ran))
+
+    def _unbegun(self, ran: Ran | None, task: asyncio.Task[None]) -> None:
+        """A task that was cancelled before it began has done nothing: another one takes its place."""
+        if not task.cancelled() or self._task is not task:
+            return
+        if self.stop:
+            self._end()
+        else:
+            self.begin(ran)
 
     def halt(self) -> None:
         """Stop the step that runs; the run stays as it is in the store."""
@@ -160,15 +170,25 @@ class Activation(Watch):
                 self.run = after
         except Stopped:
             pass
-        except asyncio.CancelledError:
-            if not self.stop:  # not the engine's doing
-                tools.home.adrift()
-        except (StoreError, InternalError) as error:
-            telemetry.warn("run left as it is", run_id=self.run.id, error=str(error))
-            tools.home.adrift()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the run is not to vanish
+            self._adrift(error)
         finally:
             if self._task is task:
                 self._end()
+
+    def _adrift(self, error: BaseException) -> None:
+        """Nobody drives the run any more, though it runs."""
+        run_id = self.run.id
+        if isinstance(error, asyncio.CancelledError):
+            if self.stop:
+                return
+            telemetry.warn("run left as it is", run_id=run_id, error="its task was cancelled, not by the engine")
+        elif isinstance(error, StoreError | InternalError):
+            telemetry.warn("run left as it is", run_id=run_id, error=str(error))
+        else:
+            trace = telemetry.plain_traceback(error)
+            telemetry.fault("a bug in aioflow: run left as it is", run_id=run_id, exception=trace)
+        self._tools.home.adrift()
 
     def _ready(self) -> bool:
         """Whether the last step left its code and its Context for the next one."""
@@ -256,14 +276,15 @@ class Activation(Watch):
         tools, run, definition = self._tools, self.run, self._definition
         assert definition is not None
         raised, duration, self._live = isinstance(ran.outcome, Raised), ran.duration, ran.live
-        move = decide(
-            run,
-            definition,
-            ran.outcome,
-            duration=duration,
-            now=tools.clock.micros(),
-            commit_id=next(tools.commit_ids),
-        )
+        now, commit_id = tools.clock.micros(), next(tools.commit_ids)
+        try:
+            move = decide(run, definition, ran.outcome, duration=duration, now=now, commit_id=commit_id)
+        except Exception as problem:  # a command that was tampered with, or a bug: it is to come up once, not for ever
+            if raised:
+                raise
+            trace = telemetry.plain_traceback(problem)
+            telemetry.fault("what a step returned cannot be followed", run_id=run.id, step=run.step, exception=trace)
+            return await self._commit(Ran(Raised(problem), None, duration))
         owners: list[int | None] = []
         if ran.also and not _has_failed(ran, move):
             move = move._replace(also=tuple(self._owned(part, owners) for part in ran.also))

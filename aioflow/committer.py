@@ -34,7 +34,7 @@ _LAST_WAIT: Micros = SECOND
 class _Pending:
     """A change, and who waits for it. ``until``: when a caller with little patience is told of the failure."""
 
-    __slots__ = ("change", "failed", "future", "run_id", "settled", "until")
+    __slots__ = ("change", "future", "over", "run_id", "settled", "until")
 
     def __init__(
         self,
@@ -49,17 +49,17 @@ class _Pending:
         self.future = future
         self.until = until
         self.settled = settled
-        self.failed = False
+        self.over = False
 
     def settle(self) -> None:
-        """It is decided what became of the change."""
+        """It is decided what became of the change: it is offered no more."""
+        self.over = True
         if self.settled is not None:
             self.settled()
             self.settled = None
 
     def fail(self, error: Exception) -> None:
         """Offer it no more, and say why."""
-        self.failed = True
         self.settle()
         if not self.future.done():
             self.future.set_exception(error)
@@ -115,7 +115,8 @@ class Committer:
         self._ended = False
         self._offered: list[_Pending] = []
         self._watching = False
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = TaskSet()
+        self._done: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop
 
     @property
@@ -126,22 +127,21 @@ class Committer:
     def start(self) -> None:
         """Begin to commit, in a task of its own."""
         self._loop = asyncio.get_running_loop()
-        self._task = TaskSet().spawn(self._run(), name="aioflow committer")
+        self._done = self._loop.create_future()
+        self._tasks.keep(self._run, name="aioflow committer")
 
     async def stop(self, patience: Micros) -> None:
         """Commit what is waiting, then end. After ``patience`` what the store does not take is given up."""
         self._stopping = True
         self._wake.set()
-        if self._task is None:
+        if self._done is None:
             return
-        done, _ = await asyncio.wait({self._task}, timeout=patience / SECOND)
+        done, _ = await asyncio.wait({self._done}, timeout=patience / SECOND)
         if not done:
             self._given_up = self._ended = True
             self._tell(StoreUnavailable(self._store.name, "it has not answered by the end of the engine"))
             # A store that does not answer at all is left: it will answer nobody.
-            done, _ = await asyncio.wait({self._task}, timeout=_LAST_WAIT / SECOND)
-        if done and not self._task.cancelled():  # a loop that is torn down cancels every task; there is more to close
-            self._task.result()
+            await asyncio.wait({self._done}, timeout=_LAST_WAIT / SECOND)
 
     def submit(
         self, change: Change, patience: Micros | None = None, settled: Callable[[], None] | None = None
@@ -184,26 +184,27 @@ class Committer:
         return await self.submit(change, patience)
 
     async def _run(self) -> None:
-        try:
-            while True:
-                while self._batches:
+        """Commit until ``stop``. Should it be cancelled, and begun again, it goes on with what the store had."""
+        while True:
+            while self._offered or self._batches:
+                if not self._offered:
                     # By run id: every writer takes its locks in the same order.
                     self._offered = sorted(self._batches.popleft().pending, key=attrgetter("run_id"))
-                    await self._offer(self._offered)
-                    self._offered = []
-                if self._stopping:
-                    return
-                self._wake.clear()
-                await self._wake.wait()
-        finally:  # also when the event loop itself is being closed: nobody may wait for what will not come
-            self._ended = self._given_up = True
-            self._tell(StoreUnavailable(self._store.name, "the engine has ended, the outcome is not known"))
+                await self._offer(self._offered)
+                self._offered = []
+            if self._stopping:
+                break
+            self._wake.clear()
+            await self._wake.wait()
+        self._ended = True
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
 
     async def _offer(self, pending: list[_Pending]) -> None:
         """Commit these together, however often it takes."""
         backoff = _FIRST_BACKOFF
         failing = False
-        while pending := [p for p in pending if not p.failed]:
+        while pending := [p for p in pending if not p.over]:
             try:
                 results = await self._store.apply([p.change for p in pending], self._clock.micros())
                 if len(results) != len(pending):

@@ -181,6 +181,9 @@ class Delivery:
                     self.notify(batch)
                     telemetry.trouble("signals cannot be delivered, will try again", error)
                     await self._clock.sleep(SECOND)
+                except asyncio.CancelledError:  # a step may have done it: whoever goes on has all to look at
+                    self.notify(batch)
+                    raise
                 finally:
                     self._busy = False
 

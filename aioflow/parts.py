@@ -40,7 +40,7 @@ class Parts:
 
     async def listen(self, foreign: Callable[[], None]) -> None:
         """Notice what other processes write, and tell those who wait here; until cancelled."""
-        seen = await self.store.hint(self.clock.micros())
+        seen: int | None = None  # what was written before, or while nobody listened, is new
         look_again = self.clock.monotonic()
         while True:
             await self.clock.sleep(_LISTEN)

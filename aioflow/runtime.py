@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -125,6 +126,7 @@ class Engine(Calls):
 
     async def _compose(self, store: Store) -> None:
         clock, known = self._clock, self._registry
+        self._tasks = TaskSet()
         store_id = await store.open(clock.micros())
         number = await store.reserve("worker", 1, clock.micros())
         ids = commit_ids(number)
@@ -166,10 +168,10 @@ class Engine(Calls):
         try:
             if self._works:
                 await worker.look()
-                self._tasks.spawn(worker.run(), name="aioflow worker")
-                self._tasks.spawn(scheduler.run(), name="aioflow scheduler")
-            self._tasks.spawn(delivery.run(), name="aioflow delivery")
-            self._tasks.spawn(parts.listen(worker.notice), name="aioflow listener")
+                self._tasks.keep(worker.run, name="aioflow worker")
+                self._tasks.keep(scheduler.run, name="aioflow scheduler")
+            self._tasks.keep(delivery.run, name="aioflow delivery")
+            self._tasks.keep(partial(parts.listen, worker.notice), name="aioflow listener")
         except BaseException:
             self._parts = self._worker = None
             await committer.stop(0)

@@ -168,7 +168,7 @@ class Scheduler:
                     problem = error
             if problem is not None:
                 raise problem
-        except Exception:
+        except BaseException:  # also when a step has cancelled this task
             for deadline in todo.values():
                 self._timers.push(deadline)
             raise

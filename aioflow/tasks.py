@@ -7,21 +7,26 @@ an engine from ending, so the engine's tasks live here: every task of aioflow is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
 from aioflow import telemetry
 
+#: Seconds until a task that somebody else has ended is begun again.
+_MOMENT = 0.05
+
 
 class TaskSet:
     """Tasks that are started together and ended together.
 
-    The mutable state: the set of those that run. A task that raises is reported, it does not end the others.
+    The mutable state: the set of those that run, and whether they are being ended. A task that raises is reported, it
+    does not end the others.
     """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._ending = False
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -35,12 +40,34 @@ class TaskSet:
         task.add_done_callback(self._done)
         return task
 
+    def keep(self, make: Callable[[], Coroutine[Any, Any, None]], *, name: str) -> None:
+        """Start a task that lasts until ``cancel``, or until it returns.
+
+        A step may cancel whatever task it finds. Then another is begun a moment later, so that a loop that cancels all
+        its tasks to be closed has been closed by that time.
+        """
+        task = self.spawn(make(), name=name)
+        task.add_done_callback(lambda task: self._begin_again(task, make))
+
+    def _begin_again(self, task: asyncio.Task[None], make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if self._ending or not (task.cancelled() or task.exception()):
+            return
+
+        def begin() -> None:
+            if not self._ending:
+                telemetry.fault("a task of the engine was ended by somebody else, it is begun again", task=name)
+                self.keep(make, name=name)
+
+        name = task.get_name()
+        task.get_loop().call_later(_MOMENT, begin)
+
     def leave(self, task: asyncio.Task[Any]) -> None:
         """The set waits for this one no more."""
         self._tasks.discard(task)
 
     async def cancel(self, patience: float) -> int:
-        """Cancel all, wait up to ``patience`` seconds for them to end, leave the rest: how many that were."""
+        """Cancel all for good, wait up to ``patience`` seconds for them to end, leave the rest: how many that were."""
+        self._ending = True
         for task in list(self._tasks):
             task.cancel()
         return await self.wait(patience)

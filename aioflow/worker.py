@@ -177,6 +177,7 @@ class Worker:
     async def run(self) -> None:
         """Claim what has no owner, look for what was missed, renew the lease; until cancelled."""
         next_renewal = self._clock.monotonic() + self._lease // 3
+        self._foreign = True  # what a task before this one was about to look at
         while True:
             await self._clock.wait(self._claim_now, SECOND)
             self._claim_now.clear()
@@ -227,15 +228,16 @@ class Worker:
             telemetry.info("worker works", worker=self._number, store=self._store.name)
             self._renewed = self._clock.monotonic()
             self.scheduler.poke()
-        learnt = self._known_generation != self._registry.generation  # code that may take what waits
+        generation = self._registry.generation
+        learnt = self._known_generation != generation  # code that may take what waits
         if compare or learnt:
             # Somebody else's waits are not in the heap: those of the next seconds are looked for.
             await self.scheduler.scan(now + 2 * SECOND if foreign else now - SECOND)
             await self.delivery.look(scan=began or foreign or learnt or not self._store.exclusive)
         # Where others work, too, they may park what this worker's code can take.
         if began or learnt or (compare and not self._store.exclusive):
-            self._known_generation = self._registry.generation
             await self._unblock()
+            self._known_generation = generation
 
     async def _unblock(self) -> None:
         """Let blocked runs go on that the code can take now."""
@@ -293,7 +295,12 @@ class Worker:
         self.scheduler.working = False
         if self._activations:
             self._idle.clear()
-            await Clock().wait(self._idle, patience)
+            try:
+                await Clock().wait(self._idle, patience)
+            except (
+                asyncio.CancelledError
+            ):  # by a step, or by a loop that is torn down: the rest is to be closed as well
+                pass
         for activation in list(self._activations.values()):
             activation.halt()
         if left := await self._tools.tasks.wait(GRACE + 0.5):

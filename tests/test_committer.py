@@ -578,24 +578,25 @@ async def test_stop_before_the_start_is_nothing() -> None:
     await Desk().committer.stop(SECOND)
 
 
-async def test_a_cancelled_task_lets_nobody_hang(desk: Desk) -> None:
-    """When the loop cancels even the committer's task, all who wait are told that the outcome is unknown."""
-    run = a_run(1)
-    with desk.store.held():
-        first = await desk.busy()
-        futures = [first, *desk.submit(starting(run), moving(run), *starts(2))]
-        futures[2].cancel()
-        [task] = [task for task in asyncio.all_tasks() if task.get_name() == "aioflow committer"]
-        task.cancel()
-        await asyncio.wait({task})
-    for future in (*futures[:2], futures[3]):
-        with pytest.raises(StoreUnavailable, match="the engine has ended, the outcome is not known"):
-            future.result()
-    with pytest.raises(StoreUnavailable):
-        await desk.committer.commit(starting(a_run(3)))
-    with suppress(asyncio.CancelledError):
-        await desk.committer.stop(SECOND)
-    desk.committer._task = None  # nothing is left for the fixture to stop
+async def test_a_cancelled_task_is_begun_again(desk: Desk) -> None:
+    """Who cancels the committer's task, while the store has a batch or not, loses nothing, and nothing is told twice."""
+    told = 0
+    with capture_logs() as logged:
+        for ended in range(3):
+            with desk.store.held():
+                futures = [await desk.busy(), *desk.submit(*starts(10 + ended, 20 + ended))]
+                [task] = [task for task in asyncio.all_tasks() if task.get_name() == "aioflow committer"]
+                task.cancel()
+                await asyncio.wait({task})
+                assert task.cancelled()
+                assert not any(future.done() for future in futures)
+            await asyncio.wait(futures)
+            assert [future.result().outcome for future in futures] == ["applied"] * 3
+            told += 3
+            assert len(desk.heard) == told
+    assert [(entry["log_level"], entry["event"]) for entry in logged] == [
+        ("error", "a task of the engine was ended by somebody else, it is begun again")
+    ] * 3
 
 
 # ---- a store that breaks its contract

@@ -268,7 +268,7 @@ class TimeMachine(Engine):
             source=self,
             patience=self._patience,
         )
-        self._tasks.spawn(self._travel.drive(), name="aioflow time")
+        self._tasks.keep(self._travel.drive, name="aioflow time")
 
     async def _catch_up(self, store: Store) -> None:
         """Begin no earlier than what the store tells of."""

@@ -1,0 +1,248 @@
+"""Steps that end the engine's own tasks, and what the engine itself cannot follow: the others live on."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from structlog.testing import capture_logs
+
+from aioflow import Retry, complete, get_context, get_run, goto, sleep, step, workflow
+from aioflow.commands import Command
+from tests.engine.conftest import MakeEngine, ShiftedClock, closed, kinds_of, run_of
+from tests.engine.test_hostile_matrix import ONCE, Nothing, Probe, household
+from tests.support import wait_until
+
+BEGUN_AGAIN = "a task of the engine was ended by somebody else, it is begun again"
+LOOPS = {f"aioflow {name}" for name in ("committer", "worker", "scheduler", "delivery", "listener")}
+
+
+def cancel_the_engine(*, names: set[str] = LOOPS) -> int:
+    """Cancel all of the engine's loops: how many those were."""
+    found = [task for task in asyncio.all_tasks() if task.get_name() in names]
+    return sum(task.cancel() for task in found)
+
+
+def is_of_a_run(task: asyncio.Task[object]) -> bool:
+    return "Activation._drive" in repr(task.get_coro())
+
+
+@workflow("tasks-cancels", default_retry=ONCE)
+class Cancels:
+    """Cancels the engine's loops, and itself if it is told to."""
+
+    class Context(BaseModel):
+        itself: bool
+        cancelled: int = 0
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        context = get_context(self.Context)
+        context.cancelled = cancel_the_engine()
+        if context.itself:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+        return goto(self.then)
+
+    @step
+    async def then(self) -> Command:
+        return complete()
+
+
+@pytest.mark.parametrize("itself", [False, True], ids=["others", "itself, too"])
+async def test_step_that_cancels_the_engines_tasks_ends_nothing(
+    make_engine: MakeEngine, clock: ShiftedClock, itself: bool
+) -> None:
+    """They are begun again, and a fault tells of each; what the step came to is recorded; timers and signals go on."""
+    with capture_logs() as logged:
+        async with household(make_engine, clock, Cancels) as engine:
+            for _ in range(2):
+                run = await run_of(engine, Cancels, itself=itself)
+                assert (run.status, run.error) == (("failed", "CancelledError") if itself else ("completed", None))
+                if not itself:
+                    assert run.data == {"itself": False, "cancelled": len(LOOPS)}
+                await wait_until(lambda: {task.get_name() for task in asyncio.all_tasks()} >= LOOPS)
+    told = [(entry["log_level"], entry["task"]) for entry in logged if entry["event"] == BEGUN_AGAIN]
+    assert sorted(told) == sorted([("error", name) for name in LOOPS] * 2)
+
+
+@workflow("tasks-cancels-all", default_retry=ONCE)
+class CancelsAll:
+    """Cancels every task of aioflow that it finds."""
+
+    class Context(BaseModel):
+        cancelled: int = 0
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        tasks = [task for task in asyncio.all_tasks() if task.get_name() in LOOPS or is_of_a_run(task)]
+        get_context(self.Context).cancelled = sum(task.cancel() for task in tasks)
+        return complete()
+
+
+entered = asyncio.Event()
+
+
+@workflow("tasks-retried", default_retry=Retry(max_attempts=3, base_delay=timedelta(0), retry_on=(BaseException,)))
+class Retried:
+    """Tries again whatever comes; waits in its first attempt until it is cancelled."""
+
+    class Context(BaseModel):
+        steps: int = 0
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        return goto(self.then)
+
+    @step
+    async def then(self) -> Command:
+        if get_run().attempt == 1:
+            entered.set()
+            await asyncio.Event().wait()
+        return sleep(timedelta(0), then=self.end)
+
+    @step
+    async def end(self) -> Command:
+        return complete()
+
+
+async def test_runs_whose_tasks_a_step_cancels_go_on(make_engine: MakeEngine) -> None:
+    """A run that computes meanwhile has its attempt fail, as any does; those about to begin, or being committed, go on."""
+    async with make_engine(CancelsAll, Retried, Probe) as engine:
+        entered.clear()
+        waits = await engine.start(Retried)
+        await wait_until(entered.is_set)
+        hostile = await engine.start(CancelsAll)
+        others = [await engine.start(Probe) for _ in range(20)]
+        assert (await hostile.wait(5)).status in {"completed", "failed"}
+        for run in others:
+            assert (await run.wait(10)).status in {"completed", "failed"}
+        assert (await waits.wait(10)).status == "completed"
+        assert await kinds_of(engine, waits) == ["start", "goto", "retry", "wake", "sleep", "wake", "complete"]
+        assert (await engine.stats()).running_here == 0
+    await closed(engine)
+
+
+async def test_task_that_is_cancelled_before_it_begins_is_begun_again(make_engine: MakeEngine) -> None:
+    """A run whose task is cancelled in the very turn in which it was made completes all the same."""
+
+    @workflow("tasks-early", default_retry=ONCE)
+    class Early:
+        Context = Nothing
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            return complete()
+
+    cancelled: list[asyncio.Task[object]] = []
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        if is_of_a_run(task) and len(cancelled) % 4 < 3:
+            cancelled.append(task)
+            task.cancel()
+        elif is_of_a_run(task):
+            cancelled.clear()
+            spared.append(task)
+        return task
+
+    spared: list[asyncio.Task[object]] = []
+    loop = asyncio.get_running_loop()
+    async with make_engine(Early) as engine:
+        loop.set_task_factory(factory)
+        try:
+            for _ in range(5):
+                run = await run_of(engine, Early)
+                assert run.status == "completed"
+                assert await kinds_of(engine, run) == ["start", "complete"]
+        finally:
+            loop.set_task_factory(None)
+    assert len(spared) == 5
+
+
+async def test_step_that_cancels_even_the_closing_lets_the_engine_close(make_engine: MakeEngine) -> None:
+    """While the engine waits for its last steps one of them cancels everything: the store is closed as ever."""
+
+    @workflow("tasks-last", default_retry=ONCE)
+    class Last:
+        Context = Nothing
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            begun.set()
+            await gate.wait()
+            found.append(cancel_the_engine(names={*LOOPS, "aioflow closing"}))
+            return complete()
+
+    begun, gate, found = asyncio.Event(), asyncio.Event(), list[int]()
+    engine = make_engine(Last, Probe)
+    async with engine:
+        run = await engine.start(Last)
+        await begun.wait()
+        asyncio.get_running_loop().call_later(0.02, gate.set)
+    await closed(engine)
+    assert found == [len(LOOPS) + 1]
+    async with make_engine(Last, Probe) as engine:
+        again = await engine.get(run.id)
+        assert (await again.wait(5)).status == "completed"
+        assert (await run_of(engine, Probe)).status == "completed"
+
+
+# ---- what cannot be followed
+
+
+@workflow("tasks-tampered", default_retry=ONCE)
+class Tampered:
+    """Returns a command that no function of ours would make."""
+
+    Context = Nothing
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        command = sleep(timedelta(hours=1))
+        object.__setattr__(command, "duration", "an hour")
+        return command
+
+
+async def test_command_that_was_tampered_with_fails_its_step(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """It cannot be followed: that is the step's failure, told once, and no other run hears of it."""
+    with capture_logs() as logged:
+        async with household(make_engine, clock, Tampered) as engine:
+            run = await run_of(engine, Tampered)
+            assert run.status == "failed"
+            assert "TypeError" in (run.error or "")
+            assert await kinds_of(engine, run) == ["start", "fail"]
+    told = [entry for entry in logged if entry["event"] == "what a step returned cannot be followed"]
+    assert [(entry["run_id"], entry["step"]) for entry in told] == [(run.id, "begin")]
+
+
+async def test_run_that_cannot_even_fail_is_left_as_it_is(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """With its retry policy in ruins no transition can be made of a failure: a fault says so, and all others live."""
+    policy = Retry(max_attempts=2)
+
+    @workflow("tasks-ruined", default_retry=policy)
+    class Ruined:
+        Context = Nothing
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            object.__setattr__(policy, "max_attempts", "many")
+            raise ValueError("of a step")
+
+    with capture_logs() as logged:
+        async with household(make_engine, clock, Ruined) as engine:
+            run = await engine.start(Ruined)
+            bug = "a bug in aioflow: run left as it is"
+            await wait_until(lambda: [entry for entry in logged if entry["event"] == bug])
+            assert (await engine.get(run.id)).status == "running"
+            assert await kinds_of(engine, run) == ["start"]
+            object.__setattr__(policy, "max_attempts", 1)  # the code is mended
+            await engine.cancel(run.id)
+    told = [entry for entry in logged if entry["event"] == bug]
+    assert told[0]["run_id"] == run.id
+    assert "TypeError" in told[0]["exception"]
