@@ -1,0 +1,298 @@
+"""An event loop on virtual time, on which a program repeats itself from a seed, and processes that it can kill.
+
+Time jumps to the next timer when nothing is left to run, so an idle year takes milliseconds. What is ready at one
+instant runs in an order that the seed chooses: task steps are permuted, plain callbacks stay first and in order, for
+asyncio's own code and anyio's rely on that. Nothing runnable and no timer is a deadlock, found at once; callbacks
+without end while time stands still are a livelock.
+
+Whatever is spawned for a ``Process``, and what that starts, can be stopped for a while or killed: then no line of it
+runs any more, not even a ``finally``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import Context, ContextVar, copy_context
+from itertools import count
+from random import Random  # noqa: TID251 - the seeded source of all chance in a simulation
+from typing import Any, Final, TypeVar
+from warnings import catch_warnings, simplefilter
+
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow.threads import Outcome, Threads
+
+T = TypeVar("T")
+
+#: Seconds that a function which is to run in a thread waits for it, and then for its caller to hear of the result.
+THREAD_DELAY: Final = 0.005
+
+
+class Deadlock(RuntimeError):
+    """Nothing can run, and nothing ever will: a wake-up was lost."""
+
+
+class Livelock(RuntimeError):
+    """Callback follows callback, and time stands still."""
+
+
+class Process:
+    """What lives and dies together: tasks, timers and callbacks.
+
+    The mutable state: whether it is alive, what is held back while it is paused, and its tasks, for as long as the loop
+    lives: what belongs to a dead process must not be collected, or its ``finally`` blocks would run.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.alive = True
+        self.held: list[asyncio.Handle] | None = None
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    def __repr__(self) -> str:
+        return f"<Process {self.name}>"
+
+
+_PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
+
+
+class SimTask(asyncio.Task[T]):
+    """A task that hashes by a number: sets of tasks are walked in the same order each time."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], number: int, **options: Any) -> None:
+        self._number = number  # before the rest, which puts it into a set
+        super().__init__(coroutine, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class SimLoop(asyncio.BaseEventLoop):
+    """The loop. It has no files, sockets and threads, and time is what ``time()`` says.
+
+    Args:
+        seed: of all choices that are made through ``rng``, the order of task steps among them.
+        most: how many callbacks may run while time stands still.
+
+    The mutable state, beside asyncio's own: the instant, how many callbacks ran since it moved, and the tasks.
+    """
+
+    def __init__(self, seed: object = 0, most: int = 100_000) -> None:
+        super().__init__()
+        self.rng = Random(str(seed))  # noqa: S311 - it is to be repeatable
+        self.steps = 0
+        self._most = most
+        self._instant = 0.0
+        self._still = 0
+        self._numbers = count()
+        self._ready: deque[asyncio.Handle]
+        self._scheduled: list[asyncio.TimerHandle]
+        self.set_task_factory(self._make_task)  # type: ignore[arg-type]
+
+    def time(self) -> float:
+        """Seconds since the loop was made."""
+        return self._instant
+
+    async def pause(self, seconds: float) -> None:
+        """Let time pass."""
+        future: asyncio.Future[None] = self.create_future()
+        self.call_later(seconds, _finish, future)
+        await future
+
+    # ---- processes
+
+    def spawn(self, process: Process, coroutine: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
+        """Start a task of a process; whatever it starts belongs to it, too."""
+        context = copy_context()
+        context.run(_PROCESS.set, process)
+        return self.create_task(coroutine, name=name, context=context)
+
+    def stop_process(self, process: Process) -> None:
+        """As SIGSTOP: what would run is held back."""
+        if process.held is None:
+            process.held = []
+
+    def resume_process(self, process: Process) -> None:
+        """As SIGCONT."""
+        held, process.held = process.held, None
+        self._ready.extend(held or ())
+
+    def kill_process(self, process: Process) -> None:
+        """As SIGKILL: no line of it runs any more."""
+        process.alive = False
+        process.held = None
+
+    # ---- threads
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """What ``call()`` gives, as if a thread had run it: it begins later, and is heard of later still.
+
+        Whoever is cancelled meanwhile leaves it alone: it runs all the same, and nobody hears of it.
+        """
+        future: asyncio.Future[T] = self.create_future()
+
+        def work() -> None:
+            try:
+                value = call()
+            except BaseException as error:  # noqa: BLE001 - it is the caller's
+                self.call_later(self.rng.uniform(0, THREAD_DELAY), _fail, future, error)
+            else:
+                self.call_later(self.rng.uniform(0, THREAD_DELAY), _finish, future, value)
+
+        self.call_later(self.rng.uniform(0, THREAD_DELAY), work)
+        return await future
+
+    # ---- the end
+
+    def dispose(self) -> None:
+        """Close the loop, and end whatever is left of all tasks, whose last words nobody hears any more."""
+        ended: dict[asyncio.Task[Any], None] = {}
+        asyncio._set_running_loop(self)
+        with catch_warnings():
+            simplefilter("ignore")  # of coroutines that are never awaited
+            while left := [task for task in asyncio.all_tasks(self) if task not in ended]:  # their ends may start others
+                for task in sorted(left, key=hash):
+                    ended[task] = None
+                    task._log_destroy_pending = False  # noqa: SLF001 - it is meant to be
+                    for _ in range(100):  # who catches GeneratorExit and waits on is told again
+                        with suppress(BaseException):
+                            task.get_coro().close()
+                            break
+        asyncio._set_running_loop(None)
+        self.close()
+
+    # ---- what asyncio asks of a loop
+
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], context: Context | None = None, **more: Any
+    ) -> SimTask[T]:  # fmt: skip
+        process = _PROCESS.get() if context is None else context.get(_PROCESS)
+        task = SimTask(coroutine, next(self._numbers), loop=loop, context=context, **more)
+        if process is not None:
+            if len(process.tasks) > 500:
+                process.tasks = [other for other in process.tasks if not other.done()]
+            process.tasks.append(task)
+        return task
+
+    def _run_once(self) -> None:
+        """Run what is ready; if nothing is, let time jump."""
+        scheduled = self._scheduled
+        while scheduled and scheduled[0]._cancelled:  # noqa: SLF001
+            self._unschedule()
+        if not self._ready and not self._stopping:  # type: ignore[attr-defined]
+            if not scheduled:
+                raise Deadlock(f"Nothing can run any more, at {self._instant:.6f} s.")
+            # To its very instant: a difference that is added may be rounded to nothing.
+            self._instant = max(self._instant, scheduled[0].when())
+            self._still = 0
+        while scheduled and scheduled[0].when() <= self._instant:
+            self._ready.append(self._unschedule())
+        batch = self._in_order()
+        self._still += len(batch)
+        self.steps += len(batch)
+        if self._still > self._most:
+            raise Livelock(f"{self._still} callbacks, and time stands still at {self._instant:.6f} s.")
+        for handle in batch:
+            if handle._cancelled:  # noqa: SLF001
+                continue
+            process: Process | None = handle._context.get(_PROCESS)  # type: ignore[attr-defined]  # noqa: SLF001
+            if process is not None and not process.alive:
+                continue
+            if process is not None and process.held is not None:
+                process.held.append(handle)
+                continue
+            handle._run()  # noqa: SLF001
+
+    def _unschedule(self) -> asyncio.TimerHandle:
+        handle = heapq.heappop(self._scheduled)
+        handle._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001
+        return handle
+
+    def _in_order(self) -> list[asyncio.Handle]:
+        """What is ready now: plain callbacks as they came, then task steps as chance has it."""
+        batch = list(self._ready)
+        self._ready.clear()
+        if len(batch) < 2:
+            return batch
+        steps = [handle for handle in batch if _is_step(handle)]
+        if len(steps) < 2:
+            return batch
+        others = [handle for handle in batch if not _is_step(handle)]
+        self.rng.shuffle(steps)
+        return others + steps
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Cancelled timers leave the heap when they come to its head."""
+
+    def _process_events(self, event_list: object) -> None:
+        """There are none."""
+
+    def _write_to_self(self) -> None:
+        """Nothing sleeps that would have to be woken."""
+
+
+class SimClock(Clock):
+    """The clock of a process on a SimLoop, which may be wrong.
+
+    Args:
+        loop: whose time it is.
+        epoch: the instant at which the loop began.
+        skew: how far the clock is ahead; may be changed at any time.
+    """
+
+    def __init__(self, loop: SimLoop, epoch: Micros, skew: Micros = 0) -> None:
+        self._loop = loop
+        self._epoch = epoch
+        self.skew = skew
+
+    def micros(self) -> Micros:
+        """The present instant, as this clock has it."""
+        return self._epoch + self.monotonic() + self.skew
+
+    def monotonic(self) -> Micros:
+        """The loop's time, which nobody can set."""
+        return round(self._loop.time() * SECOND)
+
+
+@contextmanager
+def inline_threads(loop: SimLoop) -> Iterator[None]:
+    """Within it, steps that would run in a thread run in the loop, and end as a thread's would."""
+
+    async def inline(_: Threads, call: Callable[[], Any]) -> Outcome:
+        def outcome() -> Outcome:
+            try:
+                return True, call()
+            except BaseException as error:  # noqa: BLE001 - a step may raise anything, as in a thread
+                return False, error
+
+        return await loop.in_thread(outcome)
+
+    run, Threads.run = Threads.run, inline  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Threads.run = run  # type: ignore[method-assign]
+
+
+def _is_step(handle: asyncio.Handle) -> bool:
+    callback: Any = handle._callback  # type: ignore[attr-defined]  # noqa: SLF001
+    return (
+        isinstance(getattr(callback, "__self__", None), asyncio.Task)
+        or type(callback).__name__ == "TaskStepMethWrapper"
+    )
+
+
+def _finish(future: asyncio.Future[Any], value: Any = None) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,279 @@
+"""What goes wrong: the plan of a seed's faults, and the way of requests to the one store, on which they happen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
+from random import Random
+from typing import Any, NamedTuple
+
+from aioflow.clock import SECOND
+from aioflow.errors import StoreUnavailable
+from aioflow.testing.simloop import Process, SimLoop
+from aioflow_memory import MemoryStore
+from tests.simulation.oracle import Oracle
+
+LEASE = 2.0
+#: When the last fault happens, seconds.
+CALM = 12.0
+
+#: What can become of one request, and how often at the most.
+ON_REQUESTS = {
+    "error before": 0.05,
+    "error after": 0.05,
+    "applied after the error": 0.04,
+    "slow": 0.05,
+    "silent": 0.01,
+    "hint lost": 0.9,
+}
+#: What can become of a process or its clock, and how often at the most.
+ON_PROCESSES = {"kill": 2, "pause": 2, "restart": 1, "clock step": 2, "skew": 1}
+KINDS = (*ON_REQUESTS, *ON_PROCESSES)
+
+
+class Blow(NamedTuple):
+    """Something that happens to an engine. ``at`` and ``lasts`` are seconds."""
+
+    at: float
+    kind: str
+    engine: int
+    lasts: float
+
+
+class Plan(NamedTuple):
+    """The faults of a seed. ``rates``: of requests, by kind."""
+
+    rates: dict[str, float]
+    blows: tuple[Blow, ...]
+
+
+def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
+    """The plan of a seed; each kind has its own chance, so that the rest stays as it is without it."""
+    rates, blows = {}, []
+    for kind, most in ON_REQUESTS.items():
+        rng = Random(f"{seed} {kind}")
+        if rng.random() < 0.5 and kind not in without:
+            rates[kind] = rng.uniform(0, most)
+    for kind, times in ON_PROCESSES.items():
+        rng = Random(f"{seed} {kind}")
+        for _ in range(rng.randint(0, times)):
+            blow = Blow(rng.uniform(0.05, CALM - 2), kind, rng.randrange(3), rng.uniform(0.1, 3.2 * LEASE))
+            if kind not in without and blow.engine < engines:
+                blows.append(blow)
+    return Plan(rates, tuple(sorted(blows)))
+
+
+class Request:
+    """A request on its way. ``died``: whether its sender was killed before it came there."""
+
+    __slots__ = ("arguments", "client", "fault", "keywords", "reply", "timer", "verb")
+
+    def __init__(self, client: Wire, verb: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self.client = client
+        self.verb = verb
+        self.arguments = arguments
+        self.keywords = keywords
+        self.fault = ""
+        self.reply: asyncio.Future[Any]
+        self.timer: asyncio.TimerHandle | None = None
+
+
+#: Verbs that change something.
+WRITES = frozenset({"apply", "claim", "renew", "release", "reserve", "expire"})
+
+
+class Server:
+    """The store as a server: it has the data, and answers over a wire on which requests and replies get lost.
+
+    The mutable state: the requests that are on their way to it, and whether faults still happen.
+    """
+
+    def __init__(
+        self, loop: SimLoop, store: MemoryStore, oracle: Oracle, plan: Plan, seed: int, trace: Callable[[str, str], None]
+    ) -> None:
+        self.loop = loop
+        self.store = store
+        self.oracle = oracle
+        self.plan = plan
+        self.trace = trace
+        self.calm = False
+        self._rng = Random(f"{seed} requests")
+        self._under_way: dict[Request, None] = {}
+        self._context = copy_context()  # nobody's process
+
+    def _fault(self, verb: str) -> str:
+        if not self.calm:
+            chance = self._rng.random()
+            for kind, rate in self.plan.rates.items():
+                if kind == "hint lost":
+                    continue
+                chance -= rate
+                if chance < 0:
+                    if kind in ("error after", "applied after the error") and verb not in WRITES:
+                        return "error before"
+                    return kind
+        return ""
+
+    async def ask(self, client: Wire, verb: str, *arguments: Any, **keywords: Any) -> Any:
+        """Send a request and wait for the reply."""
+        request = Request(client, verb, arguments, keywords)
+        request.fault = self._fault(verb)
+        request.reply = self.loop.create_future()
+        if request.fault:
+            self.oracle.figures[f"fault: {request.fault}"] += 1
+            self.trace(client.title, f"{verb} meets {request.fault}")
+        if verb == "apply":
+            self.oracle.offered(client, arguments[0])
+        self._under_way[request] = None
+        if request.fault == "applied after the error":
+            self._later(request, self._rng.uniform(0.001, 1.5 * LEASE))
+            self.loop.call_later(self._latency(), self._fail, request, context=self._context)
+        else:
+            self._later(request, self._latency() * (50 if request.fault == "slow" else 1))
+        return await request.reply
+
+    def _latency(self) -> float:
+        return self.loop.rng.uniform(0.0002, 0.004)
+
+    def _later(self, request: Request, seconds: float) -> None:
+        request.timer = self.loop.call_later(seconds, self._arrive, request, context=self._context)
+
+    def _arrive(self, request: Request) -> None:
+        """It is there: carry it out, unless it is lost."""
+        del self._under_way[request]
+        if not request.client.process.alive:
+            if self._rng.random() < 0.5:
+                self.oracle.figures["fault: request lost with its sender"] += 1
+                return
+            self.oracle.figures["fault: request applied after its sender's death"] += request.verb in WRITES
+        if request.fault == "error before":
+            self._reply(request, self._fail, self._latency())
+            return
+        try:
+            value = self._do(request)
+        except StoreUnavailable:  # closed by its last user
+            self._reply(request, self._fail, self._latency())
+            return
+        if request.fault == "applied after the error":
+            return
+        if request.fault == "error after":
+            self._reply(request, self._fail, self._latency())
+        elif request.fault == "silent":
+            self._reply(request, self._fail, self._rng.uniform(1, 3 * LEASE))
+        else:
+            self._reply(request, self._answer, self._latency() * (50 if request.fault == "slow" else 1), value)
+
+    def _reply(self, request: Request, how: Callable[..., None], seconds: float, *value: Any) -> None:
+        self.loop.call_later(seconds, how, request, *value, context=self._context)
+
+    def _answer(self, request: Request, value: Any) -> None:
+        if request.reply.done() or not request.client.process.alive:
+            return
+        request.reply.set_result(value)
+        if request.verb == "apply":
+            self.oracle.answered(request.client, request.arguments[0], value)
+
+    def _fail(self, request: Request) -> None:
+        if not request.reply.done():
+            request.reply.set_exception(StoreUnavailable("sim://", "the connection was lost"))
+
+    def _do(self, request: Request) -> Any:
+        """Carry out a verb, in no time, and tell the oracle."""
+        verb, arguments, keywords, oracle = request.verb, request.arguments, request.keywords, self.oracle
+        value = now_or_never(getattr(self.store, verb)(*arguments, **keywords))
+        client = request.client
+        match verb:
+            case "apply":
+                changes, now = arguments
+                oracle.applied(client, changes, value, now)
+                told = [(type(c).__name__, r.run and (r.run.id, r.run.seq), r.outcome) for c, r in zip(changes, value, strict=True)]
+                self.trace(client.title, f"apply {told}")
+            case "claim":
+                now, lease, held = keywords["now"], keywords["lease"], keywords["held"]
+                oracle.claimed(client, arguments[0], value, now, lease=lease, held=held)
+                if value.runs or value.gone:
+                    self.trace(client.title, f"claim {[run.id for run in value.runs]} {sorted(value.gone)}")
+            case "renew":
+                worker, lease, now = arguments
+                oracle.renewed(worker, lease, now, well=value)
+                self.trace(client.title, f"renew {value}")
+            case "release":
+                oracle.released(arguments[0])
+                self.trace(client.title, "release")
+            case "expire":
+                oracle.wrong(oracle.mailbox.expire(value, arguments[1]))
+            case "reserve":
+                self.trace(client.title, f"reserve {value}")
+            case _:
+                self.trace(client.title, verb)
+        return value
+
+    # ---- what happens to the senders
+
+    def hold(self, process: Process, seconds: float) -> None:
+        """The process was stopped: half of what it was about to send leaves when it goes on, or later."""
+        for request in list(self._under_way):
+            if request.client.process is process and request.timer is not None and self._rng.random() < 0.5:
+                request.timer.cancel()
+                self.oracle.figures["fault: request left after a pause"] += 1
+                self._later(request, seconds + self._rng.uniform(0, 0.01))
+
+
+def now_or_never(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine gives that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("the store waited for something")
+
+
+class Wire:
+    """The store as one process sees it.
+
+    The mutable state: the last hint that it heard, and whether it is open.
+    """
+
+    name = "sim://"
+    exclusive = False
+
+    def __init__(self, server: Server, process: Process) -> None:
+        self._server = server
+        self.process = process
+        self.title = process.name
+        self._hint = 0
+        self._open = False
+
+    def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
+        async def ask(*arguments: Any, **keywords: Any) -> Any:
+            return await self._server.ask(self, verb, *arguments, **keywords)
+
+        setattr(self, verb, ask)
+        return ask
+
+    async def open(self, now: int) -> str:
+        """Open the store; it may be out of reach."""
+        await self._server.ask(self, "hint", now)
+        self._open = True
+        return await self._server.store.open(now)
+
+    async def close(self) -> None:
+        """The data stays."""
+        if self._open:
+            self._open = False
+            await self._server.store.close()
+
+    async def hint(self, now: int) -> int:
+        """The store's, or the last one, if the new one is lost."""
+        server = self._server
+        lost = server.plan.rates.get("hint lost", 0.0)
+        hint = await server.store.hint(now)
+        if hint != self._hint and not server.calm and lost and server._rng.random() < lost:
+            server.oracle.figures["fault: hint lost"] += 1
+            return self._hint
+        self._hint = hint
+        return hint
+
+
+__all__ = ["CALM", "KINDS", "LEASE", "SECOND", "Blow", "Plan", "Request", "Server", "Wire", "plan"]

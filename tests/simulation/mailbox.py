@@ -1,0 +1,143 @@
+"""The plain model of the mailbox: every signal that was sent, and what became of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from aioflow.model import Run, Signal
+from aioflow.store import Result
+
+LIVE = ("running", "waiting")
+
+
+@dataclass
+class Letter:
+    """A signal for one run, or for a key. ``end``: "taken", "rejected", "over", "ended", "expired", or None: it is there."""
+
+    signal: Signal
+    number: int
+    end: str | None = None
+    by: int | None = None
+
+    def there(self, now: int) -> bool:
+        """Whether it can be taken."""
+        expires = self.signal.expires_at
+        return self.end is None and (expires is None or expires > now)
+
+
+@dataclass
+class Mailbox:
+    """All letters by (signal id, run id). ``figures``: situations that came up."""
+
+    figures: Counter[str]
+    letters: dict[tuple[int, int], Letter] = field(default_factory=dict)
+    posted: dict[int, Signal] = field(default_factory=dict)
+    #: token -> the runs that took it
+    takers: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    def post(self, signal: Signal, result: Result, rows: dict[int, Run], now: int) -> Iterator[str]:
+        """A signal was sent, and the store said what became of it."""
+        if result.outcome == "stale":
+            row = rows.get(signal.run_id)
+            if not signal.run_id or (row is not None and row.status in LIVE):
+                yield f"{token_of(signal)} was refused, and its run lives"
+            return
+        known = [each for each in self.posted.values() if signal.signal_id and each.signal_id == signal.signal_id]
+        if result.outcome == "exists":
+            self.figures["race: sent twice under one signal_id"] += 1
+            if not known:
+                yield f"{token_of(signal)} is said to have been sent before"
+            return
+        if signal.id in self.posted:
+            self.figures["race: a signal offered twice"] += 1
+            return
+        for each in known:
+            letters = [letter for (id_, _), letter in self.letters.items() if id_ == each.id]
+            if any(letter.there(now) or letter.end == "taken" for letter in letters):
+                yield f"{token_of(signal)} was sent twice under {signal.signal_id}"
+        self.posted[signal.id] = signal
+        number = len(self.letters)
+        if signal.run_id or signal.key is not None:
+            self.letters[signal.id, signal.run_id] = Letter(signal, number)
+            return
+        for row in rows.values():
+            if row.status == "waiting" and any(name == signal.name for name, _ in arms_of(row)):
+                copy = signal._replace(run_id=row.id, broadcast=1, signal_id=None)
+                self.letters[signal.id, row.id] = Letter(copy, number)
+
+    def fitting(self, row: Run, now: int) -> list[Letter]:
+        """What a waiting run could take, in the order of sending."""
+        arms = arms_of(row)
+        found = [
+            letter
+            for (_, run_id), letter in self.letters.items()
+            if letter.there(now)
+            and (
+                any(name == letter.signal.name for name, _ in arms)
+                if run_id == row.id
+                else not run_id and (letter.signal.name, letter.signal.key) in arms
+            )
+        ]
+        return sorted(found, key=lambda letter: (letter.signal.sent_at, letter.signal.id))
+
+    def take(self, row: Run, ids: tuple[int, ...], now: int, *, rejects: bool) -> Iterator[str]:
+        """The run ``row``, which waits, took these."""
+        for id_ in ids:
+            letter = self.letters.get((id_, row.id)) or self.letters.get((id_, 0))
+            if letter is None or not letter.there(now):
+                yield f"run {row.id} took signal {id_}, which is not there: {letter}"
+                continue
+            fitting = self.fitting(row, now)
+            if letter not in fitting:
+                yield f"run {row.id} took {token_of(letter.signal)}, for which it does not wait"
+            for other in fitting:
+                if other is letter:
+                    break
+                if other.signal.run_id == row.id and other.number < letter.number:
+                    yield f"run {row.id} took {token_of(letter.signal)} before {token_of(other.signal)}"
+            if rejects != is_bad(letter.signal):
+                yield f"run {row.id} {'rejected' if rejects else 'took'} {token_of(letter.signal)}"
+            letter.end, letter.by = "rejected" if rejects else "taken", row.id
+
+    def follow(self, was: Run | None, row: Run) -> None:
+        """A run's row was replaced."""
+        ended = row.status not in LIVE
+        over = was is not None and was.arms != row.arms
+        if not (ended or over):
+            return
+        for (_, run_id), letter in self.letters.items():
+            if run_id == row.id and letter.end is None and (ended or letter.signal.broadcast):
+                letter.end = "over" if letter.signal.broadcast else "ended"
+
+    def expire(self, signals: list[Signal], now: int) -> Iterator[str]:
+        """These were taken out, as nobody took them in their time."""
+        for signal in signals:
+            letter = self.letters.get((signal.id, signal.run_id))
+            if letter is None or letter.end in ("taken", "rejected") or letter.there(now):
+                yield f"{token_of(signal)} was taken out before its time: {letter}"
+            elif letter.end is None:
+                letter.end = "expired"
+            self.figures["signal expired"] += 1
+
+    def left(self) -> list[Letter]:
+        """What nobody has taken and nothing has ended."""
+        return [letter for letter in self.letters.values() if letter.end is None]
+
+
+def arms_of(row: Run) -> list[tuple[str, str | None]]:
+    """Name and key of what it waits for."""
+    return [] if row.arms is None else [(arm[1], arm[2]) for arm in json.loads(row.arms)]
+
+
+def token_of(signal: Signal) -> str:
+    """The token that a signal carries."""
+    token = json.loads(signal.payload)["token"]
+    return str(token[0] if isinstance(token, list) else token)
+
+
+def is_bad(signal: Signal) -> bool:
+    """Whether no run accepts it."""
+    return isinstance(json.loads(signal.payload)["token"], list)

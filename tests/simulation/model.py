@@ -1,0 +1,215 @@
+"""The plain model of a run: what each of its transitions must make of it, told from its script and its history alone.
+
+It shares nothing with the product but the words: no timers, no stores, no retries' code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aioflow.model import Run, Transition
+from tests.simulation.program import MS, SHORT, Op, Outcome, Script, effect, op_of
+
+#: Delays before the second and the third attempt, microseconds, and how far jitter may move them.
+DELAYS = {1: 100 * MS, 2: 200 * MS}
+JITTER = 0.5
+ATTEMPTS = 3
+
+ENDING = {"complete": "completed", "fail": "failed", "cancel": "cancelled"}
+
+
+@dataclass
+class State:
+    """A run as the model has it. ``arms``: (name, key, step) of what it waits for."""
+
+    script: Script
+    context: dict[str, Any]
+    status: str = "running"
+    step: str = "one"
+    visit: int = 1
+    failures: int = 0
+    next_step: str | None = None
+    waiting_for: str | None = None
+    wake_at: int | None = None
+    arms: list[tuple[str, str | None, str]] = field(default_factory=list)
+    #: What resumed it: "signal", "timeout", or None.
+    resumed: str | None = None
+    rescued: bool = False
+
+
+def begun(script: Script, row: Run) -> tuple[State, list[str]]:
+    """The state of a run that was just started."""
+    context = {"number": script.number, "pc": 0, "token": None, "log": []}
+    state = State(script, context)
+    if row.wake_at is not None:
+        state.status, state.waiting_for, state.wake_at, state.next_step = "waiting", "start", row.wake_at, "one"
+    return state, list(_compare(state, row, "start"))
+
+
+def follow(state: State, row: Run, transition: Transition, taken: tuple[str, str] | None) -> list[str]:
+    """Carry out a transition on the state; what of the row is not as it should be.
+
+    Args:
+        state: the run before it, which is changed.
+        row: the run after it, as the product committed it.
+        transition: the history row.
+        taken: name and token of the signal that it took.
+    """
+    kind, before = transition.kind, state.status
+    try:
+        if kind == "cancel":
+            _end(state, "cancelled")
+        elif before == "running":
+            _stepped(state, row, transition)
+        elif before == "waiting":
+            _resumed(state, row, transition, taken)
+        else:
+            raise Wrong(f"a run that is {before} went on by {kind}")
+    except Wrong as wrong:
+        return [f"run {row.id} seq {transition.seq}: {wrong}"]
+    return list(_compare(state, row, kind))
+
+
+class Wrong(Exception):
+    """The transition cannot be."""
+
+
+def _compare(state: State, row: Run, kind: str) -> Iterator[str]:
+    waits = state.status == "waiting"
+    right: Mapping[str, Any] = {
+        "status": state.status,
+        "step": state.step,
+        "visit": state.visit,
+        "failures": state.failures,
+        "next_step": state.next_step if waits else None,
+        "waiting_for": state.waiting_for if waits else None,
+        "wake_at": state.wake_at if waits else None,
+        "crashes": 0,
+        "marked": 0,
+    }
+    for name, value in right.items():
+        if (found := getattr(row, name)) != value:
+            yield f"run {row.id} seq {row.seq} ({kind}): {name} is {found!r}, not {value!r}"
+    if (context := json.loads(row.data)) != state.context:
+        yield f"run {row.id} seq {row.seq} ({kind}): its Context is {context}, not {state.context}"
+    if row.owner is not None and state.status != "running":
+        yield f"run {row.id} seq {row.seq} ({kind}): it is {state.status}, and has an owner"
+    arms = [] if row.arms is None else [tuple(arm[1:4]) for arm in json.loads(row.arms)]
+    if arms != (state.arms if waits else []):
+        yield f"run {row.id} seq {row.seq} ({kind}): its arms are {arms}, not {state.arms}"
+
+
+# ---- what a step makes of its run
+
+
+def _stepped(state: State, row: Run, transition: Transition) -> None:
+    attempt = state.failures + 1
+    if transition.attempt != attempt or transition.step != state.step:
+        raise Wrong(f"attempt {transition.attempt} of {transition.step}, not {attempt} of {state.step}")
+    outcome = effect(state.script, state.context, state.step, attempt, state.resumed == "timeout")
+    op = op_of(state.script, state.context["pc"])
+    late = "longer than its timeout" in (transition.error or "")
+    if state.step == "short" and (late or op.takes > SHORT * 1000):
+        if not late:
+            raise Wrong("it took too long, and was not stopped")
+        _failed(state, row, transition, retried=attempt < ATTEMPTS)
+    elif outcome.trouble is not None:
+        _failed(state, row, transition, retried=outcome.trouble == "error" and attempt < ATTEMPTS)
+    else:
+        _went_well(state, row, transition, op, outcome)
+
+
+def _failed(state: State, row: Run, transition: Transition, *, retried: bool) -> None:
+    state.failures += 1
+    if retried:
+        _must_be(transition, "retry")
+        middle = DELAYS[state.failures]
+        delay = (row.wake_at or 0) - transition.at_micros
+        if not middle * (1 - JITTER) <= delay <= middle * (1 + JITTER):
+            raise Wrong(f"failure {state.failures} is retried after {delay} microseconds")
+        _park(state, "retry", row.wake_at, state.step)
+    elif state.script.workflow == "simulated" and not state.rescued:
+        _must_be(transition, "on_fail")
+        state.rescued = True
+        _go(state, "rescue", transition.seq)
+    else:
+        _must_be(transition, "fail")
+        _end(state, "failed")
+
+
+def _went_well(state: State, row: Run, transition: Transition, op: Op, outcome: Outcome) -> None:
+    state.context = outcome.context
+    if state.step == "rescue":
+        _must_be(transition, "goto")
+        _go(state, "one", transition.seq)
+        return
+    _must_be(transition, op.do)
+    now = transition.at_micros
+    match op.do:
+        case "goto":
+            _go(state, op.target, transition.seq)
+        case "sleep":
+            _park(state, "sleep", now + op.delay * MS, op.target if op.then else state.step)
+            state.resumed = None if op.then else state.resumed
+        case "wait":
+            late = None if op.timeout is None else op.late
+            _park(state, "signal", None if op.timeout is None else now + op.timeout * MS, late)
+            state.arms = [(name, key or row.key, then) for name, key, then in op.arms]
+            state.resumed = None
+        case _:
+            _end(state, ENDING[op.do])
+
+
+def _go(state: State, step: str, visit: int) -> None:
+    state.status, state.step, state.visit, state.failures, state.resumed = "running", step, visit, 0, None
+
+
+def _park(state: State, what: str, wake_at: int | None, next_step: str | None) -> None:
+    state.status, state.waiting_for, state.wake_at, state.next_step = "waiting", what, wake_at, next_step
+
+
+def _end(state: State, status: str) -> None:
+    state.status, state.resumed, state.arms = status, None, []
+
+
+def _must_be(transition: Transition, kind: str) -> None:
+    if transition.kind != kind:
+        raise Wrong(f"it should {kind}, and did {transition.kind}: {transition.error}")
+
+
+# ---- what happens to a run that waits
+
+
+def _resumed(state: State, row: Run, transition: Transition, taken: tuple[str, str] | None) -> None:
+    kind, waiting_for, at = transition.kind, state.waiting_for, transition.at_micros
+    if kind == "reject":
+        if waiting_for != "signal":
+            raise Wrong(f"it rejects a signal, and waits for {waiting_for}")
+        return
+    if kind == "signal":
+        if taken is None:
+            raise Wrong("it took a signal that nobody sent")
+        name, token = taken
+        fitting = [then for arm, _, then in state.arms if arm == name]
+        if waiting_for != "signal" or row.step not in fitting:
+            raise Wrong(f"it took {name!r}, and waits for {state.arms}")
+        state.context = {**state.context, "token": token}
+        _go(state, row.step, transition.seq)
+        state.resumed = "signal"
+    elif kind in ("wake", "timeout"):
+        if state.wake_at is None or at < state.wake_at:
+            raise Wrong(f"it was woken at {at}, before {state.wake_at}")
+        if (kind == "timeout") != (waiting_for == "signal"):
+            raise Wrong(f"{kind}, and it waits for {waiting_for}")
+        resumed = "timeout" if kind == "timeout" else state.resumed
+        visit, failures = state.visit, state.failures
+        _go(state, state.next_step or state.step, transition.seq)
+        state.resumed = resumed
+        if waiting_for == "retry":
+            state.visit, state.failures = visit, failures
+    else:
+        raise Wrong(f"it waits for {waiting_for}, and did {kind}")
+    state.arms = []

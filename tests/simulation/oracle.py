@@ -1,0 +1,364 @@
+"""What must hold whatever happens, checked at each commit and at the end.
+
+The oracle stands beside the one store and sees what it was asked and what it answered, in the order in which it did.
+It keeps plain models of its own of the runs, the mailbox and the leases, and holds every answer against them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+from aioflow.model import Run, Transition
+from aioflow.store import Amend, Change, Claim, Mark, Move, Post, Result, Start
+from tests.simulation.mailbox import LIVE, Mailbox, is_bad, token_of
+from tests.simulation.model import State, begun, follow
+from tests.simulation.program import Script
+
+
+class Client(Protocol):
+    """An engine, as it is known to the store."""
+
+    title: str
+
+
+class Oracle:
+    """The models, and what was wrong.
+
+    The mutable state: the rows and their histories as they were committed, the model's state of each run, the mailbox,
+    the leases, what each process has been told, the problems, and the figures: how often each situation came up.
+    """
+
+    def __init__(self, scripts: Mapping[int, Script]) -> None:
+        self.scripts = scripts
+        self.problems: list[str] = []
+        self.figures: Counter[str] = Counter()
+        self.rows: dict[int, Run] = {}
+        self.committed: dict[tuple[int, int], Run] = {}
+        self.history: defaultdict[int, list[Transition]] = defaultdict(list)
+        self.states: dict[int, State] = {}
+        self.mailbox = Mailbox(self.figures)
+        self.leases: dict[int, int] = {}
+        self.workers: dict[Client, int] = {}
+        self.told: dict[tuple[Client, int], int] = {}
+        self.cancelled: set[int] = set()
+        self._waking: dict[tuple[Client, int, int], int] = {}
+
+    def wrong(self, problems: Collection[str] | Any) -> None:
+        """Note problems."""
+        self.problems.extend(problems)
+
+    def runs_of(self, number: int) -> int | None:
+        """The first run of a script, if there is one."""
+        return min((id_ for id_, state in self.states.items() if state.script.number == number), default=None)
+
+    # ---- apply()
+
+    def offered(self, client: Client, changes: Sequence[Change]) -> None:
+        """A process asks for a batch."""
+        ids = [run_id for change in changes if (run_id := _run_id(change)) is not None]
+        if len(set(ids)) != len(ids):
+            self.problems.append(f"{client.title}: two changes to one run in a batch: {sorted(ids)}")
+        for change in changes:
+            if isinstance(change, Move) and change.transition.kind in ("wake", "timeout"):
+                place, commit_id = (client, change.run.id, change.seq), change.transition.commit_id
+                if self._waking.setdefault(place, commit_id) != commit_id:
+                    self.problems.append(f"{client.title}: run {change.run.id} is woken twice at seq {change.seq}")
+
+    def answered(self, client: Client, changes: Sequence[Change], results: Sequence[Result]) -> None:
+        """The process has heard what became of its batch."""
+        for change, result in zip(changes, results, strict=True):
+            if isinstance(change, Move):
+                self._waking.pop((client, change.run.id, change.seq), None)
+                if result.outcome == "applied":
+                    self._tell(client, change.run.id, change.run.seq)
+            if isinstance(change, Amend) and result.outcome == "applied" and result.transition is not None:
+                self._tell(client, change.run_id, result.transition.seq)
+
+    def _tell(self, client: Client, run_id: int, seq: int) -> None:
+        self.told[client, run_id] = max(seq, self.told.get((client, run_id), 0))
+
+    def applied(self, client: Client, changes: Sequence[Change], results: Sequence[Result], now: int) -> None:
+        """The store has applied a batch."""
+        for change, result in zip(changes, results, strict=True):
+            self._applied(client, change, result, now)
+
+    def _applied(self, client: Client, change: Change, result: Result, now: int) -> None:
+        match change:
+            case Start():
+                self._started(change, result)
+            case Post(signal):
+                self.wrong(self.mailbox.post(signal, result, self.rows, now))
+            case Move():
+                self._moved(client, change, result, now)
+            case Mark(run_id, seq, fence):
+                row = self.rows[run_id]
+                right = (row.seq, row.fence) == (seq, fence)
+                if right != (result.outcome == "applied"):
+                    self.problems.append(f"run {run_id} was marked under ({seq}, {fence}), it is at {row}")
+                if right:
+                    self.rows[run_id] = row._replace(marked=1)
+            case Amend():
+                self._amended(change, result)
+
+    def _started(self, change: Start, result: Result) -> None:
+        run = change.run
+        holders = [row for row in self.rows.values() if run.key and (row.workflow, row.key) == (run.workflow, run.key)]
+        if result.outcome == "exists":
+            self.figures["race: started twice under one key"] += 1
+            if not holders or result.run not in holders:
+                self.problems.append(f"run {run.id} is said to exist as {result.run}")
+            return
+        if result.outcome != "applied":
+            self.problems.append(f"start of run {run.id} is {result.outcome}")
+            return
+        if run.id in self.rows:
+            self.figures["race: a start offered twice"] += 1
+            self._again(run.id, change.transition)
+            return
+        if holders:
+            self.problems.append(f"two runs under one key: {run.id} and {holders}")
+        script = self.scripts[json.loads(run.data)["number"]]
+        self.states[run.id], problems = begun(script, run)
+        self.wrong(problems)
+        self._write(None, run, change.transition)
+
+    def _moved(self, client: Client, change: Move, result: Result, now: int) -> None:
+        run, transition, was = change.run, change.transition, self.rows.get(change.run.id)
+        if was is None:
+            self.problems.append(f"run {run.id} moved before it was there")
+            return
+        if result.outcome == "stale":
+            self._stale(change, result, was)
+            return
+        if transition.seq <= was.seq:
+            self.figures["race: a move offered twice"] += 1
+            self._again(run.id, transition)
+            return
+        if (was.seq, was.fence) != (change.seq, change.fence):
+            self.problems.append(f"run {run.id} at {was.seq, was.fence} moved under {change.seq, change.fence}")
+        if was.status == "running" and was.owner != self.workers.get(client):
+            self.problems.append(f"run {run.id} of worker {was.owner} was moved by {client.title}")
+        taken = self._take(change, was, now)
+        if transition.kind == "timeout" and was.wake_at is not None:
+            earlier = [letter for letter in self.mailbox.fitting(was, now) if letter.signal.sent_at <= was.wake_at]
+            if earlier:
+                self.problems.append(f"run {run.id} timed out in spite of {token_of(earlier[0].signal)}")
+        self.wrong(follow(self.states[run.id], run, transition, taken))
+        self._write(was, run, transition)
+        self._sent(change)
+        for part, told in zip(change.also, result.also, strict=True):
+            self._applied(client, part, told, now)
+
+    def _sent(self, change: Move) -> None:
+        for part in change.also:
+            if isinstance(part, Post):
+                token = token_of(part.signal)
+                if token.startswith("never") or not token.endswith(f"@{change.run.id}.{self._visit_before(change)}"):
+                    self.problems.append(f"run {change.run.id} seq {change.run.seq} sent {token}")
+
+    def _visit_before(self, change: Move) -> int:
+        return self.committed[change.run.id, change.seq].visit
+
+    def _stale(self, change: Move, result: Result, was: Run) -> None:
+        if (was.seq, was.fence) == (change.seq, change.fence) and not change.takes and not result.mail:
+            self.problems.append(f"run {was.id} at {was.seq, was.fence} was not moved: {result}")
+        if change.seq == was.seq and change.fence < was.fence:
+            self.figures["race: refused under an old fence"] += 1
+        elif change.seq < was.seq:
+            self.figures[f"race: {change.transition.kind} came too late"] += 1
+        elif result.mail:
+            self.figures["race: a signal was there before the timeout"] += 1
+        else:
+            self.figures["race: somebody else took the signal"] += 1
+
+    def _take(self, change: Move, was: Run, now: int) -> tuple[str, str] | None:
+        """What a move took out of the mailbox, or was given past it."""
+        kind = change.transition.kind
+        if kind == "reject":
+            self.figures["signal rejected"] += 1
+            self.wrong(self.mailbox.take(was, change.takes, now, rejects=True))
+            return None
+        if kind != "signal":
+            if change.takes:
+                self.problems.append(f"run {was.id} took signals by {kind}")
+            return None
+        _, name, payload = json.loads(change.run.input or "[null, null, null]")
+        token = str(payload["token"])
+        if change.takes:
+            signal = self.mailbox.posted[change.takes[0]]
+            late = was.wake_at is not None and min(signal.sent_at, change.transition.at_micros) > was.wake_at
+            self.wrong(self.mailbox.take(was, change.takes, now, rejects=False))
+            if (signal.name, token_of(signal)) != (name, token):
+                self.problems.append(f"run {was.id} took {signal}, and goes on with {token}")
+            self.figures["signal taken from the mailbox"] += 1
+        else:
+            late = was.wake_at is not None and change.transition.at_micros > was.wake_at
+            before = [letter for letter in self.mailbox.fitting(was, now) if letter.signal.run_id == was.id]
+            before = [letter for letter in before if was.wake_at is None or letter.signal.sent_at <= was.wake_at]
+            if before:
+                self.problems.append(f"run {was.id} took {token} before {token_of(before[0].signal)}")
+            self.figures["signal given past the mailbox"] += 1
+        if late:
+            self.problems.append(f"run {was.id} took {token}, which came after its time")
+        self.mailbox.takers[token].append(was.id)
+        return name, token
+
+    def _amended(self, change: Amend, result: Result) -> None:
+        if result.outcome != "applied":
+            return
+        assert result.transition is not None
+        assert result.run is not None
+        transition, was = result.transition, self.rows[change.run_id]
+        if transition.seq <= was.seq:
+            self.figures["race: a cancellation offered twice"] += 1
+            self._again(was.id, transition)
+            return
+        self.figures[f"cancelled while {was.status}"] += 1
+        if was.id not in self.cancelled:
+            self.problems.append(f"run {was.id} was cancelled, and nobody asked for it")
+        if result.run.fence <= was.fence:
+            self.problems.append(f"run {was.id} was cancelled without a new fence")
+        self.wrong(follow(self.states[was.id], result.run, transition, None))
+        self._write(was, result.run, transition)
+
+    def _again(self, run_id: int, transition: Transition) -> None:
+        if self.history[run_id][transition.seq - 1] != transition:
+            self.problems.append(
+                f"run {run_id}: seq {transition.seq} is {self.history[run_id][transition.seq - 1]}, "
+                f"and {transition} was said to be applied"
+            )
+
+    def _write(self, was: Run | None, run: Run, transition: Transition) -> None:
+        if transition.seq != len(self.history[run.id]) + 1 or run.seq != transition.seq:
+            self.problems.append(f"history of run {run.id} has a gap before {transition}")
+        if was is not None and (run.fence < was.fence or was.status not in LIVE):
+            self.problems.append(f"run {run.id} went from {was} to {run}")
+        if was is not None and was.status == "waiting" and run.status == "running" and run.fence <= was.fence:
+            self.problems.append(f"run {run.id} was resumed without a new fence")
+        self.history[run.id].append(transition)
+        self.rows[run.id] = self.committed[run.id, run.seq] = run
+        self.mailbox.follow(was, run)
+        self.figures[f"transition: {transition.kind}"] += 1
+
+    # ---- who runs what
+
+    def alive(self, worker: int | None, now: int) -> bool:
+        """Whether a worker's lease runs."""
+        return worker is not None and self.leases.get(worker, now) > now
+
+    def claimed(self, client: Client, worker: int, claim: Claim, now: int, *, lease: int, held: Any) -> None:
+        """A worker got runs."""
+        self.workers[client] = worker
+        if not self.alive(worker, now):
+            self.leases[worker] = now + lease
+        for run in claim.runs:
+            was = self.rows[run.id]
+            if was.owner == worker:
+                self.figures["race: a claim's reply was lost, and made good"] += 1
+                if run != was:
+                    self.problems.append(f"{client.title} was given its own {run}, which is {was}")
+                continue
+            crashed = was.owner is not None and (was.crashes < 2 or was.marked == 1)
+            right = was._replace(owner=worker, fence=run.fence, marked=0, crashes=was.crashes + crashed)
+            if was.status != "running" or self.alive(was.owner, now) or run != right or run.fence <= was.fence:
+                self.problems.append(f"{client.title} was given {run}, which was {was}")
+            self.figures["taken from the dead" if was.owner is not None else "taken without owner"] += 1
+            self.rows[run.id] = run
+        mine = {id_ for id_, row in self.rows.items() if row.status == "running" and row.owner == worker}
+        if held is not None and set(claim.gone) != set(held) - mine:
+            self.problems.append(f"{client.title} holds {held}, owns {mine}, and was told that {claim.gone} are gone")
+        if held is not None and mine - set(held) - {run.id for run in claim.runs}:
+            self.problems.append(f"{client.title} holds {held}, owns {mine}, and was given {claim.runs}")
+
+    def renewed(self, worker: int, lease: int, now: int, *, well: bool) -> None:
+        """A worker renewed its lease, or could not."""
+        if well != self.alive(worker, now):
+            self.problems.append(f"worker {worker} renewed a lease until {self.leases.get(worker)} at {now}: {well}")
+        if well:
+            self.leases[worker] = now + lease
+        else:
+            self.figures["a lease was over before it was renewed"] += 1
+
+    def released(self, worker: int) -> None:
+        """A worker gave its runs back."""
+        self.leases.pop(worker, None)
+        for id_, row in self.rows.items():
+            if row.status == "running" and row.owner == worker:
+                self.rows[id_] = row._replace(owner=None, fence=row.fence + 1, marked=0)
+
+    def step_started(self, client: Client, run: Run) -> None:
+        """A step begins."""
+        row = self.committed.get((run.id, run.seq))
+        if row is None:
+            self.problems.append(f"{client.title}: a step of run {run.id} began before seq {run.seq} was committed")
+        elif (row.step, row.data, row.input, row.visit, row.failures) != (
+            run.step, run.data, run.input, run.visit, run.failures,
+        ):  # fmt: skip
+            self.problems.append(f"{client.title}: a step began as {run}, and was committed as {row}")
+        if self.told.get((client, run.id), 0) > run.seq:
+            self.problems.append(f"{client.title}: run {run.id} began at {run.seq}, and was known to be further")
+        if run.owner != self.workers.get(client):
+            self.problems.append(f"{client.title}: a step began of run {run.id}, which is {run.owner}'s")
+        now = self.rows[run.id]
+        self.figures["a step of a stale owner"] += (now.seq, now.fence) != (run.seq, run.fence)
+
+    # ---- what users were told
+
+    def told_of_signal(self, token: str, state: str, delivered: Collection[int], *, bad: bool) -> None:
+        """A sender got a receipt."""
+        posted = [signal for signal in self.mailbox.posted.values() if token_of(signal) == token]
+        takers = self.mailbox.takers.get(token, [])
+        self.figures[f"receipt: {state}"] += 1
+        if not set(delivered) <= set(takers):
+            self.problems.append(f"{token} is said to be delivered to {delivered}, and was taken by {takers}")
+        if state == "buffered" and not posted:
+            self.problems.append(f"{token} is said to be buffered, and is not there")
+        if state in ("none", "rejected") and takers:
+            self.problems.append(f"{token} is said to be {state}, and was taken by {takers}")
+        if state == "rejected" and not bad:
+            self.problems.append(f"{token} was rejected, and is valid")
+
+    # ---- the end
+
+    def settled(self, now: int) -> list[int]:
+        """The runs that have something to do yet."""
+        return [
+            row.id
+            for row in self.rows.values()
+            if row.status == "running"
+            or (row.status == "waiting" and (row.wake_at is not None or self.mailbox.fitting(row, now)))
+        ]
+
+    def check_end(self, rows: list[Run], histories: Mapping[int, list[Transition]], mailbox: int) -> None:
+        """The store holds what was committed, and nothing else."""
+        if sorted(rows) != sorted(self.rows.values()):
+            self.problems.append(f"the store holds {sorted(rows)}, not {sorted(self.rows.values())}")
+        for run_id, history in histories.items():
+            if history != self.history[run_id]:
+                self.problems.append(f"history of run {run_id} is {history}, not {self.history[run_id]}")
+            if len({row.commit_id for row in history}) != len(history):
+                self.problems.append(f"history of run {run_id} has one commit twice: {history}")
+        for token, takers in self.mailbox.takers.items():
+            signals = [signal for signal in self.mailbox.posted.values() if token_of(signal) == token]
+            everybody = any(not signal.run_id and signal.key is None for signal in signals)
+            if len(takers) > 1 and not (everybody and len(set(takers)) == len(takers)):
+                self.problems.append(f"{token} was taken by {takers}")
+            if any(is_bad(signal) for signal in signals):
+                self.problems.append(f"{token} was taken by {takers}, and is not valid")
+        there = [letter for letter in self.mailbox.letters.values() if letter.end in (None, "over", "ended")]
+        left = len(self.mailbox.left())
+        if not left <= mailbox <= len(there):
+            self.problems.append(f"{mailbox} signals in the mailbox, and the model has {left} to {len(there)}")
+
+
+def _run_id(change: Change) -> int | None:
+    match change:
+        case Move(run=run) | Start(run=run):
+            return run.id
+        case Post():
+            return None
+        case _:
+            return change.run_id

@@ -1,0 +1,411 @@
+"""One seed: engines on one store, users, faults, and the oracle that sees all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import contextmanager
+from datetime import timedelta
+from random import Random
+from typing import Any, NamedTuple
+
+import structlog
+
+from aioflow import Engine, StartOptions
+from aioflow.clock import SECOND, Micros
+from aioflow.errors import EngineClosed, RunEnded, RunNotFound, StoreUnavailable
+from aioflow.model import Run
+from aioflow.testing.simloop import Deadlock, Livelock, Process, SimClock, SimLoop, inline_threads
+from aioflow_memory import MemoryStore
+from tests.simulation import program
+from tests.simulation.faults import CALM, LEASE, Server, Wire, now_or_never, plan
+from tests.simulation.oracle import Oracle
+from tests.simulation.program import MILLI, Act, Program, Script
+
+#: When the simulation begins.
+EPOCH: Micros = 1_750_000_000 * SECOND
+#: Seconds after the last fault within which everything has to be done: the longest script takes less.
+PATIENCE = 120.0
+#: Seconds after which a caller takes a call to be lost.
+LOST = 20.0
+
+
+class Case(NamedTuple):
+    """A seed, and what of it is left out: scripts, engines but for the first so many, kinds of faults."""
+
+    seed: int
+    runs: frozenset[int] = frozenset()
+    engines: int = 3
+    faults: frozenset[str] = frozenset()
+
+    @property
+    def command(self) -> str:
+        """What repeats it."""
+        parts = [f"python -m tests.simulation --seed {self.seed}"]
+        if self.runs:
+            parts.append(f"--without-runs {','.join(map(str, sorted(self.runs)))}")
+        if self.engines < 3:
+            parts.append(f"--engines {self.engines}")
+        if self.faults:
+            parts.append(f"--without-faults '{','.join(sorted(self.faults))}'")
+        return " ".join(parts)
+
+
+class Verdict(NamedTuple):
+    """What came of it."""
+
+    case: Case
+    problems: list[str]
+    trace: str
+    figures: Counter[str]
+    #: How long it took on the loop, in callbacks and in virtual seconds.
+    callbacks: int
+    seconds: float
+
+
+class Eye:
+    """Sees the steps of one process."""
+
+    def __init__(self, client: Wire, world: World) -> None:
+        self._client = client
+        self._world = world
+
+    def committed(self, run: Run, transition: object) -> None:
+        """See telemetry.Instrument."""
+
+    def step_started(self, run: Run) -> None:
+        """See telemetry.Instrument."""
+        self._world.oracle.step_started(self._client, run)
+        self._world.trace(self._client.title, f"step {run.id} {run.seq} {run.step}")
+
+    def step_ended(self, run: Run, error: BaseException | None) -> None:
+        """See telemetry.Instrument."""
+
+
+class Host:
+    """A machine on which an engine lives, dies, and is started again.
+
+    The mutable state: the process, its engine while that is open, its clock, and whether it is to end.
+    """
+
+    def __init__(self, index: int, world: World) -> None:
+        self.index = index
+        self.world = world
+        self.lives = 0
+        self.process: Process
+        self.wire: Wire
+        self.engine: Engine | None = None
+        self.closing: asyncio.Event
+        self.clock: SimClock
+        self.task: asyncio.Task[None]
+        self.skew: Micros = 0
+
+    def start(self) -> None:
+        """A new life."""
+        world = self.world
+        self.lives += 1
+        self.engine = None
+        self.closing = asyncio.Event()
+        self.process = Process(f"e{self.index}.{self.lives}")
+        self.clock = SimClock(world.loop, EPOCH, self.skew)
+        self.task = world.loop.spawn(self.process, self._live(self.process, self.closing, self.clock))
+
+    async def _live(self, process: Process, closing: asyncio.Event, clock: SimClock) -> None:
+        while not closing.is_set():
+            wire = self.wire = Wire(self.world.server, process)
+            engine = Engine(
+                wire,  # type: ignore[arg-type]
+                workflows=program.workflows(),
+                lease=timedelta(seconds=LEASE),
+                clock=clock,
+                max_running=self.world.program.slots[self.index],
+                shutdown_timeout=timedelta(seconds=1),
+            )
+            engine.instruments.append(Eye(wire, self.world))
+            try:
+                async with engine:
+                    self.engine = engine
+                    await closing.wait()
+                    self.engine = None
+            except StoreUnavailable:
+                self.engine = None
+                await self.world.loop.pause(0.1)
+
+
+class World:
+    """See the module's text. The mutable state: the hosts, and the acts and starts that are still to be done."""
+
+    def __init__(self, case: Case, lines: Callable[[str], None] | None = None) -> None:
+        self.case = case
+        self.program = _less(program.make(case.seed), case)
+        self.scripts = {script.number: script for script in self.program.scripts}
+        self.loop = SimLoop(f"{case.seed} loop")
+        self.oracle = Oracle({script.number: script for script in program.make(case.seed).scripts})
+        self.plan = plan(case.seed, self.program.engines, case.faults)
+        self.store = MemoryStore("sim://", uuid="sim")
+        self._hash = hashlib.blake2b(digest_size=8)
+        self._lines = lines
+        self._rng = Random(f"{case.seed} users")
+        self.hosts = [Host(index, self) for index in range(self.program.engines)]
+        self.pending = 0
+        self.server: Server
+
+    def trace(self, who: str, what: str) -> None:
+        """Something happened."""
+        line = f"{self.loop.time():.6f} {who} {what}"
+        self._hash.update(line.encode())
+        if self._lines is not None:
+            self._lines(line)
+
+    def run(self) -> Verdict:
+        """Run it to its end."""
+        loop, problems = self.loop, self.oracle.problems
+        loop.set_exception_handler(lambda _, told: problems.append(f"the loop's handler was called: {told}"))
+        with inline_threads(loop), _logged(problems):
+            try:
+                loop.run_until_complete(self._main())
+            except (Deadlock, Livelock) as error:
+                problems.append(f"{type(error).__name__}: {error}")
+            except AssertionError as error:
+                problems.append(f"{error}")
+            loop.dispose()
+        return Verdict(self.case, problems, self._hash.hexdigest(), self.oracle.figures, loop.steps, loop.time())
+
+    async def _main(self) -> None:
+        loop = self.loop
+        program.WORLD.set(program.World(self.oracle.scripts, self.oracle.runs_of))
+        now_or_never(self.store.open(EPOCH))
+        self.server = Server(loop, self.store, self.oracle, self.plan, self.case.seed, self.trace)
+        for blow in self.plan.blows:
+            if blow.kind == "skew":
+                self.hosts[blow.engine].skew = round((blow.lasts - 2) * SECOND)
+                self.oracle.figures["fault: skew"] += 1
+            else:
+                loop.call_at(blow.at, self._strike, blow)
+        for host in self.hosts:
+            host.start()
+        for script in self.program.scripts:
+            if script.at is not None:
+                self._later(script.at, self._start(script))
+        for act in self.program.acts:
+            self._later(act.at, self._signal(act) if act.what == "signal" else self._cancel(act))
+        await loop.pause(CALM)
+        self._calm()
+        end = loop.time() + PATIENCE
+        while self.pending or self.oracle.settled(self._now()):
+            if loop.time() > end:
+                runs = [self.oracle.rows[id_] for id_ in self.oracle.settled(self._now())]
+                self.oracle.problems.append(f"not settled after {PATIENCE} s: {runs}, and {self.pending} calls")
+                return
+            if self.oracle.problems:
+                return
+            await loop.pause(0.25)
+        await self._close()
+
+    def _now(self) -> Micros:
+        return EPOCH + round(self.loop.time() * SECOND)
+
+    async def _close(self) -> None:
+        for host in self.hosts:
+            host.closing.set()
+        _, left = await asyncio.wait([host.task for host in self.hosts], timeout=30)
+        if left:
+            self.oracle.problems.append(f"engines do not end: {left}")
+        for host in self.hosts:
+            if host.task.done() and not host.task.cancelled() and (error := host.task.exception()) is not None:
+                self.oracle.problems.append(f"an engine ended with {error!r}")
+        now, store, ids = self._now(), self.store, list(self.oracle.rows)
+        rows = now_or_never(store.load(range(1, 200_000), now))
+        histories = {id_: now_or_never(store.history(id_, 0, 10_000, now)) for id_ in ids}
+        self.oracle.check_end(rows, histories, now_or_never(store.stats(now)).mailbox)
+
+    # ---- faults
+
+    def _strike(self, blow: Any) -> None:
+        host, loop = self.hosts[blow.engine], self.loop
+        process = host.process
+        if not process.alive or process.held is not None or host.closing.is_set():
+            return
+        self.trace(process.name, f"meets {blow.kind}")
+        self.oracle.figures[f"fault: {blow.kind}"] += 1
+        match blow.kind:
+            case "kill":
+                self.oracle.figures["killed while it ran something"] += any(
+                    row.status == "running" and row.owner == self.oracle.workers.get(host.wire)
+                    for row in self.oracle.rows.values()
+                )
+                loop.kill_process(process)
+                loop.call_later(blow.lasts, self._restart, host, process)
+            case "pause":
+                self.oracle.figures["paused past its lease"] += blow.lasts > LEASE
+                loop.stop_process(process)
+                self.server.hold(process, blow.lasts)
+                loop.call_later(blow.lasts, self._resume, process)
+            case "restart":
+                host.closing.set()
+                host.task.add_done_callback(lambda _: self._restart(host, process))
+            case _:
+                host.skew += round((blow.lasts - 3) * SECOND)
+                host.clock.skew = host.skew
+
+    def _restart(self, host: Host, process: Process) -> None:
+        if host.process is process:
+            host.start()
+
+    def _resume(self, process: Process) -> None:
+        if process.alive and process.held is not None:
+            self.loop.resume_process(process)
+
+    def _calm(self) -> None:
+        """No more faults: who is down comes back, clocks are set."""
+        self.trace("-", "calm")
+        self.server.calm = True
+        for host in self.hosts:
+            host.skew = host.clock.skew = 0
+            self._resume(host.process)
+            if not host.process.alive:
+                host.start()
+
+    # ---- users
+
+    def _later(self, millis: int, coroutine: Coroutine[Any, Any, None]) -> None:
+        self.pending += 1
+
+        async def later() -> None:
+            await self.loop.pause(millis / 1000)
+            try:
+                await coroutine
+            finally:
+                self.pending -= 1
+
+        self.loop.create_task(later())
+
+    async def _call(self, call: Callable[[Engine], Coroutine[Any, Any, Any]]) -> Any:
+        """What a call of some engine gives; None if it is not known, for the process died or the store was away."""
+        while True:
+            hosts = [host for host in self.hosts if host.engine is not None and host.process.alive]
+            if hosts:
+                break
+            await self.loop.pause(0.05)
+        host = self._rng.choice(hosts)
+        engine = host.engine
+        assert engine is not None
+        answer: asyncio.Future[Any] = self.loop.create_future()
+
+        async def ask() -> None:
+            try:
+                value = await call(engine)
+            except (StoreUnavailable, EngineClosed):
+                value = None
+            except BaseException as error:
+                value = error
+            if not answer.done():
+                answer.set_result(value)
+
+        self.loop.spawn(host.process, ask())
+        try:
+            async with asyncio.timeout(LOST):
+                return await answer
+        except TimeoutError:
+            return None
+
+    async def _start(self, script: Script) -> None:
+        options = StartOptions(key=script.key, delay=script.delay * MILLI if script.delay else None)
+        while True:
+            run = await self._call(lambda engine: engine.start(script.workflow, options, number=script.number))
+            if isinstance(run, BaseException):
+                self.oracle.problems.append(f"start of {script.number}: {run!r}")
+            elif run is not None and (row := self.oracle.rows.get(run.id)) is None:
+                self.oracle.problems.append(f"run {run.id} is said to be started, and is not there")
+            elif run is not None and row.key != script.key:
+                self.oracle.problems.append(f"run {run.id} is said to be that of {script.key}")
+            if run is not None or script.key is None:  # without a key it might be started twice
+                return
+            self.oracle.figures["user: started again, as it was not known"] += 1
+
+    async def _signal(self, act: Act) -> None:
+        way, _, whom = act.to.partition(" ")
+        address: dict[str, Any] = {}
+        if way == "run":
+            if (run_id := self.oracle.runs_of(int(whom))) is None:
+                return
+            address["run_id"] = run_id
+        elif way != "all":
+            address["key"] = whom
+        if way == "flow":
+            address["workflow"] = self.oracle.scripts[int(whom[1:])].workflow
+        payload = {"token": [act.token] if act.bad else act.token}
+        ttl = None if act.ttl is None else act.ttl * MILLI
+        signal_id = act.token if act.known else None
+        while True:
+            told = await self._call(
+                lambda engine: engine.signal(act.name, payload, signal_id=signal_id, ttl=ttl, **address)
+            )
+            if isinstance(told, RunNotFound | RunEnded):
+                self.oracle.figures[f"receipt: {type(told).__name__}"] += 1
+                return
+            if isinstance(told, BaseException):
+                self.oracle.problems.append(f"signal {act}: {told!r}")
+                return
+            if told is not None:
+                self.oracle.told_of_signal(act.token, told.state, told.delivered, bad=act.bad)
+                return
+            if not act.known:
+                self.oracle.figures["user: not known whether it was sent"] += 1
+                return
+            self.oracle.figures["user: sent again, as it was not known"] += 1
+
+    async def _cancel(self, act: Act) -> None:
+        run_id = self.oracle.runs_of(int(act.to.partition(" ")[2]))
+        if run_id is None:
+            return
+        self.oracle.cancelled.add(run_id)
+        told = await self._call(lambda engine: engine.cancel(run_id))
+        if isinstance(told, BaseException):
+            self.oracle.problems.append(f"cancel of {run_id}: {told!r}")
+        if told is not None:
+            status = self.oracle.rows[run_id].status
+            if status in ("running", "waiting") or (told and status != "cancelled"):
+                self.oracle.problems.append(f"cancel of run {run_id} gave {told}, and it is {status}")
+
+
+def _less(whole: Program, case: Case) -> Program:
+    scripts = tuple(
+        script._replace(at=script.at if script.number not in case.runs else None) for script in whole.scripts
+    )
+    acts = tuple(act for act in whole.acts if not _of(act.to, case.runs))
+    return whole._replace(scripts=scripts, acts=acts, engines=min(whole.engines, case.engines))
+
+
+def _of(address: str, runs: frozenset[int]) -> bool:
+    digits = "".join(filter(str.isdigit, address))
+    return bool(digits) and int(digits) in runs
+
+
+@contextmanager
+def _logged(problems: list[str]) -> Any:
+    """What the engine calls a bug is one."""
+
+    def listen(logger: object, method: str, event: Any) -> Any:
+        if "bug" in event["event"] or "contract" in event["event"]:
+            problems.append(f"logged: {event}")
+        raise structlog.DropEvent
+
+    before = structlog.get_config() if structlog.is_configured() else None
+    structlog.configure(
+        processors=[listen], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR), cache_logger_on_first_use=False
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
+        if before is not None:
+            structlog.configure(**before)
+
+
+def simulate(case: Case, lines: Callable[[str], None] | None = None) -> Verdict:
+    """Run a case."""
+    return World(case, lines).run()
