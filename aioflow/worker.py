@@ -5,7 +5,7 @@ what must be: an activation for a running run that this worker owns, a timer for
 ended. So it does not matter who committed it, or whether that somebody still lives.
 
 The mutable state of ``Worker``: the activations by run id, slots promised to runs that are being committed, tasks
-that were left behind, and the flags ``working`` and ``draining``.
+that were left behind, what was heard since the last claim was asked for, and the flags ``working`` and ``draining``.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Worker:
         self._max_running = max_running
         self._lease = lease
         self._activations: dict[int, Activation] = {}
+        self._heard: dict[int, int] = {}
         self._promised = 0
         self._backlog = False
         self._foreign = False
@@ -126,6 +127,7 @@ class Worker:
         run = result.run
         if run is None or isinstance(change, Mark):
             return
+        self._heard[run.id] = run.seq
         activation = self._activations.get(run.id)
         if run.status == RUNNING:
             if run.owner != self._number:
@@ -200,6 +202,7 @@ class Worker:
         if compare:
             self._next_compare = self._clock.monotonic() + SECOND
         held = dict(self._activations)
+        self._heard.clear()
         self._backlog = False
         limit = min(self.room, _PAGE)
         claim = await self._store.claim(
@@ -215,7 +218,8 @@ class Worker:
         if not claim.working:
             return
         for run in claim.runs:
-            if run.id not in self._activations:
+            # What was committed here since the store looked is newer than what it saw.
+            if run.id not in self._activations and run.seq >= self._heard.get(run.id, 0):
                 self._begin(run)
         for run_id in claim.gone:
             if self._activations.get(run_id) is held[run_id]:  # cancelled or taken over by somebody else
