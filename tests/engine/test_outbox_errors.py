@@ -20,8 +20,11 @@ from aioflow import (
     wait,
     workflow,
 )
+from aioflow.clock import Micros
 from aioflow.commands import Command
 from aioflow.context import CurrentRun
+from aioflow.store import IdKind
+from aioflow_memory import MemoryStore
 from tests.engine.conftest import MakeEngine, run_of
 from tests.flows import flow
 
@@ -233,3 +236,33 @@ async def test_limit_of_orders(make_engine: MakeEngine) -> None:
     async with make_engine(order, Child) as engine:
         assert (await run_of(engine, order)).status == "completed"
         assert (await engine.stats()).mailbox == 1000
+
+
+class Away(MemoryStore):
+    """A store that cannot be asked for ids of signals, so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    async def reserve(self, kind: IdKind, count: int, now: Micros) -> int:
+        if kind == "signal" and self.times:
+            self.times -= 1
+            raise errors.StoreUnavailable(self.name, "the connection was lost")
+        return await super().reserve(kind, count, now)
+
+
+async def test_a_store_that_is_away_is_no_failure_of_the_step() -> None:
+    """What a step that has returned is to send waits for the store, and the step's only attempt is not used up."""
+
+    async def first(self: object) -> Command:
+        get_run().signal("paid", {"amount": 17}, key="order-1")
+        return complete()
+
+    store = Away(1)
+    order = order_of(first)
+    async with Engine(store, workflows=[order]) as engine:
+        run = await (await engine.start(order)).wait(5)
+        assert store.times == 0
+        assert [transition.kind for transition in await engine.history(run.id)] == ["start", "complete"]
+        assert (await engine.stats()).mailbox == 1
