@@ -80,7 +80,7 @@ class SimLoop(asyncio.BaseEventLoop):
         seed: of all choices that are made through ``rng``, the order of task steps among them.
         most: how many callbacks may run while time stands still.
 
-    The mutable state, beside asyncio's own: the instant, how many callbacks ran since it moved, and the tasks.
+    The mutable state, beside asyncio's own: the instant, how many callbacks ran since it moved, and the dead processes.
     """
 
     def __init__(self, seed: object = 0, most: int = 100_000) -> None:
@@ -91,6 +91,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._instant = 0.0
         self._still = 0
         self._numbers = count()
+        self._dead: list[Process] = []
         self._ready: deque[asyncio.Handle]
         self._scheduled: list[asyncio.TimerHandle]
         self.set_task_factory(self._make_task)  # type: ignore[arg-type]
@@ -127,6 +128,7 @@ class SimLoop(asyncio.BaseEventLoop):
         """As SIGKILL: no line of it runs any more."""
         process.alive = False
         process.held = None
+        self._dead.append(process)
 
     # ---- threads
 
@@ -153,18 +155,20 @@ class SimLoop(asyncio.BaseEventLoop):
     def dispose(self) -> None:
         """Close the loop, and end whatever is left of all tasks, whose last words nobody hears any more."""
         ended: dict[asyncio.Task[Any], None] = {}
-        asyncio._set_running_loop(self)
+        asyncio._set_running_loop(self)  # noqa: SLF001 - as if it ran: what ends may look for its loop
         with catch_warnings():
             simplefilter("ignore")  # of coroutines that are never awaited
-            while left := [task for task in asyncio.all_tasks(self) if task not in ended]:  # their ends may start others
+            while left := [
+                task for task in asyncio.all_tasks(self) if task not in ended
+            ]:  # their ends may start others
                 for task in sorted(left, key=hash):
                     ended[task] = None
-                    task._log_destroy_pending = False  # noqa: SLF001 - it is meant to be
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
                     for _ in range(100):  # who catches GeneratorExit and waits on is told again
                         with suppress(BaseException):
                             task.get_coro().close()
                             break
-        asyncio._set_running_loop(None)
+        asyncio._set_running_loop(None)  # noqa: SLF001
         self.close()
 
     # ---- what asyncio asks of a loop
