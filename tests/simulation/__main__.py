@@ -1,0 +1,79 @@
+"""The simulation from the shell: many seeds for hours, or one seed again. See README.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from itertools import count
+
+from tests.simulation.shrink import shrink
+from tests.simulation.sweep import fresh, sweep
+from tests.simulation.world import Case, simulate
+
+
+def main() -> int:
+    """Do what the command line says; 1 if something failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
+    parser.add_argument("--seeds", type=int, help="how many seeds at the least")
+    parser.add_argument("--seconds", type=float, default=0.0, help="go on with further seeds for so long")
+    parser.add_argument("--start", type=int, help="the first seed; without it, seeds that were never used")
+    parser.add_argument("--jobs", type=int, default=1, help="how many processes")
+    parser.add_argument("--seed", type=int, help="repeat this one")
+    parser.add_argument("--without-runs", default="", help="script numbers, with commas")
+    parser.add_argument("--engines", type=int, default=3, help="at the most")
+    parser.add_argument("--without-faults", default="", help="kinds, with commas")
+    parser.add_argument("--trace", action="store_true", help="print what happens")
+    parser.add_argument("--hash", action="store_true", help="print the hash of what happens, and nothing else")
+    parser.add_argument("--shrink", action="store_true", help="look for the smallest case that still fails")
+    options = parser.parse_args()
+    return one(options) if options.seed is not None else all_of(options)
+
+
+def one(options: argparse.Namespace) -> int:
+    """Repeat a case."""
+    case = Case(
+        options.seed,
+        frozenset(int(number) for number in options.without_runs.split(",") if number),
+        options.engines,
+        frozenset(kind.strip() for kind in options.without_faults.split(",") if kind),
+    )
+    if options.shrink:
+        if not simulate(case).problems:
+            say("it does not fail")
+            return 0
+        case = shrink(case, lambda smaller: bool(simulate(smaller).problems))
+    verdict = simulate(case, say if options.trace else None)
+    if options.hash:
+        say(verdict.trace)
+        return 0
+    for problem in verdict.problems:
+        say(problem)
+    say(f"{verdict.callbacks} callbacks, {verdict.seconds:.1f} s of virtual time, trace {verdict.trace}")
+    say(f"repeat it: {case.command}")
+    return bool(verdict.problems)
+
+
+def all_of(options: argparse.Namespace) -> int:
+    """Sweep."""
+    seeds = fresh() if options.start is None else count(options.start)
+    tell = (lambda line: print(line, file=sys.stderr, end="\r")) if sys.stderr.isatty() else None
+    swept = sweep(seeds, least=options.seeds or 500, seconds=options.seconds, jobs=options.jobs, tell=tell)
+    for line in swept.report():
+        say(line)
+    for what, times in sorted(swept.figures.items()):
+        say(f"    {what}: {times}")
+    for what in swept.unmet:
+        say(f"too rare: {what}")
+    if swept.failures:
+        case = swept.failures[0].case
+        say(f"the smallest: {shrink(case, lambda smaller: bool(simulate(smaller).problems)).command}")
+    return bool(swept.failures or swept.unmet)
+
+
+def say(line: str) -> None:
+    """Print a line."""
+    sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""From a case that fails to a smaller one that fails as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tests.simulation import program
+from tests.simulation.faults import KINDS
+from tests.simulation.world import Case
+
+
+def shrink(case: Case, fails: Callable[[Case], bool]) -> Case:
+    """Leave out engines, kinds of faults and runs for as long as it still fails."""
+    found = True
+    while found:
+        found = False
+        for smaller in _smaller(case):
+            if fails(smaller):
+                case, found = smaller, True
+                break
+    return case
+
+
+def _smaller(case: Case) -> Iterator[Case]:
+    whole = program.make(case.seed)
+    engines = min(whole.engines, case.engines)
+    yield from (case._replace(engines=fewer) for fewer in range(1, engines))
+    left = [kind for kind in KINDS if kind not in case.faults]
+    if len(left) > 1:  # none at all is a case of its own, and the best
+        yield case._replace(faults=frozenset(KINDS))
+    yield from (case._replace(faults=case.faults | {kind}) for kind in left)
+    runs = [script.number for script in whole.scripts if script.number not in case.runs]
+    if len(runs) > 1:
+        yield from (case._replace(runs=case.runs | {number}) for number in runs)
