@@ -224,9 +224,10 @@ class Activation(Watch):
     async def _prepare_late(self, move: Move) -> bool:
         """The run's own time is over: it goes to its ``on_timeout`` first, or ends."""
         result = await self._tools.committer.submit(move)
-        if result.outcome != "applied" or result.run is None or result.run.status != RUNNING:
+        run = result.run
+        if result.outcome != "applied" or run is None or run.status != RUNNING or not _still_own(run, move):
             return False
-        self.run = result.run
+        self.run = run
         return await self._prepare()
 
     async def _go_alone(self) -> bool:
@@ -297,7 +298,7 @@ class Activation(Watch):
             error = ContextNotStorable(run.id, run.workflow, run.step, str(refused))
             error.__cause__ = refused
             return await self._commit(Ran(Raised(error), None, duration))
-        if result.outcome == "applied" and result.run is not None and result.run.seq == move.run.seq:
+        if result.outcome == "applied" and result.run is not None and _still_own(result.run, move):
             return result.run
         telemetry.info("transition refused, the run was cancelled or taken over", run_id=run.id, seq=move.run.seq)
         return None
@@ -318,6 +319,11 @@ def _has_failed(ran: Ran, move: Move) -> bool:
     """Whether the attempt came to nothing after all: what it returned leads nowhere."""
     meant = isinstance(ran.outcome, Stepped) and isinstance(ran.outcome.command, Fail)
     return not meant and move.transition.kind in ("retry", "fail", "on_fail")
+
+
+def _still_own(row: Run, move: Move) -> bool:
+    """Whether the row is as the move left it: an offer whose reply was lost may be answered with what came after it."""
+    return (row.seq, row.fence) == (move.run.seq, move.run.fence)
 
 
 def read_context(run: Run, definition: WorkflowDefinition | None) -> BaseModel | str:

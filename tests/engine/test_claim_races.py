@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel
 
-from aioflow import Engine, sleep
+from aioflow import Engine, goto, sleep
+from aioflow.clock import SECOND, Micros
 from aioflow.commands import Command
-from aioflow.store import Claim
+from aioflow.errors import StoreUnavailable
+from aioflow.store import Change, Claim, Move, Result
 from aioflow_memory import MemoryStore
-from tests.flows import PATIENCE, flow
+from tests.flows import PATIENCE, done, ended, flow
 from tests.support import wait_until
 
 
@@ -38,6 +41,28 @@ class SlowClaims(MemoryStore):
         self.looked.set()
         await self.answer.wait()
         return claim
+
+
+class LosingRuns(MemoryStore):
+    """A store that loses the reply to a goto, and has given the run to another worker when it is asked again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[int] = []
+        self.again: list[str] = []
+
+    async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+        results = await super().apply(changes, now)
+        if not any(isinstance(change, Move) and change.transition.kind == "goto" for change in changes):
+            return results
+        if self.taken:
+            self.again += [result.outcome for result in results]
+            return results
+        later = now + 3600 * SECOND
+        known = [(run.workflow, run.version) for run in await self.load(range(10), now)]
+        claim = await super().claim(99, lease=SECOND, limit=9, known=known, held=None, now=later)
+        self.taken = [run.id for run in claim.runs]
+        raise StoreUnavailable(self.name, "the connection was lost")
 
 
 class Calls(BaseModel):
@@ -69,3 +94,26 @@ async def test_a_claim_that_comes_late_does_not_repeat_a_step() -> None:
         await wait_until(lambda: store.claims > claims)
         assert store.answers == [[run.id]]
         assert len(calls) == 1
+
+
+async def test_a_run_that_was_taken_over_is_not_gone_on_with() -> None:
+    """A commit whose reply was lost tells, offered again, of a run that has another owner, and that one's fence."""
+    calls: list[object] = []
+
+    async def first(self: object) -> Command:
+        return goto("second")
+
+    async def second(self: object) -> Command:
+        calls.append(self)
+        return done(self)
+
+    store = LosingRuns()
+    async with Engine(store) as engine:
+        run = await engine.start(flow(Calls, first, second))
+        await wait_until(lambda: store.again)
+        await ended(engine, flow(Calls, done))  # meanwhile the other would have gone on
+    assert (store.taken, store.again) == ([run.id], ["applied"])
+    assert not calls
+    await store.open(0)
+    [row] = await store.load([run.id], 0)
+    assert (row.seq, row.step, row.owner) == (2, "second", 99)
