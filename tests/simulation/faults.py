@@ -33,12 +33,13 @@ KINDS = (*ON_REQUESTS, *ON_PROCESSES)
 
 
 class Blow(NamedTuple):
-    """Something that happens to an engine. ``at`` and ``lasts`` are seconds."""
+    """Something that happens to an engine. ``at`` and ``lasts`` are seconds; ``commits``: as it next commits after that."""
 
     at: float
     kind: str
     engine: int
     lasts: float
+    commits: bool
 
 
 class Plan(NamedTuple):
@@ -58,7 +59,9 @@ def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
     for kind, times in ON_PROCESSES.items():
         rng = Random(f"{seed} {kind}")
         for _ in range(rng.randint(0, times)):
-            blow = Blow(rng.uniform(0.05, CALM - 2), kind, rng.randrange(3), rng.uniform(0.1, 3.2 * LEASE))
+            lasts = rng.uniform(0.1, 3.2 * LEASE)
+            commits = rng.random() < 0.6 and kind in ("kill", "pause", "restart")
+            blow = Blow(rng.uniform(0.05, CALM - 2), kind, rng.randrange(3), lasts, commits)
             if kind not in without and blow.engine < engines:
                 blows.append(blow)
     return Plan(rates, tuple(sorted(blows)))
@@ -100,6 +103,8 @@ class Server:
         self.calm = False
         self._rng = Random(f"{seed} requests")
         self._under_way: dict[Request, None] = {}
+        #: What strikes a process as it next commits.
+        self.armed: dict[Process, Callable[[], None]] = {}
         self._context = copy_context()  # nobody's process
 
     def _fault(self, verb: str) -> str:
@@ -125,6 +130,8 @@ class Server:
             self.trace(client.title, f"{verb} meets {request.fault}")
         if verb == "apply":
             self.oracle.offered(client, arguments[0])
+            if (strike := self.armed.pop(client.process, None)) is not None:
+                self.loop.call_later(self._rng.uniform(0, 0.004), strike, context=self._context)
         self._under_way[request] = None
         if request.fault == "applied after the error":
             self._later(request, self._rng.uniform(0.001, 1.5 * LEASE))

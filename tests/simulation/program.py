@@ -106,53 +106,51 @@ def make(seed: int) -> Program:
     rng = Random(f"{seed} program")
     runs = rng.randint(1, 6)
     scripts = [_script(rng, number, runs) for number in range(runs)]
-    acts = [_act(rng, index, runs) for index in range(rng.randint(0, 3 * runs))]
+    acts = [_act(rng, index, scripts) for index in range(rng.randint(runs, 5 * runs))]
     engines = rng.choice((1, 2, 2, 3))
-    return Program(
-        seed,
-        engines,
-        tuple(scripts),
-        tuple(sorted(acts)),
-        tuple(rng.choice((1, 2, 1000)) for _ in range(engines)),
-    )
+    slots = tuple(rng.choice((1, 2, 1000)) for _ in range(engines))
+    return Program(seed, engines, tuple(scripts), tuple(sorted(acts, key=_at)), slots)
+
+
+def _at(act: Act) -> int:
+    return act.at
 
 
 def _script(rng: Random, number: int, runs: int) -> Script:
     child = number > 0 and rng.random() < 0.15
-    ops = [_op(rng, f"{number}.{pc}", number, runs) for pc in range(rng.randint(1, 6))]
+    ops = [_op(rng, f"{number}.{pc}", number, runs) for pc in range(rng.randint(1, 8))]
+    if rng.random() < 0.2:
+        ops.append(LAST._replace(do="fail"))
     return Script(
         number,
         rng.choice(("simulated", "unrescued")),
         f"k{number}" if child or rng.random() < 0.7 else None,
-        None if child else rng.randint(0, 3000),
+        None if child else rng.randint(0, 5000),
         rng.choice((0, 0, 0, 1, 500)),
         tuple(ops),
     )
 
 
 def _op(rng: Random, name: str, number: int, runs: int) -> Op:
-    do: Do = rng.choice(("goto", "goto", "goto", "sleep", "sleep", "wait", "wait", "wait", "complete", "fail"))
-    if do in ("complete", "fail") and rng.random() < 0.7:
-        do = "goto"
-    arms = tuple(
-        (rng.choice(NAMES), rng.choice((None, None, HUB)), rng.choice(STEPS)) for _ in range(rng.choice((1, 1, 2)))
-    )
+    ways = (1, 1, 2)
     return Op(
-        do=do,
-        fails=rng.choice((0, 0, 0, 0, 1, 2, 3)),
-        trouble=rng.choice(("error", "error", "error", "give up", "cancel")),
-        takes=rng.choice((0, 0, 0, 5, 100, 400)),
+        do=rng.choice(("goto", "goto", "sleep", "sleep", "wait", "wait", "wait")),
+        fails=rng.choice((0, 0, 0, 0, 0, 0, 1, 1, 2, 3)),
+        trouble=rng.choice(("error", "error", "error", "error", "give up", "cancel")),
+        takes=rng.choice((0, 0, 1, 5, 100, 200, 250)) if rng.random() < 0.95 else 400,
         target=rng.choice(STEPS),
         delay=rng.choice((0, 1, 50, 700, 1500)),
         then=rng.random() < 0.5,
-        arms=arms,
-        timeout=rng.choice((None, 0, 20, 500, 1500)),
+        arms=tuple((rng.choice(NAMES), rng.choice((None, None, HUB)), rng.choice(STEPS)) for _ in range(rng.choice(ways))),
+        timeout=rng.choice((None, None, 0, 1, 20, 500, 1500, 3000)),
         late=rng.choice(STEPS),
-        sends=tuple(
-            Order(f"s{name}.{index}", rng.choice(NAMES), _address(rng, runs)) for index in range(rng.choice((0, 0, 0, 1, 2)))
-        ),
+        sends=tuple(Order(f"s{name}.{index}", rng.choice(NAMES), _address(rng, runs)) for index in range(_few(rng))),
         starts=rng.randrange(number + 1, runs) if number + 1 < runs and rng.random() < 0.2 else None,
     )  # fmt: skip
+
+
+def _few(rng: Random) -> int:
+    return rng.choice((0, 0, 0, 1, 2))
 
 
 def _address(rng: Random, runs: int) -> str:
@@ -160,15 +158,17 @@ def _address(rng: Random, runs: int) -> str:
     return rng.choice((f"run {number}", f"run {number}", f"key k{number}", f"key {HUB}", f"flow k{number}", "all"))
 
 
-def _act(rng: Random, index: int, runs: int) -> Act:
-    cancels = rng.random() < 0.08
+def _act(rng: Random, index: int, scripts: list[Script]) -> Act:
+    cancels = rng.random() < 0.05
+    script = rng.choice(scripts)
+    to = f"run {script.number}"
     return Act(
-        at=rng.randint(0, 8000),
+        at=(script.at or 0) + rng.randint(0, 4000),
         what="cancel" if cancels else "signal",
         token=f"u{index}",
         name=rng.choice(NAMES),
-        to=f"run {rng.randrange(runs)}" if cancels else _address(rng, runs),
-        bad=rng.random() < 0.1,
+        to=to if cancels or rng.random() < 0.4 else _address(rng, len(scripts)),
+        bad=rng.random() < 0.12,
         known=rng.random() < 0.4,
         ttl=rng.choice((None, None, None, 50, 2000)),
     )

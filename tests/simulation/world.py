@@ -227,7 +227,10 @@ class World:
     def _strike(self, blow: Any) -> None:
         host, loop = self.hosts[blow.engine], self.loop
         process = host.process
-        if not process.alive or process.held is not None or host.closing.is_set():
+        if not process.alive or process.held is not None or host.closing.is_set() or self.server.calm:
+            return
+        if blow.commits:
+            self.server.armed[process] = lambda: self._strike(blow._replace(commits=False))
             return
         self.trace(process.name, f"meets {blow.kind}")
         self.oracle.figures[f"fault: {blow.kind}"] += 1
