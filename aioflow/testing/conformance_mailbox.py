@@ -136,6 +136,17 @@ class MailboxConformance:
         assert await mailbox(store) == []
         assert (await store.stats(NOW)).mailbox == 0
 
+    async def test_a_broadcast_offered_again_reaches_nobody_new(self, store: Store) -> None:
+        """Who began to wait after the first offer does not hear it by the second, though nobody heard the first."""
+        await post(store, a_signal(1))
+        await put(store, a_waiter(1))
+        await post(store, a_signal(2))
+        await do(store, resuming(a_waiter(1), 2))
+        await put(store, a_waiter(2))
+        await store.expire(100, NOW)
+        await post(store, a_signal(1), a_signal(2))
+        assert await mailbox(store) == []
+
     @pytest.mark.parametrize("place", [{"run_id": 1}, {"key": "k"}], ids=["run", "key"])
     async def test_a_signal_id_is_sent_once(self, store: Store, place: dict[str, Any]) -> None:
         """Another Post of a signal_id exists: it tells whether it lies there still, then who took it, for 7 days."""

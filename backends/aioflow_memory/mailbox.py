@@ -78,8 +78,7 @@ class Mailbox:
             if any(arm.name == signal.name for arm in waiting.arms):
                 copy = signal._replace(run_id=run_id, broadcast=1, signal_id=None)
                 self._put((signal.id, run_id), _Kept(copy))
-        if signal.signal_id is not None:
-            self._put((signal.id, 0), _Kept(signal, taken_at=now))
+        self._put((signal.id, 0), _Kept(signal, taken_at=now))  # known as sent, whoever was there to hear it
         return Result("applied")
 
     def has(self, signal: Signal) -> bool:

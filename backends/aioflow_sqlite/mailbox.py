@@ -67,9 +67,8 @@ def post(db: sqlite3.Connection, signal: Signal, now: Micros, born: Collection[i
         f"INSERT INTO signals ({_COLUMNS}) SELECT DISTINCT {values} FROM waits AS w WHERE w.name = ?",
         (*given, signal.name),
     )
-    if signal.signal_id is not None:  # so that it is known as sent, whoever was there to hear it
-        record = (*signal, now)
-        db.execute(f"INSERT INTO signals ({_COLUMNS}, taken_at) VALUES ({_VALUES}, ?)", record)
+    record = (*signal, now)  # so that it is known as sent, whoever was there to hear it
+    db.execute(f"INSERT INTO signals ({_COLUMNS}, taken_at) VALUES ({_VALUES}, ?)", record)
     return Result("applied")
 
 
