@@ -92,7 +92,7 @@ class Client:
                 f"got {type(options).__name__}."
             )
         definition = parts.registry.find(workflow)
-        start = await parts.office.start_of(definition, options, keywords)
+        start = await parts.office.start_of(definition, options, keywords, patience=PATIENCE)
         owner = None
         if start.run.status == WorkflowStatus.RUNNING and (owner := parts.slots.promise()) is not None:
             start = start._replace(run=start.run._replace(owner=owner))

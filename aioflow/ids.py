@@ -24,6 +24,11 @@ class Ids:
         self._next = self._end = 0
         self._reserving: asyncio.Event | None = None
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next one is at hand, so that nobody need be asked."""
+        return self._next < self._end
+
     async def take(self) -> int:
         """An id that nobody else has or will have."""
         while self._next >= self._end:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple, Protocol
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from aioflow import interventions
-from aioflow.clock import Clock, Micros
+from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import Unstorable
 from aioflow.definition import WorkflowDefinition
-from aioflow.errors import ContextInvalid, LimitExceeded, RunNotFound, UsageError
+from aioflow.errors import (
+    ContextInvalid,
+    LimitExceeded,
+    RunNotFound,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+    UsageError,
+)
 from aioflow.ids import Ids
 from aioflow.model import Run, StartOptions
 from aioflow.registry import Registry, workflow_name
 from aioflow.signals import Draft, draft
 from aioflow.store import Post, RunQuery, Start, Store
 
+T = TypeVar("T")
+
 #: How much one step may start and send.
 MOST: Final = 1_000
+_FIRST_PAUSE: Micros = 20_000
+_LONGEST_PAUSE: Micros = SECOND
 
 
 class StartOrder(NamedTuple):
@@ -85,7 +98,7 @@ class Orders(Protocol):
 class Office:
     """Makes changes of what is to be started and sent, by a caller or by a step.
 
-    The mutable state: the instant of the last signal.
+    The mutable state: the instant of the last signal, and whether it is closed, so that a store is asked but once.
     """
 
     def __init__(
@@ -98,6 +111,39 @@ class Office:
         self.signal_ids = signal_ids
         self.commit_ids = commit_ids
         self._last_sent: Micros = 0
+        self.closed = False
+
+    async def ask(self, question: Callable[[], Awaitable[T]], patience: Micros | None) -> T:
+        """Ask the store, again and again while it is not available.
+
+        Args:
+            question: changes nothing, or nothing that matters when it is asked twice.
+            patience: microseconds of the world's time until that is an error; None: never.
+
+        Raises:
+            StoreUnavailable: the patience is over.
+        """
+        until = None if patience is None else self.clock.monotonic() + patience
+        pause = _FIRST_PAUSE
+        while True:
+            limit = asyncio.timeout(None if until is None else max(until - self.clock.monotonic(), 0) / SECOND)
+            try:
+                async with limit:
+                    return await question()
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise StoreUnavailable(self.store.name, "it does not answer") from error
+            except StoreRefused:
+                raise
+            except StoreError:
+                if self.closed or (until is not None and self.clock.monotonic() + pause >= until):
+                    raise
+            await self.clock.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _take(self, ids: Ids, patience: Micros | None) -> int:
+        return await (ids.take() if ids.ready else self.ask(ids.take, patience))
 
     async def start_of(
         self,
@@ -105,8 +151,9 @@ class Office:
         options: StartOptions,
         keywords: Mapping[str, Any],
         parent: Run | None = None,
+        patience: Micros | None = None,
     ) -> Start:
-        """The change that starts a run; nobody owns it yet.
+        """The change that starts a run; nobody owns it yet. ``patience``: see ``ask``.
 
         Raises:
             TypeError, ContextInvalid, LimitExceeded: the keywords make no Context that can be stored.
@@ -115,7 +162,7 @@ class Office:
             data, _ = definition.codec.encode(await definition.new_context(keywords))
         except Unstorable as error:
             raise ContextInvalid(definition.name, f"it cannot be stored: {error}") from error
-        run_id = await self.run_ids.take()
+        run_id = await self._take(self.run_ids, patience)
         now = self.clock.micros()
         return interventions.start(
             definition,
@@ -130,8 +177,8 @@ class Office:
             commit_id=next(self.commit_ids),
         )
 
-    async def post_of(self, asked: Draft) -> Post:
-        """The change that sends a signal.
+    async def post_of(self, asked: Draft, patience: Micros | None = None) -> Post:
+        """The change that sends a signal. ``patience``: see ``ask``.
 
         Raises:
             RunNotFound: it is for the run of a workflow and key, and there is none.
@@ -141,11 +188,11 @@ class Office:
             name = workflow_name(asked.workflow)
             key = asked.key or ""
             query = RunQuery(workflow=(name,), key=(key,), order="created_at", limit=1)
-            rows = await self.store.select(query, self.clock.micros())
+            rows = await self.ask(lambda: self.store.select(query, self.clock.micros()), patience)
             if not rows:
                 raise RunNotFound(workflow=name, key=key)
             run_id = rows[0].id
-        id_ = await self.signal_ids.take()
+        id_ = await self._take(self.signal_ids, patience)
         self._last_sent = max(self._last_sent, self.clock.micros())  # the order of sending outlives a clock set back
         return Post(asked.signal(id_, run_id, self._last_sent))
 

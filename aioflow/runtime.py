@@ -225,6 +225,7 @@ class Engine(Calls):
             await self._tasks.cancel(1.0)
             # Steps could start and query until now. From here on nobody may, or the end would wait for the last caller.
             self._parts = None
+            parts.office.closed = True
             parts.waiters.fail(EngineClosed("engine.wait()"))
             parts.delivery.close()
             await parts.committer.stop(max(self._shutdown_timeout, SECOND))
@@ -235,6 +236,7 @@ class Engine(Calls):
                 telemetry.warn("runs could not be given back, they will be taken over", error=str(problem))
         finally:
             self._parts = self._worker = None
+            parts.office.closed = True
             await parts.store.close()
 
     async def run_forever(self) -> None:

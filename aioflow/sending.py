@@ -66,7 +66,7 @@ class Sending(Client):
         with ExitStack() as stack:
             # One after the other until it is in the committer's queue: what one engine sends is taken in that order.
             async with parts.delivery.turn((run_id, key)) as alone:
-                post = await parts.office.post_of(asked)
+                post = await parts.office.post_of(asked, PATIENCE)
                 signal = post.signal
                 # One that may have been sent before goes through the mailbox, which knows of it.
                 run = None if signal_id is not None else await self._waiting_for(parts, signal)
@@ -95,16 +95,16 @@ class Sending(Client):
 
     async def _waiting_for(self, parts: Parts, signal: Signal) -> Run | None:
         """The run that waits for the signal now, or has ended, which is an error."""
-        now = parts.clock.micros()
+        store, clock, ask = parts.store, parts.clock, parts.office.ask
         if signal.run_id:
-            found = await parts.store.load([signal.run_id], now)
+            found = await ask(lambda: store.load([signal.run_id], clock.micros()), PATIENCE)
             if not found or found[0].status not in LIVE:
                 raise _nowhere(signal, found[0] if found else None)
         elif signal.key is not None:
             query = RunQuery(
                 waiting_signal=(signal.name,), waiting_key=(signal.key,), order="updated_at", descending=False, limit=1
             )
-            found = await parts.store.select(query, now)
+            found = await ask(lambda: store.select(query, clock.micros()), PATIENCE)
         else:
             return None
         return found[0] if found else None
