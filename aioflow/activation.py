@@ -23,8 +23,8 @@ from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextNotStorable, InternalError, StoreError, StoreRefused
 from aioflow.executor import Executor, Ran, Stopped, Watch
 from aioflow.interventions import block, overrun, poison
-from aioflow.likeness import explain
 from aioflow.model import SUSPECT_CRASHES, Run, WorkflowStatus
+from aioflow.reading import read_context
 from aioflow.registry import Registry
 from aioflow.slots import Slots
 from aioflow.store import Mark, Move, Post, Start
@@ -324,28 +324,3 @@ def _has_failed(ran: Ran, move: Move) -> bool:
 def _still_own(row: Run, move: Move) -> bool:
     """Whether the row is as the move left it: an offer whose reply was lost may be answered with what came after it."""
     return (row.seq, row.fence) == (move.run.seq, move.run.fence)
-
-
-def read_context(run: Run, definition: WorkflowDefinition | None) -> BaseModel | str:
-    """The run's Context, or why the code cannot take the run."""
-    if definition is None:
-        return (
-            f"This process knows no workflow {run.workflow!r} version {run.version!r}. "
-            "Import or restore its code: the run goes on by itself."
-        )
-    if run.step not in definition.steps:
-        return _no_step(run, definition)
-    try:
-        return definition.codec.decode(run.data)
-    except BaseException as error:  # noqa: BLE001 - a validator may raise anything
-        return (
-            f"The Context of workflow {run.workflow!r} does not accept what run {run.id} has stored: "
-            f"{explain(error)}. Give new fields a default: the run goes on by itself."
-        )
-
-
-def _no_step(run: Run, definition: WorkflowDefinition) -> str:
-    return (
-        f"Workflow {run.workflow!r} has no step {run.step!r} any more (steps: {', '.join(definition.steps)}). "
-        "Restore the step: the run goes on by itself."
-    )

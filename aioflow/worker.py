@@ -15,13 +15,14 @@ from collections.abc import Collection, Iterator
 from functools import partial
 
 from aioflow import telemetry
-from aioflow.activation import GRACE, Activation, Tools, read_context
+from aioflow.activation import GRACE, Activation, Tools
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
 from aioflow.executor import Executor
 from aioflow.interventions import unblock
 from aioflow.model import Run, WorkflowStatus
+from aioflow.reading import read_context
 from aioflow.registry import Registry
 from aioflow.scheduler import Scheduler
 from aioflow.store import Change, Mark, Result, RunQuery, Store

@@ -37,6 +37,7 @@ VAGUE_NAMES = {"base", "common", "helpers", "misc", "types", "utils"}
 #: A task needs an owner who ends it and hears of its errors.
 MAY_CREATE_TASKS = {
     "aioflow/tasks.py": "the set that owns, reports and ends every task of the engine",
+    "aioflow/testing/simloop.py": "a loop: it makes the tasks that are asked of it",
 }
 
 #: Modules whose functions need no docstring.
@@ -49,6 +50,7 @@ CLOCK = "aioflow/clock.py"
 #: Who reads time or sleeps beside it.
 MAY_TELL_TIME = {
     "aioflow/tasks.py": "the loop's time: its patience is that of asyncio.wait, which counts in it too",
+    "aioflow/testing/simloop.py": "a loop, whose time is virtual",
     "backends/aioflow_sqlite/store.py": "opening waits for another process, whatever the engine's clock says",
 }
 

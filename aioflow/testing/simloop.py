@@ -277,7 +277,8 @@ def inline_threads(loop: SimLoop) -> Iterator[None]:
 
         return await loop.in_thread(outcome)
 
-    run, Threads.run = Threads.run, inline  # type: ignore[method-assign]
+    run = Threads.run
+    Threads.run = inline  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

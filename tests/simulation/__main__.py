@@ -56,7 +56,7 @@ def one(options: argparse.Namespace) -> int:
 def all_of(options: argparse.Namespace) -> int:
     """Sweep."""
     seeds = fresh() if options.start is None else count(options.start)
-    tell = (lambda line: print(line, file=sys.stderr, end="\r")) if sys.stderr.isatty() else None
+    tell = (lambda line: sys.stderr.write(f"{line}\r")) if sys.stderr.isatty() else None
     swept = sweep(seeds, least=options.seeds or 500, seconds=options.seconds, jobs=options.jobs, tell=tell)
     for line in swept.report():
         say(line)

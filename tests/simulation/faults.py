@@ -93,7 +93,13 @@ class Server:
     """
 
     def __init__(
-        self, loop: SimLoop, store: MemoryStore, oracle: Oracle, plan: Plan, seed: int, trace: Callable[[str, str], None]
+        self,
+        loop: SimLoop,
+        store: MemoryStore,
+        oracle: Oracle,
+        plan: Plan,
+        seed: int,
+        trace: Callable[[str, str], None],
     ) -> None:
         self.loop = loop
         self.store = store
@@ -194,7 +200,10 @@ class Server:
             case "apply":
                 changes, now = arguments
                 oracle.applied(client, changes, value, now)
-                told = [(type(c).__name__, r.run and (r.run.id, r.run.seq), r.outcome) for c, r in zip(changes, value, strict=True)]
+                told = [
+                    (type(c).__name__, r.run and (r.run.id, r.run.seq), r.outcome)
+                    for c, r in zip(changes, value, strict=True)
+                ]
                 self.trace(client.title, f"apply {told}")
             case "claim":
                 now, lease, held = keywords["now"], keywords["lease"], keywords["held"]

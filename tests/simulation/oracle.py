@@ -54,7 +54,7 @@ class Oracle:
         """The first run of a script, if there is one."""
         return min((id_ for id_, state in self.states.items() if state.script.number == number), default=None)
 
-    # ---- apply()
+    # ---- what is applied
 
     def offered(self, client: Client, changes: Sequence[Change]) -> None:
         """A process asks for a batch."""

@@ -15,7 +15,21 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from aioflow import GiveUp, Retry, StartOptions, complete, fail, get_context, get_run, goto, on, sleep, step, wait, workflow
+from aioflow import (
+    GiveUp,
+    Retry,
+    StartOptions,
+    complete,
+    fail,
+    get_context,
+    get_run,
+    goto,
+    on,
+    sleep,
+    step,
+    wait,
+    workflow,
+)
 from aioflow.commands import Command
 from aioflow.testing.simloop import SimLoop
 
@@ -203,7 +217,7 @@ def effect(script: Script, context: Mapping[str, Any], step: str, attempt: int, 
 
 
 #: What a script does when it is at its end.
-LAST = Op("complete", 0, "error", 0, "one", 0, False, (), None, "one", (), None)  # noqa: FBT003 - a column
+LAST = Op("complete", 0, "error", 0, "one", 0, False, (), None, "one", (), None)
 
 
 def op_of(script: Script, pc: int) -> Op:
