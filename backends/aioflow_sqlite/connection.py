@@ -31,15 +31,20 @@ class Connection(aiosqlite.Connection):
         read_only: whether it may write.
         check: raises if the path of an open database holds another file by now.
 
-    The mutable state: whether an I/O error has happened since the file was opened.
+    The mutable state: what was opened first, and whether an I/O error has happened since the file was opened.
     """
 
     def __init__(self, address: Address, read_only: bool, check: Callable[[], None]) -> None:
-        super().__init__(partial(_open, address, address.uri), iter_chunk_size=64)
+        super().__init__(self._first, iter_chunk_size=64)
+        self._opened: sqlite3.Connection | None = None
         self._address = address
         self._read_only = read_only
         self._check = check
         self._failed = False
+
+    def _first(self) -> sqlite3.Connection:
+        self._opened = _open(self._address, self._address.uri)
+        return self._opened
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run it in the connection's thread. If the caller is cancelled the function still runs to its end."""
@@ -61,9 +66,14 @@ class Connection(aiosqlite.Connection):
             await super().close()
 
     async def thread_ended(self) -> None:
-        """Wait for the thread of a connection that could not be made: it still has a word for the event loop."""
+        """Wait for the thread of a connection that could not be made, or that nobody waits for any more, and close it.
+
+        The thread still has a word for the event loop.
+        """
         with CancelScope(shield=True):
             await to_thread.run_sync(self._thread.join)
+        if self._opened is not None:
+            self._opened.close()
 
     def _use(self, function: Callable[[sqlite3.Connection], T]) -> T:
         if self._failed:
