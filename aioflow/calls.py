@@ -128,7 +128,7 @@ class Calls(Sending):
             filters: ``status``; ``step`` (names or methods); ``waiting_for`` ("sleep", "signal", "retry", "start",
                 "blocked"); ``waiting_signal`` (names, or models) and ``waiting_key``, of any arm of a wait;
                 ``key``; ``data`` (a mapping: each key of it must be in the Context with a matching value, nested
-                mappings likewise); ``created_after``, ``created_before``, ``updated_after``, ``updated_before``
+                mappings likewise; up to 200 values, 8 deep); ``created_after``, ``created_before``, ``updated_after``, ``updated_before``
                 (aware datetimes, exclusive).
 
         Returns:

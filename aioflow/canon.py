@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from aioflow.errors import LimitExceeded
 from aioflow.model import CHARACTERS, MAX_DATA, MAX_DEPTH, MAX_NAME
@@ -71,9 +72,25 @@ def _check_scalar(value: object, path: str, what: str) -> None:
         raise LimitExceeded(what, "the numbers that JSON has", f"{value} at {path}")
 
 
-def beyond(values: dict[str, Any]) -> LimitExceeded | None:
-    """Which limit the values of a Context exceed that could not be written, if it is one of ours."""
-    what = "The Context"
+def doubled(raw: bytes) -> str | None:
+    """A key that an object in this JSON has twice, as a mapping does that has it as a text and as a number."""
+    if len(to_json(from_json(raw), inf_nan_mode="constants")) == len(raw):
+        return None
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                found.append(key)
+            seen.add(key)
+
+    json.loads(raw, object_pairs_hook=look)
+    return found[0] if found else None
+
+
+def beyond(values: Mapping[str, Any], what: str) -> LimitExceeded | None:
+    """Which limit values exceed that could not be written, if it is one of ours. ``what`` has them."""
     todo: list[tuple[str, Any, int]] = [(name, value, 2) for name, value in values.items()]
     while todo:
         path, value, depth = todo.pop()

@@ -147,7 +147,7 @@ class ContextCodec:
     def _why_not(self, live: BaseModel, error: Exception) -> Exception:
         """A sentence for a Context that cannot be written, naming the place."""
         values = self._values(live)
-        if (limit := beyond(values)) is not None:
+        if (limit := beyond(values, "The Context")) is not None:
             return limit
         try:  # the validator says more clearly than the serializer what does not fit
             self.decode(_write(live))

@@ -62,7 +62,13 @@ class _Pending:
         """Offer it no more, and say why."""
         self.settle()
         if not self.future.done():
-            self.future.set_exception(error)
+            _fail(self.future, error)
+
+
+def _fail(future: asyncio.Future[Result], error: Exception) -> None:
+    """For whoever waits; if he has left, asyncio is not to print it: what memory holds follows from ``settled``."""
+    future.set_exception(error)
+    future.exception()
 
 
 class _Batch:
@@ -159,7 +165,7 @@ class Committer:
         """
         future: asyncio.Future[Result] = asyncio.Future(loop=self._loop)
         if self._ended:
-            future.set_exception(StoreUnavailable(self._store.name, "the engine has stopped"))
+            _fail(future, StoreUnavailable(self._store.name, "the engine has stopped"))
             if settled is not None:
                 settled()
             return future

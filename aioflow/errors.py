@@ -90,7 +90,8 @@ class WorkflowUnknown(UsageError, LookupError):
         self.workflow = workflow
         self.version = version
         names = ", ".join(sorted(set(known))) or "none"
-        which = f"{workflow!r}" if version is None else f"{workflow!r} version {version!r}"
+        shown = repr(workflow) if len(workflow) <= 200 else f"{workflow[:200]!r}..."
+        which = shown if version is None else f"{shown} version {version!r}"
         super().__init__(
             f"No workflow {which} is known to this engine (known: {names}). "
             "Import the module that defines it, or add the class to Engine(workflows=[...])."

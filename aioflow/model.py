@@ -302,13 +302,20 @@ def check_name(what: str, name: object) -> str:
         raise ValueError(f"{what} must not be empty.")
     if len(name) > MAX_NAME:
         raise LimitExceeded(what, f"{MAX_NAME} characters", f"it has {len(name)}")
-    if "\0" in name:
-        raise LimitExceeded(what, CHARACTERS, "it holds a NUL")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise LimitExceeded(what, CHARACTERS, "it holds a lone surrogate") from None
+    if (character := misfit(name)) is not None:
+        raise LimitExceeded(what, CHARACTERS, f"it holds {character}")
     return name
+
+
+def misfit(text: str) -> str | None:
+    """What kind of character is in a text that some store cannot hold; None if there is none."""
+    if "\0" in text:
+        return "a NUL"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "a lone surrogate"
+    return None
 
 
 def check_id(run_id: object) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from pydantic import JsonValue
 
 from aioflow.clock import to_micros
 from aioflow.errors import LimitExceeded
-from aioflow.model import MAX_DEPTH, MAX_NAME, WorkflowStatus, check_id
+from aioflow.model import CHARACTERS, MAX_DATA, MAX_NAME, WorkflowStatus, check_id, check_name, misfit
 from aioflow.registry import workflow_name
 from aioflow.run import WorkflowRun
 from aioflow.shapes import RunFilters
@@ -24,6 +25,13 @@ _ORDERS: dict[str, tuple[Literal["id", "created_at", "updated_at"], bool]] = {
     "updated_at": ("updated_at", False),
     "-updated_at": ("updated_at", True),
 }
+
+
+#: How many values the filter ``data`` may have, and how deep: databases bound the length of a question.
+_MOST_VALUES = 200
+_DEEPEST = 8
+#: What databases have for whole numbers.
+_INTEGERS = range(-(1 << 63), 1 << 63)
 
 
 def run_query(call: str, filters: Mapping[str, Any], **rest: Any) -> RunQuery:
@@ -63,12 +71,12 @@ def _read(
     after: WorkflowRun[Any] | int | None = None,
 ) -> RunQuery:
     if order not in _ORDERS:
-        raise ValueError(f"runs(order=...) takes one of {', '.join(_ORDERS)}; got {order!r}.")
+        raise ValueError(f"runs(order=...) takes one of {', '.join(_ORDERS)}; got {order!r:.{MAX_NAME}}.")
     column, descending = _ORDERS[order]
     check_limit(limit)
     if data is not None and not isinstance(data, Mapping):
         raise TypeError(f"runs(data=...) takes a mapping of Context fields, got {type(data).__name__}.")
-    _check_data(data or {}, "data", 0)
+    _check_data(data or {})
     instants: dict[str, Any] = {}
     for name, value in (
         ("created_after", created_after),
@@ -81,7 +89,7 @@ def _read(
         instants[name] = None if value is None else to_micros(value, f"runs({name}=...)")
     return RunQuery(
         workflow=tuple(workflow_name(item) for item in _several(workflow)),
-        status=tuple(str(WorkflowStatus(item)) for item in _several(status)),
+        status=tuple(map(_status, _several(status))),
         step=_names("step", step),
         waiting_for=_names("waiting_for", waiting_for),
         waiting_signal=_names("waiting_signal", waiting_signal),
@@ -96,26 +104,57 @@ def _read(
     )
 
 
-def _check_data(value: object, path: str, depth: int) -> None:
-    """Raise TypeError or LimitExceeded unless a stored Context could hold the value."""
-    if depth > MAX_DEPTH:
-        raise LimitExceeded("runs(data=...)", f"depth {MAX_DEPTH}", f"deeper at {path[:MAX_NAME]}")
+def _status(value: object) -> str:
+    if value not in set(WorkflowStatus):
+        raise ValueError(f"runs(status=...) takes one of {', '.join(WorkflowStatus)}; got {value!r:.{MAX_NAME}}.")
+    return str(value)
+
+
+def _check_data(data: Mapping[str, Any]) -> None:
+    """Raise TypeError or LimitExceeded unless a stored Context could hold the values, and a store look for them."""
+    todo: list[tuple[str, object, int]] = [("data", data, 0)]
+    count = -1
+    while todo:
+        path, value, depth = todo.pop()
+        count += 1
+        if depth > _DEEPEST:
+            raise LimitExceeded("runs(data=...)", f"depth {_DEEPEST}", f"deeper at {path[:MAX_NAME]}")
+        if count > _MOST_VALUES:
+            raise LimitExceeded("runs(data=...)", f"{_MOST_VALUES} values", "it has more")
+        match value:
+            case list():
+                todo += [(f"{path}[{i}]", item, depth + 1) for i, item in enumerate(value[: _MOST_VALUES + 1])]
+            case Mapping():
+                for key, item in value.items():
+                    if not isinstance(key, str):
+                        raise TypeError(f"runs(data=...) takes names as keys, got {type(key).__name__} in {path}.")
+                    if key:
+                        check_name(f"runs(data=...): a key in {path[:MAX_NAME]}", key)
+                    todo.append((f"{path}.{key}", item, depth + 1))
+            case _:
+                _check_value(value, path[:MAX_NAME])
+
+
+def _check_value(value: object, path: str) -> None:
+    found = None
     match value:
-        case None | bool() | int() | float() | str():
+        case None | bool():
             return
-        case list():
-            for i, item in enumerate(value):
-                _check_data(item, f"{path}[{i}]", depth + 1)
-        case Mapping():
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    raise TypeError(f"runs(data=...) takes names as keys, got {type(key).__name__} in {path}.")
-                _check_data(item, f"{path}.{key}", depth + 1)
+        case int():
+            limit, found = "64-bit integers", None if value in _INTEGERS else "a larger one"
+        case float():
+            limit, found = "the numbers that JSON has", None if math.isfinite(value) else str(value)
+        case str() if len(value) > MAX_DATA:
+            limit, found = f"{MAX_DATA} characters", f"{len(value)}"
+        case str():
+            limit, found = CHARACTERS, misfit(value)
         case _:
             raise TypeError(
                 f"runs(data=...) takes values as JSON has them, got {type(value).__name__} at {path}. "
                 "Write what WorkflowRun.data shows: a datetime is a string there."
             )
+    if found is not None:
+        raise LimitExceeded("runs(data=...)", limit, f"{found} at {path}")
 
 
 def _several(value: object) -> list[Any]:
@@ -132,7 +171,7 @@ def _names(filter_: str, value: object) -> tuple[str, ...]:
         name = item if isinstance(item, str) else getattr(item, "__name__", None)  # a step may be given as a method
         if not isinstance(name, str):
             raise TypeError(f"runs({filter_}=...) takes a string or several, got {type(item).__name__}.")
-        found.append(name)
+        found.append(check_name(f"runs({filter_}=...)", name) if name else name)
     return tuple(found)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import DefinitionError, WorkflowUnknown
+from aioflow.model import check_name
 
 DEFINITION = "__aioflow_definition__"
 
@@ -109,5 +110,12 @@ def definition_of(cls: object) -> WorkflowDefinition:
 
 
 def workflow_name(workflow: object) -> str:
-    """The name of a workflow class, or the name itself. Raises TypeError for anything else."""
-    return workflow if isinstance(workflow, str) else definition_of(workflow).name
+    """The name of a workflow class, or the name itself.
+
+    Raises:
+        TypeError: neither of them.
+        LimitExceeded: no store can hold such a name.
+    """
+    if not isinstance(workflow, str):
+        return definition_of(workflow).name
+    return check_name("A workflow's name", workflow) if workflow else workflow

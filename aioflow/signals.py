@@ -12,7 +12,7 @@ from pydantic_core import from_json, to_json
 
 from aioflow import clock
 from aioflow.arguments import Unfillable, note_model
-from aioflow.canon import check_json
+from aioflow.canon import beyond, check_json, doubled
 from aioflow.clock import SECOND, Micros
 from aioflow.codec import Unstorable
 from aioflow.definition import WorkflowDefinition
@@ -20,6 +20,7 @@ from aioflow.errors import LimitExceeded, SignalInvalid
 from aioflow.likeness import difference, explain
 from aioflow.model import Arm, Resumption, Run, Signal, arms_of, check_id, check_name, failure_of
 
+_SCALARS = (str, int, float, bool, type(None))
 #: How long a signal to a key waits for somebody to take it.
 KEYED_TTL: Final[Micros] = 7 * 24 * 3600 * SECOND
 
@@ -125,7 +126,7 @@ def _message(name: str, message: BaseModel) -> str:
     except LimitExceeded:
         raise
     except Exception as error:  # serializers and validators may raise anything
-        raise SignalInvalid(name, explain(error)) from error
+        raise _cannot(name, message.__dict__, error) from error
     if not raw.startswith(b"{"):
         raise SignalInvalid(name, "a message is a model with fields; a RootModel has none.")
     if (problem := difference(message, again)) is not None:
@@ -146,9 +147,21 @@ def _payload(name: str, payload: object) -> str:
     try:
         raw = to_json(dict(payload), inf_nan_mode="constants")
     except Exception as error:  # serializers may raise anything
-        raise SignalInvalid(name, explain(error)) from error
+        raise _cannot(name, payload, error) from error
     check_json(raw, f"Signal {name!r}")
+    if not all(isinstance(value, _SCALARS) for value in payload.values()) and (key := doubled(raw)) is not None:
+        problem = f"its payload has a mapping with the key {key!r} twice, once it is JSON, where all keys are text"
+        raise SignalInvalid(name, f"{problem}: a value would be lost. Use text for keys.")
     return raw.decode()
+
+
+def _cannot(name: str, values: Mapping[str, Any], error: Exception) -> Exception:
+    """What to tell of a payload or message that could not be written."""
+    try:
+        limit = beyond(values, f"Signal {name!r}")
+    except Exception:  # noqa: BLE001 - a mapping of a class of its own: it is the first error that is to be explained
+        limit = None
+    return limit or SignalInvalid(name, explain(error))
 
 
 def arm_for(run: Run, signal: Signal, now: Micros) -> Arm | None:

@@ -82,7 +82,7 @@ ROWS: dict[str, Row] = {
     "result: unknown": (lambda e: e.result(9), errors.RunNotFound, "There is no run 9 in this store."),
     # ---- many runs
     "runs: filter": (lambda e: e.runs(colour="red"), TypeError, "runs() has no filter 'colour' (filters: workflow,"),
-    "runs: status": (lambda e: e.runs(status="done"), ValueError, "'done' is not a valid WorkflowStatus"),
+    "runs: status": (lambda e: e.runs(status="done"), ValueError, "runs(status=...) takes one of running, waiting, "),
     "runs: step": (lambda e: e.runs(step=3), TypeError, "runs(step=...) takes a string or several, got int."),
     "runs: signal": (lambda e: e.runs(waiting_signal=3), TypeError, "runs(waiting_signal=...) takes a string or"),
     "runs: key": (lambda e: e.runs(waiting_key=[None]), TypeError, "runs(waiting_key=...) takes a string or several"),

@@ -297,7 +297,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"workflow": 7}, TypeError, "an instance of int is no workflow."),
     ({"workflow": [Order, Engine]}, TypeError, "Engine is no workflow."),
-    ({"status": "shipped"}, ValueError, "'shipped' is not a valid WorkflowStatus"),
+    (
+        {"status": "shipped"},
+        ValueError,
+        "runs(status=...) takes one of running, waiting, completed, failed, cancelled; got 'shipped'.",
+    ),
     ({"step": 7}, TypeError, "runs(step=...) takes a string or several, got int."),
     ({"key": [None]}, TypeError, "runs(key=...) takes a string or several, got NoneType."),
     ({"waiting_for": b"sleep"}, TypeError, "runs(waiting_for=...) takes a string or several, got bytes."),

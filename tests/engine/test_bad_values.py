@@ -1,0 +1,217 @@
+"""Values that no store can hold, or that JSON would lose, in signals, Contexts and filters: told at once, and alike."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from aioflow import StartOptions, complete, errors, step, wait, workflow
+from aioflow.clock import SECOND
+from aioflow.commands import Command
+from aioflow.committer import Committer
+from aioflow.testing.conformance_samples import a_run, starting
+from tests.engine.conftest import MakeEngine
+from tests.faulty import NOW, FaultyStore, QuickClock
+
+
+def nested(depth: int) -> list[Any]:
+    """Lists within lists."""
+    inner: list[Any] = []
+    for _ in range(depth - 1):
+        inner = [inner]
+    return inner
+
+
+def endless() -> list[Any]:
+    """A list that holds itself."""
+    inner: list[Any] = []
+    inner.append(inner)
+    return inner
+
+
+class Anything(BaseModel):
+    """A message that takes all."""
+
+    value: Any = None
+    named: dict[int | str, str] = {}
+
+
+@workflow("bad-values")
+class Flow:
+    """Waits for a signal."""
+
+    class Context(BaseModel):
+        named: dict[int | str, str] = {}
+        deep: dict[str, dict[int | str, str]] = {}
+        value: Any = None
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        return wait.for_signal("go", then=self.end)
+
+    @step
+    async def end(self) -> Command:
+        return complete()
+
+
+# ---- signals
+
+TWICE = "its payload has a mapping with the key '1' twice, once it is JSON, where all keys are text"
+DEPTH, SURROGATE = "the limit of depth 64: deeper at value", "characters that every store can hold: a lone surrogate"
+VALUES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "two keys that are one": (lambda: {1: "a", "1": "b"}, errors.SignalInvalid, TWICE),
+    "two such keys further down": (lambda: [{"x": {1: "a", "1": "b"}}], errors.SignalInvalid, TWICE),
+    "deep": (lambda: nested(100), errors.LimitExceeded, DEPTH),
+    "very deep": (lambda: nested(5_000), errors.LimitExceeded, DEPTH),
+    "endless": (endless, errors.LimitExceeded, DEPTH),
+    "surrogate": (lambda: "\ud800", errors.LimitExceeded, f"{SURROGATE} at value"),
+    "surrogate in a key": (lambda: {"\ud800": 1}, errors.LimitExceeded, f"{SURROGATE} in a key below value"),
+    "surrogate further down": (lambda: [[{"x": "\udfff"}]], errors.LimitExceeded, f"{SURROGATE} at value[0][0].x"),
+}
+
+
+@pytest.mark.parametrize("what", VALUES)
+@pytest.mark.parametrize("message", [False, True], ids=["payload", "message"])
+async def test_signal_that_cannot_be_kept_is_not_sent(make_engine: MakeEngine, what: str, message: bool) -> None:
+    """The error names the signal and the place, in our words; nothing was sent."""
+    make, kind, text = VALUES[what]
+    if message and kind is errors.SignalInvalid:
+        text = "it does not survive JSON: value"
+    async with make_engine(Flow, worker=False) as engine:
+        run = await engine.start(Flow)
+        args: tuple[Any, ...] = (Anything(value=make()),) if message else ("go", {"value": make()})
+        with pytest.raises(kind) as caught:
+            await engine.signal(*args, run_id=run.id)
+        assert text in str(caught.value)
+        assert f"Signal {'Anything' if message else 'go'!r}" in str(caught.value)
+        assert "Pydantic" not in str(caught.value)
+        assert (await engine.stats()).mailbox == 0
+
+
+async def test_payload_whose_keys_stay_apart_is_sent(make_engine: MakeEngine) -> None:
+    """Numbers as keys become text, and none is lost; the same key in two mappings is none twice."""
+    async with make_engine(Flow) as engine:
+        run = await (await engine.start(Flow)).wait(5, until="parked")
+        value = {1: "a", "2": [{"x": 1.5, "y": -0.0}, {"x": 10**30, "é\n": None}], 3: 1e16}
+        await engine.signal("go", {"value": value}, run_id=run.id)
+        assert (await run.wait(5)).data["value"] == {str(key): item for key, item in value.items()}
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [{"named": {1: "a", "1": "b"}}, {"deep": {"x": {1: "a", "1": "b"}}}, {"value": {1: "a", "1": "b"}}],
+    ids=["field", "nested", "Any"],
+)
+async def test_context_whose_keys_become_one_is_not_started(make_engine: MakeEngine, keywords: dict[str, Any]) -> None:
+    """A mapping that loses a value as JSON does not read back, which the start says."""
+    async with make_engine(Flow, worker=False) as engine:
+        with pytest.raises(
+            errors.ContextInvalid, match=r"cannot be stored: .* reads back as another dict than was written"
+        ):
+            await engine.start(Flow, **keywords)
+        assert await engine.count() == 0
+
+
+# ---- filters
+
+LONG, SURROGATES, NUL = "x" * 201, "\ud800", "\0"
+NAMES = ("workflow", "step", "waiting_for", "waiting_signal", "waiting_key", "key")
+DATA: dict[str, tuple[Any, str]] = {
+    "surrogate": (SURROGATES, "characters that every store can hold: a lone surrogate at data.value"),
+    "NUL": (NUL, "characters that every store can hold: a NUL at data.value"),
+    "surrogate in a key": ({SURROGATES: 1}, "characters that every store can hold: it holds a lone surrogate"),
+    "long key": ({LONG: 1}, "200 characters: it has 201"),
+    "large": ("x" * (1 << 21), "1048576 characters: 2097152 at data.value"),
+    "number": (1 << 63, "64-bit integers: a larger one at data.value"),
+    "NaN": (float("nan"), "the numbers that JSON has: nan at data.value"),
+    "wide": (list(range(5_000)), "200 values: it has more"),
+    "deep": (nested(100), "depth 8: deeper at data.value"),
+    "endless": (endless(), "depth 8: deeper at data.value"),
+}
+
+
+@pytest.mark.parametrize("value", [LONG, SURROGATES, NUL, "x" * (1 << 22)], ids=["long", "surrogate", "NUL", "huge"])
+@pytest.mark.parametrize("filter_", NAMES)
+async def test_filter_that_nothing_can_match_is_told(make_engine: MakeEngine, filter_: str, value: str) -> None:
+    """A name that no store can hold is refused before any store is asked, so every one behaves the same."""
+    async with make_engine(Flow, worker=False) as engine:
+        for call in (engine.runs, engine.count):
+            with pytest.raises(errors.LimitExceeded) as caught:
+                await call(**{filter_: value})  # type: ignore[operator]
+            assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("what", DATA)
+async def test_data_that_nothing_can_match_is_told(make_engine: MakeEngine, what: str) -> None:
+    """So is a value that no Context can hold, or that is more than a question can ask for."""
+    value, text = DATA[what]
+    async with make_engine(Flow, worker=False) as engine:
+        for call in (engine.runs, engine.count):
+            with pytest.raises(errors.LimitExceeded) as caught:
+                await call(data={"value": value})  # type: ignore[operator]
+            assert text in str(caught.value)
+            assert len(str(caught.value)) < 500
+
+
+async def test_filters_up_to_their_limits_work(make_engine: MakeEngine) -> None:
+    """What is just within the limits is found, in every store."""
+    wide, deep, edge = list(range(198)), nested(8), [2**63 - 1, -(2**63), "é" * 100_000, "", 1e300]
+    async with make_engine(Flow, worker=False) as engine:
+        for value in (wide, deep, edge, {"x" * 200: {"": 1}}):
+            run = await engine.start(Flow, value=value)
+            assert [found.id for found in await engine.runs(data={"value": value})] == [run.id]
+        assert await engine.runs(key="", step="x" * 200, workflow="") == []
+
+
+async def test_find_and_start_of_what_no_name_can_be(make_engine: MakeEngine) -> None:
+    """A name of megabytes is not repeated."""
+    huge = "x" * (1 << 26)
+    async with make_engine(Flow, worker=False) as engine:
+        for name in (huge, SURROGATES):
+            with pytest.raises(errors.LimitExceeded) as limit:
+                await engine.find(name, "key")
+            assert len(str(limit.value)) < 300
+            with pytest.raises(errors.WorkflowUnknown) as unknown:
+                await engine.start(name, StartOptions(key="key"))
+            assert len(str(unknown.value)) < 500
+        assert str(errors.WorkflowUnknown(huge, ["a"])).startswith(f"No workflow '{'x' * 200}'... is known")
+        for wrong in ({"status": huge}, {"order": huge}):
+            with pytest.raises(ValueError) as caught:
+                await engine.runs(**wrong)  # type: ignore[arg-type]
+            assert "takes one of" in str(caught.value)
+            assert len(str(caught.value)) < 500
+
+
+# ---- futures
+
+
+async def test_error_that_nobody_waits_for_is_not_printed() -> None:
+    """A change that cannot be stored, whose sender has left, is nothing that asyncio has to print."""
+    store = FaultyStore()
+    await store.open(NOW)
+    store.poison = set(range(1, 10))
+    printed: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: printed.append(context))
+    try:
+        committer = Committer(store, QuickClock(), lambda *_: None)
+        committer.start()
+        settled = itertools.count()
+        for run_id in range(1, 10):
+            committer.submit(starting(a_run(run_id)), settled=lambda: next(settled))
+        await committer.stop(SECOND)
+        committer.submit(starting(a_run(11)), settled=lambda: next(settled))
+        assert next(settled) == 10
+        for _ in range(2):
+            await asyncio.sleep(0)
+            gc.collect()
+    finally:
+        loop.set_exception_handler(None)
+        await store.close()
+    assert printed == []
