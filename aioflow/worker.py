@@ -215,6 +215,8 @@ class Worker:
             now=now,
         )
         began = claim.working and not self.working
+        if self.working and not claim.working:
+            self._lose("another process works the store")
         self.working = self.scheduler.working = claim.working
         if not claim.working:
             return

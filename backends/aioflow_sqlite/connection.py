@@ -27,22 +27,24 @@ class Connection(aiosqlite.Connection):
 
     Args:
         address: what to open.
+        timeout: how many milliseconds it waits for each lock at first.
         read_only: whether it may write.
         check: raises if the path of an open database holds another file by now.
 
     The mutable state: what was opened first, and whether an I/O error has happened since the file was opened.
     """
 
-    def __init__(self, address: Address, read_only: bool, check: Callable[[], None]) -> None:
+    def __init__(self, address: Address, timeout: int, *, read_only: bool, check: Callable[[], None]) -> None:
         super().__init__(self._first, iter_chunk_size=64)
         self._opened: sqlite3.Connection | None = None
         self._address = address
+        self._timeout = timeout
         self._read_only = read_only
         self._check = check
         self._failed = False
 
     def _first(self) -> sqlite3.Connection:
-        self._opened = _open(self._address, self._address.uri)
+        self._opened = _open(self._address.uri, self._timeout)
         return self._opened
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
@@ -98,7 +100,7 @@ class Connection(aiosqlite.Connection):
         old = self._conn
         _, _, path = old.execute("PRAGMA database_list").fetchone()
         self._check()
-        new = _open(self._address, self._address.existing(path))
+        new = _open(self._address.existing(path), self._address.busy_timeout)
         try:
             self._set_up(new)
             self._check()
@@ -112,9 +114,9 @@ class Connection(aiosqlite.Connection):
         _set_up(db, self._address, self._read_only)
 
 
-async def connect(address: Address, *, read_only: bool, check: Callable[[], None]) -> Connection:
-    """Open a connection and set it up. ``check``: see Connection."""
-    connection = Connection(address, read_only, check)
+async def connect(address: Address, timeout: int, *, read_only: bool, check: Callable[[], None]) -> Connection:
+    """Open a connection and set it up, waiting so many milliseconds for each lock. ``check``: see Connection."""
+    connection = Connection(address, timeout, read_only=read_only, check=check)
     try:
         await connection
     except BaseException:
@@ -128,12 +130,12 @@ async def connect(address: Address, *, read_only: bool, check: Callable[[], None
     return connection
 
 
-def _open(address: Address, uri: str) -> sqlite3.Connection:
+def _open(uri: str, timeout: int) -> sqlite3.Connection:
     return sqlite3.connect(
         uri,
         uri=True,
         isolation_level=None,
-        timeout=address.busy_timeout / 1000,
+        timeout=timeout / 1000,
         cached_statements=256,
         check_same_thread=False,
     )
@@ -150,6 +152,12 @@ def _set_up(db: sqlite3.Connection, address: Address, read_only: bool) -> None:
     # Whoever works the file checkpoints it, nobody else; see wal.py.
     db.execute("PRAGMA wal_autocheckpoint = 0")
     db.execute("PRAGMA journal_size_limit = 67108864")
+
+
+def settle(db: sqlite3.Connection, milliseconds: int) -> None:
+    """From now on it waits so long for a lock, and has all its files open: it will not make one that was deleted."""
+    db.execute(f"PRAGMA busy_timeout = {milliseconds}").fetchall()
+    db.execute("SELECT 1 FROM store").fetchall()
 
 
 def begin(db: sqlite3.Connection) -> None:

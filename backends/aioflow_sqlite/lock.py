@@ -31,7 +31,7 @@ class FileLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = path.absolute()
         self._name = os.path.realpath(path)
         self._fd: int | None = None
 
@@ -43,11 +43,15 @@ class FileLock:
     def acquire(self) -> bool:
         """Take the lock if it is free. True if this object has it now.
 
+        The lock of a file that somebody has deleted meanwhile is worth nothing, as anybody may make another: so is this.
+
         Raises:
             OSError: the file cannot be made.
         """
         if self._fd is not None:
-            return True
+            if self._is_the_file(self._fd):
+                return True
+            self.release()
         if _held.get(self._name) == os.getpid():
             return False
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
@@ -56,9 +60,21 @@ class FileLock:
         except OSError:
             os.close(fd)
             return False
+        if not self._is_the_file(fd):  # deleted since: the next try makes it anew
+            os.close(fd)
+            return False
         self._fd = fd
         _held[self._name] = os.getpid()
         return True
+
+    def _is_the_file(self, fd: int) -> bool:
+        """Whether this is the file of that name, still."""
+        mine = os.fstat(fd)
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            return False
+        return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
 
     def release(self) -> None:
         """Let go of it, if this object has it."""

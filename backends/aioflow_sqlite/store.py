@@ -8,23 +8,31 @@ One process works the file: the holder of ``<file>.worker``. Others start, query
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 
-from aioflow.clock import Micros
+from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import StoreError, StoreRefused, StoreUnavailable
 from aioflow.model import Deadline, Run, Signal, Transition
 from aioflow.store import Change, Claim, IdKind, Mail, Result, RunQuery, Stats
 from aioflow_sqlite import batch, mailbox, ownership, questions
 from aioflow_sqlite.address import parse
-from aioflow_sqlite.connection import Connection, NewerSchema, connect, migrate, snapshot, transaction
+from aioflow_sqlite.connection import (
+    Connection,
+    NewerSchema,
+    connect,
+    migrate,
+    settle,
+    snapshot,
+    transaction,
+)
 from aioflow_sqlite.lock import FileLock
 from aioflow_sqlite.rows import SELECT_RUNS
 from aioflow_sqlite.wal import Wal, weight
@@ -33,7 +41,8 @@ T = TypeVar("T")
 _log = structlog.get_logger("aioflow")
 #: Two connections that write and checkpoint at once can damage the WAL before this version.
 _SAFE_WAL = (3, 51, 3)
-_OPEN_TRIES = 100
+#: So long opening waits for a lock at the least, though SQLite is to wait for less.
+_LEAST_PATIENCE: Micros = 2 * SECOND
 
 
 class SQLiteStore:
@@ -46,7 +55,7 @@ class SQLiteStore:
     Raises:
         ValueError: it is no such URL.
 
-    The mutable state: the two connections, the lock, and which file it is, while it is open.
+    The mutable state: the two connections, the lock, and which files those are, while it is open.
     """
 
     exclusive = True
@@ -58,7 +67,7 @@ class SQLiteStore:
         self._lock = None if self._address.path is None else FileLock(Path(f"{self._address.path}.worker"))
         self._works = False
         self._told = False
-        self._file: tuple[Path, tuple[int, int]] | None = None
+        self._files: list[_File] = []
         self._wal: Wal | None = None
 
     @property
@@ -68,27 +77,33 @@ class SQLiteStore:
 
     async def open(self, now: Micros) -> str:
         """See the port."""
-        for tries_left in reversed(range(_OPEN_TRIES)):
+        clock = Clock()
+        patience = max(self._address.busy_timeout * 1000, _LEAST_PATIENCE)
+        until = clock.monotonic() + patience
+        while True:
+            left = max(until - clock.monotonic(), 0)
             try:
-                return await self._open()
+                return await self._open(min(left // 1000, self._address.busy_timeout))
             except StoreError as error:
                 # Others may be switching the file to WAL just now, for which SQLite does not wait.
-                if not tries_left or "locked" not in str(error):
+                if "locked" not in str(error) or clock.monotonic() >= until:
                     raise
-                await asyncio.sleep(0.05)  # noqa: TID251 - waits for another process, whatever the engine's clock
-        raise AssertionError
+                await clock.sleep(SECOND // 20)
 
-    async def _open(self) -> str:
+    async def _open(self, timeout: int) -> str:
+        """Open it, waiting so many milliseconds for locks."""
         try:
-            self._writer = await connect(self._address, read_only=False, check=self._check_file)
+            self._writer = await connect(self._address, timeout, read_only=False, check=self._check_file)
             uuid = await self._writer.run(migrate)
+            self._files = [] if self._address.path is None else _files_of(self._address.path)
             in_memory = self._address.path is None
-            self._file = None if self._address.path is None else _file_of(self._address.path)
-            self._wal = None if self._file is None else Wal(str(self._file[0]))
+            self._wal = None if in_memory else Wal(str(self._files[0].path))
             if in_memory:
                 self._reader = self._writer
             else:
-                self._reader = await connect(self._address, read_only=True, check=self._check_file)
+                self._reader = await connect(self._address, timeout, read_only=True, check=self._check_file)
+            for connection in (self._writer, self._reader):
+                await connection.run(partial(settle, milliseconds=self._address.busy_timeout))
         except BaseException as error:
             await self.close()
             if isinstance(error, NewerSchema):
@@ -177,6 +192,7 @@ class SQLiteStore:
 
         def claim(db: sqlite3.Connection) -> Claim:
             if self._lock is not None and not self._lock.acquire():
+                self._works = False
                 return Claim(working=False)
             if not self._works:
                 ownership.disown_dead(db, worker)
@@ -203,7 +219,13 @@ class SQLiteStore:
 
     async def hint(self, now: Micros) -> int:
         """See the port: what other connections than the writer have committed."""
-        return await self._write(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
+
+        def hint(db: sqlite3.Connection) -> int:
+            if self._works and self._lock is not None:
+                self._works = self._lock.acquire()  # should its file have been deleted, it is there again
+            return int(db.execute("PRAGMA data_version").fetchone()[0])
+
+        return await self._write(hint)
 
     async def stats(self, now: Micros) -> Stats:
         """See the port."""
@@ -224,7 +246,7 @@ class SQLiteStore:
         writer = self._writer
 
         def write(db: sqlite3.Connection) -> T:
-            self._check_file()
+            self._check_files(db)
             result = function(db)
             if self._works and self._wal is not None and writer is not None:
                 self._keep_short(self._wal, writer, db, data)
@@ -243,15 +265,22 @@ class SQLiteStore:
 
     def _check_file(self) -> None:
         """What is written to a file that has lost its name is gone when it is closed, whatever SQLite says."""
-        if self._file is not None:
-            path, identity = self._file
-            try:
-                there = _identity(path) == identity
-            except FileNotFoundError:
-                there = False
-            if not there:
-                problem = "its file was deleted or replaced while it was open"
-                raise StoreUnavailable(self.name, problem, "Put the file back, or restart to begin with the one there.")
+        if self._files and _identity(self._files[0].path) != self._files[0].identity:
+            problem = "its file was deleted or replaced while it was open"
+            raise StoreUnavailable(self.name, problem, "Put the file back, or restart to begin with the one there.")
+
+    def _check_files(self, db: sqlite3.Connection) -> None:
+        """The same of the file and of those that belong to it."""
+        self._check_file()
+        lost = next((file for file in self._files[1:] if _identity(file.path) != file.identity), None)
+        if lost is None:
+            return
+        if _identity(lost.path) is None:
+            # As long as it is open SQLite has what was in it: here it is brought into the file that has a name.
+            with suppress(sqlite3.Error):
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        problem = f"{lost.path.name}, which belongs to its file, was deleted or replaced while it was open"
+        raise StoreUnavailable(self.name, problem, "Restart this process, and let nobody touch that file.")
 
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         return await self._run(self._reader, function)
@@ -279,24 +308,33 @@ class SQLiteStore:
         return StoreUnavailable(self.name, text, advice)
 
 
-def _file_of(path: str) -> tuple[Path, tuple[int, int]] | None:
-    """The file, wherever the working directory will be, and which it is; None for what SQLite only calls a file."""
-    file = Path(path).absolute()
-    return (file, _identity(file)) if file.exists() else None
+class _File(NamedTuple):
+    path: Path
+    identity: tuple[int, int] | None
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    stat = path.stat()
+def _files_of(path: str) -> list[_File]:
+    """The file and those that SQLite keeps beside it, wherever the working directory will be, and which they are."""
+    file = Path(path).absolute()  # for SQLite alone it may be a file that is none
+    files = (_File(each, _identity(each)) for each in (file, Path(f"{file}-wal"), Path(f"{file}-shm")))
+    return [each for each in files if each.identity is not None]
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
     return stat.st_dev, stat.st_ino
 
 
 _ADVICE = {
-    "disk I/O": "Look at the disk: the file is opened anew, and work goes on when it can be written.",
     "switched to WAL": "Look at the disk: it has to be a local one that can be written.",
     "unable to open": "Check that the directory exists and can be written.",
     "locked": "Another process holds the file's write lock: end its long transaction.",
     "readonly": "Check the permissions of the file and of its directory.",
     "full": "Make room on the disk: work goes on by itself.",
     "malformed": "The file is damaged: restore a backup.",
-    "not a database": "The path holds another kind of file.",
+    "not a database": "The path holds another kind of file, or the file is damaged: then restore a backup.",
+    "disk I/O error": "The disk or its file system failed: look into the system's log. Work goes on when it is mended.",
 }

@@ -32,7 +32,9 @@ LOCKED = "database is locked. Another process holds the file's write lock: end i
 READ_ONLY = "attempt to write a readonly database. Check the permissions of the file and of its directory."
 FULL = "database or disk is full. Make room on the disk: work goes on by itself."
 DAMAGED = "database disk image is malformed. The file is damaged: restore a backup."
-NO_DATABASE = "file is not a database. The path holds another kind of file"
+NO_DATABASE = (
+    "file is not a database. The path holds another kind of file, or the file is damaged: then restore a backup."
+)
 CANNOT_OPEN = "unable to open database file. Check that the directory exists and can be written."
 
 
@@ -364,5 +366,5 @@ async def test_opening_waits_for_a_lock(tmp_path: Path, clock: ShiftedClock) -> 
 
 def test_every_sentence_gives_advice() -> None:
     """Each of the texts of this file says what to do after what has happened."""
-    for text in (LOCKED, READ_ONLY, FULL, DAMAGED, NO_DATABASE + ".", CANNOT_OPEN):
+    for text in (LOCKED, READ_ONLY, FULL, DAMAGED, NO_DATABASE, CANNOT_OPEN):
         assert re.fullmatch(r"[a-z ]+\. [A-Z][^.]+\.", text), text

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -84,4 +92,182 @@ async def test_a_relative_path_is_that_of_the_opening(tmp_path: Path, monkeypatc
         monkeypatch.chdir(tmp_path / "elsewhere")
         assert await store.reserve("run", 1, 0) >= 1
     finally:
+        await store.close()
+
+
+# ---- the files that SQLite keeps beside it
+
+BESIDE = pytest.mark.parametrize("gone", [("-wal",), ("-shm",), ("-wal", "-shm")], ids="+".join)
+
+
+def take_away(path: Path, names: tuple[str, ...], *, replace: bool = False) -> None:
+    """Delete files, or put empty ones in their place."""
+    for name in names:
+        file = Path(f"{path}{name}")
+        file.unlink()
+        if replace:
+            file.touch()
+
+
+@BESIDE
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+async def test_file_beside_it_that_is_gone_is_told_of(tmp_path: Path, gone: tuple[str, ...], replaced: bool) -> None:
+    """Every verb that writes says so; what was there before can be read, and is there when it is opened again."""
+    path = tmp_path / "x.db"
+    store = SQLiteStore(f"sqlite:///{path}")
+    await store.open(0)
+    try:
+        first = await store.reserve("run", 10, 0)
+        take_away(path, gone, replace=replaced)
+        for _ in range(2):
+            with pytest.raises(errors.StoreUnavailable) as caught:
+                await store.reserve("run", 10, 0)
+            assert str(caught.value) == (
+                f"The store sqlite:///{path} is not available: x.db{gone[0]}, which belongs to its file, was deleted or "
+                "replaced while it was open. Restart this process, and let nobody touch that file."
+            )
+        assert (await store.stats(0)).runs == {}
+    finally:
+        await store.close()
+    await store.open(0)
+    assert await store.reserve("run", 1, 0) == first + 10
+    await store.close()
+
+
+@BESIDE
+async def test_what_was_acknowledged_outlives_the_wal(tmp_path: Path, gone: tuple[str, ...]) -> None:
+    """Within moments what only the deleted file had is in the file that is left: a crash after that loses nothing."""
+    path, copy = tmp_path / "x.db", tmp_path / "copy.db"
+
+    def runs_after_a_crash() -> int:
+        shutil.copy(path, copy)
+        try:
+            with closing(sqlite3.connect(copy)) as db:
+                (number,) = db.execute("SELECT count(*) FROM runs").fetchone()
+        except sqlite3.DatabaseError:  # it was copied as it was written
+            return 0
+        return int(number)
+
+    with capture_logs():
+        async with Engine(
+            f"sqlite:///{path}", workflows=[Flow], shutdown_timeout=timedelta(milliseconds=100)
+        ) as engine:
+            runs = [await engine.start(Flow) for _ in range(5)]
+            assert runs_after_a_crash() < 5  # the fault: what is acknowledged is not in the file itself
+            take_away(path, gone)
+            await wait_until(lambda: runs_after_a_crash() == 5)
+            assert len(await engine.runs()) == 5
+            stopping = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - stopping < 10
+    async with Engine(f"sqlite:///{path}", workflows=[Flow]) as engine:
+        for run in runs:
+            await engine.wait(run.id, 5, until="parked")
+            await engine.signal("go", run_id=run.id)
+            assert (await engine.wait(run.id, 5)).status == "completed"
+
+
+# ---- the lock of whoever works it
+
+THIEF = """
+import os, sys, time
+from pathlib import Path
+from aioflow_sqlite.lock import FileLock
+
+path = Path(sys.argv[1])
+lock = FileLock(path)
+if sys.argv[2] == "steal":
+    while not lock.acquire():
+        path.unlink(missing_ok=True)
+print(lock.acquire(), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def thief(path: Path, way: str) -> Iterator[bool]:
+    """Another process that tries for the lock, and keeps it if it has it. With ``way`` "steal" it deletes the file."""
+    command = [sys.executable, "-c", THIEF, f"{path}.worker", way]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline() == "True\n"
+        finally:
+            process.communicate()
+
+
+async def test_lock_that_was_deleted_is_there_again(tmp_path: Path) -> None:
+    """The engine that works the file makes the lock anew, so that no other engine gets it; work goes on."""
+    path = tmp_path / "x.db"
+    lock = Path(f"{path}.worker")
+    async with Engine(f"sqlite:///{path}", workflows=[Flow]) as engine:
+        run = await (await engine.start(Flow)).wait(5, until="parked")
+        for _ in range(3):
+            take_away(path, (".worker",))
+            await wait_until(lock.exists)
+        with thief(path, "ask") as has:
+            assert not has
+            await engine.signal("go", run_id=run.id)
+            assert (await run.wait(5)).status == "completed"
+
+
+async def test_engine_whose_lock_was_stolen_stops_its_runs(tmp_path: Path) -> None:
+    """Two never work the file: who finds his lock in other hands stops, says so, and works again when it is free."""
+    path = tmp_path / "x.db"
+    begun, stopped = [], []
+
+    @workflow("deleted-lock")
+    class Long:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            begun.append(1)
+            try:
+                if len(begun) == 1:
+                    await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                stopped.append(1)
+                raise
+            return complete()
+
+    with capture_logs() as log:
+        async with Engine(f"sqlite:///{path}", workflows=[Long]) as engine:
+            run = await engine.start(Long)
+            await wait_until(lambda: begun)
+            with thief(path, "steal") as has:
+                assert has
+                await wait_until(lambda: stopped)
+                assert any(line.get("why") == "another process works the store" for line in log)
+                assert (await engine.stats()).running_here == 0
+                await run.refresh()
+                assert (run.status, begun) == ("running", [1])
+            assert (await run.wait(10)).status == "completed"
+    assert begun == [1, 1]
+
+
+# ---- opening
+
+
+async def test_opening_a_locked_file_ends_in_time(tmp_path: Path) -> None:
+    """A file that somebody else keeps locked is told of after the time that SQLite is to wait, not after many of it."""
+    path = tmp_path / "x.db"
+    async with Engine(f"sqlite:///{path}", workflows=[Flow]):
+        pass
+    for statement in ("BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"):
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            if statement == "BEGIN EXCLUSIVE":
+                db.execute("PRAGMA journal_mode = DELETE")
+            db.execute(statement)
+            store = SQLiteStore(f"sqlite:///{path}?busy_timeout=2500")
+            began = time.monotonic()
+            with pytest.raises(errors.StoreUnavailable) as caught:
+                await store.open(0)
+            assert 2.4 < time.monotonic() - began < 6
+            assert str(caught.value) == (
+                f"The store sqlite:///{path} is not available: database is locked. "
+                "Another process holds the file's write lock: end its long transaction."
+            )
+            db.execute("ROLLBACK")
+        await store.open(0)
         await store.close()
