@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -34,6 +35,9 @@ FULL = "database or disk is full. Make room on the disk: work goes on by itself.
 DAMAGED = "database disk image is malformed. The file is damaged: restore a backup."
 NO_DATABASE = (
     "file is not a database. The path holds another kind of file, or the file is damaged: then restore a backup."
+)
+IO_ERROR = (
+    "disk I/O error. The disk or its file system failed: look into the system's log; work goes on when it is mended."
 )
 CANNOT_OPEN = "unable to open database file. Check that the directory exists and can be written."
 
@@ -155,12 +159,24 @@ async def full_disk(engine: Engine, folder: Path) -> AsyncIterator[None]:
     disk.make_room()
 
 
+@asynccontextmanager
+async def failing_disk(engine: Engine, folder: Path) -> AsyncIterator[None]:
+    """The system refuses every write, for a reason that SQLite has no word for."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 Fault: TypeAlias = Callable[[Engine, Path], AbstractAsyncContextManager[None]]
 FAULTS: list[tuple[Fault, str]] = [
     (locked, LOCKED),
     (read_only, READ_ONLY),
     (full_file, FULL),
     (full_disk, FULL),
+    (failing_disk, IO_ERROR),
 ]
 
 
@@ -366,5 +382,5 @@ async def test_opening_waits_for_a_lock(tmp_path: Path, clock: ShiftedClock) -> 
 
 def test_every_sentence_gives_advice() -> None:
     """Each of the texts of this file says what to do after what has happened."""
-    for text in (LOCKED, READ_ONLY, FULL, DAMAGED, NO_DATABASE, CANNOT_OPEN):
-        assert re.fullmatch(r"[a-z ]+\. [A-Z][^.]+\.", text), text
+    for text in (LOCKED, READ_ONLY, FULL, DAMAGED, NO_DATABASE, CANNOT_OPEN, IO_ERROR):
+        assert re.fullmatch(r"[a-zIO/ ]+\. [A-Z][^.]+\.", text), text
