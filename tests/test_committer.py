@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -597,6 +598,27 @@ async def test_a_cancelled_task_is_begun_again(desk: Desk) -> None:
     assert [(entry["log_level"], entry["event"]) for entry in logged] == [
         ("error", "a task of the engine was ended by somebody else, it is begun again")
     ] * 3
+
+
+async def test_error_that_nobody_waits_for_is_not_printed(desk: Desk) -> None:
+    """A change that cannot be stored, whose sender has left, is nothing that asyncio has to print; it is settled."""
+    desk.store.poison = set(range(1, 10))
+    printed: list[dict[str, Any]] = []
+    settled: list[int] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: printed.append(context))
+    try:
+        for run_id in range(1, 10):
+            desk.committer.submit(starting(a_run(run_id)), settled=partial(settled.append, run_id))
+        await desk.committer.stop(SECOND)
+        desk.committer.submit(starting(a_run(11)), settled=partial(settled.append, 11))
+        for _ in range(2):
+            await asyncio.sleep(0)
+            gc.collect()
+    finally:
+        loop.set_exception_handler(None)
+    assert sorted(settled) == [*range(1, 10), 11]
+    assert printed == []
 
 
 # ---- a store that breaks its contract

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from aioflow import StartOptions, complete, errors, step, wait, workflow
-from aioflow.clock import SECOND
 from aioflow.commands import Command
-from aioflow.committer import Committer
-from aioflow.testing.conformance_samples import a_run, starting
 from tests.engine.conftest import MakeEngine
-from tests.faulty import NOW, FaultyStore, QuickClock
 
 
 def nested(depth: int) -> list[Any]:
@@ -186,32 +179,3 @@ async def test_find_and_start_of_what_no_name_can_be(make_engine: MakeEngine) ->
                 await engine.runs(**wrong)  # type: ignore[arg-type]
             assert "takes one of" in str(caught.value)
             assert len(str(caught.value)) < 500
-
-
-# ---- futures
-
-
-async def test_error_that_nobody_waits_for_is_not_printed() -> None:
-    """A change that cannot be stored, whose sender has left, is nothing that asyncio has to print."""
-    store = FaultyStore()
-    await store.open(NOW)
-    store.poison = set(range(1, 10))
-    printed: list[dict[str, Any]] = []
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: printed.append(context))
-    try:
-        committer = Committer(store, QuickClock(), lambda *_: None)
-        committer.start()
-        settled = itertools.count()
-        for run_id in range(1, 10):
-            committer.submit(starting(a_run(run_id)), settled=lambda: next(settled))
-        await committer.stop(SECOND)
-        committer.submit(starting(a_run(11)), settled=lambda: next(settled))
-        assert next(settled) == 10
-        for _ in range(2):
-            await asyncio.sleep(0)
-            gc.collect()
-    finally:
-        loop.set_exception_handler(None)
-        await store.close()
-    assert printed == []
