@@ -174,8 +174,6 @@ class StoreMachine(RuleBasedStateMachine):
             part: Start | Post
             if data.draw(st.booleans(), "start?"):
                 part = self.a_start(data, key=data.draw(st.sampled_from(KEYS), "key"), parent=run.id)
-                if data.draw(st.booleans(), "its own successor?"):  # the key is looked at as the move leaves it
-                    part = part._replace(run=part.run._replace(workflow=run.workflow, key=run.key))
                 own = None if part.run.key is None else (part.run.workflow, part.run.key)
             else:
                 part = self.a_post(data, avoid=run.id)
@@ -187,6 +185,22 @@ class StoreMachine(RuleBasedStateMachine):
                 keys.add(own)
                 also.append(part)
         self.apply([move._replace(also=tuple(also))])
+
+    @precondition(lambda self: any(run.status == "running" and run.key for run in self.model.runs.values()))
+    @rule(data=st.data(), ends=st.booleans(), reuse=st.sampled_from(["never", "ended", "failed"]))
+    def a_run_is_succeeded(self, data: st.DataObject, ends: bool, reuse: Any) -> None:
+        """A step starts the next run of its own key: that is free if the same move has ended its run."""
+        run = data.draw(
+            st.sampled_from([r for r in self.model.runs.values() if r.status == "running" and r.key]), "run"
+        )
+        after = self.a_start(data, parent=run.id)
+        after = after._replace(run=after.run._replace(workflow=run.workflow, key=run.key), reuse=reuse)
+        move = (
+            self.to(run, "complete", status="completed", owner=None, ended_at=self.now)
+            if ends
+            else self.to(run, "goto")
+        )
+        self.apply([move._replace(also=(after,))])
 
     @rule(data=st.data(), size=st.integers(1, 3))
     def signals_are_sent(self, data: st.DataObject, size: int) -> None:
