@@ -118,9 +118,13 @@ def kinds(draw: st.DrawFn, depth: int = 3) -> Kind:
     return draw(st.sampled_from(members(inner)))
 
 
-def context_of(kind: Kind) -> type[BaseModel]:
-    """A Context with one field of the type, and one that says nothing of its type."""
-    return create_model("Context", value=(kind.annotation, None), anything=(Any, None))
+def context_of(kind: Kind, numbers: Literal["null", "constants", "strings"] = "null") -> type[BaseModel]:
+    """A Context with one field of the type, and one that says nothing of its type.
+
+    ``numbers``: how it wants to be written what JSON has no number for.
+    """
+    config = ConfigDict(ser_json_inf_nan=numbers)
+    return create_model("Context", __config__=config, value=(kind.annotation, None), anything=(Any, None))
 
 
 def live_of(context: type[BaseModel]) -> tuple[ContextCodec, Any]:
@@ -263,7 +267,7 @@ HOSTILE: list[Callable[[], Any]] = [
 def _hostile_values(data: st.DataObject) -> None:
     kind = data.draw(kinds(depth=1), "type")
     make = data.draw(st.sampled_from(HOSTILE), "hostile value")
-    codec, live = live_of(context_of(kind))
+    codec, live = live_of(context_of(kind, data.draw(st.sampled_from(["null", "constants", "strings"]), "numbers")))
     where = data.draw(st.sampled_from(["value", "anything", "inside", "past validation"]), "where")
     value = make()
     if where == "value":
