@@ -19,9 +19,9 @@ import pytest
 from tests.faults.children import House, Nursery
 from tests.faults.test_kill import examine, inspect
 
-#: Kills on one store.
-KILLS = 20
-STORES = 10
+#: Kills on one store: a run that six lives die of in one step is taken for the cause, and failed.
+KILLS = 5
+STORES = 40
 #: Runs that each life starts, if it lives long enough.
 STARTS = 15
 #: Seconds after the fork.
@@ -40,7 +40,7 @@ def houses(nursery: Nursery, tmp_path: Path) -> Iterator[list[House]]:
 
 
 async def kill_often(house: House, seed: int, figures: Counter[str]) -> list[str]:
-    """Kill twenty lives on a store, then let one end the work: what is wrong then."""
+    """Kill five lives on a store, then let one end the work: what is wrong then."""
     house.folder.mkdir()
     chance = random.Random(f"{seed} moments")
     for life in range(1, KILLS + 1):
@@ -68,7 +68,7 @@ async def kill_often(house: House, seed: int, figures: Counter[str]) -> list[str
 
 @pytest.mark.parametrize("lot", LOTS)
 async def test_kills_at_every_part_of_a_life_lose_nothing(houses: list[House], rng: random.Random, lot: int) -> None:
-    """After two hundred short lives on ten stores, nothing acknowledged is lost, and nothing is doubled or early."""
+    """After two hundred short lives on forty stores, nothing acknowledged is lost, and nothing is doubled or early."""
     seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
     sys.stdout.write(f"repeat the programs and the moments with AIOFLOW_TEST_SEED={seed}\n")
     figures: Counter[str] = Counter()
@@ -77,8 +77,8 @@ async def test_kills_at_every_part_of_a_life_lose_nothing(houses: list[House], r
         assert not wrong, "\n".join([f"store {number}:", *wrong[:20]])
     sys.stdout.write(f"{dict(figures)}\n")
     assert figures["kills"] == KILLS * STORES
-    assert figures["while it opens"] >= STORES
-    assert figures["while it works"] >= 2 * STORES
-    assert figures["steps interrupted"] >= 2 * STORES
-    assert figures["repeated steps"] >= 2 * STORES
-    assert figures["runs"] >= 10 * STORES
+    assert figures["while it opens"] >= 10
+    assert figures["while it works"] >= 20
+    assert figures["steps interrupted"] >= 20
+    assert figures["repeated steps"] >= 20
+    assert figures["runs"] >= 100
