@@ -203,8 +203,8 @@ class Committer:
             self._wake.clear()
             await self._wake.wait()
         self._ended = True
-        if self._done is not None and not self._done.done():
-            self._done.set_result(None)
+        assert self._done is not None
+        self._done.set_result(None)
 
     async def _offer(self, pending: list[_Pending]) -> None:
         """Commit these together, however often it takes."""

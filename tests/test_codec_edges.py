@@ -283,11 +283,15 @@ def test_why_a_context_cannot_be_written(
 ) -> None:
     """The error names the field that cannot be written, the limit that it is beyond, or else what was raised."""
     codec = codec_of(context)
-    live = codec.adopt(context())
-    if value is not None:
-        live.__dict__["value"] = value
-    with pytest.raises(error, match=re.escape(text)):
+
+    def write() -> None:
+        live = codec.adopt(context())
+        if value is not None:
+            live.__dict__["value"] = value
         codec.encode(live)
+
+    with pytest.raises(error, match=re.escape(text)):
+        write()
 
 
 def test_an_error_that_cannot_be_told_is_named() -> None:
@@ -346,3 +350,10 @@ def test_a_model_with_a_post_init_is_adopted_with_it() -> None:
             self._twice = self.total * 2
 
     assert codec_of(Counting).adopt(Counting(total=4))._twice == 8  # type: ignore[attr-defined]
+
+
+def test_a_context_that_nobody_validated_is_refused_with_the_words_of_the_validator() -> None:
+    """They say more clearly than the serializer what does not fit."""
+    codec = codec_of(Total)
+    with pytest.raises(Unstorable, match="it does not read back: total: Input should be a valid integer"):
+        codec.adopt(Total.model_construct(total="many"))

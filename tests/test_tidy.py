@@ -51,7 +51,6 @@ CLOCK = "aioflow/clock.py"
 MAY_TELL_TIME = {
     "aioflow/tasks.py": "the loop's time: its patience is that of asyncio.wait, which counts in it too",
     "aioflow/testing/simloop.py": "a loop, whose time is virtual",
-    "backends/aioflow_sqlite/store.py": "opening waits for another process, whatever the engine's clock says",
 }
 
 #: Tests that pause in real time.

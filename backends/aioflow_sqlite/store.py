@@ -336,6 +336,6 @@ _ADVICE = {
     "full": "Make room on the disk: work goes on by itself.",
     "malformed": "The file is damaged: restore a backup.",
     "not a database": "The path holds another kind of file, or the file is damaged: then restore a backup.",
-    "disk I/O error": "The disk or its file system failed: look into the system's log. "
-    "The file is opened anew, and work goes on when it can be written.",
+    "disk I/O error": "The disk or its file system failed: look into the system's log; "
+    "the file is opened anew, and work goes on when it can be written.",
 }

@@ -37,8 +37,8 @@ NO_DATABASE = (
     "file is not a database. The path holds another kind of file, or the file is damaged: then restore a backup."
 )
 IO_ERROR = (
-    "disk I/O error. The disk or its file system failed: look into the system's log. "
-    "The file is opened anew, and work goes on when it can be written."
+    "disk I/O error. The disk or its file system failed: look into the system's log; "
+    "the file is opened anew, and work goes on when it can be written."
 )
 CANNOT_OPEN = "unable to open database file. Check that the directory exists and can be written."
 

@@ -60,8 +60,8 @@ async def failed(store: SQLiteStore, syncs: Syncs, run_id: int) -> None:
     assert syncs.fail == 0
     assert str(caught.value) == (
         f"The store {store.name} is not available: disk I/O error. "
-        "The disk or its file system failed: look into the system's log. "
-        "The file is opened anew, and work goes on when it can be written."
+        "The disk or its file system failed: look into the system's log; "
+        "the file is opened anew, and work goes on when it can be written."
     )
 
 
