@@ -111,7 +111,7 @@ class Activation(Watch):
         """A task that was cancelled before it began has done nothing: another one takes its place."""
         if not task.cancelled() or self._task is not task:
             return
-        if self.stop:
+        if self.stop or self._tools.committer.ended:  # that is, the loop is being closed
             self._end()
         else:
             self.begin(ran)

@@ -23,7 +23,7 @@ from aioflow import telemetry
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
 from aioflow.store import Change, Move, Post, Result, Start, Store
-from aioflow.tasks import TaskSet
+from aioflow.tasks import TaskSet, is_assaulted
 
 _FIRST_BACKOFF: Micros = 20_000
 _LONGEST_BACKOFF: Micros = 2 * SECOND
@@ -118,7 +118,7 @@ class Committer:
         self._wake = asyncio.Event()
         self._stopping = False
         self._given_up = False
-        self._ended = False
+        self.ended = False
         self._offered: list[_Pending] = []
         self._watching = False
         self._tasks = TaskSet()
@@ -144,7 +144,7 @@ class Committer:
             return
         done, _ = await asyncio.wait({self._done}, timeout=patience / SECOND)
         if not done:
-            self._given_up = self._ended = True
+            self._given_up = self.ended = True
             self._tell(StoreUnavailable(self._store.name, "it has not answered by the end of the engine"))
             # A store that does not answer at all is left: it will answer nobody.
             await asyncio.wait({self._done}, timeout=_LAST_WAIT / SECOND)
@@ -164,7 +164,7 @@ class Committer:
             StoreUnavailable if patience or the engine ended while the outcome was unknown.
         """
         future: asyncio.Future[Result] = asyncio.Future(loop=self._loop)
-        if self._ended:
+        if self.ended:
             _fail(future, StoreUnavailable(self._store.name, "the engine has stopped"))
             if settled is not None:
                 settled()
@@ -190,19 +190,29 @@ class Committer:
         return await self.submit(change, patience)
 
     async def _run(self) -> None:
-        """Commit until ``stop``. Should it be cancelled, and begun again, it goes on with what the store had."""
-        while True:
-            while self._offered or self._batches:
-                if not self._offered:
-                    # By run id: every writer takes its locks in the same order.
-                    self._offered = sorted(self._batches.popleft().pending, key=attrgetter("run_id"))
-                await self._offer(self._offered)
-                self._offered = []
-            if self._stopping:
-                break
-            self._wake.clear()
-            await self._wake.wait()
-        self._ended = True
+        """Commit until ``stop``. Should a step cancel it, it is begun again, and goes on with what the store had."""
+        try:
+            while True:
+                while self._offered or self._batches:
+                    if not self._offered:
+                        # By run id: every writer takes its locks in the same order.
+                        self._offered = sorted(self._batches.popleft().pending, key=attrgetter("run_id"))
+                    await self._offer(self._offered)
+                    self._offered = []
+                if self._stopping:
+                    break
+                self._wake.clear()
+                await self._wake.wait()
+        except asyncio.CancelledError:
+            if is_assaulted(asyncio.current_task()):
+                raise
+            self._end()  # the event loop itself is being closed: nobody may wait for what will not come
+            raise
+        self._end()
+
+    def _end(self) -> None:
+        self.ended = self._given_up = True
+        self._tell(StoreUnavailable(self._store.name, "the engine has ended, the outcome is not known"))
         assert self._done is not None
         self._done.set_result(None)
 

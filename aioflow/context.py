@@ -170,6 +170,11 @@ class CurrentRun:
 _current: ContextVar[CurrentRun] = ContextVar("aioflow_current_run")
 
 
+def in_step() -> bool:
+    """Whether this is the code of a step, or what it has started."""
+    return _current.get(None) is not None
+
+
 def run_on(clock: Clock) -> int | None:
     """The id of the run whose step calls this, if an engine on this very clock runs it; else None."""
     current = _current.get(None)

@@ -12,9 +12,26 @@ from contextvars import Context
 from typing import Any
 
 from aioflow import telemetry
+from aioflow.context import in_step
 
-#: Seconds until a task that somebody else has ended is begun again.
+#: Seconds until a task that was ended is begun again.
 _MOMENT = 0.05
+
+
+class _Kept(asyncio.Task[None]):
+    """Knows whether a step has cancelled it."""
+
+    assaulted = False
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """See asyncio.Task."""
+        self.assaulted = self.assaulted or in_step()
+        return super().cancel(msg)
+
+
+def is_assaulted(task: asyncio.Task[Any] | None) -> bool:
+    """Whether it is a step that has cancelled this task, so that another is begun in its place."""
+    return isinstance(task, _Kept) and task.assaulted
 
 
 class TaskSet:
@@ -43,14 +60,20 @@ class TaskSet:
     def keep(self, make: Callable[[], Coroutine[Any, Any, None]], *, name: str) -> None:
         """Start a task that lasts until ``cancel``, or until it returns.
 
-        A step may cancel whatever task it finds. Then another is begun a moment later, so that a loop that cancels all
-        its tasks to be closed has been closed by that time.
+        A step that cancels whatever task it finds does not end it: then another is begun. Who else cancels it closes
+        the event loop.
         """
-        task = self.spawn(make(), name=name)
+        loop = asyncio.get_running_loop()
+        if loop.get_task_factory() is None:
+            task: asyncio.Task[None] = _Kept(make(), loop=loop, name=name)
+        else:
+            task = loop.create_task(make(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
         task.add_done_callback(lambda task: self._begin_again(task, make))
 
     def _begin_again(self, task: asyncio.Task[None], make: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if self._ending or not (task.cancelled() or task.exception()):
+        if self._ending or not (is_assaulted(task) if task.cancelled() else task.exception()):
             return
 
         def begin() -> None:

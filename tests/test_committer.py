@@ -7,6 +7,7 @@ import gc
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
 from itertools import islice
@@ -23,6 +24,7 @@ from aioflow import Engine, StartOptions, complete, sleep, step, workflow
 from aioflow.clock import SECOND, Micros
 from aioflow.commands import Command
 from aioflow.committer import Committer
+from aioflow.context import CurrentRun, _current
 from aioflow.errors import EngineClosed, InternalError, StoreRefused, StoreUnavailable
 from aioflow.ids import Ids, commit_ids
 from aioflow.model import Run
@@ -579,7 +581,34 @@ async def test_stop_before_the_start_is_nothing() -> None:
     await Desk().committer.stop(SECOND)
 
 
-async def test_a_cancelled_task_is_begun_again(desk: Desk) -> None:
+async def test_a_cancelled_task_lets_nobody_hang(desk: Desk) -> None:
+    """When the loop cancels even the committer's task, all who wait are told that the outcome is unknown."""
+    run = a_run(1)
+    with desk.store.held():
+        first = await desk.busy()
+        futures = [first, *desk.submit(starting(run), moving(run), *starts(2))]
+        futures[2].cancel()
+        [task] = [task for task in asyncio.all_tasks() if task.get_name() == "aioflow committer"]
+        task.cancel()
+        await asyncio.wait({task})
+    for future in (*futures[:2], futures[3]):
+        with pytest.raises(StoreUnavailable, match="the engine has ended, the outcome is not known"):
+            future.result()
+    with pytest.raises(StoreUnavailable):
+        await desk.committer.commit(starting(a_run(3)))
+    await desk.committer.stop(SECOND)
+
+
+class Nothing(BaseModel):
+    """A Context."""
+
+
+def cancel_as_a_step(task: asyncio.Task[Any]) -> None:
+    _current.set(CurrentRun(a_run(1), Nothing(), "faulty", QuickClock(), None))  # type: ignore[arg-type]
+    task.cancel()
+
+
+async def test_a_task_that_a_step_cancels_is_begun_again(desk: Desk) -> None:
     """Who cancels the committer's task, while the store has a batch or not, loses nothing, and nothing is told twice."""
     told = 0
     with capture_logs() as logged:
@@ -587,7 +616,7 @@ async def test_a_cancelled_task_is_begun_again(desk: Desk) -> None:
             with desk.store.held():
                 futures = [await desk.busy(), *desk.submit(*starts(10 + ended, 20 + ended))]
                 [task] = [task for task in asyncio.all_tasks() if task.get_name() == "aioflow committer"]
-                task.cancel()
+                copy_context().run(cancel_as_a_step, task)
                 await asyncio.wait({task})
                 assert task.cancelled()
                 assert not any(future.done() for future in futures)

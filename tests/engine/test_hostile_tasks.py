@@ -193,6 +193,37 @@ async def test_step_that_cancels_even_the_closing_lets_the_engine_close(make_eng
         assert (await run_of(engine, Probe)).status == "completed"
 
 
+async def test_loop_that_cancels_all_its_tasks_fails_no_run(make_engine: MakeEngine) -> None:
+    """Who cancels all tasks, as a program does at its end, is no step: the runs stay as they were, for the next life."""
+
+    @workflow("tasks-closed")
+    class Flow:
+        Context = Nothing
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            begun.append(1)
+            if len(begun) == 1:
+                await asyncio.Event().wait()
+            return complete()
+
+    begun: list[int] = []
+    with capture_logs() as logged:
+        async with make_engine(Flow) as engine:
+            run = await engine.start(Flow)
+            await wait_until(lambda: begun)
+            found = [task for task in asyncio.all_tasks() if task.get_name() in LOOPS or is_of_a_run(task)]
+            assert len(found) == len(LOOPS) + 1
+            for task in found:
+                task.cancel()
+        await closed(engine)
+    assert BEGUN_AGAIN not in {entry["event"] for entry in logged}
+    async with make_engine(Flow) as engine:
+        again = await engine.wait(run.id, 5)
+        assert (again.status, begun) == ("completed", [1, 1])
+        assert await kinds_of(engine, again) == ["start", "complete"]
+
+
 # ---- what cannot be followed
 
 
