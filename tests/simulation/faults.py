@@ -28,7 +28,9 @@ ON_REQUESTS = {
     "hint lost": 0.9,
 }
 #: What can become of a process or its clock, and how often at the most.
-ON_PROCESSES = {"kill": 2, "pause": 2, "restart": 1, "clock step": 2, "skew": 1}
+ON_PROCESSES = {"kill": 2, "pause": 2, "partition": 2, "restart": 1, "clock step": 2, "skew": 1}
+#: How many seeds have no faults.
+QUIET = 0.12
 KINDS = (*ON_REQUESTS, *ON_PROCESSES)
 
 
@@ -48,10 +50,17 @@ class Plan(NamedTuple):
     rates: dict[str, float]
     blows: tuple[Blow, ...]
 
+    @property
+    def quiet(self) -> bool:
+        """Whether there are none, so that everything has to happen at once."""
+        return not self.rates and not self.blows
+
 
 def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
     """The plan of a seed; each kind has its own chance, so that the rest stays as it is without it."""
     rates, blows = {}, []
+    if Random(f"{seed} quiet").random() < QUIET:
+        return Plan({}, ())
     for kind, most in ON_REQUESTS.items():
         rng = Random(f"{seed} {kind}")
         if rng.random() < 0.5 and kind not in without:
@@ -60,7 +69,7 @@ def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
         rng = Random(f"{seed} {kind}")
         for _ in range(rng.randint(0, times)):
             lasts = rng.uniform(0.1, 3.2 * LEASE)
-            commits = rng.random() < 0.6 and kind in ("kill", "pause", "restart")
+            commits = rng.random() < 0.6 and kind in ("kill", "pause", "partition", "restart")
             blow = Blow(rng.uniform(0.05, CALM - 2), kind, rng.randrange(3), lasts, commits)
             if kind not in without and blow.engine < engines:
                 blows.append(blow)
@@ -111,25 +120,31 @@ class Server:
         self._under_way: dict[Request, None] = {}
         #: What strikes a process as it next commits.
         self.armed: dict[Process, Callable[[], None]] = {}
+        #: Processes whose requests or replies do not come through.
+        self.parted: set[Process] = set()
         self._context = copy_context()  # nobody's process
 
-    def _fault(self, verb: str) -> str:
-        if not self.calm:
+    def _fault(self, client: Wire, verb: str) -> str:
+        if self.calm:
+            return ""
+        if client.process in self.parted:
+            return self._rng.choice(("error before", "error after", "applied after the error", "silent"))
+        if self.plan.rates:
             chance = self._rng.random()
             for kind, rate in self.plan.rates.items():
                 if kind == "hint lost":
                     continue
                 chance -= rate
                 if chance < 0:
-                    if kind in ("error after", "applied after the error") and verb not in WRITES:
-                        return "error before"
                     return kind
         return ""
 
     async def ask(self, client: Wire, verb: str, *arguments: Any, **keywords: Any) -> Any:
         """Send a request and wait for the reply."""
         request = Request(client, verb, arguments, keywords)
-        request.fault = self._fault(verb)
+        request.fault = self._fault(client, verb)
+        if request.fault in ("error after", "applied after the error") and verb not in WRITES:
+            request.fault = "error before"
         request.reply = self.loop.create_future()
         if request.fault:
             self.oracle.figures[f"fault: {request.fault}"] += 1
@@ -283,7 +298,7 @@ class Wire:
     async def hint(self, now: int) -> int:
         """The store's, or the last one, if the new one is lost."""
         server = self._server
-        lost = server.plan.rates.get("hint lost", 0.0)
+        lost = 1.0 if self.process in server.parted else server.plan.rates.get("hint lost", 0.0)
         hint = await server.store.hint(now)
         if hint != self._hint and not server.calm and lost and server._rng.random() < lost:
             server.oracle.figures["fault: hint lost"] += 1

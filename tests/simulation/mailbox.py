@@ -35,6 +35,8 @@ class Mailbox:
     figures: Counter[str]
     letters: dict[tuple[int, int], Letter] = field(default_factory=dict)
     posted: dict[int, Signal] = field(default_factory=dict)
+    #: Those that were offered again, as the first reply was lost.
+    again: set[int] = field(default_factory=set)
     #: token -> the runs that took it
     takers: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
 
@@ -53,6 +55,7 @@ class Mailbox:
             return
         if signal.id in self.posted:
             self.figures["race: a signal offered twice"] += 1
+            self.again.add(signal.id)
             return
         for each in known:
             letters = [letter for (id_, _), letter in self.letters.items() if id_ == each.id]

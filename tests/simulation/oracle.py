@@ -18,6 +18,10 @@ from tests.simulation.model import State, begun, follow
 from tests.simulation.program import Script
 
 
+#: How late something may be when nothing goes wrong, microseconds.
+PROMPT = 200_000
+
+
 class Client(Protocol):
     """An engine, as it is known to the store."""
 
@@ -44,6 +48,8 @@ class Oracle:
         self.workers: dict[Client, int] = {}
         self.told: dict[tuple[Client, int], int] = {}
         self.cancelled: set[int] = set()
+        #: Whether nothing goes wrong, so that everything has to happen at once.
+        self.prompt = False
         self._waking: dict[tuple[Client, int, int], int] = {}
 
     def wrong(self, problems: Collection[str] | Any) -> None:
@@ -146,6 +152,8 @@ class Oracle:
             earlier = [letter for letter in self.mailbox.fitting(was, now) if letter.signal.sent_at <= was.wake_at]
             if earlier:
                 self.problems.append(f"run {run.id} timed out in spite of {token_of(earlier[0].signal)}")
+        if transition.kind in ("wake", "timeout") and was.wake_at is not None:
+            self._in_time(f"run {run.id} was woken", was.wake_at, now)
         self.wrong(follow(self.states[run.id], run, transition, taken))
         self._write(was, run, transition)
         self._sent(change)
@@ -194,6 +202,7 @@ class Oracle:
             if (signal.name, token_of(signal)) != (name, token):
                 self.problems.append(f"run {was.id} took {signal}, and goes on with {token}")
             self.figures["signal taken from the mailbox"] += 1
+            self._in_time(f"run {was.id} took {token}", max(was.updated_at, signal.sent_at), now)
         else:
             late = was.wake_at is not None and change.transition.at_micros > was.wake_at
             before = [letter for letter in self.mailbox.fitting(was, now) if letter.signal.run_id == was.id]
@@ -289,8 +298,9 @@ class Oracle:
             if row.status == "running" and row.owner == worker:
                 self.rows[id_] = row._replace(owner=None, fence=row.fence + 1, marked=0)
 
-    def step_started(self, client: Client, run: Run) -> None:
+    def step_started(self, client: Client, run: Run, now: int) -> None:
         """A step begins."""
+        self._in_time(f"step {run.step} of run {run.id} began", run.updated_at, now)
         row = self.committed.get((run.id, run.seq))
         if row is None:
             self.problems.append(f"{client.title}: a step of run {run.id} began before seq {run.seq} was committed")
@@ -302,8 +312,14 @@ class Oracle:
             self.problems.append(f"{client.title}: run {run.id} began at {run.seq}, and was known to be further")
         if run.owner != self.workers.get(client):
             self.problems.append(f"{client.title}: a step began of run {run.id}, which is {run.owner}'s")
-        now = self.rows[run.id]
-        self.figures["a step of a stale owner"] += (now.seq, now.fence) != (run.seq, run.fence)
+        stands = self.rows[run.id]
+        self.figures["a step of a stale owner"] += (stands.seq, stands.fence) != (run.seq, run.fence)
+
+    def _in_time(self, what: str, due: int, now: int) -> None:
+        if self.prompt:
+            self.figures["looked whether it was in time"] += 1
+            if now - due > PROMPT:
+                self.problems.append(f"{what} {(now - due) / 1000} ms late, and nothing was wrong")
 
     # ---- what users were told
 
@@ -316,7 +332,9 @@ class Oracle:
             self.problems.append(f"{token} is said to be delivered to {delivered}, and was taken by {takers}")
         if state == "buffered" and not posted:
             self.problems.append(f"{token} is said to be buffered, and is not there")
-        if state in ("none", "rejected") and takers:
+        # Known: if the reply to a broadcast was lost, those who took it until it was offered again are not told of.
+        lost = state == "none" and any(signal.id in self.mailbox.again for signal in posted)
+        if state in ("none", "rejected") and takers and not lost:
             self.problems.append(f"{token} is said to be {state}, and was taken by {takers}")
         if state == "rejected" and not bad:
             self.problems.append(f"{token} was rejected, and is valid")

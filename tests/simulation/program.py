@@ -122,7 +122,7 @@ def make(seed: int) -> Program:
     scripts = [_script(rng, number, runs) for number in range(runs)]
     acts = [_act(rng, index, scripts) for index in range(rng.randint(runs, 5 * runs))]
     engines = rng.choice((1, 2, 2, 3))
-    slots = tuple(rng.choice((1, 2, 1000)) for _ in range(engines))
+    slots = tuple(rng.choice((1, 2, 1000, 1000)) for _ in range(engines))
     return Program(seed, engines, tuple(scripts), tuple(sorted(acts, key=_at)), slots)
 
 

@@ -78,7 +78,7 @@ class Eye:
 
     def step_started(self, run: Run) -> None:
         """See telemetry.Instrument."""
-        self._world.oracle.step_started(self._client, run)
+        self._world.oracle.step_started(self._client, run, self._world.now())
         self._world.trace(self._client.title, f"step {run.id} {run.seq} {run.step}")
 
     def step_ended(self, run: Run, error: BaseException | None) -> None:
@@ -145,6 +145,7 @@ class World:
         self.loop = SimLoop(f"{case.seed} loop")
         self.oracle = Oracle({script.number: script for script in program.make(case.seed).scripts})
         self.plan = plan(case.seed, self.program.engines, case.faults)
+        self.oracle.prompt = self.plan.quiet and min(self.program.slots) > 100
         self.store = MemoryStore("sim://", uuid="sim")
         self._hash = hashlib.blake2b(digest_size=8)
         self._lines = lines
@@ -195,9 +196,9 @@ class World:
         await loop.pause(CALM)
         self._calm()
         end = loop.time() + PATIENCE
-        while self.pending or self.oracle.settled(self._now()):
+        while self.pending or self.oracle.settled(self.now()):
             if loop.time() > end:
-                runs = [self.oracle.rows[id_] for id_ in self.oracle.settled(self._now())]
+                runs = [self.oracle.rows[id_] for id_ in self.oracle.settled(self.now())]
                 self.oracle.problems.append(f"not settled after {PATIENCE} s: {runs}, and {self.pending} calls")
                 return
             if self.oracle.problems:
@@ -205,7 +206,8 @@ class World:
             await loop.pause(0.25)
         await self._close()
 
-    def _now(self) -> Micros:
+    def now(self) -> Micros:
+        """The true instant."""
         return EPOCH + round(self.loop.time() * SECOND)
 
     async def _close(self) -> None:
@@ -217,7 +219,7 @@ class World:
         for host in self.hosts:
             if host.task.done() and not host.task.cancelled() and (error := host.task.exception()) is not None:
                 self.oracle.problems.append(f"an engine ended with {error!r}")
-        now, store, ids = self._now(), self.store, list(self.oracle.rows)
+        now, store, ids = self.now(), self.store, list(self.oracle.rows)
         rows = now_or_never(store.load(range(1, 200_000), now))
         histories = {id_: now_or_never(store.history(id_, 0, 10_000, now)) for id_ in ids}
         self.oracle.check_end(rows, histories, now_or_never(store.stats(now)).mailbox)
@@ -247,6 +249,9 @@ class World:
                 loop.stop_process(process)
                 self.server.hold(process, blow.lasts)
                 loop.call_later(blow.lasts, self._resume, process)
+            case "partition":
+                self.server.parted.add(process)
+                loop.call_later(blow.lasts, self.server.parted.discard, process)
             case "restart":
                 host.closing.set()
                 host.task.add_done_callback(lambda _: self._restart(host, process))

@@ -1,0 +1,179 @@
+"""Deliberate bugs. Each changes a few words of a function of the product; the simulation, or a test, has to notice.
+
+A mutant that no longer applies, as the code has changed, raises: it is to be written anew, or dropped on purpose.
+"""
+
+from __future__ import annotations
+
+import __future__
+import inspect
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple
+
+
+class Mutant(NamedTuple):
+    """A bug: in ``module``, in ``function`` (``Class.method`` or a name), ``old`` becomes ``new``."""
+
+    name: str
+    module: str
+    function: str
+    old: str
+    new: str
+    #: The tests that notice it, where the simulation cannot.
+    tests: str = ""
+
+
+class Drifted(AssertionError):
+    """The product has changed, and the mutant does not fit it."""
+
+
+@contextmanager
+def applied(mutant: Mutant) -> Iterator[None]:
+    """The product with the bug."""
+    module = import_module(mutant.module)
+    *owners, name = mutant.function.split(".")
+    owner: Any = module
+    for part in owners:
+        owner = getattr(owner, part)
+    function = vars(owner)[name]
+    source = textwrap.dedent(inspect.getsource(function))
+    if source.count(mutant.old) != 1:
+        raise Drifted(f"{mutant.name}: {mutant.function} has {mutant.old!r} {source.count(mutant.old)} times")
+    code = compile(
+        source.replace(mutant.old, mutant.new),
+        f"<{mutant.name}>",
+        "exec",
+        flags=__future__.annotations.compiler_flag,
+        dont_inherit=True,
+    )
+    made: dict[str, Any] = {}
+    exec(code, vars(module), made)
+    everywhere = [owner] if owners else _users(name, function)
+    for place in everywhere:
+        setattr(place, name, made[name])
+    try:
+        yield
+    finally:
+        for place in everywhere:
+            setattr(place, name, function)
+
+
+def _users(name: str, function: Any) -> list[Any]:
+    """The modules that have imported a function by its name."""
+    import sys
+
+    modules = [module for key, module in sys.modules.items() if key.startswith("aioflow")]
+    return [module for module in modules if vars(module).get(name) is function]
+
+
+_WORKER, _SCHEDULER, _DELIVERY = "aioflow.worker", "aioflow.scheduler", "aioflow.delivery"
+_COMMITTER, _ACTIVATION, _EXECUTOR = "aioflow.committer", "aioflow.activation", "aioflow.executor"
+_DECIDING, _OUTSIDE, _SIGNALS, _RUNTIME = "aioflow.transitions", "aioflow.interventions", "aioflow.signals", "aioflow.runtime"
+_STORE, _MAILBOX, _TIMERS = "aioflow_memory.store", "aioflow_memory.mailbox", "aioflow.timers"
+
+MUTANTS = [
+    # ---- guards
+    Mutant("skip the fence", _STORE, "MemoryStore._judge_move",
+           "(was.seq, was.fence) != (change.seq, change.fence)", "was.seq != change.seq"),
+    Mutant("skip seq", _STORE, "MemoryStore._judge_move",
+           "(was.seq, was.fence) != (change.seq, change.fence)", "was.fence != change.fence"),
+    Mutant("do not know what was applied", _STORE, "MemoryStore._offered",
+           "transition.commit_id for row in rows", "-1 for row in rows"),
+    Mutant("one stale change sinks its batch", _STORE, "MemoryStore.apply",
+           "        except BaseException:",
+           "            assert all(result.outcome != 'stale' for result in results)\n        except AssertionError:\n"
+           "            for write in reversed(done):\n                self._rows.undo(write)\n"
+           "            self._rows.mailbox.undo()\n            return [Result('stale') for _ in changes]\n"
+           "        except BaseException:"),
+    Mutant("a key names a second run", _STORE, "MemoryStore._judge_start",
+           "not _may_follow(holder, change.reuse)", "False"),
+    # ---- what a lost reply means
+    Mutant("treat unknown as failed", _COMMITTER, "Committer._offer",
+           "                self._tell(error)\n",
+           "                for p in pending:\n                    p.fail(error)\n                return\n"),
+    Mutant("treat unknown as committed", _COMMITTER, "Committer._offer",
+           "                self._tell(error)\n",
+           "                for p in pending:\n"
+           "                    self._resolve(p, Result('applied', getattr(p.change, 'run', None)))\n                return\n"),
+    Mutant("go on with a run that was taken over", _ACTIVATION, "_still_own",
+           "(row.seq, row.fence) == (move.run.seq, move.run.fence)", "row.seq == move.run.seq"),
+    Mutant("a late claim begins a run again", _WORKER, "Worker.look",
+           "and run.seq >= self._heard.get(run.id, 0)", ""),
+    Mutant("a store that is away fails the step", _EXECUTOR, "Executor._changes",
+           "except StoreUnavailable:", "except ZeroDivisionError:"),
+    Mutant("lost claims stay lost", _WORKER, "Worker.look",
+           "held=list(held) if compare else None", "held=None"),
+    # ---- owners and leases
+    Mutant("taking does not raise the fence", _STORE, "_taken", "fence=run.fence + 1", "fence=run.fence"),
+    Mutant("releasing does not raise the fence", _STORE, "MemoryStore.release", "fence=run.fence + 1", "fence=run.fence"),
+    Mutant("resuming does not raise the fence", _OUTSIDE, "wake", "fence=run.fence + 1", "fence=run.fence"),
+    Mutant("cancelling does not raise the fence", _OUTSIDE, "cancel", "fence=run.fence + 1", "fence=run.fence"),
+    Mutant("the dead live on", _STORE, "MemoryStore._alive",
+           "self._leases.get(worker, now) > now", "worker in self._leases"),
+    Mutant("take from the living", _STORE, "MemoryStore.claim",
+           "and not self._alive(run.owner, now)", "and (run.owner is None or run.owner < worker)"),
+    Mutant("renew a lease that is over", _STORE, "MemoryStore.renew",
+           "if not self._alive(worker, now):", "if worker not in self._leases:"),
+    Mutant("own what was never acknowledged", _STORE, "MemoryStore.claim",
+           "taken < limit and", "taken <= limit and"),
+    # ---- time
+    Mutant("fire early", _TIMERS, "Timers.pop", "heap[0].at <= now and", "heap[0].at <= now + 300_000 and",
+           tests="tests/test_timers.py"),
+    Mutant("fire early, and wake", _SCHEDULER, "Scheduler._fire", "run.wake_at > now:", "run.wake_at > now + 300_000:"),
+    Mutant("issue a due timer twice", _SCHEDULER, "Scheduler._fire",
+           "                waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n",
+           "                waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n"
+           "                again = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))\n"
+           "                waking.append(self._committer.submit(again))\n"),
+    Mutant("lose the timer at refill", _TIMERS, "Timers.refill", "self._heap.extend(entries)", "self._heap.extend(entries[1:])",
+           tests="tests/test_timers.py"),
+    Mutant("read before the edge is raised", _SCHEDULER, "Scheduler._refill",
+           "        old, new = self._timers.raise_edge(now)\n        try:\n"
+           "            self._timers.refill(await self._store.due(old, new, self._timers.limit, now))\n",
+           "        old = self._timers.edge\n"
+           "        found = await self._store.due(old, (now + 600_000_000, 1 << 62), self._timers.limit, now)\n"
+           "        try:\n            self._timers.raise_edge(now)\n            self._timers.refill(found)\n"),
+    Mutant("do not arm what parks", _WORKER, "Worker.follow", "self.scheduler.arm(run)", "pass"),
+    Mutant("wake in memory before the commit", _COMMITTER, "Committer.submit",
+           "    self._wake.set()\n    return future",
+           "    if isinstance(change, Move):\n        self._on_commit(change, Result('applied', change.run))\n"
+           "    self._wake.set()\n    return future"),
+    Mutant("nobody scans for the overdue", _SCHEDULER, "Scheduler.scan", "for deadline in new:", "for deadline in ():"),
+    # ---- steps
+    Mutant("keep a failed attempt's Context", _ACTIVATION, "Activation._commit",
+           "    owners: list[int | None] = []\n",
+           "    owners: list[int | None] = []\n"
+           "    if raised and self._kept is not None and move.run.waiting_for == 'retry':\n"
+           "        data, _ = definition.codec.encode(self._kept)\n"
+           "        move = move._replace(run=move.run._replace(data=data))\n"),
+    Mutant("do not count attempts", _DECIDING, "_raised", "failures = run.failures + 1", "failures = run.failures or 1"),
+    Mutant("a retry is a new visit", _OUTSIDE, "wake", 'elif run.waiting_for == "retry":', 'elif run.waiting_for == "never":'),
+    Mutant("send what a failed attempt ordered", _EXECUTOR, "Executor.run",
+           "return Ran(Raised(error), None, duration)\n    try",
+           "return Ran(Raised(error), None, duration, await self._changes(outbox, watch))\n    try"),
+    Mutant("on_fail for ever", _DECIDING, "failed", 'rescued = past.get("rescued", False)', "rescued = False"),
+    # ---- signals
+    Mutant("drop the mailbox check after a wait", _RUNTIME, "Engine._committed", "if result.mail:", "if False:"),
+    Mutant("a timeout beats an earlier signal", _OUTSIDE, "wake",
+           'unless_mail=run.waiting_for == "signal"', "unless_mail=False"),
+    Mutant("a signal beats an earlier timeout", _SIGNALS, "arm_for",
+           "if run.wake_at is not None and min(signal.sent_at, now) > run.wake_at:", "if False:"),
+    Mutant("a signal given straight overtakes the mailbox", _DELIVERY, "Delivery.straight",
+           "takes=(), unless_mail=True", "takes=(), unless_mail=False"),
+    Mutant("take the signal outside of the transition", _STORE, "MemoryStore._judge_move",
+           "    offered = self._offered(run.id, transition)\n",
+           "    for taken in change.takes:\n        mailbox.take(run.id, (taken,), now, rejects=False)\n"
+           "    change = change._replace(takes=())\n    offered = self._offered(run.id, transition)\n"),
+    Mutant("take it twice", _MAILBOX, "Mailbox.take", "taken_at=now, taken_by=run_id", "taken_by=run_id"),
+    Mutant("take the newest first", _MAILBOX, "Mailbox.of", "key=lambda signal: (signal.sent_at, signal.id)",
+           "key=lambda signal: (-signal.sent_at, -signal.id)"),
+    Mutant("post it twice", _MAILBOX, "Mailbox.has", "id_ == signal.id", "id_ == -signal.id"),
+    Mutant("forget its signal_id", _MAILBOX, "Mailbox.post", "signal.signal_id is not None and (before", "False and (before"),
+    Mutant("a broadcast outlives its wait", _MAILBOX, "Mailbox.follow", "(ended or kept.signal.broadcast)", "ended"),
+    Mutant("take what has expired", _MAILBOX, "_Kept.there", "expires_at is None or expires_at > now", "True"),
+    Mutant("the signal is lost when it does not fit in time", _MAILBOX, "Mailbox.expire",
+           "signal.expires_at <= now and", "signal.expires_at <= now + 1_000_000 and"),
+]  # fmt: skip

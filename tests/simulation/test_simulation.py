@@ -1,0 +1,71 @@
+"""Engines, users and faults on virtual time: what has to hold does, and the simulation would tell if it did not."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from aioflow import activation
+from tests.simulation import program
+from tests.simulation.faults import KINDS
+from tests.simulation.shrink import shrink
+from tests.simulation.sweep import Sweep, hash_in_fresh_process, sweep
+from tests.simulation.world import Case, simulate
+
+#: Of the fixed set. `.ci/run` adds seeds that were never used.
+SEEDS = 200
+
+
+def tell(swept: Sweep) -> None:
+    """Say into the test's captured output what to repeat."""
+    sys.stdout.writelines(f"{line}\n" for line in swept.report())
+
+
+def test_the_fixed_seeds_hold() -> None:
+    """No seed of a fixed set breaks an invariant, and all faults and races come up in it often enough."""
+    swept = sweep(range(SEEDS), least=SEEDS)
+    tell(swept)
+    assert swept.seeds == SEEDS
+    assert not swept.failures
+    assert not swept.unmet
+
+
+def test_a_sweep_that_meets_too_little_fails() -> None:
+    """A situation that does not come up is told: nothing is proved about it."""
+    swept = Sweep(500, [], sweep(range(3), least=3).figures, 1.0)
+    assert any(line.startswith("fault: kill: ") for line in swept.unmet)
+
+
+@pytest.mark.parametrize("seed", [1, 7, 18])
+def test_a_seed_repeats_itself(seed: int) -> None:
+    """Fresh processes, whose strings hash differently, come to the same trace as this one."""
+    here = simulate(Case(seed))
+    assert not here.problems
+    assert {hash_in_fresh_process(seed, hash_seed) for hash_seed in (1, 2)} == {here.trace}
+    assert here.trace != simulate(Case(seed + 100)).trace
+
+
+def test_what_is_left_out_does_not_happen() -> None:
+    """Without faults there are none, and without runs theirs are not started."""
+    seed = next(seed for seed in range(100) if len(program.make(seed).scripts) > 3)
+    whole = simulate(Case(seed))
+    quiet = simulate(Case(seed, faults=frozenset(KINDS)))
+    assert any(figure.startswith("fault") for figure in whole.figures)
+    assert not any(figure.startswith("fault") for figure in quiet.figures)
+    fewer = simulate(Case(seed, runs=frozenset({0, 1}), faults=frozenset(KINDS)))
+    assert fewer.figures["transition: start"] < quiet.figures["transition: start"]
+    assert not quiet.problems
+    assert not fewer.problems
+
+
+def test_a_failing_seed_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not needed for a failure is left out of it, and the smaller case is repeated by the command that it prints."""
+    monkeypatch.setattr(activation, "_still_own", lambda row, move: row.seq == move.run.seq)  # a bug that it found
+    failing = next(verdict.case for seed in range(3000) if (verdict := simulate(Case(seed))).problems)
+    small = shrink(failing, lambda case: bool(simulate(case).problems))
+    assert simulate(small).problems
+    assert len(small.faults) > len(KINDS) // 2
+    assert small.command.startswith(f"python -m tests.simulation --seed {failing.seed} ")
+    monkeypatch.undo()
+    assert not simulate(small).problems
