@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
 from random import Random
@@ -30,7 +31,7 @@ ON_REQUESTS = {
 #: What can become of a process or its clock, and how often at the most.
 ON_PROCESSES = {"kill": 2, "pause": 2, "partition": 2, "restart": 1, "clock step": 2, "skew": 1}
 #: How many seeds have no faults.
-QUIET = 0.12
+QUIET = 0.15
 KINDS = (*ON_REQUESTS, *ON_PROCESSES)
 
 
@@ -45,10 +46,11 @@ class Blow(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The faults of a seed. ``rates``: of requests, by kind."""
+    """The faults of a seed. ``rates``: of requests, by kind; ``distance``: how many times as long the way to the store is."""
 
     rates: dict[str, float]
     blows: tuple[Blow, ...]
+    distance: int
 
     @property
     def quiet(self) -> bool:
@@ -59,8 +61,9 @@ class Plan(NamedTuple):
 def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
     """The plan of a seed; each kind has its own chance, so that the rest stays as it is without it."""
     rates, blows = {}, []
+    distance = Random(f"{seed} distance").choice((1, 1, 1, 10))
     if Random(f"{seed} quiet").random() < QUIET:
-        return Plan({}, ())
+        return Plan({}, (), distance)
     for kind, most in ON_REQUESTS.items():
         rng = Random(f"{seed} {kind}")
         if rng.random() < 0.5 and kind not in without:
@@ -73,7 +76,7 @@ def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
             blow = Blow(rng.uniform(0.05, CALM - 2), kind, rng.randrange(3), lasts, commits)
             if kind not in without and blow.engine < engines:
                 blows.append(blow)
-    return Plan(rates, tuple(sorted(blows)))
+    return Plan(rates, tuple(sorted(blows)), distance)
 
 
 class Request:
@@ -122,6 +125,7 @@ class Server:
         self.armed: dict[Process, Callable[[], None]] = {}
         #: Processes whose requests or replies do not come through.
         self.parted: set[Process] = set()
+        self._writes: Counter[Wire] = Counter()
         self._context = copy_context()  # nobody's process
 
     def _fault(self, client: Wire, verb: str) -> str:
@@ -162,7 +166,7 @@ class Server:
         return await request.reply
 
     def _latency(self) -> float:
-        return self.loop.rng.uniform(0.0002, 0.004)
+        return self.loop.rng.uniform(0.0002, 0.004) * self.plan.distance
 
     def _later(self, request: Request, seconds: float) -> None:
         request.timer = self.loop.call_later(seconds, self._arrive, request, context=self._context)
@@ -214,6 +218,7 @@ class Server:
         match verb:
             case "apply":
                 changes, now = arguments
+                self._writes[client] += any(result.outcome == "applied" for result in value)
                 oracle.applied(client, changes, value, now)
                 told = [
                     (type(c).__name__, r.run and (r.run.id, r.run.seq), r.outcome)
@@ -223,6 +228,7 @@ class Server:
             case "claim":
                 now, lease, held = keywords["now"], keywords["lease"], keywords["held"]
                 oracle.claimed(client, arguments[0], value, now, lease=lease, held=held)
+                self._writes[client] += bool(value.runs)
                 if value.runs or value.gone:
                     self.trace(client.title, f"claim {[run.id for run in value.runs]} {sorted(value.gone)}")
             case "renew":
@@ -231,6 +237,7 @@ class Server:
                 self.trace(client.title, f"renew {value}")
             case "release":
                 oracle.released(arguments[0])
+                self._writes[client] += 1
                 self.trace(client.title, "release")
             case "expire":
                 oracle.wrong(oracle.mailbox.expire(value, arguments[1]))
@@ -239,6 +246,10 @@ class Server:
             case _:
                 self.trace(client.title, verb)
         return value
+
+    def hint(self, client: Wire) -> int:
+        """How often others have written."""
+        return self._writes.total() - self._writes[client]
 
     # ---- what happens to the senders
 
@@ -249,6 +260,9 @@ class Server:
                 request.timer.cancel()
                 self.oracle.figures["fault: request left after a pause"] += 1
                 self._later(request, seconds + self._rng.uniform(0, 0.01))
+            elif request.client.process is process and not request.fault and request.verb in WRITES:
+                self.oracle.figures["fault: reply lost in a pause"] += 1
+                request.fault = "error after"
 
 
 def now_or_never(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -299,7 +313,8 @@ class Wire:
         """The store's, or the last one, if the new one is lost."""
         server = self._server
         lost = 1.0 if self.process in server.parted else server.plan.rates.get("hint lost", 0.0)
-        hint = await server.store.hint(now)
+        await server.store.hint(now)
+        hint = server.hint(self)
         if hint != self._hint and not server.calm and lost and server._rng.random() < lost:
             server.oracle.figures["fault: hint lost"] += 1
             return self._hint

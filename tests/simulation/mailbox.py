@@ -56,6 +56,9 @@ class Mailbox:
         if signal.id in self.posted:
             self.figures["race: a signal offered twice"] += 1
             self.again.add(signal.id)
+            letter = self.letters.get((signal.id, signal.run_id))
+            if letter is not None and letter.end == "expired":  # it was forgotten, and lies there to expire once more
+                letter.end = None
             return
         for each in known:
             letters = [letter for (id_, _), letter in self.letters.items() if id_ == each.id]

@@ -4,12 +4,13 @@ A mutant that no longer applies, as the code has changed, raises: it is to be wr
 """
 
 from __future__ import annotations
-
 import __future__
+
 import inspect
+import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ class Mutant(NamedTuple):
     new: str
     #: The tests that notice it, where the simulation cannot.
     tests: str = ""
+    #: Another function that has to be changed with it: module, function, old, new.
+    more: tuple[str, str, str, str] | None = None
 
 
 class Drifted(AssertionError):
@@ -33,45 +36,53 @@ class Drifted(AssertionError):
 @contextmanager
 def applied(mutant: Mutant) -> Iterator[None]:
     """The product with the bug."""
-    module = import_module(mutant.module)
-    *owners, name = mutant.function.split(".")
+    with ExitStack() as stack:
+        stack.enter_context(_changed(mutant.name, *mutant[1:5]))
+        if mutant.more is not None:
+            stack.enter_context(_changed(mutant.name, *mutant.more))
+        yield
+
+
+@contextmanager
+def _changed(what: str, module_name: str, path: str, old: str, new: str) -> Iterator[None]:
+    module = import_module(module_name)
+    *owners, name = path.split(".")
     owner: Any = module
     for part in owners:
         owner = getattr(owner, part)
     function = vars(owner)[name]
     source = textwrap.dedent(inspect.getsource(function))
-    if source.count(mutant.old) != 1:
-        raise Drifted(f"{mutant.name}: {mutant.function} has {mutant.old!r} {source.count(mutant.old)} times")
+    if source.count(old) != 1:
+        raise Drifted(f"{what}: {path} has {old!r} {source.count(old)} times")
     code = compile(
-        source.replace(mutant.old, mutant.new),
-        f"<{mutant.name}>",
-        "exec",
-        flags=__future__.annotations.compiler_flag,
-        dont_inherit=True,
+        source.replace(old, new), f"<{what}>", "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True
     )
     made: dict[str, Any] = {}
     exec(code, vars(module), made)
-    everywhere = [owner] if owners else _users(name, function)
-    for place in everywhere:
+    places = [owner] if owners else _users(name, function)
+    for place in places:
         setattr(place, name, made[name])
     try:
         yield
     finally:
-        for place in everywhere:
+        for place in places:
             setattr(place, name, function)
 
 
 def _users(name: str, function: Any) -> list[Any]:
     """The modules that have imported a function by its name."""
-    import sys
-
     modules = [module for key, module in sys.modules.items() if key.startswith("aioflow")]
     return [module for module in modules if vars(module).get(name) is function]
 
 
 _WORKER, _SCHEDULER, _DELIVERY = "aioflow.worker", "aioflow.scheduler", "aioflow.delivery"
 _COMMITTER, _ACTIVATION, _EXECUTOR = "aioflow.committer", "aioflow.activation", "aioflow.executor"
-_DECIDING, _OUTSIDE, _SIGNALS, _RUNTIME = "aioflow.transitions", "aioflow.interventions", "aioflow.signals", "aioflow.runtime"
+_DECIDING, _OUTSIDE, _SIGNALS, _RUNTIME = (
+    "aioflow.transitions",
+    "aioflow.interventions",
+    "aioflow.signals",
+    "aioflow.runtime",
+)
 _STORE, _MAILBOX, _TIMERS = "aioflow_memory.store", "aioflow_memory.mailbox", "aioflow.timers"
 
 MUTANTS = [
@@ -83,21 +94,21 @@ MUTANTS = [
     Mutant("do not know what was applied", _STORE, "MemoryStore._offered",
            "transition.commit_id for row in rows", "-1 for row in rows"),
     Mutant("one stale change sinks its batch", _STORE, "MemoryStore.apply",
-           "        except BaseException:",
-           "            assert all(result.outcome != 'stale' for result in results)\n        except AssertionError:\n"
-           "            for write in reversed(done):\n                self._rows.undo(write)\n"
-           "            self._rows.mailbox.undo()\n            return [Result('stale') for _ in changes]\n"
-           "        except BaseException:"),
+           "    except BaseException:",
+           "        assert all(result.outcome != 'stale' for result in results)\n    except AssertionError:\n"
+           "        for write in reversed(done):\n            self._rows.undo(write)\n"
+           "        self._rows.mailbox.undo()\n        return [Result('stale') for _ in changes]\n"
+           "    except BaseException:"),
     Mutant("a key names a second run", _STORE, "MemoryStore._judge_start",
            "not _may_follow(holder, change.reuse)", "False"),
     # ---- what a lost reply means
     Mutant("treat unknown as failed", _COMMITTER, "Committer._offer",
-           "                self._tell(error)\n",
-           "                for p in pending:\n                    p.fail(error)\n                return\n"),
+           "            self._tell(error)\n",
+           "            for p in pending:\n                p.fail(error)\n            return\n"),
     Mutant("treat unknown as committed", _COMMITTER, "Committer._offer",
-           "                self._tell(error)\n",
-           "                for p in pending:\n"
-           "                    self._resolve(p, Result('applied', getattr(p.change, 'run', None)))\n                return\n"),
+           "            self._tell(error)\n",
+           "            for p in pending:\n"
+           "                self._resolve(p, Result('applied', getattr(p.change, 'run', None)))\n            return\n"),
     Mutant("go on with a run that was taken over", _ACTIVATION, "_still_own",
            "(row.seq, row.fence) == (move.run.seq, move.run.fence)", "row.seq == move.run.seq"),
     Mutant("a late claim begins a run again", _WORKER, "Worker.look",
@@ -117,25 +128,23 @@ MUTANTS = [
            "and not self._alive(run.owner, now)", "and (run.owner is None or run.owner < worker)"),
     Mutant("renew a lease that is over", _STORE, "MemoryStore.renew",
            "if not self._alive(worker, now):", "if worker not in self._leases:"),
-    Mutant("own what was never acknowledged", _STORE, "MemoryStore.claim",
-           "taken < limit and", "taken <= limit and"),
     # ---- time
     Mutant("fire early", _TIMERS, "Timers.pop", "heap[0].at <= now and", "heap[0].at <= now + 300_000 and",
            tests="tests/test_timers.py"),
     Mutant("fire early, and wake", _SCHEDULER, "Scheduler._fire", "run.wake_at > now:", "run.wake_at > now + 300_000:"),
     Mutant("issue a due timer twice", _SCHEDULER, "Scheduler._fire",
-           "                waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n",
-           "                waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n"
-           "                again = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))\n"
-           "                waking.append(self._committer.submit(again))\n"),
+           "            waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n",
+           "            waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n"
+           "            again = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))\n"
+           "            waking.append(self._committer.submit(again))\n"),
     Mutant("lose the timer at refill", _TIMERS, "Timers.refill", "self._heap.extend(entries)", "self._heap.extend(entries[1:])",
            tests="tests/test_timers.py"),
     Mutant("read before the edge is raised", _SCHEDULER, "Scheduler._refill",
-           "        old, new = self._timers.raise_edge(now)\n        try:\n"
-           "            self._timers.refill(await self._store.due(old, new, self._timers.limit, now))\n",
-           "        old = self._timers.edge\n"
-           "        found = await self._store.due(old, (now + 600_000_000, 1 << 62), self._timers.limit, now)\n"
-           "        try:\n            self._timers.raise_edge(now)\n            self._timers.refill(found)\n"),
+           "    old, new = self._timers.raise_edge(now)\n    try:\n"
+           "        self._timers.refill(await self._store.due(old, new, self._timers.limit, now))\n",
+           "    old = self._timers.edge\n"
+           "    found = await self._store.due(old, (now + 600_000_000, 1 << 62), self._timers.limit, now)\n"
+           "    try:\n        self._timers.raise_edge(now)\n        self._timers.refill(found)\n"),
     Mutant("do not arm what parks", _WORKER, "Worker.follow", "self.scheduler.arm(run)", "pass"),
     Mutant("wake in memory before the commit", _COMMITTER, "Committer.submit",
            "    self._wake.set()\n    return future",
@@ -143,17 +152,16 @@ MUTANTS = [
            "    self._wake.set()\n    return future"),
     Mutant("nobody scans for the overdue", _SCHEDULER, "Scheduler.scan", "for deadline in new:", "for deadline in ():"),
     # ---- steps
-    Mutant("keep a failed attempt's Context", _ACTIVATION, "Activation._commit",
-           "    owners: list[int | None] = []\n",
-           "    owners: list[int | None] = []\n"
-           "    if raised and self._kept is not None and move.run.waiting_for == 'retry':\n"
-           "        data, _ = definition.codec.encode(self._kept)\n"
-           "        move = move._replace(run=move.run._replace(data=data))\n"),
+    Mutant("keep a failed attempt's Context", _EXECUTOR, "Executor.run",
+           "return Ran(Raised(error), None, duration)\n    try",
+           "error.kept = definition.codec.encode(live)[0]\n        return Ran(Raised(error), None, duration)\n    try",
+           more=(_DECIDING, "_raised", "describe(error),\n", "describe(error), data=getattr(error, 'kept', run.data),\n")),
     Mutant("do not count attempts", _DECIDING, "_raised", "failures = run.failures + 1", "failures = run.failures or 1"),
     Mutant("a retry is a new visit", _OUTSIDE, "wake", 'elif run.waiting_for == "retry":', 'elif run.waiting_for == "never":'),
     Mutant("send what a failed attempt ordered", _EXECUTOR, "Executor.run",
            "return Ran(Raised(error), None, duration)\n    try",
-           "return Ran(Raised(error), None, duration, await self._changes(outbox, watch))\n    try"),
+           "return Ran(Raised(error), None, duration, await self._changes(outbox, watch))\n    try",
+           more=(_ACTIVATION, "_has_failed", "return not meant", "return False and not meant")),
     Mutant("on_fail for ever", _DECIDING, "failed", 'rescued = past.get("rescued", False)', "rescued = False"),
     # ---- signals
     Mutant("drop the mailbox check after a wait", _RUNTIME, "Engine._committed", "if result.mail:", "if False:"),

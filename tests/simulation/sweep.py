@@ -120,7 +120,7 @@ def sweep(
     seconds: float = 0.0,
     jobs: int = 1,
     most_failures: int = 5,
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> Sweep:
     """Simulate ``least`` of the seeds, and more for as long as ``seconds`` are not over; end after some failures."""
     began = time.monotonic()

@@ -79,7 +79,7 @@ def test_a_livelock_is_found() -> None:
     loop = SimLoop(1, most=1000)
 
     async def spin() -> None:
-        while True:
+        while True:  # noqa: ASYNC110 - it is to spin
             await asyncio.sleep(0)
 
     with pytest.raises(Livelock, match="1001 callbacks"):

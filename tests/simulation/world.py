@@ -19,16 +19,19 @@ from aioflow.clock import SECOND, Micros
 from aioflow.errors import EngineClosed, RunEnded, RunNotFound, StoreUnavailable
 from aioflow.model import Run
 from aioflow.testing.simloop import Deadlock, Livelock, Process, SimClock, SimLoop, inline_threads
+from aioflow.timers import Timers
 from aioflow_memory import MemoryStore
 from tests.simulation import program
 from tests.simulation.faults import CALM, LEASE, Server, Wire, now_or_never, plan
-from tests.simulation.oracle import Oracle
+from tests.simulation.oracle import PROMPT, PROMPT_AT_A_DISTANCE, Oracle
 from tests.simulation.program import MILLI, Act, Program, Script
 
 #: When the simulation begins.
 EPOCH: Micros = 1_750_000_000 * SECOND
 #: Seconds after the last fault within which everything has to be done: the longest script takes less.
 PATIENCE = 120.0
+#: Whoever is killed for longer than so many seconds does not come back, if there are others.
+FOR_GOOD = 4.0
 #: Seconds after which a caller takes a call to be lost.
 LOST = 20.0
 
@@ -88,13 +91,14 @@ class Eye:
 class Host:
     """A machine on which an engine lives, dies, and is started again.
 
-    The mutable state: the process, its engine while that is open, its clock, and whether it is to end.
+    The mutable state: the process, its engine while that is open, its clock, whether it is to end, and whether it is gone for good.
     """
 
     def __init__(self, index: int, world: World) -> None:
         self.index = index
         self.world = world
         self.lives = 0
+        self.gone = False
         self.process: Process
         self.wire: Wire
         self.engine: Engine | None = None
@@ -145,7 +149,8 @@ class World:
         self.loop = SimLoop(f"{case.seed} loop")
         self.oracle = Oracle({script.number: script for script in program.make(case.seed).scripts})
         self.plan = plan(case.seed, self.program.engines, case.faults)
-        self.oracle.prompt = self.plan.quiet and min(self.program.slots) > 100
+        if self.plan.quiet and min(self.program.slots) > 100:
+            self.oracle.prompt = PROMPT if self.plan.distance == 1 else PROMPT_AT_A_DISTANCE
         self.store = MemoryStore("sim://", uuid="sim")
         self._hash = hashlib.blake2b(digest_size=8)
         self._lines = lines
@@ -165,7 +170,7 @@ class World:
         """Run it to its end."""
         loop, problems = self.loop, self.oracle.problems
         loop.set_exception_handler(lambda _, told: problems.append(f"the loop's handler was called: {told}"))
-        with inline_threads(loop), _logged(problems):
+        with inline_threads(loop), _logged(problems), _narrow(self._rng):
             try:
                 loop.run_until_complete(self._main())
             except (Deadlock, Livelock) as error:
@@ -213,7 +218,8 @@ class World:
     async def _close(self) -> None:
         for host in self.hosts:
             host.closing.set()
-        _, left = await asyncio.wait([host.task for host in self.hosts], timeout=30)
+        tasks = [host.task for host in self.hosts if host.process.alive]
+        _, left = await asyncio.wait(tasks, timeout=30)
         if left:
             self.oracle.problems.append(f"engines do not end: {left}")
         for host in self.hosts:
@@ -243,7 +249,11 @@ class World:
                     for row in self.oracle.rows.values()
                 )
                 loop.kill_process(process)
-                loop.call_later(blow.lasts, self._restart, host, process)
+                if blow.lasts > FOR_GOOD and any(other.process.alive for other in self.hosts):
+                    self.oracle.figures["killed for good"] += 1
+                    host.gone = True
+                else:
+                    loop.call_later(blow.lasts, self._restart, host, process)
             case "pause":
                 self.oracle.figures["paused past its lease"] += blow.lasts > LEASE
                 loop.stop_process(process)
@@ -274,7 +284,7 @@ class World:
         for host in self.hosts:
             host.skew = host.clock.skew = 0
             self._resume(host.process)
-            if not host.process.alive:
+            if not host.process.alive and not (host.gone and any(other.process.alive for other in self.hosts)):
                 host.start()
 
     # ---- users
@@ -291,7 +301,7 @@ class World:
 
         self.loop.create_task(later())
 
-    async def _call(self, call: Callable[[Engine], Coroutine[Any, Any, Any]]) -> Any:
+    async def _call(self, call: Callable[[Engine], Coroutine[Any, Any, Any]], token: str = "") -> Any:
         """What a call of some engine gives; None if it is not known, for the process died or the store was away."""
         while True:
             hosts = [host for host in self.hosts if host.engine is not None and host.process.alive]
@@ -304,6 +314,7 @@ class World:
         answer: asyncio.Future[Any] = self.loop.create_future()
 
         async def ask() -> None:
+            self.oracle.called[token].append(host.clock.micros())
             try:
                 value = await call(engine)
             except (StoreUnavailable, EngineClosed):
@@ -350,7 +361,7 @@ class World:
         signal_id = act.token if act.known else None
         while True:
             told = await self._call(
-                lambda engine: engine.signal(act.name, payload, signal_id=signal_id, ttl=ttl, **address)
+                lambda engine: engine.signal(act.name, payload, signal_id=signal_id, ttl=ttl, **address), act.token
             )
             if isinstance(told, RunNotFound | RunEnded):
                 self.oracle.figures[f"receipt: {type(told).__name__}"] += 1
@@ -391,6 +402,17 @@ def _less(whole: Program, case: Case) -> Program:
 def _of(address: str, runs: frozenset[int]) -> bool:
     digits = "".join(filter(str.isdigit, address))
     return bool(digits) and int(digits) in runs
+
+
+@contextmanager
+def _narrow(rng: Random) -> Any:
+    """Engines keep few timers in memory, so that the edge of what they hold is met often."""
+    before = Timers.__init__.__defaults__
+    Timers.__init__.__defaults__ = (rng.choice((SECOND, 3 * SECOND, 600 * SECOND)), rng.choice((2, 5, 100_000)))
+    try:
+        yield
+    finally:
+        Timers.__init__.__defaults__ = before
 
 
 @contextmanager
