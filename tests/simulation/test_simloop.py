@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from aioflow import executor
 from aioflow.testing.simloop import THREAD_DELAY, Deadlock, Livelock, Process, SimClock, SimLoop, inline_threads
+from aioflow.threads import Outcome, Threads
 
 HOUR = 3600.0
 
@@ -137,7 +137,7 @@ def test_a_thread_is_left_alone_by_who_is_cancelled(loop: SimLoop) -> None:
 
     async def caller() -> None:
         try:
-            await executor.run_in_thread(lambda: seen.append("run"), None)  # type: ignore[arg-type]
+            await Threads().run(lambda: seen.append("run"))
         except asyncio.CancelledError:
             seen.append("cancelled")
 
@@ -157,17 +157,17 @@ def test_a_thread_is_left_alone_by_who_is_cancelled(loop: SimLoop) -> None:
 def test_a_thread_gives_its_result_or_its_error(loop: SimLoop) -> None:
     """What the function returns or raises reaches its caller, after a while."""
 
-    async def main() -> tuple[int, str]:
-        value = await executor.run_in_thread(lambda: 17, None)  # type: ignore[arg-type]
-        with pytest.raises(ZeroDivisionError) as caught:
-            await executor.run_in_thread(lambda: 1 // 0, None)  # type: ignore[arg-type]
-        return value, str(caught.value)
+    async def main() -> tuple[Outcome, Outcome]:
+        threads = Threads()
+        return await threads.run(lambda: 17), await threads.run(lambda: 1 // 0)
 
-    before = executor.run_in_thread
+    before = Threads.run
     with inline_threads(loop):
-        assert loop.run_until_complete(main()) == (17, "integer division or modulo by zero")
+        value, (good, error) = loop.run_until_complete(main())
+    assert value == (True, 17)
+    assert (good, str(error)) == (False, "integer division or modulo by zero")
     assert 0 < loop.time() <= 4 * THREAD_DELAY
-    assert executor.run_in_thread is before
+    assert Threads.run is before
 
 
 def test_a_clock_may_be_wrong(loop: SimLoop) -> None:
