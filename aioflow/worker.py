@@ -304,9 +304,7 @@ class Worker:
             self._idle.clear()
             try:
                 await Clock().wait(self._idle, patience)
-            except (
-                asyncio.CancelledError
-            ):  # by a step, or by a loop that is torn down: the rest is to be closed as well
+            except asyncio.CancelledError:  # a step's doing, or the loop is torn down: the rest is to be closed, too
                 pass
         for activation in list(self._activations.values()):
             activation.halt()

@@ -51,21 +51,32 @@ class FileLock:
         if self._fd is not None:
             if self._is_the_file(self._fd):
                 return True
-            self.release()
-        if _held.get(self._name) == os.getpid():
+            os.close(self._fd)
+            self._fd = None
+        elif _held.get(self._name) == os.getpid():
             return False
+        try:
+            self._fd = self._locked()
+        finally:
+            if self._fd is None:
+                _held.pop(self._name, None)
+        if self._fd is None:
+            return False
+        _held[self._name] = os.getpid()
+        return True
+
+    def _locked(self) -> int | None:
+        """The file, open and locked; None if somebody else has the lock."""
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         try:
             _lock(fd)
         except OSError:
             os.close(fd)
-            return False
+            return None
         if not self._is_the_file(fd):  # deleted since: the next try makes it anew
             os.close(fd)
-            return False
-        self._fd = fd
-        _held[self._name] = os.getpid()
-        return True
+            return None
+        return fd
 
     def _is_the_file(self, fd: int) -> bool:
         """Whether this is the file of that name, still."""
