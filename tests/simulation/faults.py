@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from aioflow.clock import SECOND
 from aioflow.errors import StoreUnavailable
+from aioflow.store import Move
 from aioflow.testing.simloop import Process, SimLoop
 from aioflow_memory import MemoryStore
 from tests.simulation.oracle import Oracle
@@ -30,6 +31,9 @@ ON_REQUESTS = {
 }
 #: What can become of a process or its clock, and how often at the most.
 ON_PROCESSES = {"kill": 2, "pause": 2, "partition": 2, "restart": 1, "clock step": 2, "skew": 1}
+#: What faults may prefer, and how much.
+FOCUS = ("", "Start", "Post", "Move", "goto", "signal", "claim", "renew", "load")
+PREFERENCE = 6
 #: How many seeds have no faults.
 QUIET = 0.15
 KINDS = (*ON_REQUESTS, *ON_PROCESSES)
@@ -46,11 +50,16 @@ class Blow(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The faults of a seed. ``rates``: of requests, by kind; ``distance``: how many times as long the way to the store is."""
+    """The faults of a seed.
+
+    ``rates``: of requests, by kind; ``distance``: how many times as long the way to the store is;
+    ``focus``: what they hit several times as often, a verb or a kind of change.
+    """
 
     rates: dict[str, float]
     blows: tuple[Blow, ...]
     distance: int
+    focus: str
 
     @property
     def quiet(self) -> bool:
@@ -63,7 +72,7 @@ def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
     rates, blows = {}, []
     distance = Random(f"{seed} distance").choice((1, 1, 1, 10))
     if Random(f"{seed} quiet").random() < QUIET:
-        return Plan({}, (), distance)
+        return Plan({}, (), distance, "")
     for kind, most in ON_REQUESTS.items():
         rng = Random(f"{seed} {kind}")
         if rng.random() < 0.5 and kind not in without:
@@ -71,12 +80,13 @@ def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
     for kind, times in ON_PROCESSES.items():
         rng = Random(f"{seed} {kind}")
         for _ in range(rng.randint(0, times)):
-            lasts = rng.uniform(0.1, 3.2 * LEASE)
+            # Half of them about as long as a lease: then somebody else has just taken over, or is about to.
+            lasts = rng.uniform(0.6 * LEASE, 1.6 * LEASE) if rng.random() < 0.5 else rng.uniform(0.1, 3.2 * LEASE)
             commits = rng.random() < 0.6 and kind in ("kill", "pause", "partition", "restart")
             blow = Blow(rng.uniform(0.05, CALM - 2), kind, rng.randrange(3), lasts, commits)
             if kind not in without and blow.engine < engines:
                 blows.append(blow)
-    return Plan(rates, tuple(sorted(blows)), distance)
+    return Plan(rates, tuple(sorted(blows)), distance, Random(f"{seed} focus").choice(FOCUS))
 
 
 class Request:
@@ -128,13 +138,15 @@ class Server:
         self._writes: Counter[Wire] = Counter()
         self._context = copy_context()  # nobody's process
 
-    def _fault(self, client: Wire, verb: str) -> str:
+    def _fault(self, client: Wire, verb: str, arguments: tuple[Any, ...]) -> str:
         if self.calm:
             return ""
         if client.process in self.parted:
             return self._rng.choice(("error before", "error after", "applied after the error", "silent"))
         if self.plan.rates:
             chance = self._rng.random()
+            if self.plan.focus in _names(verb, arguments):
+                chance /= PREFERENCE
             for kind, rate in self.plan.rates.items():
                 if kind == "hint lost":
                     continue
@@ -146,7 +158,7 @@ class Server:
     async def ask(self, client: Wire, verb: str, *arguments: Any, **keywords: Any) -> Any:
         """Send a request and wait for the reply."""
         request = Request(client, verb, arguments, keywords)
-        request.fault = self._fault(client, verb)
+        request.fault = self._fault(client, verb, arguments)
         if request.fault in ("error after", "applied after the error") and verb not in WRITES:
             request.fault = "error before"
         request.reply = self.loop.create_future()
@@ -263,6 +275,15 @@ class Server:
             elif request.client.process is process and not request.fault and request.verb in WRITES:
                 self.oracle.figures["fault: reply lost in a pause"] += 1
                 request.fault = "error after"
+
+
+def _names(verb: str, arguments: tuple[Any, ...]) -> set[str]:
+    """What a request is, in the words of FOCUS."""
+    names = {verb}
+    if verb == "apply":
+        names |= {type(change).__name__ for change in arguments[0]}
+        names |= {change.transition.kind for change in arguments[0] if isinstance(change, Move)}
+    return names
 
 
 def now_or_never(coroutine: Coroutine[Any, Any, Any]) -> Any:

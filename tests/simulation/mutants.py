@@ -23,6 +23,8 @@ class Mutant(NamedTuple):
     function: str
     old: str
     new: str
+    #: A seed that noticed it when it was last looked for, to be tried first.
+    seed: int = 0
     #: The tests that notice it, where the simulation cannot.
     tests: str = ""
     #: Another function that has to be changed with it: module, function, old, new.
@@ -144,7 +146,8 @@ MUTANTS = [
            "        self._timers.refill(await self._store.due(old, new, self._timers.limit, now))\n",
            "    old = self._timers.edge\n"
            "    found = await self._store.due(old, (now + 600_000_000, 1 << 62), self._timers.limit, now)\n"
-           "    try:\n        self._timers.raise_edge(now)\n        self._timers.refill(found)\n"),
+           "    try:\n        self._timers.raise_edge(now)\n        self._timers.refill(found)\n",
+           tests="tests/simulation/test_refill.py"),
     Mutant("do not arm what parks", _WORKER, "Worker.follow", "self.scheduler.arm(run)", "pass"),
     Mutant("wake in memory before the commit", _COMMITTER, "Committer.submit",
            "    self._wake.set()\n    return future",

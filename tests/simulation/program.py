@@ -120,6 +120,8 @@ def make(seed: int) -> Program:
     rng = Random(f"{seed} program")
     runs = rng.randint(1, 6)
     scripts = [_script(rng, number, runs) for number in range(runs)]
+    if rng.random() < 0.2:  # some are slow, so that whoever takes a run over is still at it when the other comes back
+        scripts = [_slow(rng, script) for script in scripts]
     acts = [_act(rng, index, scripts) for index in range(rng.randint(runs, 5 * runs))]
     engines = rng.choice((1, 2, 2, 3))
     slots = tuple(rng.choice((1, 2, 1000, 1000)) for _ in range(engines))
@@ -145,13 +147,21 @@ def _script(rng: Random, number: int, runs: int) -> Script:
     )
 
 
+def _slow(rng: Random, script: Script) -> Script:
+    ops = [
+        op._replace(do=rng.choice((op.do, "goto")), target=rng.choice(("one", "two")), takes=rng.choice((0, 900, 2500)))
+        for op in script.ops
+    ]
+    return script._replace(ops=tuple(ops))
+
+
 def _op(rng: Random, name: str, number: int, runs: int) -> Op:
     ways = (1, 1, 2)
     return Op(
         do=rng.choice(("goto", "goto", "sleep", "sleep", "wait", "wait", "wait")),
         fails=rng.choice((0, 0, 0, 0, 0, 0, 1, 1, 2, 3)),
         trouble=rng.choice(("error", "error", "error", "error", "give up", "cancel")),
-        takes=rng.choice((0, 0, 1, 5, 100, 200, 250)) if rng.random() < 0.95 else 400,
+        takes=rng.choice((0, 0, 1, 5, 100, 200, 250)) if rng.random() < 0.9 else rng.choice((400, 1500)),
         target=rng.choice(STEPS),
         delay=rng.choice((0, 1, 50, 700, 1500)),
         then=rng.random() < 0.5,

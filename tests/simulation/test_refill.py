@@ -1,0 +1,73 @@
+"""The window of timers is filled while runs park: on virtual time, where to be late shows."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from pydantic import BaseModel
+
+from aioflow import Engine, complete, sleep
+from aioflow.clock import SECOND, Micros
+from aioflow.commands import Command
+from aioflow.model import Deadline
+from aioflow.testing.simloop import SimClock, SimLoop
+from aioflow_memory import MemoryStore
+from tests.flows import flow
+
+
+class SlowDue(MemoryStore):
+    """A store that takes a while to tell what is due in the next minutes: what it tells is past by then."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        super().__init__()
+        self.loop = loop
+        self.under_way = 0
+
+    async def due(
+        self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
+    ) -> list[Deadline]:
+        found = await super().due(after, until, limit, now)
+        if until[0] < now + 100 * SECOND:
+            return found
+        self.under_way += 1
+        await self.loop.pause(0.02)
+        self.under_way -= 1
+        return found
+
+    async def hint(self, now: Micros) -> int:
+        """Nobody else has written: nothing but the heap wakes in time."""
+        return 0
+
+
+class Nothing(BaseModel):
+    """A Context of nothing."""
+
+
+def test_what_parks_during_a_refill_is_woken_in_time() -> None:
+    """A sleep that is committed between the store's look and its answer is in the heap, and not left to the scan."""
+    loop = SimLoop(1)
+    store = SlowDue(loop)
+    under_way: list[int] = []
+
+    async def nap(self: object) -> Command:
+        under_way.append(store.under_way)
+        return sleep(timedelta(milliseconds=100), then="end")
+
+    async def end(self: object) -> Command:
+        return complete()
+
+    async def main() -> list[Any]:
+        async with Engine(store, clock=SimClock(loop, 1_750_000_000 * SECOND)) as engine:
+            while not store.under_way:
+                await loop.pause(0.001)
+            run = await engine.start(flow(Nothing, nap, end))
+            await run.wait(10)
+            return await engine.history(run.id)
+
+    history = loop.run_until_complete(main())
+    loop.dispose()
+    assert under_way == [1]
+    parked, woken = history[1], history[2]
+    assert (parked.kind, woken.kind) == ("sleep", "wake")
+    assert timedelta(milliseconds=100) <= woken.at - parked.at < timedelta(milliseconds=150)
