@@ -214,6 +214,71 @@ def test_tasks_have_an_owner() -> None:
     assert creators == set(MAY_CREATE_TASKS)
 
 
+#: Who may walk a set: where its order shows nowhere, or is the same each time.
+MAY_WALK_SETS = {
+    "aioflow/tasks.py": "of tasks, which all get the same; those of a simulation hash by a number",
+}
+
+
+def sets_of(path: Path) -> set[str]:
+    """The names and attributes that a file declares as sets."""
+    return {
+        dotted(node.target)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.AnnAssign) and re.match(r"(frozen)?set\b", ast.unparse(node.annotation))
+    }
+
+
+def is_set(node: ast.AST, named: set[str]) -> bool:
+    """Whether an expression is read to give a set."""
+    match node:
+        case ast.Set() | ast.SetComp():
+            return True
+        case ast.Call(func=ast.Name(id="set" | "frozenset")):
+            return True
+        case ast.Call(func=ast.Attribute(value=value, attr="union" | "difference" | "intersection")):
+            return is_set(value, named)
+        case ast.BinOp(left=left, right=right):
+            return is_set(left, named) or is_set(right, named)
+        case ast.Name() | ast.Attribute():
+            return dotted(node) in named
+        case _:
+            return False
+
+
+def walks(path: Path) -> Iterator[tuple[int, ast.expr]]:
+    """What a file iterates over, and where."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+            yield node.iter.lineno, node.iter
+        elif isinstance(node, ast.Call) and dotted(node.func) in {
+            "list",
+            "tuple",
+            "iter",
+            "next",
+            "enumerate",
+            "dict.fromkeys",
+        }:
+            yield from ((node.lineno, argument) for argument in node.args[:1])
+
+
+def test_sets_are_not_walked() -> None:
+    """The order of a set is not the same in each process, so that nothing may hang on it: sort it, or keep a dict."""
+    found = {
+        f"{name_of(path)}:{line} {ast.unparse(walked)}"
+        for path in CORE
+        for line, walked in walks(path)
+        if is_set(walked, sets_of(path)) and "/testing/conformance" not in name_of(path)
+    }
+    none(sorted(where for where in found if where.partition(":")[0] not in MAY_WALK_SETS))
+    assert {where.partition(":")[0] for where in found} == set(MAY_WALK_SETS)
+
+
+def test_nothing_hangs_on_addresses() -> None:
+    """No module of the core asks for the ``id()`` of an object, which differs in each process."""
+    none(where for path in CORE for where, called, _ in calls(path) if called == "id")
+
+
 def test_only_the_clock_tells_time() -> None:
     """No module but clock.py, and those excused, reads a clock or sleeps."""
     readers = re.compile(

@@ -112,7 +112,8 @@ MUTANTS = [
            "            for p in pending:\n"
            "                self._resolve(p, Result('applied', getattr(p.change, 'run', None)))\n            return\n"),
     Mutant("go on with a run that was taken over", _ACTIVATION, "_still_own",
-           "(row.seq, row.fence) == (move.run.seq, move.run.fence)", "row.seq == move.run.seq"),
+           "(row.seq, row.fence) == (move.run.seq, move.run.fence)", "row.seq == move.run.seq",
+           tests="tests/engine/test_claim_races.py"),
     Mutant("a late claim begins a run again", _WORKER, "Worker.look",
            "and run.seq >= self._heard.get(run.id, 0)", ""),
     Mutant("a store that is away fails the step", _EXECUTOR, "Executor._changes",

@@ -56,8 +56,6 @@ def test_there_are_enough() -> None:
 
 def test_a_mutant_that_does_not_fit_is_told() -> None:
     """A mutant that no longer applies fails, so that it is not taken for one that was noticed."""
-    with pytest.raises(
-        Drifted, match=r"gone: pop has 'no such words' 0 times|gone: Timers\.pop has 'no such words' 0 times"
-    ):
-        with applied(Mutant("gone", "aioflow.timers", "Timers.pop", "no such words", "")):
-            pass
+    gone = Mutant("gone", "aioflow.timers", "Timers.pop", "no such words", "")
+    with pytest.raises(Drifted, match=r"gone: Timers\.pop has 'no such words' 0 times"), applied(gone):
+        pass

@@ -18,6 +18,7 @@ from aioflow import Engine, StartOptions
 from aioflow.clock import SECOND, Micros
 from aioflow.errors import EngineClosed, RunEnded, RunNotFound, StoreUnavailable
 from aioflow.model import Run
+from aioflow.store import RunQuery
 from aioflow.testing.simloop import Deadlock, Livelock, Process, SimClock, SimLoop, inline_threads
 from aioflow.timers import Timers
 from aioflow_memory import MemoryStore
@@ -226,7 +227,7 @@ class World:
             if host.task.done() and not host.task.cancelled() and (error := host.task.exception()) is not None:
                 self.oracle.problems.append(f"an engine ended with {error!r}")
         now, store, ids = self.now(), self.store, list(self.oracle.rows)
-        rows = now_or_never(store.load(range(1, 200_000), now))
+        rows = now_or_never(store.select(RunQuery(limit=10_000), now))
         histories = {id_: now_or_never(store.history(id_, 0, 10_000, now)) for id_ in ids}
         self.oracle.check_end(rows, histories, now_or_never(store.stats(now)).mailbox)
 
