@@ -116,8 +116,8 @@ MUTANTS = [
            tests="tests/engine/test_claim_races.py"),
     Mutant("a late claim begins a run again", _WORKER, "Worker.look",
            "and run.seq >= self._heard.get(run.id, 0)", ""),
-    Mutant("a store that is away fails the step", _EXECUTOR, "Executor._changes",
-           "except StoreUnavailable:", "except ZeroDivisionError:"),
+    Mutant("a store that is away fails the step", "aioflow.outbox", "Office.ask",
+           "if self.closed or (until", "if True or (until"),
     Mutant("lost claims stay lost", _WORKER, "Worker.look",
            "held=list(held) if compare else None", "held=None"),
     # ---- owners and leases
@@ -151,9 +151,9 @@ MUTANTS = [
            tests="tests/simulation/test_refill.py"),
     Mutant("do not arm what parks", _WORKER, "Worker.follow", "self.scheduler.arm(run)", "pass"),
     Mutant("wake in memory before the commit", _COMMITTER, "Committer.submit",
-           "    self._wake.set()\n    return future",
+           "    if not self._offered:\n        self._wake.set()\n    return future",
            "    if isinstance(change, Move):\n        self._on_commit(change, Result('applied', change.run))\n"
-           "    self._wake.set()\n    return future"),
+           "    if not self._offered:\n        self._wake.set()\n    return future"),
     Mutant("nobody scans for the overdue", _SCHEDULER, "Scheduler.scan", "for deadline in new:", "for deadline in ():"),
     # ---- steps
     Mutant("keep a failed attempt's Context", _EXECUTOR, "Executor.run",
