@@ -108,7 +108,7 @@ class Program(NamedTuple):
     engines: int
     scripts: tuple[Script, ...]
     acts: tuple[Act, ...]
-    #: Of each engine: how many runs it executes at once.
+    #: Of each engine: how many runs it executes at once; 0 for a client, that executes none. The first is none.
     slots: tuple[int, ...]
 
 
@@ -125,6 +125,8 @@ def make(seed: int) -> Program:
     acts = [_act(rng, index, scripts) for index in range(rng.randint(runs, 5 * runs))]
     engines = rng.choice((1, 2, 2, 3))
     slots = tuple(rng.choice((1, 2, 1000, 1000)) for _ in range(engines))
+    if engines > 1 and rng.random() < 0.3:
+        slots = (*slots[:-1], 0)
     return Program(seed, engines, tuple(scripts), tuple(sorted(acts, key=_at)), slots)
 
 

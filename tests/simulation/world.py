@@ -108,6 +108,11 @@ class Host:
         self.task: asyncio.Task[None]
         self.skew: Micros = 0
 
+    @property
+    def works(self) -> bool:
+        """Whether it executes runs."""
+        return self.world.program.slots[self.index] > 0
+
     def start(self) -> None:
         """A new life."""
         world = self.world
@@ -126,7 +131,8 @@ class Host:
                 workflows=program.workflows(),
                 lease=timedelta(seconds=LEASE),
                 clock=clock,
-                max_running=self.world.program.slots[self.index],
+                worker=self.works,
+                max_running=self.world.program.slots[self.index] or 1,
                 shutdown_timeout=timedelta(seconds=1),
             )
             engine.instruments.append(Eye(wire, self.world))
@@ -150,6 +156,7 @@ class World:
         self.loop = SimLoop(f"{case.seed} loop")
         self.oracle = Oracle({script.number: script for script in program.make(case.seed).scripts})
         self.plan = plan(case.seed, self.program.engines, case.faults)
+        # A client's starts and wakes are left to whoever claims them.
         if self.plan.quiet and min(self.program.slots) > 100:
             self.oracle.prompt = PROMPT if self.plan.distance == 1 else PROMPT_AT_A_DISTANCE
         self.store = MemoryStore("sim://", uuid="sim")
@@ -250,7 +257,7 @@ class World:
                     for row in self.oracle.rows.values()
                 )
                 loop.kill_process(process)
-                if blow.lasts > FOR_GOOD and any(other.process.alive for other in self.hosts):
+                if blow.lasts > FOR_GOOD and any(other.process.alive and other.works for other in self.hosts):
                     self.oracle.figures["killed for good"] += 1
                     host.gone = True
                 else:
@@ -285,7 +292,8 @@ class World:
         for host in self.hosts:
             host.skew = host.clock.skew = 0
             self._resume(host.process)
-            if not host.process.alive and not (host.gone and any(other.process.alive for other in self.hosts)):
+            others = any(other.process.alive and other.works for other in self.hosts)
+            if not host.process.alive and not (host.gone and others):
                 host.start()
 
     # ---- users
