@@ -169,6 +169,7 @@ class Engine(Calls):
             if self._works:
                 await worker.look()
                 self._tasks.keep(worker.run, name="aioflow worker")
+                self._tasks.keep(worker.watch, name="aioflow lease")
                 self._tasks.keep(scheduler.run, name="aioflow scheduler")
             self._tasks.keep(delivery.run, name="aioflow delivery")
             self._tasks.keep(partial(parts.listen, worker.notice), name="aioflow listener")

@@ -5,7 +5,8 @@ what must be: an activation for a running run that this worker owns, a timer for
 ended. So it does not matter who committed it, or whether that somebody still lives.
 
 The mutable state of ``Worker``: the activations by run id, slots promised to runs that are being committed, tasks
-that were left behind, what was heard since the last claim was asked for, and the flags ``working`` and ``draining``.
+that were left behind, what was heard since the last claim was asked for, whether the store is being asked, and the
+flags ``working`` and ``draining``.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Worker:
         self._renewed: Micros = 0
         self._next_compare: Micros = 0
         self._left_behind = 0
+        self._asking = False
         self._known_generation = -1
         self._claim_now = asyncio.Event()
         self._idle = asyncio.Event()
@@ -181,9 +183,11 @@ class Worker:
         """Claim what has no owner, look for what was missed, renew the lease; until cancelled."""
         next_renewal = self._clock.monotonic() + self._lease // 3
         self._foreign = True  # what a task before this one was about to look at
+        pause = min(SECOND, self._lease // 6)  # so that a short lease, too, is renewed in time
         while True:
-            await self._clock.wait(self._claim_now, SECOND)
+            await self._clock.wait(self._claim_now, pause)
             self._claim_now.clear()
+            self._asking = True
             try:
                 if self._clock.monotonic() >= next_renewal:
                     next_renewal = self._clock.monotonic() + self._lease // 3
@@ -193,6 +197,8 @@ class Worker:
                 telemetry.trouble("store cannot be looked at, will try again", error)
                 self._check_lease()
                 await self._clock.sleep(SECOND // 2)
+            finally:
+                self._asking = False
 
     async def look(self) -> None:
         """One look at the store: that is all of recovery."""
@@ -271,6 +277,13 @@ class Worker:
             self._renewed = started
         else:
             self._lose("its lease was over")
+
+    async def watch(self) -> None:
+        """Look at the lease while the store is silent, which holds up ``run``; until cancelled."""
+        while not self._store.exclusive:
+            await self._clock.sleep(self._lease // 10)
+            if self._asking:
+                self._check_lease()
 
     def _check_lease(self) -> None:
         """Stop before others take over: what could not be renewed may soon be theirs."""
