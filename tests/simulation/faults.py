@@ -35,7 +35,7 @@ ON_PROCESSES = {"kill": 2, "pause": 2, "partition": 2, "restart": 1, "clock step
 FOCUS = ("", "Start", "Post", "Move", "goto", "signal", "claim", "renew", "load")
 PREFERENCE = 6
 #: How many seeds have no faults.
-QUIET = 0.15
+QUIET = 0.3
 KINDS = (*ON_REQUESTS, *ON_PROCESSES)
 
 

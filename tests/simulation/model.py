@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from aioflow.model import Run, Transition
-from tests.simulation.program import MS, SHORT, Op, Outcome, Script, effect, op_of
+from tests.simulation.program import LATER, MS, SHORT, Op, Outcome, Script, effect, op_of
 
 #: Delays before the second and the third attempt, microseconds, and how far jitter may move them.
 DELAYS = {1: 100 * MS, 2: 200 * MS}
@@ -38,6 +39,8 @@ class State:
     #: What resumed it: "signal", "timeout", or None.
     resumed: str | None = None
     rescued: bool = False
+    #: The visits that put themselves off.
+    put_off: set[int] = field(default_factory=set)
 
 
 def begun(script: Script, row: Run) -> tuple[State, list[str]]:
@@ -112,7 +115,12 @@ def _stepped(state: State, row: Run, transition: Transition) -> None:
     outcome = effect(state.script, state.context, state.step, attempt, state.resumed == "timeout")
     op = op_of(state.script, state.context["pc"])
     late = "longer than its timeout" in (transition.error or "")
-    if state.step == "short" and (late or op.takes > SHORT * 1000):
+    if op.later and state.step != "rescue" and transition.kind == "retry" and transition.error is None:
+        if state.visit in state.put_off:
+            raise Wrong("it was put off twice")
+        state.put_off.add(state.visit)
+        _park(state, "retry", transition.at_micros + LATER // timedelta(microseconds=1), state.step)
+    elif state.step == "short" and (late or op.takes > SHORT * 1000):
         if not late:
             raise Wrong("it took too long, and was not stopped")
         _failed(state, row, transition, retried=attempt < ATTEMPTS)

@@ -156,6 +156,7 @@ class Oracle:
             earlier = [letter for letter in self.mailbox.fitting(was, now) if letter.signal.sent_at <= was.wake_at]
             if earlier:
                 self.problems.append(f"run {run.id} timed out in spite of {token_of(earlier[0].signal)}")
+        self.figures["a step put itself off"] += transition.kind == "retry" and transition.error is None
         if transition.kind in ("wake", "timeout") and was.wake_at is not None:
             self._in_time(f"run {run.id} was woken", was.wake_at, now)
         self.wrong(follow(self.states[run.id], run, transition, taken))

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from aioflow import (
     GiveUp,
     Retry,
+    RetryLater,
     StartOptions,
     complete,
     fail,
@@ -40,12 +41,14 @@ MS = 1000
 RETRY = Retry(max_attempts=3, base_delay=100 * MILLI, backoff_factor=2.0, jitter=0.5)
 #: Seconds that the step "short" may take.
 SHORT = 0.3
+#: How long a step puts itself off.
+LATER = 300 * MILLI
 STEPS = ("one", "two", "thread", "short")
 NAMES = ("paid", "shipped")
 HUB = "hub"
 
 Do = Literal["goto", "sleep", "wait", "complete", "fail"]
-Trouble = Literal["error", "give up", "cancel"]
+Trouble = Literal["error", "give up", "cancel", "later"]
 
 
 class Order(NamedTuple):
@@ -75,6 +78,8 @@ class Op(NamedTuple):
     late: str
     sends: tuple[Order, ...]
     starts: int | None
+    #: Whether it puts itself off, the first time that it runs in a visit.
+    later: bool = False
 
 
 class Script(NamedTuple):
@@ -172,6 +177,7 @@ def _op(rng: Random, name: str, number: int, runs: int) -> Op:
         late=rng.choice(STEPS),
         sends=tuple(Order(f"s{name}.{index}", rng.choice(NAMES), _address(rng, runs)) for index in range(_few(rng))),
         starts=rng.randrange(number + 1, runs) if number + 1 < runs and rng.random() < 0.2 else None,
+        later=rng.random() < 0.08,
     )  # fmt: skip
 
 
@@ -251,6 +257,8 @@ class World(NamedTuple):
 
     scripts: Mapping[int, Script]
     runs: Any
+    #: The visits that have put themselves off, as the outside world remembers it.
+    later: set[str]
 
 
 WORLD: ContextVar[World] = ContextVar("world")
@@ -261,6 +269,9 @@ def _act_out(context: Context) -> tuple[Op, Outcome]:
     script = world.scripts[context.number]
     op = op_of(script, context.pc)
     outcome = effect(script, context.model_dump(), run.step, run.attempt, run.timed_out)
+    if op.later and run.step != "rescue" and run.step_key not in world.later:
+        world.later.add(run.step_key)
+        outcome = Outcome("later", {**outcome.context, "log": ["garbage"]})
     for name, value in outcome.context.items():
         setattr(context, name, value)
     if run.step != "rescue":
@@ -301,6 +312,8 @@ def _command(op: Op, outcome: Outcome, step: str) -> Command:
             raise GiveUp("it never will")
         case "cancel":
             raise asyncio.CancelledError
+        case "later":
+            raise RetryLater(LATER)
     match op.do:
         case "goto":
             return goto(op.target)

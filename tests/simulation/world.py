@@ -190,7 +190,7 @@ class World:
 
     async def _main(self) -> None:
         loop = self.loop
-        program.WORLD.set(program.World(self.oracle.scripts, self.oracle.runs_of))
+        program.WORLD.set(program.World(self.oracle.scripts, self.oracle.runs_of, set()))
         now_or_never(self.store.open(EPOCH))
         self.server = Server(loop, self.store, self.oracle, self.plan, self.case.seed, self.trace)
         for blow in self.plan.blows:
