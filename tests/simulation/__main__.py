@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--without-runs", default="", help="script numbers, with commas")
     parser.add_argument("--engines", type=int, default=3, help="at the most")
     parser.add_argument("--without-faults", default="", help="kinds, with commas")
+    parser.add_argument("--store", choices=["memory", "sqlite"], default="memory", help="sqlite: all on real files")
     parser.add_argument("--trace", action="store_true", help="print what happens")
     parser.add_argument("--hash", action="store_true", help="print the hash of what happens, and nothing else")
     parser.add_argument("--shrink", action="store_true", help="look for the smallest case that still fails")
@@ -36,6 +37,7 @@ def one(options: argparse.Namespace) -> int:
         frozenset(int(number) for number in options.without_runs.split(",") if number),
         options.engines,
         frozenset(kind.strip() for kind in options.without_faults.split(",") if kind),
+        options.store,
     )
     if options.shrink:
         if not simulate(case).problems:

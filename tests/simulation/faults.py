@@ -13,7 +13,6 @@ from aioflow.clock import SECOND
 from aioflow.errors import StoreUnavailable
 from aioflow.store import Move
 from aioflow.testing.simloop import Process, SimLoop
-from aioflow_memory import MemoryStore
 from tests.simulation.oracle import Oracle
 
 LEASE = 2.0
@@ -114,10 +113,12 @@ class Server:
     The mutable state: the requests that are on their way to it, and whether faults still happen.
     """
 
+    exclusive = False
+
     def __init__(
         self,
         loop: SimLoop,
-        store: MemoryStore,
+        store: Any,
         oracle: Oracle,
         plan: Plan,
         seed: int,
@@ -225,7 +226,7 @@ class Server:
     def _do(self, request: Request) -> Any:
         """Carry out a verb, in no time, and tell the oracle."""
         verb, arguments, keywords, oracle = request.verb, request.arguments, request.keywords, self.oracle
-        value = now_or_never(getattr(self.store, verb)(*arguments, **keywords))
+        value = now_or_never(getattr(self.store_of(request.client), verb)(*arguments, **keywords))
         client = request.client
         match verb:
             case "apply":
@@ -259,9 +260,33 @@ class Server:
                 self.trace(client.title, verb)
         return value
 
-    def hint(self, client: Wire) -> int:
+    # ---- as a process sees it
+
+    def store_of(self, client: Wire) -> Any:  # noqa: ARG002 - they share one
+        """What carries out a process's requests."""
+        return self.store
+
+    async def open(self, client: Wire, now: int) -> str:  # noqa: ARG002
+        """Open the store for a process."""
+        return str(await self.store.open(now))
+
+    async def close(self, client: Wire) -> None:  # noqa: ARG002
+        """The data stays."""
+        await self.store.close()
+
+    async def hear(self, client: Wire, now: int) -> int:
         """How often others have written."""
+        await self.store.hint(now)
         return self._writes.total() - self._writes[client]
+
+    def prepare(self) -> None:
+        """Before all else."""
+
+    def dispose(self) -> None:
+        """After all else."""
+
+    def killed(self, process: Process) -> None:
+        """A process was killed: what it had sent is on its way still."""
 
     # ---- what happens to the senders
 
@@ -302,11 +327,11 @@ class Wire:
     """
 
     name = "sim://"
-    exclusive = False
 
     def __init__(self, server: Server, process: Process) -> None:
         self._server = server
         self.process = process
+        self.exclusive = server.exclusive
         self.title = process.name
         self._hint = 0
         self._open = False
@@ -322,20 +347,19 @@ class Wire:
         """Open the store; it may be out of reach."""
         await self._server.ask(self, "hint", now)
         self._open = True
-        return await self._server.store.open(now)
+        return await self._server.open(self, now)
 
     async def close(self) -> None:
         """The data stays."""
         if self._open:
             self._open = False
-            await self._server.store.close()
+            await self._server.close(self)
 
     async def hint(self, now: int) -> int:
         """The store's, or the last one, if the new one is lost."""
         server = self._server
         lost = 1.0 if self.process in server.parted else server.plan.rates.get("hint lost", 0.0)
-        await server.store.hint(now)
-        hint = server.hint(self)
+        hint = await server.hear(self, now)
         if hint != self._hint and not server.calm and lost and server._rng.random() < lost:
             server.oracle.figures["fault: hint lost"] += 1
             return self._hint

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
 from datetime import timedelta
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import structlog
 
@@ -26,6 +26,7 @@ from tests.simulation import program
 from tests.simulation.faults import CALM, LEASE, Server, Wire, now_or_never, plan
 from tests.simulation.oracle import PROMPT, PROMPT_AT_A_DISTANCE, Oracle
 from tests.simulation.program import MILLI, Act, Program, Script
+from tests.simulation.sqlite import NOT_HERE, FileOracle, FileServer, inline_connections
 
 #: When the simulation begins.
 EPOCH: Micros = 1_750_000_000 * SECOND
@@ -38,12 +39,13 @@ LOST = 20.0
 
 
 class Case(NamedTuple):
-    """A seed, and what of it is left out: scripts, engines but for the first so many, kinds of faults."""
+    """A seed, what of it is left out: scripts, engines but for the first so many, kinds of faults; and its store."""
 
     seed: int
     runs: frozenset[int] = frozenset()
     engines: int = 3
     faults: frozenset[str] = frozenset()
+    store: Literal["memory", "sqlite"] = "memory"
 
     @property
     def command(self) -> str:
@@ -55,6 +57,8 @@ class Case(NamedTuple):
             parts.append(f"--engines {self.engines}")
         if self.faults:
             parts.append(f"--without-faults '{','.join(sorted(self.faults))}'")
+        if self.store != "memory":
+            parts.append(f"--store {self.store}")
         return " ".join(parts)
 
 
@@ -154,12 +158,14 @@ class World:
         self.program = _less(program.make(case.seed), case)
         self.scripts = {script.number: script for script in self.program.scripts}
         self.loop = SimLoop(f"{case.seed} loop")
-        self.oracle = Oracle({script.number: script for script in program.make(case.seed).scripts})
-        self.plan = plan(case.seed, self.program.engines, case.faults)
-        # A client's starts and wakes are left to whoever claims them.
-        if self.plan.quiet and min(self.program.slots) > 100:
+        self.on_file = case.store == "sqlite"
+        oracle = FileOracle if self.on_file else Oracle
+        self.oracle = oracle({script.number: script for script in program.make(case.seed).scripts})
+        self.plan = plan(case.seed, self.program.engines, case.faults | (NOT_HERE if self.on_file else frozenset()))
+        # A client's starts and wakes are left to whoever claims them; all but one are clients of a file.
+        clients = self.on_file and self.program.engines > 1
+        if self.plan.quiet and min(self.program.slots) > 100 and not clients:
             self.oracle.prompt = PROMPT if self.plan.distance == 1 else PROMPT_AT_A_DISTANCE
-        self.store = MemoryStore("sim://", uuid="sim")
         self._hash = hashlib.blake2b(digest_size=8)
         self._lines = lines
         self._rng = Random(f"{case.seed} users")
@@ -178,7 +184,7 @@ class World:
         """Run it to its end."""
         loop, problems = self.loop, self.oracle.problems
         loop.set_exception_handler(lambda _, told: problems.append(f"the loop's handler was called: {told}"))
-        with inline_threads(loop), _logged(problems), _narrow(self._rng):
+        with inline_threads(loop), inline_connections(), _logged(problems), _narrow(self._rng):
             try:
                 loop.run_until_complete(self._main())
             except (Deadlock, Livelock) as error:
@@ -186,13 +192,17 @@ class World:
             except AssertionError as error:
                 problems.append(f"{error}")
             loop.dispose()
+            self.server.dispose()
         return Verdict(self.case, problems, self._hash.hexdigest(), self.oracle.figures, loop.steps, loop.time())
 
     async def _main(self) -> None:
         loop = self.loop
         program.WORLD.set(program.World(self.oracle.scripts, self.oracle.runs_of, set()))
-        now_or_never(self.store.open(EPOCH))
-        self.server = Server(loop, self.store, self.oracle, self.plan, self.case.seed, self.trace)
+        store = MemoryStore("sim://", uuid="sim")
+        now_or_never(store.open(EPOCH))
+        server = FileServer if self.on_file else Server
+        self.server = server(loop, store, self.oracle, self.plan, self.case.seed, self.trace)
+        self.server.prepare()
         for blow in self.plan.blows:
             if blow.kind == "skew":
                 self.hosts[blow.engine].skew = round((blow.lasts - 2) * SECOND)
@@ -233,7 +243,7 @@ class World:
         for host in self.hosts:
             if host.task.done() and not host.task.cancelled() and (error := host.task.exception()) is not None:
                 self.oracle.problems.append(f"an engine ended with {error!r}")
-        now, store, ids = self.now(), self.store, list(self.oracle.rows)
+        now, store, ids = self.now(), self.server.store, list(self.oracle.rows)
         rows = now_or_never(store.select(RunQuery(limit=10_000), now))
         histories = {id_: now_or_never(store.history(id_, 0, 10_000, now)) for id_ in ids}
         self.oracle.check_end(rows, histories, now_or_never(store.stats(now)).mailbox)
@@ -257,6 +267,7 @@ class World:
                     for row in self.oracle.rows.values()
                 )
                 loop.kill_process(process)
+                self.server.killed(process)
                 if blow.lasts > FOR_GOOD and any(other.process.alive and other.works for other in self.hosts):
                     self.oracle.figures["killed for good"] += 1
                     host.gone = True
