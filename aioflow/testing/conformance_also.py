@@ -16,6 +16,7 @@ from aioflow.testing.conformance_samples import (
     a_signal,
     a_waiter,
     an_ended,
+    arms,
     do,
     log,
     mailbox,
@@ -56,6 +57,40 @@ class AlsoConformance:
         assert await row(store, 4) == child
         assert await log(store, 4) == [starting(child).transition]
         assert await mailbox(store) == [(2, [1]), (3, [2])]
+
+    async def test_a_broadcast_reaches_who_began_to_wait_before_it_in_the_batch(self, store: Store) -> None:
+        """A change sees what those before it in its batch have written; what a step sent comes after its move."""
+        await put(store, a_run(1), a_run(2))
+        waits = {"status": "waiting", "waiting_for": "signal", "arms": arms("paid")}
+        [_, told] = await store.apply([moving(a_run(1), **waits), Post(a_signal(1))], NOW)
+        assert told.run_ids == (1,)
+        [moved] = await store.apply([_bringing(a_run(2), Post(a_signal(2)), **waits)], NOW)
+        assert moved.also[0].run_ids == (1, 2)
+        assert moved.mail
+        assert await mailbox(store) == [(1, [1, 2]), (2, [2])]
+
+    async def test_a_signal_after_the_end_of_its_run_in_the_batch_is_stale(self, store: Store) -> None:
+        """The sender is told that the run has ended, and nothing is left in the mailbox."""
+        await put(store, a_run(1))
+        end = moving(a_run(1), kind="complete", status="completed", ended_at=NOW)
+        results = await store.apply([end, Post(a_signal(1, 1))], NOW)
+        assert results[1] == Result("stale", end.run)
+        assert (await store.stats(NOW)).mailbox == 0
+
+    async def test_a_signal_before_a_timeout_in_the_batch_beats_it(self, store: Store) -> None:
+        """The guard against mail sees what the batch has posted."""
+        waiter = a_waiter(1, wake_at=NOW)
+        await put(store, waiter)
+        late = moving(waiter, kind="timeout", status="running", waiting_for=None, wake_at=None, arms=None)
+        results = await store.apply([Post(a_signal(1, 1, sent_at=NOW)), late._replace(unless_mail=True)], NOW)
+        assert results[1] == Result("stale", waiter, mail=True)
+
+    async def test_a_key_is_held_by_the_run_as_the_batch_has_left_it(self, store: Store) -> None:
+        """A start that meets a key is shown the row that was written just before."""
+        await put(store, a_run(1, key="k"))
+        move = moving(a_run(1, key="k"), step="two")
+        results = await store.apply([move, starting(a_run(2, key="k"))], NOW)
+        assert results[1] == Result("exists", move.run)
 
     async def test_what_exists_or_is_stale_is_left_out(self, store: Store) -> None:
         """A taken key, a known signal_id or an ended run does not hold the move or its other parts back."""

@@ -18,7 +18,7 @@ from itertools import chain
 from typing import assert_never
 
 from aioflow.clock import Micros
-from aioflow.model import LIVE, Run, Transition, WorkflowStatus
+from aioflow.model import LIVE, Run, Signal, Transition, WorkflowStatus
 from aioflow.store import Amend, Change, Decide, Mark, Move, Post, Result, Start
 from aioflow_sqlite import mailbox
 from aioflow_sqlite.rows import RUN_COLUMNS, SELECT_RUNS, row_of
@@ -84,8 +84,8 @@ class _Batch:
     """The rows to write, collected: a statement runs once for all of its kind.
 
     The mutable state: the guards (run id -> (seq, fence)), signals that can be taken, waiting runs whose deadline has
-    come and that have mail, whether some result is told last; the rows; and which runs of the new rows have mail, once
-    those are written; runs that begin with the batch.
+    come and that have mail, whether some result is told last; the rows that are not written yet, and their ids and keys;
+    which of the new rows wait, and have mail, once those are written; runs that begin with the batch; whether it has posted something.
     """
 
     def __init__(self, db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> None:
@@ -120,6 +120,10 @@ class _Batch:
         self._taken: list[tuple[int, int, int | None]] = []
         self._with_mail: set[int] = set()
         self._born: set[int] = set()
+        self._waiting: list[int] = []
+        self._posted = False
+        self._moved: set[int] = set()
+        self._keys: set[tuple[str, str]] = set()
 
     def add(self, change: Change) -> Result:
         """Check a change's guards, and collect what it writes."""
@@ -134,7 +138,7 @@ class _Batch:
             case Start(run, transition, reuse):
                 return self._start(run, transition, reuse)
             case Post(signal):
-                return mailbox.post(self._db, signal, self._now, self._born)
+                return self._post(signal)
             case Mark(run_id, seq, fence):
                 row = row_of(self._db, run_id)
                 if row is None or (row.seq, row.fence) != (seq, fence):
@@ -148,15 +152,22 @@ class _Batch:
 
     def write(self) -> None:
         """Write what was collected."""
+        self._write_rows()
+        if self._marked:
+            self._db.executemany(_MARK_RUN, self._marked)
+        if self._waiting:
+            self._with_mail |= mailbox.with_mail(self._db, self._waiting, self._now, by_wake_at=False)
+
+    def _write_rows(self) -> None:
         if self._taken:  # before the rows: a wait that ends takes what was not taken with it
             mailbox.take(self._db, self._taken, self._now)
         if self._runs:
             _write(self._db, _WRITE_RUNS, self._runs)
             _write(self._db, _WRITE_HISTORY, self._transitions)
-        if self._marked:
-            self._db.executemany(_MARK_RUN, self._marked)
-        if waiting := [run.id for run in self._runs if run.arms is not None]:
-            self._with_mail |= mailbox.with_mail(self._db, waiting, self._now, by_wake_at=False)
+        self._waiting += [run.id for run in self._runs if run.arms is not None]
+        self._taken, self._runs, self._transitions = [], [], []
+        self._moved.clear()
+        self._keys.clear()
 
     @property
     def has_more_to_tell(self) -> bool:
@@ -177,6 +188,8 @@ class _Batch:
     def _full_move(self, move: Move) -> Result:
         """A move that resumes a run, or brings along what its step started and sent."""
         run = move.run
+        if move.unless_mail and self._posted:  # it may have mail since
+            self._in_time |= mailbox.with_mail(self._db, [run.id], self._now, by_wake_at=True)
         if run.id in self._in_time:
             return Result("stale", row_of(self._db, run.id), mail=True)
         found = [place for id_ in move.takes for place in ((id_, run.id), (id_, 0)) if place in self._untaken]
@@ -185,17 +198,31 @@ class _Batch:
         self._untaken.difference_update(found)
         taker = None if move.transition.kind == "reject" else run.id
         self._taken += [(*place, taker) for place in found]
+        result = self._move(run, move.transition, Result("applied", run))
         also = tuple(self.add(part) if isinstance(part, Post) else self._start(*part, moved=run) for part in move.also)
-        return self._move(run, move.transition, Result("applied", run, also=also))
+        return result._replace(also=also)
+
+    def _post(self, signal: Signal) -> Result:
+        """Put a signal there. Whom it is for is told by the rows, as the changes before it have left them."""
+        everybody = not signal.run_id and signal.key is None
+        if everybody or (signal.run_id not in self._born and signal.run_id in self._moved):
+            self._write_rows()
+        self._posted = True
+        return mailbox.post(self._db, signal, self._now, self._born)
 
     def _move(self, run: Run, transition: Transition, result: Result) -> Result:
         self._runs.append(run)
+        self._moved.add(run.id)
+        if run.key is not None:
+            self._keys.add((run.workflow, run.key))
         self._transitions.append(transition)
         return result
 
     def _start(self, run: Run, transition: Transition, reuse: str, moved: Run | None = None) -> Result:
         if run.id in self._guards:
             return self._offered(run.id, transition)
+        if run.key is not None and (run.workflow, run.key) in self._keys:
+            self._write_rows()  # the holder as it is now
         other = _in_the_way(self._db, run, reuse, moved)
         if other is not None:
             return Result("exists", other)
