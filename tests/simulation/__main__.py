@@ -59,7 +59,9 @@ def all_of(options: argparse.Namespace) -> int:
     """Sweep."""
     seeds = fresh() if options.start is None else count(options.start)
     tell = (lambda line: sys.stderr.write(f"{line}\r")) if sys.stderr.isatty() else None
-    swept = sweep(seeds, least=options.seeds or 500, seconds=options.seconds, jobs=options.jobs, tell=tell)
+    swept = sweep(
+        seeds, least=options.seeds or 500, seconds=options.seconds, jobs=options.jobs, store=options.store, tell=tell
+    )
     for line in swept.report():
         say(line)
     for what, times in sorted(swept.figures.items()):

@@ -262,15 +262,15 @@ class Server:
 
     # ---- as a process sees it
 
-    def store_of(self, client: Wire) -> Any:  # noqa: ARG002 - they share one
+    def store_of(self, client: Wire) -> Any:
         """What carries out a process's requests."""
         return self.store
 
-    async def open(self, client: Wire, now: int) -> str:  # noqa: ARG002
+    async def open(self, client: Wire, now: int) -> str:
         """Open the store for a process."""
         return str(await self.store.open(now))
 
-    async def close(self, client: Wire) -> None:  # noqa: ARG002
+    async def close(self, client: Wire) -> None:
         """The data stays."""
         await self.store.close()
 

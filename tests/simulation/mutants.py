@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class Mutant(NamedTuple):
@@ -27,6 +27,8 @@ class Mutant(NamedTuple):
     seed: int = 0
     #: The tests that notice it, where the simulation cannot.
     tests: str = ""
+    #: Where it runs.
+    store: Literal["memory", "sqlite"] = "memory"
     #: Another function that has to be changed with it: module, function, old, new.
     more: tuple[str, str, str, str] | None = None
 
@@ -86,6 +88,7 @@ _DECIDING, _OUTSIDE, _SIGNALS, _RUNTIME = (
     "aioflow.runtime",
 )
 _STORE, _MAILBOX, _TIMERS = "aioflow_memory.store", "aioflow_memory.mailbox", "aioflow.timers"
+_BATCH = "aioflow_sqlite.batch"
 
 MUTANTS = [
     # ---- guards
@@ -188,4 +191,16 @@ MUTANTS = [
     Mutant("take what has expired", _MAILBOX, "_Kept.there", "expires_at is None or expires_at > now", "True"),
     Mutant("the signal is lost when it does not fit in time", _MAILBOX, "Mailbox.expire",
            "signal.expires_at <= now and", "signal.expires_at <= now + 1_000_000 and", seed=18),
+    # ---- SQLite
+    Mutant("commit rows and history apart", _BATCH, "_Batch._write_rows",
+           "_write(self._db, _WRITE_HISTORY", "self._db.commit()\n        self._db.execute('BEGIN')\n        _write(self._db, _WRITE_HISTORY",
+           store="sqlite", seed=45),
+    Mutant("acknowledge before the commit", "aioflow_sqlite.store", "SQLiteStore.apply", "transaction(db, apply)",
+           "(db.in_transaction and db.commit(), db.execute('BEGIN IMMEDIATE'), apply(db))[2]", store="sqlite", seed=0),
+    Mutant("no guards in a batch", _BATCH, "_Batch.add",
+           "self._guards.get(run.id) != (change.seq, change.fence)", "run.id not in self._guards", store="sqlite", seed=2),
+    Mutant("a taken signal stays", _BATCH, "_Batch._write_rows",
+           "mailbox.take(self._db, self._taken, self._now)", "pass", store="sqlite", seed=0),
+    Mutant("a broadcast does not see its batch", _BATCH, "_Batch._post", "if everybody or", "if", store="sqlite", seed=15),
+    Mutant("the dead keep their runs", "aioflow_sqlite.ownership", "disown_dead", "transaction(db", "(lambda *_: None)(db", store="sqlite", seed=9),
 ]  # fmt: skip

@@ -41,8 +41,10 @@ class FileOracle(Oracle):
     """The oracle, where one process works the store: for as long as it lives nobody else owns anything."""
 
     holder: Client | None = None
+    #: Who had it before, and whether anybody had.
+    former: Client | None = None
 
-    def alive(self, worker: int | None, now: int) -> bool:  # noqa: ARG002 - there is no lease that would run out
+    def alive(self, worker: int | None, now: int) -> bool:
         """Whether a worker has the file."""
         return self.holder is not None and worker is not None and self.workers.get(self.holder) == worker
 
@@ -56,7 +58,8 @@ class FileOracle(Oracle):
         if self.holder is not client:
             if self.holder is not None:
                 self.problems.append(f"{client.title} works the file, and so does {self.holder.title}")
-            self.holder = client
+            self.figures["takeover"] += self.former not in (None, client)
+            self.holder = self.former = client
             self.workers[client] = worker
             self._disown(worker)
         super().claimed(client, worker, claim, now, lease=lease, held=held)
@@ -187,7 +190,7 @@ class FileServer(Server):
 
     def _crash(self, request: Request, target: Path) -> None:
         """The process dies as it carries this out."""
-        ways = ("before", "within", "torn", "after") if request.verb == "apply" else ("before", "after")
+        ways = ("before", "within", "within", "torn", "after") if request.verb == "apply" else ("before", "after")
         way, length = self._rng.choice(ways), self._length()
         self.trace(request.client.title, f"dies at {request.verb}, {way}")
         if way == "before":

@@ -13,7 +13,7 @@ from itertools import count, islice
 from multiprocessing import get_context
 from typing import NamedTuple
 
-from tests.simulation.world import Case, Verdict, simulate
+from tests.simulation.world import Case, Verdict, Where, simulate
 
 #: Situations, and how often each has to come up in 500 seeds.
 WANTED = {
@@ -72,6 +72,23 @@ WANTED = {
     "user: sent again, as it was not known": 15,
     "user: started again, as it was not known": 10,
 }
+#: The same of 500 seeds on SQLite.
+WANTED_OF_SQLITE = {
+    "crash": 150,
+    "crash: after a commit": 8,
+    "crash: before a commit": 8,
+    "crash: between transactions": 60,
+    "crash: the WAL was torn": 6,
+    "crash: within a commit": 6,
+    "a run of a dead process was freed": 40,
+    "another works the file": 2000,
+    "killed while it ran something": 30,
+    "takeover": 40,
+}
+#: Of a sweep's seeds on the memory store, every so many is run on SQLite in addition.
+EVERY = 10
+#: What the figures of SQLite begin with.
+ON_SQLITE = "sqlite: "
 #: How many seeds one task of a process takes.
 CHUNK = 20
 
@@ -87,11 +104,10 @@ class Sweep(NamedTuple):
     @property
     def unmet(self) -> list[str]:
         """The situations that did not come up often enough."""
-        return [
-            f"{what}: {self.figures[what]}, not {least * self.seeds // 500}"
-            for what, least in WANTED.items()
-            if self.figures[what] < least * self.seeds // 500
-        ]
+        wanted = [(what, least * self.figures["seeds"] // 500) for what, least in WANTED.items()]
+        on_sqlite = self.figures[f"{ON_SQLITE}seeds"]
+        wanted += [(f"{ON_SQLITE}{what}", least * on_sqlite // 500) for what, least in WANTED_OF_SQLITE.items()]
+        return [f"{what}: {self.figures[what]}, not {least}" for what, least in wanted if self.figures[what] < least]
 
     def report(self) -> Iterator[str]:
         """What to tell of it."""
@@ -102,15 +118,21 @@ class Sweep(NamedTuple):
         yield f"{self.seeds} seeds in {self.seconds:.1f} s, {rate:.0f} a second; {len(self.failures)} failed"
 
 
-def many(seeds: list[int]) -> tuple[list[Verdict], Counter[str]]:
+def many(seeds: list[int], store: Where = "memory") -> tuple[list[Verdict], Counter[str]]:
     """Simulate these: those that failed, and the figures of all."""
     figures: Counter[str] = Counter()
     failures = []
     for seed in seeds:
-        verdict = simulate(Case(seed))
-        figures += verdict.figures
-        if verdict.problems:
-            failures.append(verdict)
+        cases = [Case(seed, store=store)]
+        if store == "memory" and seed % EVERY == 0:
+            cases.append(Case(seed, store="sqlite"))
+        for case in cases:
+            verdict = simulate(case)
+            told = "" if case.store == "memory" else ON_SQLITE
+            figures.update({f"{told}{what}": times for what, times in verdict.figures.items()})
+            figures[f"{told}seeds"] += 1
+            if verdict.problems:
+                failures.append(verdict)
     return failures, figures
 
 
@@ -120,6 +142,7 @@ def sweep(
     least: int,
     seconds: float = 0.0,
     jobs: int = 1,
+    store: Where = "memory",
     most_failures: int = 5,
     tell: Callable[[str], object] | None = None,
 ) -> Sweep:
@@ -138,7 +161,7 @@ def sweep(
             given += len(chunk)
             yield chunk
 
-    for chunk, (bad, found) in _carried_out(chunks(), jobs):
+    for chunk, (bad, found) in _carried_out(chunks(), jobs, store):
         done += len(chunk)
         failures += bad
         figures += found
@@ -150,18 +173,18 @@ def sweep(
 
 
 def _carried_out(
-    chunks: Iterator[list[int]], jobs: int
+    chunks: Iterator[list[int]], jobs: int, store: Where
 ) -> Iterator[tuple[list[int], tuple[list[Verdict], Counter[str]]]]:
     if jobs == 1:
         for chunk in chunks:
-            yield chunk, many(chunk)
+            yield chunk, many(chunk, store)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=100) as pool:
-        pending = [(chunk, pool.submit(many, chunk)) for chunk in islice(chunks, 2 * jobs)]
+        pending = [(chunk, pool.submit(many, chunk, store)) for chunk in islice(chunks, 2 * jobs)]
         while pending:
             chunk, future = pending.pop(0)
             yield chunk, future.result()
-            pending += [(more, pool.submit(many, more)) for more in islice(chunks, 1)]
+            pending += [(more, pool.submit(many, more, store)) for more in islice(chunks, 1)]
 
 
 def fresh() -> Iterator[int]:
@@ -169,10 +192,10 @@ def fresh() -> Iterator[int]:
     return count(int.from_bytes(os.urandom(6)))
 
 
-def hash_in_fresh_process(seed: int, hash_seed: int) -> str:
+def hash_in_fresh_process(seed: int, hash_seed: int, store: Where = "memory") -> str:
     """The trace hash of a seed, in a process of its own, whose strings hash as ``hash_seed`` has it."""
     told = subprocess.run(
-        [sys.executable, "-m", "tests.simulation", "--seed", str(seed), "--hash"],
+        [sys.executable, "-m", "tests.simulation", "--seed", str(seed), "--store", store, "--hash"],
         env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
         capture_output=True,
         text=True,

@@ -18,7 +18,7 @@ def killer(mutant: Mutant) -> Verdict | None:
     """The first seed that notices it; the one that did so last is tried first."""
     with applied(mutant):
         for seed in (mutant.seed, *range(SEEDS)):
-            verdict = simulate(Case(seed))
+            verdict = simulate(Case(seed, store=mutant.store))
             if verdict.problems:
                 return verdict
     return None
@@ -51,7 +51,7 @@ def test_a_test_notices(mutant: Mutant) -> None:
 def test_there_are_enough() -> None:
     """At least twenty, each with a name of its own, and none of them in the oracle."""
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 20
-    assert all(mutant.module.startswith(("aioflow.", "aioflow_memory.")) for mutant in MUTANTS)
+    assert all(mutant.module.startswith(("aioflow.", "aioflow_memory.", "aioflow_sqlite.")) for mutant in MUTANTS)
 
 
 def test_a_mutant_that_does_not_fit_is_told() -> None:

@@ -33,7 +33,9 @@ def test_the_fixed_seeds_hold() -> None:
 
 def test_a_sweep_that_meets_too_little_fails() -> None:
     """A situation that does not come up is told: nothing is proved about it."""
-    swept = Sweep(500, [], sweep(range(3), least=3).figures, 1.0)
+    figures = sweep(range(3), least=3).figures
+    figures["seeds"] = 500
+    swept = Sweep(500, [], figures, 1.0)
     assert any(line.startswith("fault: kill: ") for line in swept.unmet)
 
 
@@ -44,6 +46,14 @@ def test_a_seed_repeats_itself(seed: int) -> None:
     assert not here.problems
     assert {hash_in_fresh_process(seed, hash_seed) for hash_seed in (1, 2)} == {here.trace}
     assert here.trace != simulate(Case(seed + 100)).trace
+
+
+@pytest.mark.parametrize("seed", [15, 65])
+def test_a_seed_repeats_itself_on_sqlite(seed: int) -> None:
+    """So do files and their crashes."""
+    here = simulate(Case(seed, store="sqlite"))
+    assert not here.problems
+    assert {hash_in_fresh_process(seed, hash_seed, "sqlite") for hash_seed in (1, 2)} == {here.trace}
 
 
 def test_what_is_left_out_does_not_happen() -> None:

@@ -38,6 +38,9 @@ FOR_GOOD = 4.0
 LOST = 20.0
 
 
+Where = Literal["memory", "sqlite"]
+
+
 class Case(NamedTuple):
     """A seed, what of it is left out: scripts, engines but for the first so many, kinds of faults; and its store."""
 
@@ -45,7 +48,7 @@ class Case(NamedTuple):
     runs: frozenset[int] = frozenset()
     engines: int = 3
     faults: frozenset[str] = frozenset()
-    store: Literal["memory", "sqlite"] = "memory"
+    store: Where = "memory"
 
     @property
     def command(self) -> str:
