@@ -61,7 +61,7 @@ class AlsoConformance:
     async def test_a_broadcast_reaches_who_began_to_wait_before_it_in_the_batch(self, store: Store) -> None:
         """A change sees what those before it in its batch have written; what a step sent comes after its move."""
         await put(store, a_run(1), a_run(2))
-        waits = {"status": "waiting", "waiting_for": "signal", "arms": arms("paid")}
+        waits: dict[str, Any] = {"status": "waiting", "waiting_for": "signal", "arms": arms("paid")}
         [_, told] = await store.apply([moving(a_run(1), **waits), Post(a_signal(1))], NOW)
         assert told.run_ids == (1,)
         [moved] = await store.apply([_bringing(a_run(2), Post(a_signal(2)), **waits)], NOW)

@@ -74,15 +74,15 @@ WANTED = {
 }
 #: The same of 500 seeds on SQLite.
 WANTED_OF_SQLITE = {
-    "crash": 150,
-    "crash: after a commit": 8,
-    "crash: before a commit": 8,
-    "crash: between transactions": 60,
-    "crash: the WAL was torn": 6,
+    "crash": 100,
+    "crash: after a commit": 3,
+    "crash: before a commit": 3,
+    "crash: between transactions": 40,
+    "crash: the WAL was torn": 3,
     "crash: within a commit": 6,
-    "a run of a dead process was freed": 40,
+    "a run of a dead process was freed": 15,
     "another works the file": 2000,
-    "killed while it ran something": 30,
+    "killed while it ran something": 15,
     "takeover": 40,
 }
 #: Of a sweep's seeds on the memory store, every so many is run on SQLite in addition.
