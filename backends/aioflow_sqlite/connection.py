@@ -125,7 +125,8 @@ async def connect(address: Address, timeout: int, *, read_only: bool, check: Cal
     try:
         await connection.set_up()
     except BaseException:
-        await connection.close()
+        with CancelScope(shield=True):
+            await connection.close()
         raise
     return connection
 

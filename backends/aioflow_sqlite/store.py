@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import structlog
+from anyio import CancelScope
 
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import StoreError, StoreRefused, StoreUnavailable
@@ -105,7 +106,8 @@ class SQLiteStore:
             for connection in (self._writer, self._reader):
                 await connection.run(partial(settle, milliseconds=self._address.busy_timeout))
         except BaseException as error:
-            await self.close()
+            with CancelScope(shield=True):  # else a scope that is cancelled would leave one of two open
+                await self.close()
             if isinstance(error, NewerSchema):
                 advice = "Use the aioflow that wrote it, or a newer one."
                 raise StoreUnavailable(self.name, str(error), advice) from error
