@@ -254,6 +254,11 @@ class Server:
                 self.trace(client.title, "release")
             case "expire":
                 oracle.wrong(oracle.mailbox.expire(value, arguments[1]))
+            case "mail":
+                run_ids, _, now = arguments
+                for mail in value if run_ids is not None else ():  # a look at all only tells whose to read
+                    oracle.looked[client, mail.run.id] = now
+                self.trace(client.title, verb)
             case "reserve":
                 self.trace(client.title, f"reserve {value}")
             case _:

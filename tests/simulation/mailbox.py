@@ -89,8 +89,12 @@ class Mailbox:
         ]
         return sorted(found, key=lambda letter: (letter.signal.sent_at, letter.signal.id))
 
-    def take(self, row: Run, ids: tuple[int, ...], now: int, *, rejects: bool) -> Iterator[str]:
-        """The run ``row``, which waits, took these."""
+    def take(self, row: Run, ids: tuple[int, ...], now: int, *, looked: int, rejects: bool) -> Iterator[str]:
+        """The run ``row``, which waits, took these.
+
+        ``looked``: what the clock said as the mailbox was read for it. What was over then may be passed by, although a
+        clock that was set back since says that it is not.
+        """
         for id_ in ids:
             letter = self.letters.get((id_, row.id)) or self.letters.get((id_, 0))
             if letter is None or not letter.there(now):
@@ -102,7 +106,7 @@ class Mailbox:
             for other in fitting:
                 if other is letter:
                     break
-                if other.signal.run_id == row.id and other.number < letter.number:
+                if other.signal.run_id == row.id and other.number < letter.number and other.there(looked):
                     yield f"run {row.id} took {token_of(letter.signal)} before {token_of(other.signal)}"
             if rejects != is_bad(letter.signal):
                 yield f"run {row.id} {'rejected' if rejects else 'took'} {token_of(letter.signal)}"

@@ -48,6 +48,8 @@ class Oracle:
         self.leases: dict[int, int] = {}
         self.workers: dict[Client, int] = {}
         self.told: dict[tuple[Client, int], int] = {}
+        #: What an engine's clock said as it last read a run's mail.
+        self.looked: dict[tuple[Client, int], int] = {}
         self.cancelled: set[int] = set()
         #: token -> when it was sent, by the clocks of those who sent it
         self.called: defaultdict[str, list[int]] = defaultdict(list)
@@ -151,7 +153,7 @@ class Oracle:
             self.problems.append(f"run {run.id} at {was.seq, was.fence} moved under {change.seq, change.fence}")
         if was.status == "running" and was.owner != self.workers.get(client):
             self.problems.append(f"run {run.id} of worker {was.owner} was moved by {client.title}")
-        taken = self._take(change, was, now)
+        taken = self._take(client, change, was, now)
         if transition.kind == "timeout" and was.wake_at is not None:
             earlier = [letter for letter in self.mailbox.fitting(was, now) if letter.signal.sent_at <= was.wake_at]
             if earlier:
@@ -187,12 +189,12 @@ class Oracle:
         else:
             self.figures["race: somebody else took the signal"] += 1
 
-    def _take(self, change: Move, was: Run, now: int) -> tuple[str, str] | None:
+    def _take(self, client: Client, change: Move, was: Run, now: int) -> tuple[str, str] | None:
         """What a move took out of the mailbox, or was given past it."""
-        kind = change.transition.kind
+        kind, looked = change.transition.kind, self.looked.get((client, was.id), now)
         if kind == "reject":
             self.figures["signal rejected"] += 1
-            self.wrong(self.mailbox.take(was, change.takes, now, rejects=True))
+            self.wrong(self.mailbox.take(was, change.takes, now, looked=looked, rejects=True))
             return None
         if kind != "signal":
             if change.takes:
@@ -203,7 +205,7 @@ class Oracle:
         if change.takes:
             signal = self.mailbox.posted[change.takes[0]]
             late = was.wake_at is not None and min(signal.sent_at, change.transition.at_micros) > was.wake_at
-            self.wrong(self.mailbox.take(was, change.takes, now, rejects=False))
+            self.wrong(self.mailbox.take(was, change.takes, now, looked=looked, rejects=False))
             if (signal.name, token_of(signal)) != (name, token):
                 self.problems.append(f"run {was.id} took {signal}, and goes on with {token}")
             self.figures["signal taken from the mailbox"] += 1
