@@ -57,7 +57,7 @@ class Delivery:
         slots: who runs what is resumed.
         commit_ids: makes commit ids.
 
-    The mutable state: the runs to look at, who watches which signal, who sends to which address, how many signals have expired, whether this
+    The mutable state: the runs to look at, what to do for those that turn out to have no mail, who watches which signal, who sends to which address, how many signals have expired, whether this
     process is the one that works the store, and when it last looked for what has expired.
     """
 
@@ -77,6 +77,7 @@ class Delivery:
         self._slots = slots
         self._commit_ids = commit_ids
         self._todo: dict[int, None] = {}
+        self._otherwise: dict[int, Callable[[], None]] = {}
         self._busy = False
         self._again = asyncio.Event()
         self._watches: dict[int, Watch] = {}
@@ -94,6 +95,11 @@ class Delivery:
         self._todo.update(dict.fromkeys(run_ids))
         if self._todo:
             self._again.set()
+
+    def notify_or(self, run_id: int, otherwise: Callable[[], None]) -> None:
+        """This run had mail just now. ``otherwise`` is called if it turns out to have none that it can take."""
+        self._otherwise[run_id] = otherwise
+        self.notify((run_id,))
 
     def posted(self, signal: Signal, result: Result) -> None:
         """A signal was committed to the mailbox."""
@@ -225,14 +231,23 @@ class Delivery:
         given: set[int] = set()
         attempts: list[_Attempt] = []
         left: list[int] = []
+        without = set(run_ids)
         for mail in mails:
+            if any(arm_for(mail.run, signal, self._clock.micros()) for signal in mail.signals):
+                without.discard(mail.run.id)
             attempt = self._attempt(mail, given)
             if attempt is not None:
                 attempts.append(attempt)
             elif all(signal.id in given for signal in mail.signals):
                 left.append(mail.run.id)  # there may be more than it was shown
+        for run_id in without:
+            if (otherwise := self._otherwise.pop(run_id, None)) is not None:
+                otherwise()
         again = [attempt.run.id for attempt in attempts if not await self._came_through(attempt)]
-        return again + (left if attempts else [])
+        again += left if attempts else []
+        for run_id in set(run_ids).difference(again, self._todo):  # they have it, or it is not for this process
+            self._otherwise.pop(run_id, None)
+        return again
 
     async def _came_through(self, attempt: _Attempt) -> bool:
         """Whether the run has the signal, or has rejected it; else one of both is not as it was."""

@@ -163,7 +163,8 @@ class Scheduler:
                     result = await future
                     fired += result.outcome == "applied"
                     if result.outcome == "stale" and result.mail and result.run is not None:
-                        self._delivery.notify((result.run.id,))
+                        # The signal may expire, or go to somebody else, before it gets there: then the time is over.
+                        self._delivery.notify_or(result.run.id, partial(self.arm, result.run))
                 except Exception as error:  # noqa: BLE001 - raised below, when all others are through
                     problem = error
             if problem is not None:
