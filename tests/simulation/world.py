@@ -30,8 +30,9 @@ from tests.simulation.sqlite import NOT_HERE, FileOracle, FileServer, inline_con
 
 #: When the simulation begins.
 EPOCH: Micros = 1_750_000_000 * SECOND
-#: Seconds after the last fault within which everything has to be done: the longest script takes less.
-PATIENCE = 120.0
+#: Seconds after the last fault within which everything has to be done. Slow runs and those that they start, one after
+#: the other in the only slot, were seen to take 150.
+PATIENCE = 600.0
 #: Whoever is killed for longer than so many seconds does not come back, if there are others.
 FOR_GOOD = 4.0
 #: Seconds after which a caller takes a call to be lost.
