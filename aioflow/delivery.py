@@ -245,8 +245,9 @@ class Delivery:
                 otherwise()
         again = [attempt.run.id for attempt in attempts if not await self._came_through(attempt)]
         again += left if attempts else []
-        for run_id in set(run_ids).difference(again, self._todo):  # they have it, or it is not for this process
-            self._otherwise.pop(run_id, None)
+        for run_id in run_ids:
+            if run_id not in again and run_id not in self._todo:  # it has it, or it is not for this process
+                self._otherwise.pop(run_id, None)
         return again
 
     async def _came_through(self, attempt: _Attempt) -> bool:
