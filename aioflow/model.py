@@ -49,7 +49,7 @@ class WorkflowStatus(StrEnum):
 LIVE: Final = frozenset({WorkflowStatus.RUNNING, WorkflowStatus.WAITING})
 
 #: What a waiting run waits for.
-WaitingFor: TypeAlias = Literal["sleep", "signal", "retry", "start", "blocked"]
+WaitingFor: TypeAlias = Literal["sleep", "signal", "event", "retry", "start", "blocked"]
 
 #: What a transition did. "start" enters the history of every run, with seq 1.
 TransitionKind: TypeAlias = Literal[
@@ -60,6 +60,7 @@ TransitionKind: TypeAlias = Literal[
     "retry",
     "wake",
     "signal",
+    "event",
     "timeout",
     "reject",
     "on_fail",
@@ -169,12 +170,18 @@ class Signal(NamedTuple):
     sent_at: Micros
     #: None: it lives as long as the run.
     expires_at: Micros | None
+    #: The event (its ``EventRecord.id``) that this tells of: a copy for one wait, as a broadcast's. None for a signal.
+    event: int | None = None
 
 
 class Arm(NamedTuple):
-    """One thing that a run waits for: a signal of this name that is addressed to the run, to this key, or to everybody."""
+    """One thing that a run waits for.
 
-    kind: Literal["signal"]
+    "signal": a signal of this name that is addressed to the run, to this key, or to everybody. "event": an event of this
+    name; with a ``key``, only one of this entity_id.
+    """
+
+    kind: Literal["signal", "event"]
     name: str
     key: str | None
     #: The step that it goes on with.
@@ -188,14 +195,92 @@ def arms_of(run: Run) -> list[Arm]:
     return [] if run.arms is None else [Arm(*arm) for arm in json.loads(run.arms)]
 
 
+class EventRecord(NamedTuple):
+    """One event, as it is stored."""
+
+    id: int
+    #: The caller's own name for it, or one that was made for it: unique in the store.
+    event_id: str
+    name: str
+    namespace: str
+    entity_id: str | None
+    #: The name of the entity's type in the registry of entity types; None for a mapping, or for no entity.
+    entity_type: str | None
+    #: The entity as JSON.
+    entity: str | None
+    #: When it occurs, or has.
+    at: Micros
+    #: From 1: rises whenever the event is replaced.
+    occurrence: int
+    status: str
+    #: The id that its copies have in the mailbox, a signal's: one for each occurrence.
+    mail_id: int
+    recorded_at: Micros
+    #: When this occurrence was committed as having occurred.
+    occurred_at: Micros | None
+
+    @property
+    def payload(self) -> str:
+        """What a run that waits for it is told: a JSON object."""
+        told = {
+            "event_id": self.event_id,
+            "event_name": self.name,
+            "entity_id": self.entity_id,
+            "namespace": self.namespace,
+            "at": self.at,
+            "occurrence": self.occurrence,
+            "recorded_at": self.recorded_at,
+            "entity_type": self.entity_type,
+        }
+        return f'{json.dumps(told)[:-1]}, "entity": {self.entity or "null"}}}'
+
+
+class EventStatus(StrEnum):
+    """Where an event stands."""
+
+    PENDING = "pending"
+    OCCURRED = "occurred"
+    CANCELLED = "cancelled"
+
+
+class Plan(NamedTuple):
+    """What is to happen at an instant because of an event: the event itself, or the start of a run."""
+
+    #: Given by the store.
+    id: int
+    due: Micros
+    #: The ``EventRecord.id``.
+    event: int
+    occurrence: int
+    #: The workflow to start; "" for the event's own occurring.
+    workflow: str
+    #: Of a start: how long after the event's ``at`` it is planned; negative: before.
+    offset: Micros
+    #: How often the start has failed.
+    attempts: int
+    #: Why, the last time.
+    error: str | None
+
+
+class Listener(NamedTuple):
+    """That a workflow starts from events: one row of what workers tell the store."""
+
+    workflow: str
+    event_name: str
+    #: "*" takes every namespace, any other only its own.
+    namespace: str
+    offset: Micros
+
+
 class Resumption(NamedTuple):
     """What resumed a run: kept with it, so that a re-execution of the step gets the same arguments.
 
-    "signal" and "message" have the signal's name and payload; "timeout" is a wait's or the run's that is over;
-    "deadline" marks a run whose own time is over and that has not gone to its ``on_timeout`` yet.
+    "signal" and "message" have the signal's name and payload; "event" has the event's name and ``EventRecord.payload``
+    (also a run that was started by one); "timeout" is a wait's or the run's that is over; "deadline" marks a run whose
+    own time is over and that has not gone to its ``on_timeout`` yet.
     """
 
-    kind: Literal["signal", "message", "timeout", "deadline"]
+    kind: Literal["signal", "message", "event", "timeout", "deadline"]
     name: str = ""
     payload: JsonValue = None
 

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, overload
 
 from pydantic import JsonValue
 
 from aioflow.clock import Micros
-from aioflow.model import Deadline, Reuse, Run, Signal, Transition
+from aioflow.model import Deadline, EventRecord, Listener, Plan, Reuse, Run, Signal, Transition
 
 #: What has ids of its own.
-IdKind: TypeAlias = Literal["run", "signal", "worker"]
+IdKind: TypeAlias = Literal["run", "signal", "event", "worker"]
 
 # ---- changes: the vocabulary of apply(); named tuples, for there are many of them
 
@@ -36,11 +36,15 @@ class Start(NamedTuple):
     With a ``run.key``, the live run of that workflow and key stands in the way, or if none is live the newest by
     (created_at, id): always if ``reuse`` is "never"; unless it has ended if "ended"; unless it has failed if "failed".
     Then the result is "exists", with that run.
+
+    With a ``plan`` (its id): it is stale if there is no such plan any more, and takes the plan away with it, also when it
+    "exists". The run counts as having taken this occurrence of the plan's event.
     """
 
     run: Run
     transition: Transition
     reuse: Reuse = "never"
+    plan: int = 0
 
 
 class Post(NamedTuple):
@@ -77,7 +81,7 @@ class Move(NamedTuple):
     transition: Transition
     takes: tuple[int, ...] = ()
     unless_mail: bool = False
-    also: tuple[Start | Post, ...] = ()
+    also: tuple[Start | Post | Emit, ...] = ()
 
 
 class Mark(NamedTuple):
@@ -103,7 +107,57 @@ class Amend(NamedTuple):
     commit_id: int
 
 
-Change: TypeAlias = Start | Post | Move | Mark | Amend
+class Emit(NamedTuple):
+    """Record an event, and plan what comes of it. ``event.occurrence`` and ``event.status`` are the store's to say.
+
+    - Its event_id is new: it is inserted, with occurrence 1.
+    - It is known: "exists", with the event as it stands; or, with ``replace``, all of it but id, event_id and recorded_at
+      is replaced, its occurrence is one higher, and its plans are taken away.
+    - It is known with this very ``mail_id``: this change was applied before.
+
+    Then each Listener to its name and namespace gets a plan, due at ``event.at`` plus the offset. If ``event.at`` is past
+    or now, it occurs, else it is "pending" and its occurring is a plan, too.
+
+    To occur is: ``status`` "occurred", ``occurred_at`` now; and the mailbox gets a copy, as of a broadcast, for each run
+    that now waits with an "event" arm of this name whose key is None or the event's entity_id.
+    """
+
+    event: EventRecord
+    replace: bool = False
+
+
+class Occur(NamedTuple):
+    """The plan (its id) of an event's occurring is due: it occurs, see Emit. Stale if there is no such plan any more."""
+
+    plan: int
+
+
+class Withdraw(NamedTuple):
+    """Cancel an event, whatever its status: ``status`` "cancelled", its plans are taken away. Stale if it is cancelled
+    already, with the event, or if there is none.
+    """
+
+    event_id: str
+
+
+class Replan(NamedTuple):
+    """Replace a plan that still is as ``plan``, but for ``due``, ``attempts`` and ``error``; with ``due`` None take it
+    away. Stale if it is gone, or has other attempts.
+    """
+
+    plan: Plan
+    due: Micros | None
+    error: str | None = None
+
+
+class Listen(NamedTuple):
+    """Say all that these workflows listen to; what was said of them before is replaced. Plans stay."""
+
+    workflows: tuple[str, ...]
+    listeners: tuple[Listener, ...]
+
+
+Change: TypeAlias = Start | Post | Move | Mark | Amend | Emit | Occur | Withdraw | Replan | Listen
 
 
 class Result(NamedTuple):
@@ -116,8 +170,10 @@ class Result(NamedTuple):
     ``transition``: the history row that an applied Amend wrote; None for every other change, which brought its own.
     ``mail``: of a Move: the mailbox holds a signal for the run, which waits; of a Post that "exists": nobody has taken
     it yet. ``run_ids``: of an applied Post: waiting runs that may take it (of those with the key, the oldest waits, as
-    many as the mailbox has signals of this name and key); of one that "exists": who has taken it. ``also``: what became
-    of the Move's ``also``, in order, when this offer applied it.
+    many as the mailbox has signals of this name and key); of one that "exists": who has taken it; of an event that has
+    occurred by this change: the runs that it has mail for. ``also``: what became of the Move's ``also``, in order, when
+    this offer applied it. ``event``: of Emit, Occur and Withdraw: the event as it stands, if there is one. ``plans``: of an
+    Emit and a Replan: when its plans are due (id, due, attempts), if this offer made them; after another offer, none.
     """
 
     outcome: Literal["applied", "exists", "stale"]
@@ -126,6 +182,8 @@ class Result(NamedTuple):
     mail: bool = False
     run_ids: tuple[int, ...] = ()
     also: tuple[Result, ...] = ()
+    event: EventRecord | None = None
+    plans: tuple[Deadline, ...] = ()
 
 
 class Mail(NamedTuple):
@@ -169,6 +227,38 @@ class RunQuery:
     after: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventQuery:
+    """Which events, in the order of their ids. An empty tuple filters nothing; several values mean any of them."""
+
+    event_id: tuple[str, ...] = ()
+    name: tuple[str, ...] = ()
+    namespace: tuple[str, ...] = ()
+    entity_id: tuple[str, ...] = ()
+    status: tuple[str, ...] = ()
+    #: Bounds of ``at``, exclusive.
+    at_after: Micros | None = None
+    at_before: Micros | None = None
+    descending: bool = True
+    limit: int = 100
+    #: Only those that come after this id in the order.
+    after: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanQuery:
+    """The plans of these ids that there still are, in any order, each with its event."""
+
+    ids: tuple[int, ...]
+
+
+class Planned(NamedTuple):
+    """A plan and its event."""
+
+    plan: Plan
+    event: EventRecord
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What a worker holds after ``claim``.
@@ -199,6 +289,11 @@ class Stats:
     oldest_due: Micros | None
     mailbox: int
     bytes: int | None
+    #: status -> number of events.
+    events: dict[str, int] = field(default_factory=dict)
+    #: Starts that are planned, and how many of them have failed at least once.
+    planned: int = 0
+    failing: int = 0
 
 
 class Store(Protocol):
@@ -238,6 +333,13 @@ class Store(Protocol):
         (workflow, key) and one Post per signal_id, those in ``also`` counted in; a change to the run that has a key, or
         that a Post is addressed to, may be judged before or after it. What ``decide`` raises undoes the batch.
 
+        A Start or Move whose row waits with an "event" arm that has a key: the mailbox gets a copy of each event of this
+        name and entity_id that has occurred since the run's ``created_at``, is not cancelled, and in this occurrence was not
+        taken by the run before; the result says ``mail``. A copy that is taken, also to be rejected, is remembered for as
+        long as the run is.
+
+        One Emit, Occur or Withdraw of an event is in a batch, and one change of a plan.
+
         The same changes may be offered again after an unknown outcome. A Start whose run id is in the store with its
         commit_id in history row 1, and a Move or Amend that finds its commit_id in a history row of the run (a Move:
         row ``transition.seq``), have been applied: the result is "applied", with the row as it now stands.
@@ -255,8 +357,14 @@ class Store(Protocol):
         """The runs of these ids that exist, in any order."""
         ...
 
-    async def select(self, query: RunQuery, now: Micros) -> list[Run]:
-        """The runs that match, in order, ``query.limit`` at most."""
+    @overload
+    async def select(self, query: RunQuery, now: Micros) -> list[Run]: ...
+    @overload
+    async def select(self, query: EventQuery, now: Micros) -> list[EventRecord]: ...
+    @overload
+    async def select(self, query: PlanQuery, now: Micros) -> list[Planned]: ...
+    async def select(self, query: RunQuery | EventQuery | PlanQuery, now: Micros) -> Any:
+        """The runs, events or plans that match, in order, ``query.limit`` at most."""
         ...
 
     async def count(self, query: RunQuery, now: Micros) -> int:
@@ -268,14 +376,23 @@ class Store(Protocol):
         ...
 
     async def due(
-        self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
+        self,
+        after: tuple[Micros, int],
+        until: tuple[Micros, int],
+        limit: int,
+        now: Micros,
+        of: Literal["run", "plan"] = "run",
     ) -> list[Deadline]:
-        """Deadlines of waiting runs with after < (at, run_id) <= until, earliest first, ``limit`` at most."""
+        """Deadlines of waiting runs with after < (at, run_id) <= until, earliest first, ``limit`` at most.
+
+        Those of plans have the plan's id and attempts in place of the run's id and seq.
+        """
         ...
 
     async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
         """Waiting runs, of these or of all, that the mailbox holds something for: oldest wait first, ``limit`` at most.
 
+        A copy of an event fits an "event" arm of its name, all else a "signal" arm.
         A signal fits an arm of its name if it is addressed to the run, or to the arm's key. What has expired or was
         taken is not in the mailbox any more. A signal to a key may stand in several Mails; of many signals for one run
         the first few will do.
