@@ -5,7 +5,7 @@ before it acts on it, so that a run outlives crashes, deploys and months of wait
 """
 
 from aioflow import errors
-from aioflow.commands import complete, fail, goto, on, sleep, wait
+from aioflow.commands import complete, fail, goto, sleep
 from aioflow.context import get_context, get_run
 from aioflow.decorators import step, workflow
 from aioflow.model import Failure, StartOptions, Transition, WorkflowStatus
@@ -14,6 +14,7 @@ from aioflow.retry import GiveUp, Retry, RetryLater
 from aioflow.run import WorkflowRun
 from aioflow.runtime import Engine
 from aioflow.signals import SignalReceipt
+from aioflow.waits import on, wait, wait_for_event
 
 __all__ = [
     "Engine",
@@ -37,5 +38,6 @@ __all__ = [
     "sleep",
     "step",
     "wait",
+    "wait_for_event",
     "workflow",
 ]

@@ -49,6 +49,11 @@ class ContextCodec:
         """Whether the Context itself asks for undeclared names (``extra="allow"``)."""
         return self.context.model_config.get("extra") == "allow"
 
+    @property
+    def takes_more(self) -> bool:
+        """Whether a live Context keeps or drops undeclared names, rather than forbid them."""
+        return self.context.model_config.get("extra") != "forbid"
+
     def adopt(self, context: BaseModel) -> BaseModel:
         """The live twin of a Context that user code made; ``encode`` finds out whether its values are valid.
 

@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 from pydantic import BaseModel
 
 from aioflow import clock
-from aioflow.model import check_name
-
-M = TypeVar("M", bound=BaseModel)
 
 
 class Command:
@@ -77,20 +74,21 @@ class Fail(Command):
 
 
 @dataclass(frozen=True, slots=True)
-class SignalArm:
+class WaitArm:
     """One arm of a wait, made by ``on``. ``model``: the model that named it, if one did."""
 
+    kind: Literal["signal", "event"]
     name: str
     key: str | None
     then: ThenTarget | None
-    model: type[BaseModel] | None
+    model: type[BaseModel] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Wait(Command):
     """Park the run until one of the arms is answered, or the time is over."""
 
-    arms: tuple[SignalArm, ...]
+    arms: tuple[WaitArm, ...]
     timeout: clock.Micros | None
     until: clock.Micros | None
     on_timeout: Target | None
@@ -114,7 +112,7 @@ def goto(target: Target, *, progress: float | None = None) -> Command:
         TypeError: the target is neither a method nor a name.
         ValueError: progress is outside 0.0 to 1.0.
     """
-    _check_target("goto", target)
+    check_target("goto", target)
     if progress is not None and not (isinstance(progress, (int, float)) and 0.0 <= progress <= 1.0):
         raise ValueError(f"goto(progress=...) takes a number from 0.0 to 1.0, got {progress!r}.")
     return Goto(target, None if progress is None else float(progress))
@@ -136,7 +134,7 @@ def sleep(duration_or_until: timedelta | datetime, *, then: Target | None = None
         ValueError: a negative duration or a naive datetime.
     """
     if then is not None:
-        _check_target("sleep", then)
+        check_target("sleep", then)
     match duration_or_until:
         case datetime():
             return Sleep(None, clock.to_micros(duration_or_until, "sleep(until)"), then)
@@ -147,149 +145,6 @@ def sleep(duration_or_until: timedelta | datetime, *, then: Target | None = None
                 f"sleep() takes a timedelta or an aware datetime, got {type(duration_or_until).__name__}. "
                 "Write sleep(timedelta(seconds=5))."
             )
-
-
-@overload
-def on(
-    name: type[M], *, key: str | None = None, then: Callable[[Any, M], Returned] | Callable[[M], Returned] | Target
-) -> SignalArm: ...
-@overload
-def on(name: str, *, key: str | None = None, then: ThenTarget) -> SignalArm: ...
-def on(name: Any, *, key: str | None = None, then: Any) -> SignalArm:
-    """One arm of ``wait.any``: what may end the wait, and where the run then goes on.
-
-    Args:
-        name: the signal's name, whose payload is merged into the Context; or a pydantic model, whose class name is the
-            signal's name and which is handed to the step's parameter.
-        key: take signals sent to this key; the run's own key if not given. Signals to the run itself always fit.
-        then: the step to go on with.
-
-    Returns:
-        The arm, for ``wait.any``.
-
-    Raises:
-        TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
-    """
-    if then is None:
-        raise TypeError("on(...) takes then=, the step to go on with: on('paid', then=self.ship).")
-    return _arm("on", name, key, then)
-
-
-class _Waits:
-    """``wait``: the commands that park a run until somebody sends it a signal."""
-
-    @overload
-    def for_signal(
-        self,
-        name: type[M],
-        *,
-        key: str | None = None,
-        timeout: timedelta | datetime | None = None,
-        on_timeout: Target | None = None,
-        then: Callable[[M], Returned] | Target | None = None,
-    ) -> Command: ...
-    @overload
-    def for_signal(
-        self,
-        name: str,
-        *,
-        key: str | None = None,
-        timeout: timedelta | datetime | None = None,
-        on_timeout: Target | None = None,
-        then: ThenTarget | None = None,
-    ) -> Command: ...
-    def for_signal(
-        self,
-        name: Any,
-        *,
-        key: str | None = None,
-        timeout: timedelta | datetime | None = None,
-        on_timeout: Target | None = None,
-        then: Any = None,
-    ) -> Command:
-        """Park the run until it is sent a signal.
-
-        Args:
-            name: the signal's name, whose payload is merged into the Context; or a pydantic model, whose class name
-                is the signal's name and which is handed to the next step's parameter.
-            key: take signals sent to this key; the run's own key if not given. Signals to the run itself always fit.
-            timeout: a timedelta, or the aware datetime, after which the run goes on with ``on_timeout``.
-            on_timeout: the step for that case; a timeout needs it.
-            then: the step to go on with. Without it the next declared step that is not the ``on_timeout``.
-
-        Returns:
-            The command, for the step to return.
-
-        Raises:
-            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
-        """
-        return _wait("wait.for_signal", (_arm("wait.for_signal", name, key, then),), timeout, on_timeout)
-
-    def any(
-        self,
-        *arms: SignalArm,
-        timeout: timedelta | datetime | None = None,
-        on_timeout: Target | None = None,
-    ) -> Command:
-        """Park the run until the first of several things happens.
-
-        Args:
-            arms: made by ``on``, at least one.
-            timeout: a timedelta, or the aware datetime, after which the run goes on with ``on_timeout``.
-            on_timeout: the step for that case; a timeout needs it.
-
-        Returns:
-            The command, for the step to return.
-
-        Raises:
-            TypeError, ValueError: an argument of the wrong type or out of its range.
-        """
-        if not arms or not all(isinstance(arm, SignalArm) for arm in arms):
-            raise TypeError(
-                "wait.any() takes arms: wait.any(on('paid', then=self.ship), on('cancel', then=self.stop))."
-            )
-        return _wait("wait.any", arms, timeout, on_timeout)
-
-
-#: The commands that park a run until somebody sends it a signal.
-wait = _Waits()
-
-
-def _arm(command: str, name: object, key: str | None, then: Any) -> SignalArm:
-    if key is not None:
-        check_name(f"{command}(key=...)", key)
-    if then is not None:
-        _check_target(command, then)
-    if isinstance(name, type) and issubclass(name, BaseModel):
-        return SignalArm(check_name(f"{command}(name)", name.__name__), key, then, name)
-    if not isinstance(name, str):
-        raise TypeError(f"{command}() takes a signal's name or a pydantic model, got {type(name).__name__}.")
-    return SignalArm(check_name(f"{command}(name)", name), key, then, None)
-
-
-def _wait(
-    command: str, arms: tuple[SignalArm, ...], timeout: timedelta | datetime | None, on_timeout: Target | None
-) -> Wait:
-    if on_timeout is not None:
-        _check_target(command, on_timeout)
-    duration: clock.Micros | None = None
-    instant: clock.Micros | None = None
-    match timeout:
-        case None:
-            if on_timeout is not None:
-                raise TypeError(f"{command}() has on_timeout= and no timeout=. Say how long to wait.")
-            return Wait(arms, None, None, None)
-        case datetime():
-            instant = clock.to_micros(timeout, f"{command}(timeout=...)")
-        case timedelta():
-            duration = clock.duration_micros(timeout, f"{command}(timeout=...)")
-        case _:
-            raise TypeError(
-                f"{command}(timeout=...) takes a timedelta or an aware datetime, got {type(timeout).__name__}."
-            )
-    if on_timeout is None:
-        raise TypeError(f"{command}() has timeout= and no on_timeout=. Name the step that goes on when time is over.")
-    return Wait(arms, duration, instant, on_timeout)
 
 
 def complete(**data: Any) -> Command:
@@ -322,7 +177,8 @@ def fail(reason: str) -> Command:
     return Fail(reason)
 
 
-def _check_target(command: str, target: object) -> None:
+def check_target(command: str, target: object) -> None:
+    """Raise TypeError for what cannot be a target."""
     if not isinstance(target, str) and not callable(target):
         raise TypeError(
             f"{command}() takes a step of the same workflow, as self.step_name or 'step_name', "

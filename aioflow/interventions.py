@@ -6,7 +6,6 @@ The table of states at the head of transitions.py holds for these, too.
 from __future__ import annotations
 
 import json
-from typing import Literal
 
 from aioflow import clock
 from aioflow.clock import Micros
@@ -24,6 +23,7 @@ from aioflow.model import (
     Transition,
     TransitionKind,
     bounded,
+    told_as,
 )
 from aioflow.store import Move, Start
 from aioflow.transitions import CANCELLED, FAILED, RUNNING, WAITING, failed, move
@@ -92,21 +92,21 @@ def wake(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move:
         step, input_, failures = run.step, _written(Resumption("deadline")), run.failures
     elif run.waiting_for == "retry":
         visit, failures = run.visit, run.failures
-    elif run.waiting_for == "signal":
+    elif run.waiting_for in ("signal", "event"):
         kind, input_ = "timeout", _written(Resumption("timeout"))
     change = move(
         run, kind, 0, now, commit_id, status=RUNNING, step=step, next_step=None, fence=run.fence + 1, owner=owner,
         waiting_for=None, wake_at=None, arms=None, input=input_, visit=visit, failures=failures,
     )  # fmt: skip
-    return change._replace(unless_mail=run.waiting_for == "signal")
+    return change._replace(unless_mail=run.arms is not None)
 
 
 def answer(run: Run, arm: Arm, signal: Signal, data: str, *, owner: int | None, now: Micros, commit_id: int) -> Move:
-    """A run that waits for a signal gets one, and goes on. ``data``: its Context, with what the signal added to it."""
-    kind: Literal["signal", "message"] = "message" if arm.message or signal.message else "signal"
+    """A run that waits for a signal or an event gets one, and goes on. ``data``: its Context, with what that added to it."""
+    kind = told_as(arm, signal)
     resumption = f"[{json.dumps(kind)}, {json.dumps(signal.name)}, {signal.payload}]"
     change = move(
-        run, "signal", 0, now, commit_id, status=RUNNING, step=arm.then, next_step=None, fence=run.fence + 1,
+        run, "event" if kind == "event" else "signal", 0, now, commit_id, status=RUNNING, step=arm.then, next_step=None, fence=run.fence + 1,
         owner=owner, waiting_for=None, wake_at=None, arms=None, input=resumption, visit=run.seq + 1, failures=0,
         data=data,
     )  # fmt: skip
@@ -115,7 +115,8 @@ def answer(run: Run, arm: Arm, signal: Signal, data: str, *, owner: int | None, 
 
 def reject(run: Run, signal: Signal, why: str, *, now: Micros, commit_id: int) -> Move:
     """A signal that does not fit is taken out of the mailbox, which is recorded; the run waits on."""
-    note = bounded(f"Signal {signal.name!r} was rejected: {why}", MAX_ERROR)
+    what = "Signal" if signal.event is None else "Event"
+    note = bounded(f"{what} {signal.name!r} was rejected: {why}", MAX_ERROR)
     return move(run, "reject", 0, now, commit_id, note)._replace(takes=(signal.id,))
 
 
@@ -125,7 +126,7 @@ def overrun(run: Run, definition: WorkflowDefinition, *, now: Micros, commit_id:
         return None
     resumption = Resumption.of(run)
     kind = None if resumption is None else resumption.kind
-    if kind != "deadline" and (run.deadline > now or kind in ("signal", "message")):
+    if kind != "deadline" and (run.deadline > now or kind in ("signal", "message", "event")):
         return None
     if definition.on_timeout is None:
         late = RunTimeout(run.id, run.workflow, run.step)

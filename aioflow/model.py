@@ -190,9 +190,18 @@ class Arm(NamedTuple):
     message: bool
 
 
+def told_as(arm: Arm, signal: Signal) -> Literal["signal", "message", "event"]:
+    """How a run is told of what it goes on with."""
+    return "event" if signal.event is not None else "message" if arm.message or signal.message else "signal"
+
+
 def arms_of(run: Run) -> list[Arm]:
     """What a waiting run can be resumed by."""
     return [] if run.arms is None else [Arm(*arm) for arm in json.loads(run.arms)]
+
+
+#: What the Context of a run that goes on with an event has of it.
+ABOUT_EVENT: Final = ("event_id", "event_name", "entity_id")
 
 
 class EventRecord(NamedTuple):

@@ -135,25 +135,23 @@ class WorkflowRun(Generic[C]):
 
     @property
     def waiting_for(self) -> str | None:
-        """While it waits: "sleep", "signal", "retry", "start" or "blocked"."""
+        """While it waits: "sleep", "signal", "event", "retry", "start" or "blocked"; of several arms, the first's."""
         return self._row.waiting_for
 
     @property
     def waiting_signal(self) -> str | None:
         """The signal that it waits for; of several, the first."""
-        arms = arms_of(self._row)
-        return arms[0].name if arms else None
+        return next((arm.name for arm in arms_of(self._row) if arm.kind == "signal"), None)
 
     @property
     def waiting_key(self) -> str | None:
         """The key of the signal that it waits for: the wait's own, else the run's; of several, the first."""
-        arms = arms_of(self._row)
-        return arms[0].key if arms else None
+        return next((arm.key for arm in arms_of(self._row) if arm.kind == "signal"), None)
 
     @property
     def on_timeout(self) -> str | None:
-        """The step that a wait for a signal goes on with when its time is over."""
-        return self._row.next_step if self._row.waiting_for == "signal" else None
+        """The step that a wait goes on with when its time is over."""
+        return self._row.next_step if self._row.arms is not None else None
 
     @property
     def deadline(self) -> datetime | None:

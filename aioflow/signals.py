@@ -18,7 +18,18 @@ from aioflow.codec import Unstorable
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import LimitExceeded, SignalInvalid
 from aioflow.likeness import difference, explain
-from aioflow.model import Arm, Resumption, Run, Signal, arms_of, check_id, check_name, failure_of
+from aioflow.model import (
+    ABOUT_EVENT,
+    Arm,
+    Resumption,
+    Run,
+    Signal,
+    arms_of,
+    check_id,
+    check_name,
+    failure_of,
+    told_as,
+)
 
 _SCALARS = (str, int, float, bool, type(None))
 #: How long a signal to a key waits for somebody to take it.
@@ -168,8 +179,14 @@ def arm_for(run: Run, signal: Signal, now: Micros) -> Arm | None:
     """The first arm of a waiting run that a signal fits: none if it came when the time of the wait was over."""
     if run.wake_at is not None and min(signal.sent_at, now) > run.wake_at:  # a clock may have been set back since
         return None
+    kind = "signal" if signal.event is None else "event"
     for arm in arms_of(run):
-        if arm.name == signal.name and (signal.run_id == run.id or (not signal.run_id and arm.key == signal.key)):
+        if arm.kind != kind or arm.name != signal.name:
+            continue
+        if kind == "event":
+            if arm.key is None or arm.key == signal.key:
+                return arm
+        elif signal.run_id == run.id or (not signal.run_id and arm.key == signal.key):
             return arm
     return None
 
@@ -188,16 +205,20 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
         Misfit: the payload or message is not valid there.
     """
     payload: JsonValue = from_json(signal.payload)
-    message = bool(arm.message or signal.message)
+    kind = told_as(arm, signal)
     try:
         definition.codec.decode(run.data)
     except BaseException:  # noqa: BLE001 - a validator may raise anything
         return None
     data = run.data
-    if not message and isinstance(payload, dict) and payload:
+    added = payload if kind == "signal" and isinstance(payload, dict) else {}
+    if kind == "event" and isinstance(payload, dict):  # nobody could be told of a name that the Context forbids
+        codec = definition.codec
+        added = {name: payload[name] for name in ABOUT_EVENT if name in codec.declared or codec.takes_more}
+    if added:
         try:
             # As JSON, which it is: a strict Context takes no str for a date from Python.
-            whole: dict[str, JsonValue] = {**from_json(run.data), **payload}
+            whole: dict[str, JsonValue] = {**from_json(run.data), **added}
             data, _ = definition.codec.encode(definition.codec.decode(to_json(whole)))
         except (Unstorable, LimitExceeded) as error:
             raise Misfit(str(error)) from error
@@ -205,7 +226,7 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
             raise Misfit(explain(error)) from error
     step = definition.steps.get(arm.then)
     if step is not None and step.parameters:
-        resumption: Any = Resumption("message" if message else "signal", signal.name, payload)
+        resumption: Any = Resumption(kind, signal.name, payload)
         try:
             step.parameters.fill(resumption, failure_of(run))
         except Unfillable as error:

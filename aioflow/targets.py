@@ -10,17 +10,27 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from aioflow import commands
+from aioflow.waits import on, wait
 
 #: Where each command takes a target: (positional index or None, keyword).
 _PLACES: dict[Callable[..., Any], tuple[tuple[int | None, str], ...]] = {
     commands.goto: ((0, "target"),),
     commands.sleep: ((None, "then"),),
-    commands.on: ((None, "then"),),
-    commands.wait.for_signal: ((None, "then"), (None, "on_timeout")),
-    commands.wait.any: ((None, "on_timeout"),),
+    on: ((None, "then"),),
+    on.event: ((None, "then"),),
+    wait.for_signal: ((None, "then"), (None, "on_timeout")),
+    wait.for_event: ((None, "then"), (None, "on_timeout")),
+    wait.any: ((None, "on_timeout"),),
 }
-_NAMES = {commands.goto: "goto", commands.sleep: "sleep", commands.on: "on", commands.wait.for_signal: "wait.for_signal",
-          commands.wait.any: "wait.any"}  # fmt: skip
+_NAMES = {
+    commands.goto: "goto",
+    commands.sleep: "sleep",
+    on: "on",
+    on.event: "on.event",
+    wait.for_signal: "wait.for_signal",
+    wait.for_event: "wait_for_event",
+    wait.any: "wait.any",
+}
 
 
 class Named(NamedTuple):
@@ -33,7 +43,7 @@ class Named(NamedTuple):
     is_attribute: bool
     #: "target", "then" or "on_timeout".
     role: str
-    #: The command: "goto", "sleep", "on", "wait.for_signal" or "wait.any".
+    #: The command: "goto", "sleep", "on", "on.event", "wait.for_signal", "wait_for_event" or "wait.any".
     command: str
     #: The model that names the wait, if one does.
     model: type[BaseModel] | None
@@ -117,7 +127,7 @@ def _read(
     if "timeout" in says and "on_timeout" not in says and None not in says:
         yield NoWayOut(name)
     says_all = None not in keywords and not any(isinstance(arg, ast.Starred) for arg in node.args)
-    if command == commands.wait.for_signal and says_all:
+    if command in (wait.for_signal, wait.for_event) and says_all:
         late = keywords.get("on_timeout")
         computed = late is not None and "on_timeout" not in found and not _is_none(late)
         if ("then" not in keywords or _is_none(keywords["then"])) and not computed:
@@ -180,5 +190,5 @@ def _value_of(node: ast.expr, function: Callable[..., Any]) -> Any:
             return function.__globals__.get(name)
         case ast.Attribute(value=owner, attr=name):
             value = _value_of(owner, function)
-            return getattr(value, name, None) if inspect.ismodule(value) or value is commands.wait else None
+            return getattr(value, name, None) if inspect.ismodule(value) or value is wait or value is on else None
     return None

@@ -8,7 +8,7 @@ Here: what a step makes of its run. There: what happens to a run from outside. T
     (none)                start with delay                 waiting, "start"             this seq, 0
     running               step returns goto(x)             running x                    this seq, 0
     running               step returns sleep(d)            waiting, "sleep"             kept, kept
-    running               step returns wait...             waiting, "signal"            kept, kept
+    running               step returns wait...             waiting, "signal" or "event" kept, kept
     running               step returns complete()          completed
     running               step returns fail(reason)        failed, reason
     running               step raises, attempts left       waiting, "retry"             kept, + 1
@@ -18,9 +18,9 @@ Here: what a step makes of its run. There: what happens to a run from outside. T
     running               its sixth crash                  failed
     waiting, "start"      is due                           running                      this seq, 0
     waiting, "sleep"      is due                           running then= or same step   this seq, 0
-    waiting, "signal"     a signal that fits               running the arm's then=      this seq, 0
-    waiting, "signal"     is due, no signal came by then   running on_timeout           this seq, 0
-    waiting, "signal"     a signal that does not validate  waiting, "signal"            kept, kept
+    waiting, the same     a signal or event that fits      running the arm's then=      this seq, 0
+    waiting, the same     is due, none came by then        running on_timeout           this seq, 0
+    waiting, the same     one that does not validate       waiting, the same            kept, kept
     waiting, "retry"      is due                           running same step            kept, kept
     waiting, "blocked"    its code can take it             running same step            kept, kept
     waiting, any          the run's own time is over       running, to be sent on       this seq, kept
@@ -88,7 +88,7 @@ class Raised(NamedTuple):
 
 FailureKind: TypeAlias = Literal["exhausted", "gave up", "invalid", "timeout"]
 #: Transitions that lead to a step rather than end one.
-_RESUMING = ("wake", "unblock", "signal", "timeout")
+_RESUMING = ("wake", "unblock", "signal", "event", "timeout")
 
 #: Where a row has its columns.
 _PLACE = {name: place for place, name in enumerate(Run._fields)}
@@ -139,10 +139,11 @@ def decide(
                 for arm in arms:
                     then_ = arm.then
                     step = _next(run, definition, late) if then_ is None else _resolve(run, definition, "wait", then_)
-                    resolved.append(Arm("signal", arm.name, arm.key or run.key, step, arm.model is not None))
+                    key = arm.key or run.key if arm.kind == "signal" else arm.key
+                    resolved.append(Arm(arm.kind, arm.name, key, step, arm.model is not None))
                 return move(
                     run, "wait", duration, now, commit_id, status=WAITING, owner=None, next_step=late,
-                    waiting_for="signal", wake_at=by_deadline(run, wake_at), arms=json.dumps(resolved), hops=0,
+                    waiting_for=arms[0].kind, wake_at=by_deadline(run, wake_at), arms=json.dumps(resolved), hops=0,
                     input=None, data=data,
                 )  # fmt: skip
             case Complete():

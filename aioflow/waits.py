@@ -1,0 +1,241 @@
+"""``wait`` and ``on``: the commands that park a run until something happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, TypeVar, overload
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from aioflow import clock
+from aioflow.commands import Command, Returned, Target, ThenTarget, Wait, WaitArm, check_target
+from aioflow.model import check_name
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Arms:
+    """``on``: one arm of ``wait.any``, what may end the wait, and where the run then goes on."""
+
+    @overload
+    def __call__(
+        self,
+        name: type[M],
+        *,
+        key: str | None = None,
+        then: Callable[[Any, M], Returned] | Callable[[M], Returned] | Target,
+    ) -> WaitArm: ...
+    @overload
+    def __call__(self, name: str, *, key: str | None = None, then: ThenTarget) -> WaitArm: ...
+    def __call__(self, name: Any, *, key: str | None = None, then: Any) -> WaitArm:
+        """A signal.
+
+        Args:
+            name: the signal's name, whose payload is merged into the Context; or a pydantic model, whose class name is
+                the signal's name and which is handed to the step's parameter.
+            key: take signals sent to this key; the run's own key if not given. Signals to the run itself always fit.
+            then: the step to go on with.
+
+        Returns:
+            The arm, for ``wait.any``.
+
+        Raises:
+            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
+        """
+        if then is None:
+            raise TypeError("on(...) takes then=, the step to go on with: on('paid', then=self.ship).")
+        return _signal("on", name, key, then)
+
+    def event(self, name: str, *, entity_id: str | int | UUID | None = None, then: ThenTarget) -> WaitArm:
+        """An event.
+
+        Args:
+            name: the event's name.
+            entity_id: only one of this entity (17 is "17"), which may also have occurred since the run started.
+            then: the step to go on with; its parameter ``event: Event`` is given the event.
+
+        Returns:
+            The arm, for ``wait.any``.
+
+        Raises:
+            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
+        """
+        if then is None:
+            raise TypeError("on.event(...) takes then=, the step to go on with: on.event('paid', then=self.ship).")
+        return _event("on.event", name, entity_id, then)
+
+
+#: One arm of ``wait.any``.
+on = _Arms()
+
+
+class _Waits:
+    """``wait``: the commands that park a run until something happens."""
+
+    @overload
+    def for_signal(
+        self,
+        name: type[M],
+        *,
+        key: str | None = None,
+        timeout: timedelta | datetime | None = None,
+        on_timeout: Target | None = None,
+        then: Callable[[M], Returned] | Target | None = None,
+    ) -> Command: ...
+    @overload
+    def for_signal(
+        self,
+        name: str,
+        *,
+        key: str | None = None,
+        timeout: timedelta | datetime | None = None,
+        on_timeout: Target | None = None,
+        then: ThenTarget | None = None,
+    ) -> Command: ...
+    def for_signal(
+        self,
+        name: Any,
+        *,
+        key: str | None = None,
+        timeout: timedelta | datetime | None = None,
+        on_timeout: Target | None = None,
+        then: Any = None,
+    ) -> Command:
+        """Park the run until it is sent a signal.
+
+        Args:
+            name: the signal's name, whose payload is merged into the Context; or a pydantic model, whose class name
+                is the signal's name and which is handed to the next step's parameter.
+            key: take signals sent to this key; the run's own key if not given. Signals to the run itself always fit.
+            timeout: a timedelta, or the aware datetime, after which the run goes on with ``on_timeout``.
+            on_timeout: the step for that case; a timeout needs it.
+            then: the step to go on with. Without it the next declared step that is not the ``on_timeout``.
+
+        Returns:
+            The command, for the step to return.
+
+        Raises:
+            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
+        """
+        return _wait("wait.for_signal", (_signal("wait.for_signal", name, key, then),), timeout, on_timeout)
+
+    def for_event(
+        self,
+        name: str,
+        *,
+        entity_id: str | int | UUID | None = None,
+        timeout: timedelta | datetime | None = None,
+        on_timeout: Target | None = None,
+        then: ThenTarget | None = None,
+    ) -> Command:
+        """Park the run until an event occurs. Its Context then has ``event_id``, ``event_name`` and ``entity_id``.
+
+        Args:
+            name: the event's name, of any namespace.
+            entity_id: only an event of this entity (17 is "17"). It may also have occurred since the run started, if
+                the run has not gone on with it before; without an entity_id, only what occurs while the run waits.
+            timeout: a timedelta, or the aware datetime, after which the run goes on with ``on_timeout``.
+            on_timeout: the step for that case; a timeout needs it.
+            then: the step to go on with; its parameter ``event: Event`` is given the event. Without it the next declared
+                step that is not the ``on_timeout``.
+
+        Returns:
+            The command, for the step to return.
+
+        Raises:
+            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
+        """
+        return _wait("wait_for_event", (_event("wait_for_event", name, entity_id, then),), timeout, on_timeout)
+
+    def any(
+        self,
+        *arms: WaitArm,
+        timeout: timedelta | datetime | None = None,
+        on_timeout: Target | None = None,
+    ) -> Command:
+        """Park the run until the first of several things happens.
+
+        Args:
+            arms: made by ``on``, at least one.
+            timeout: a timedelta, or the aware datetime, after which the run goes on with ``on_timeout``.
+            on_timeout: the step for that case; a timeout needs it.
+
+        Returns:
+            The command, for the step to return.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or out of its range.
+        """
+        if not arms or not all(isinstance(arm, WaitArm) for arm in arms):
+            raise TypeError(
+                "wait.any() takes arms: wait.any(on('paid', then=self.ship), on('cancel', then=self.stop))."
+            )
+        return _wait("wait.any", arms, timeout, on_timeout)
+
+
+#: The commands that park a run until something happens.
+wait = _Waits()
+#: The same as ``wait.for_event``.
+wait_for_event = wait.for_event
+
+
+def _signal(command: str, name: object, key: str | None, then: Any) -> WaitArm:
+    if key is not None:
+        check_name(f"{command}(key=...)", key)
+    if then is not None:
+        check_target(command, then)
+    if isinstance(name, type) and issubclass(name, BaseModel):
+        return WaitArm("signal", check_name(f"{command}(name)", name.__name__), key, then, name)
+    if not isinstance(name, str):
+        raise TypeError(f"{command}() takes a signal's name or a pydantic model, got {type(name).__name__}.")
+    return WaitArm("signal", check_name(f"{command}(name)", name), key, then)
+
+
+def _event(command: str, name: object, entity_id: object, then: Any) -> WaitArm:
+    if then is not None:
+        check_target(command, then)
+    if not isinstance(name, str):
+        raise TypeError(f"{command}() takes an event's name, got {type(name).__name__}.")
+    return WaitArm(
+        "event", check_name(f"{command}(name)", name), entity_key(f"{command}(entity_id=...)", entity_id), then
+    )
+
+
+def entity_key(what: str, entity_id: object) -> str | None:
+    """The id of an entity as events bear it: a string.
+
+    Raises:
+        TypeError, ValueError, LimitExceeded: neither a string, an int nor a UUID, or not one that can be stored.
+    """
+    if entity_id is None:
+        return None
+    if isinstance(entity_id, bool) or not isinstance(entity_id, str | int | UUID):
+        raise TypeError(f"{what} takes a string, an int or a UUID, got {type(entity_id).__name__}.")
+    return check_name(what, str(entity_id))
+
+
+def _wait(
+    command: str, arms: tuple[WaitArm, ...], timeout: timedelta | datetime | None, on_timeout: Target | None
+) -> Wait:
+    if on_timeout is not None:
+        check_target(command, on_timeout)
+    duration: clock.Micros | None = None
+    instant: clock.Micros | None = None
+    match timeout:
+        case None:
+            if on_timeout is not None:
+                raise TypeError(f"{command}() has on_timeout= and no timeout=. Say how long to wait.")
+            return Wait(arms, None, None, None)
+        case datetime():
+            instant = clock.to_micros(timeout, f"{command}(timeout=...)")
+        case timedelta():
+            duration = clock.duration_micros(timeout, f"{command}(timeout=...)")
+        case _:
+            raise TypeError(
+                f"{command}(timeout=...) takes a timedelta or an aware datetime, got {type(timeout).__name__}."
+            )
+    if on_timeout is None:
+        raise TypeError(f"{command}() has timeout= and no on_timeout=. Name the step that goes on when time is over.")
+    return Wait(arms, duration, instant, on_timeout)
