@@ -258,15 +258,18 @@ class Client:
         return cast("BaseModel", (await self.wait(run_id, timeout)).outcome())
 
     async def process_scheduled(self) -> int:
-        """Wake every run that is due now. A working engine does so by itself; scripts and tests may not want to wait.
+        """Do all that is due now: runs that wait, planned events and starts.
+
+        A working engine does so by itself; scripts and tests may not want to wait.
 
         Returns:
-            How many runs were woken by this call.
+            How many runs were woken, and plans taken up, by this call.
 
         Raises:
             EngineClosed, StoreUnavailable: the store cannot be asked or written.
         """
-        return await self._open_for("process_scheduled()").scheduler.fire_all()
+        parts = self._open_for("process_scheduled()")
+        return await parts.planner.fire_all() + await parts.scheduler.fire_all()
 
     async def stats(self) -> Stats:
         """Count what is in the store. It reads all live runs: ask now and then, not in a loop.

@@ -18,11 +18,26 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from itertools import chain
 from operator import attrgetter
+from typing import assert_never
 
 from aioflow import telemetry
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
-from aioflow.store import Change, Move, Post, Result, Start, Store
+from aioflow.store import (
+    Amend,
+    Change,
+    Emit,
+    Listen,
+    Mark,
+    Move,
+    Occur,
+    Post,
+    Replan,
+    Result,
+    Start,
+    Store,
+    Withdraw,
+)
 from aioflow.tasks import TaskSet, is_assaulted
 
 _FIRST_BACKOFF: Micros = 20_000
@@ -88,12 +103,31 @@ def _keys(change: Change) -> tuple[int, tuple[Hashable, ...]]:
         return run_id, (run_id, *(key for part in change.also for key in _keys(part)[1])) if change.also else (run_id,)
     if isinstance(change, Start):
         run = change.run
-        return run.id, (run.id,) if run.key is None else (run.id, (run.workflow, run.key))
+        keys: tuple[Hashable, ...] = (run.id,) if run.key is None else (run.id, (run.workflow, run.key))
+        return run.id, (*keys, ("plan", change.plan)) if change.plan else keys
     if isinstance(change, Post):
         signal = change.signal
         keys = (("signal", signal.id), ("signal_id", signal.signal_id)) if signal.signal_id else ()
         return signal.run_id, keys
-    return change.run_id, (change.run_id,)
+    if isinstance(change, Mark | Amend):
+        return change.run_id, (change.run_id,)
+    return _keys_of_event(change)
+
+
+def _keys_of_event(change: Emit | Occur | Withdraw | Replan | Listen) -> tuple[int, tuple[Hashable, ...]]:
+    match change:
+        case Emit(event):
+            return 0, (("event", event.event_id),)
+        case Occur(plan, event_id):
+            return 0, (("event", event_id), ("plan", plan))
+        case Withdraw(event_id):
+            return 0, (("event", event_id),)
+        case Replan(plan):
+            return 0, (("plan", plan.id),)
+        case Listen():
+            return -1, ("listen",)  # first: what is emitted next is to be heard
+        case _:
+            assert_never(change)
 
 
 class Committer:

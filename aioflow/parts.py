@@ -11,6 +11,7 @@ from aioflow.delivery import Delivery
 from aioflow.errors import StoreError
 from aioflow.ids import Ids
 from aioflow.outbox import Office
+from aioflow.planner import Planner
 from aioflow.registry import Registry
 from aioflow.scheduler import Scheduler
 from aioflow.slots import Slots
@@ -30,6 +31,7 @@ class Parts:
     registry: Registry
     committer: Committer
     scheduler: Scheduler
+    planner: Planner
     slots: Slots
     waiters: Waiters
     office: Office

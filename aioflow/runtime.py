@@ -23,10 +23,11 @@ from aioflow.executor import Executor
 from aioflow.ids import Ids, commit_ids
 from aioflow.outbox import Office
 from aioflow.parts import Parts
+from aioflow.planner import Planner
 from aioflow.registry import Registry, definition_of, registry
 from aioflow.scheduler import Scheduler
 from aioflow.shutdown import signalled
-from aioflow.store import Change, Mark, Move, Post, Result, Store
+from aioflow.store import Change, Emit, Mark, Move, Occur, Post, Result, Store
 from aioflow.tasks import TaskSet
 from aioflow.telemetry import Instrument, Telemetry
 from aioflow.timers import Timers
@@ -88,6 +89,7 @@ class Engine(Calls):
         self._tasks = TaskSet()
         self._waiters: Waiters
         self._delivery: Delivery
+        self._planner: Planner
         self._worker: Worker | None = None
         self._opening = False
         self._closing: asyncio.Task[None] | None = None
@@ -148,12 +150,16 @@ class Engine(Calls):
         )
         delivery = self._delivery = worker.delivery = Delivery(store, clock, known, committer, worker, ids)
         scheduler = worker.scheduler = Scheduler(store, clock, committer, worker, ids, Timers(), delivery=delivery)
+        planner = self._planner = worker.planner = Planner(
+            store, clock, Timers(), committer=committer, registry=known, slots=worker, office=office, commit_ids=ids
+        )
         parts = Parts(
             store=store,
             clock=clock,
             registry=known,
             committer=committer,
             scheduler=scheduler,
+            planner=planner,
             slots=worker,
             waiters=waiters,
             office=office,
@@ -171,6 +177,7 @@ class Engine(Calls):
                 self._tasks.keep(worker.run, name="aioflow worker")
                 self._tasks.keep(worker.watch, name="aioflow lease")
                 self._tasks.keep(scheduler.run, name="aioflow scheduler")
+                self._tasks.keep(planner.run, name="aioflow planner")
             self._tasks.keep(delivery.run, name="aioflow delivery")
             self._tasks.keep(partial(parts.listen, worker.notice), name="aioflow listener")
         except BaseException:
@@ -183,6 +190,10 @@ class Engine(Calls):
         run = result.run
         if isinstance(change, Post):
             self._delivery.posted(change.signal, result)
+        elif isinstance(change, Emit | Occur):
+            self._delivery.notify(result.run_ids)
+        if result.plans:
+            self._planner.push(result.plans)
         if run is None or isinstance(change, Mark) or self._worker is None:
             return
         transition = result.transition or getattr(change, "transition", None)

@@ -130,6 +130,7 @@ class Occur(NamedTuple):
     """The plan (its id) of an event's occurring is due: it occurs, see Emit. Stale if there is no such plan any more."""
 
     plan: int
+    event_id: str
 
 
 class Withdraw(NamedTuple):

@@ -23,6 +23,7 @@ from aioflow.delivery import Delivery
 from aioflow.executor import Executor
 from aioflow.interventions import unblock
 from aioflow.model import Run, WorkflowStatus
+from aioflow.planner import Planner
 from aioflow.reading import read_context
 from aioflow.registry import Registry
 from aioflow.scheduler import Scheduler
@@ -70,6 +71,7 @@ class Worker:
         self._idle = asyncio.Event()
         self._tools = Tools(clock, registry, committer, executor, commit_ids, self)
         self.scheduler: Scheduler
+        self.planner: Planner
         self.delivery: Delivery
         self.working = False
         self.draining = False
@@ -223,7 +225,7 @@ class Worker:
         began = claim.working and not self.working
         if self.working and not claim.working:
             self._lose("another process works the store")
-        self.working = self.scheduler.working = claim.working
+        self.working = self.scheduler.working = self.planner.working = claim.working
         if not claim.working:
             return
         for run in claim.runs:
@@ -241,11 +243,15 @@ class Worker:
             telemetry.info("worker works", worker=self._number, store=self._store.name)
             self._renewed = self._clock.monotonic()
             self.scheduler.poke()
+            self.planner.poke()
         generation = self._registry.generation
         learnt = self._known_generation != generation  # code that may take what waits
         if compare or learnt:
             # Somebody else's waits are not in the heap: those of the next seconds are looked for.
-            await self.scheduler.scan(now + 2 * SECOND if foreign else now - SECOND)
+            until = now + 2 * SECOND if foreign else now - SECOND
+            await self.scheduler.scan(until)
+            await self.planner.listen()
+            await self.planner.scan(until)
             await self.delivery.look(scan=began or foreign or learnt or not self._store.exclusive)
         # Where others work, too, they may park what this worker's code can take.
         if began or learnt or (compare and not self._store.exclusive):
@@ -293,7 +299,7 @@ class Worker:
 
     def _lose(self, why: str) -> None:
         telemetry.fault("worker stops its runs", worker=self._number, why=why, runs=len(self._activations))
-        self.working = self.scheduler.working = False
+        self.working = self.scheduler.working = self.planner.working = False
         for activation in list(self._activations.values()):
             self.ended(activation)
             activation.halt()
@@ -313,6 +319,7 @@ class Worker:
         """
         self.draining = True
         self.scheduler.working = False
+        await self.planner.stop(GRACE)
         if self._activations:
             self._idle.clear()
             try:

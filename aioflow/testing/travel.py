@@ -157,7 +157,8 @@ class Travel:
             instants = [waiter.until for waiter in self._clock.waiters if waiter.until is not None]
             if self._worker.working:
                 until = (LAST_INSTANT, _LAST_ID)
-                instants += [each.at for each in await self._store.bare.due((now, _LAST_ID), until, 1, now)]
+                for of in ("run", "plan"):
+                    instants += [each.at for each in await self._store.bare.due((now, _LAST_ID), until, 1, now, of)]
             await self._still(call)
             if self._activity.count == seen:
                 return min(instants, default=None)
@@ -194,6 +195,7 @@ class Travel:
             self._store.under_way
             or not self._parts.committer.idle
             or not self._parts.delivery.idle
+            or not self._parts.planner.idle
             or not self._clock.parked
         ):
             return False

@@ -1,0 +1,193 @@
+"""Does what is planned because of events: lets them occur, and starts the runs of the workflows that listen to them.
+
+A plan is a row of the store, and is taken away by the very transaction that fulfils it: so a run is started exactly once,
+from however many processes that is tried, and a process that dies in between leaves it for the next. A start whose code
+raises is planned again, later and later; the others do not wait for it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+from collections.abc import Iterator
+from functools import partial
+
+from aioflow import telemetry
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow.committer import Committer
+from aioflow.definition import WorkflowDefinition
+from aioflow.dueloop import DueLoop
+from aioflow.errors import StoreError, WorkflowUnknown
+from aioflow.events import event_of
+from aioflow.interventions import start
+from aioflow.likeness import one_line
+from aioflow.model import MAX_ERROR, Deadline, bounded
+from aioflow.outbox import Office
+from aioflow.registry import Registry
+from aioflow.slots import Slots
+from aioflow.store import Listen, Occur, Planned, PlanQuery, Replan, Start, Store
+from aioflow.tasks import TaskSet
+from aioflow.timers import Timers
+
+#: How many starts may be under way at once: each runs code of the workflow's author, which may take its time.
+_MOST = 200
+#: Seconds.
+_LONGEST = 3600.0
+_FIRST_BACKOFF: Micros = SECOND
+_LONGEST_BACKOFF: Micros = 300 * SECOND
+
+
+class Planner(DueLoop):
+    """Fires plans.
+
+    Args:
+        store, clock, committer, registry: what it works with.
+        slots: who runs what is started.
+        office: gives ids.
+        commit_ids: makes commit ids.
+
+    The mutable state, beside that of DueLoop: the starts that are under way, which generation of the registry the store
+    has been told of, and whether it is being stopped.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        timers: Timers,
+        *,
+        committer: Committer,
+        registry: Registry,
+        slots: Slots,
+        office: Office,
+        commit_ids: Iterator[int],
+    ) -> None:
+        super().__init__(store, clock, timers, "plan", "planned events and starts")
+        self._committer = committer
+        self._registry = registry
+        self._slots = slots
+        self._office = office
+        self._commit_ids = commit_ids
+        self._context = contextvars.copy_context()
+        self._tasks = TaskSet()
+        self._told = -1
+        self._stopping = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being fired."""
+        return not self._firing
+
+    @property
+    def _room(self) -> int:
+        return _MOST - len(self._firing)
+
+    async def listen(self) -> None:
+        """Tell the store what the workflows that are known here listen to, if that has changed."""
+        generation = self._registry.generation
+        if self._told == generation:
+            return
+        names, listeners = self._registry.listeners()
+        if names:
+            await self._committer.commit(Listen(tuple(names), tuple(listeners)))
+        self._told = generation
+
+    async def stop(self, patience: float) -> None:
+        """End what is under way: it is planned still."""
+        self._stopping = True
+        self.working = False
+        await self._tasks.cancel(patience)
+
+    async def fire_all(self) -> int:
+        """See DueLoop; it has been done when this returns."""
+        fired = await super().fire_all()
+        while self._firing:
+            await self._tasks.wait(_LONGEST)
+        return fired
+
+    async def _fire(self, due: list[Deadline]) -> int:
+        todo = {deadline.run_id: deadline for deadline in due if deadline.run_id not in self._firing}
+        self._firing.update(todo)
+        try:
+            now = self._clock.micros()
+            planned = await self._store.select(PlanQuery(ids=tuple(todo)), now)
+        except BaseException:
+            self._firing.difference_update(todo)
+            self.push(todo.values())
+            raise
+        fired = 0
+        begun: set[int] = set()
+        for each in planned:
+            plan = each.plan
+            if plan.due > now:  # the clock went back: never early
+                self.push((Deadline(plan.due, plan.id, plan.attempts),))
+                continue
+            begun.add(plan.id)
+            fired += 1
+            self._tasks.spawn(self._fulfil(each), context=self._context.copy())
+        self._firing.difference_update(todo.keys() - begun)
+        return fired
+
+    async def _fulfil(self, planned: Planned) -> None:
+        plan = planned.plan
+        try:
+            if plan.workflow:
+                await self._begin(planned)
+            else:
+                await self._committer.commit(Occur(plan.id, planned.event.event_id))
+        except StoreError as error:
+            self.push((Deadline(self._clock.micros() + SECOND, plan.id, plan.attempts),))
+            telemetry.warn(
+                "a plan cannot be fulfilled, will try again", event_id=planned.event.event_id, error=str(error)
+            )
+        finally:
+            self._firing.discard(plan.id)
+            self.made_room()
+
+    async def _begin(self, planned: Planned) -> None:
+        """Start the run, or put it off, or drop it."""
+        plan, event = planned
+        try:
+            definition = self._registry.find(plan.workflow)
+        except WorkflowUnknown:
+            return  # it may be known elsewhere, or later: the scan finds it again
+        try:
+            context = await definition.context_for(await event_of(event))
+            data = None if context is None else definition.codec.encode(context)[0]
+        except BaseException as error:  # the workflow's code may raise anything
+            if self._stopping or isinstance(error, StoreError):
+                raise
+            await self._put_off(planned, error)
+            return
+        if data is None:  # should_run_for_event says no
+            await self._committer.commit(Replan(plan, None))
+            return
+        change = await self._start(definition, planned, data)
+        owner = change.run.owner
+        await self._committer.submit(change, settled=partial(self._slots.redeem, owner))
+
+    async def _start(self, definition: WorkflowDefinition, planned: Planned, data: str) -> Start:
+        plan, event = planned
+        run_id = await self._office.run_ids.take()
+        owner = self._slots.promise()
+        change = start(
+            definition, data, run_id=run_id, key=None, reuse="never", due=None, owner=owner, now=self._clock.micros(),
+            commit_id=next(self._commit_ids),
+        )  # fmt: skip
+        resumption = f'["event", {json.dumps(event.name)}, {event.payload}]'
+        return change._replace(run=change.run._replace(event_id=event.event_id, input=resumption), plan=plan.id)
+
+    async def _put_off(self, planned: Planned, error: BaseException) -> None:
+        """Plan a start again whose code raised."""
+        plan, event = planned
+        text = bounded(one_line(error), MAX_ERROR)
+        backoff = min(_FIRST_BACKOFF * 2 ** min(plan.attempts, 20), _LONGEST_BACKOFF)
+        telemetry.warn(
+            "run cannot be started for its event, will try again",
+            workflow=plan.workflow,
+            event_id=event.event_id,
+            event_name=event.name,
+            attempt=plan.attempts + 1,
+            error=text,
+        )
+        await self._committer.commit(Replan(plan, self._clock.micros() + backoff, text))
