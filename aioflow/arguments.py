@@ -2,7 +2,7 @@
 
 - A message goes to the parameter whose type names its model, or to the only one that is needed.
 - A signal's payload goes to the parameters of its keys, each validated by its type.
-- A ``Failure`` goes to the parameter of that name or type.
+- A ``Failure`` goes to the parameter of that name or type; so does an ``Event``, whose ids go to theirs.
 
 Classes are taken from the step's own annotations, or from waits and messages that this process has seen: never by a
 name that stands in the data.
@@ -18,8 +18,9 @@ from typing import Any
 from pydantic import BaseModel, JsonValue, TypeAdapter
 from pydantic_core import to_json
 
+from aioflow.events import Event
 from aioflow.likeness import explain
-from aioflow.model import Failure, Resumption
+from aioflow.model import ABOUT_EVENT, Failure, Resumption
 
 _EMPTY = inspect.Parameter.empty
 _UNKNOWN: Any = object()
@@ -63,12 +64,18 @@ class Parameters:
     def __bool__(self) -> bool:
         return bool(self._named) or self._takes_all
 
-    def fill(self, resumption: Resumption | None, failure: Failure | None) -> dict[str, Any]:
+    @property
+    def takes_event(self) -> bool:
+        """Whether it wants the event that resumed the run."""
+        return bool(self._names_of(Event) or self._called("event"))
+
+    def fill(self, resumption: Resumption | None, failure: Failure | None, event: object = None) -> dict[str, Any]:
         """The keywords for the step.
 
         Args:
             resumption: what resumed the run, if anything did.
             failure: what failed, in the path of an ``on_fail``.
+            event: the Event of a resumption by one.
 
         Raises:
             Unfillable: a value does not validate, or a parameter without default gets none.
@@ -80,6 +87,9 @@ class Parameters:
             values |= self._message(resumption)
         elif resumption is not None and resumption.kind == "signal" and isinstance(resumption.payload, dict):
             values |= self._payload(resumption.payload)
+        elif resumption is not None and resumption.kind == "event" and isinstance(resumption.payload, dict):
+            values |= self._payload({name: resumption.payload[name] for name in ABOUT_EVENT})
+            values |= dict.fromkeys(self._names_of(Event) or self._called("event"), event)
         if failure is not None:  # last: no sender can tell of one
             values |= dict.fromkeys(self._names_of(Failure) or self._called("failure"), failure)
         if missing := [name for name in self.needed if name not in values]:

@@ -18,6 +18,7 @@ from aioflow.commands import AwaitedCommand, Command, Complete, Fail, Goto, Slee
 from aioflow.context import CurrentRun, _current
 from aioflow.definition import StepDefinition, WorkflowDefinition
 from aioflow.errors import ArgumentsMissing, CommandAwaited, ContextNotStorable, NoCommand, StepTimeout
+from aioflow.events import event_from
 from aioflow.likeness import explain
 from aioflow.model import Resumption, Run, failure_of
 from aioflow.outbox import Orders, Outbox
@@ -120,7 +121,7 @@ class Executor:
         try:
             # Made anew for each step: nothing but the Context outlives one, as after a crash.
             instance = definition.cls()
-            arguments = _arguments(run, step) if step.parameters else _NONE
+            arguments = await _arguments(run, step) if step.parameters else _NONE
             if step.in_thread:
                 returned = await self._in_thread(step, instance, arguments, watch)
             else:
@@ -230,10 +231,14 @@ class Executor:
         raise value
 
 
-def _arguments(run: Run, step: StepDefinition) -> dict[str, Any]:
+async def _arguments(run: Run, step: StepDefinition) -> dict[str, Any]:
     """What the step's parameters get from what resumed the run."""
+    resumption = Resumption.of(run)
+    event = None
+    if resumption is not None and resumption.kind == "event" and step.parameters.takes_event:
+        event = await event_from(resumption.payload)
     try:
-        return step.parameters.fill(Resumption.of(run), failure_of(run))
+        return step.parameters.fill(resumption, failure_of(run), event)
     except Unfillable as error:
         raise ArgumentsMissing(run.id, run.workflow, run.step, str(error)) from error
 

@@ -228,7 +228,7 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
     if step is not None and step.parameters:
         resumption: Any = Resumption(kind, signal.name, payload)
         try:
-            step.parameters.fill(resumption, failure_of(run))
+            step.parameters.fill(resumption, failure_of(run), payload)
         except Unfillable as error:
             raise Misfit(f"step {arm.then!r} does not take it: {error}") from error
     return data
