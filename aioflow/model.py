@@ -243,6 +243,22 @@ class EventRecord(NamedTuple):
         }
         return f'{json.dumps(told)[:-1]}, "entity": {self.entity or "null"}}}'
 
+    def copy_for(self, run_id: int) -> Signal:
+        """What the mailbox gets for a run that waits for this event, once it has occurred."""
+        return Signal(
+            id=self.mail_id,
+            run_id=run_id,
+            name=self.name,
+            key=self.entity_id,
+            payload=self.payload,
+            message=0,
+            broadcast=1,
+            signal_id=None,
+            sent_at=self.at if self.occurred_at is None else self.occurred_at,
+            expires_at=None,
+            event=self.id,
+        )
+
 
 class EventStatus(StrEnum):
     """Where an event stands."""

@@ -11,7 +11,7 @@ import pytest
 
 from aioflow.clock import SECOND, Micros
 from aioflow.model import Arm, Reuse, Run, Signal, Transition, TransitionKind
-from aioflow.store import Amend, Claim, Mark, Move, Post, Result, Start, Store
+from aioflow.store import Amend, Change, Claim, Mark, Move, Post, Result, Start, Store
 
 #: The tests' present, and how long their leases are.
 NOW: Final[Micros] = 1_750_000_000_000_000
@@ -170,7 +170,7 @@ async def post(store: Store, *signals: Signal, now: Micros = NOW) -> list[Result
     return results
 
 
-async def outcomes(store: Store, *changes: Start | Post | Move | Mark | Amend, now: Micros = NOW) -> list[str]:
+async def outcomes(store: Store, *changes: Change, now: Micros = NOW) -> list[str]:
     """Apply a batch and return what became of each change."""
     return [result.outcome for result in await store.apply(changes, now)]
 

@@ -11,21 +11,31 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from bisect import bisect_left
 from collections.abc import Sequence
-from functools import cache
-from itertools import chain
 from typing import assert_never
 
 from aioflow.clock import Micros
 from aioflow.model import LIVE, Run, Signal, Transition, WorkflowStatus
-from aioflow.store import Amend, Change, Decide, Mark, Move, Post, Result, Start
+from aioflow.store import (
+    Amend,
+    Change,
+    Decide,
+    Emit,
+    Listen,
+    Mark,
+    Move,
+    Occur,
+    Post,
+    Replan,
+    Result,
+    Start,
+    Withdraw,
+)
 from aioflow_sqlite import mailbox
+from aioflow_sqlite.events import EventBatch, catch_up
 from aioflow_sqlite.rows import RUN_COLUMNS, SELECT_RUNS, row_of
+from aioflow_sqlite.writing import placeholders, write
 
-#: To bind None makes sqlite3 look for an adapter, in vain and in two places, which costs more than all other values of
-#: a row together. So NULL is bound as a text that no row can hold.
-_NULL = "\0"
 _NULLABLE = frozenset(
     [
         "key",
@@ -45,22 +55,13 @@ _NULLABLE = frozenset(
         "ended_at",
     ]
 )
-
-
-def _row_of(columns: Sequence[str]) -> str:
-    return f"({', '.join('nullif(?, char(0))' if column in _NULLABLE else '?' for column in columns)})"
-
-
 _MUTABLE = ", ".join(f"{name} = excluded.{name}" for name in Run._fields[Run._fields.index("status") :])
 _WRITE_RUNS = (
     f"INSERT INTO runs ({RUN_COLUMNS}) VALUES ",
-    _row_of(Run._fields),
+    placeholders(Run._fields, _NULLABLE),
     f" ON CONFLICT (id) DO UPDATE SET {_MUTABLE}",
 )
-_WRITE_HISTORY = ("INSERT INTO history VALUES ", _row_of(Transition._fields), " ON CONFLICT DO NOTHING")
-#: Lengths of VALUES lists: few enough that every statement stays prepared. A batch is filled up to the next one with
-#: its last row, which is then written twice.
-_LENGTHS = sorted([1 << n for n in range(11)] + [3 << n for n in range(9)])
+_WRITE_HISTORY = ("INSERT INTO history VALUES ", placeholders(Transition._fields, _NULLABLE), " ON CONFLICT DO NOTHING")
 _GUARDS = "SELECT json_group_array(json_array(id, seq, fence)) FROM runs WHERE id IN (SELECT value FROM json_each(?))"
 _SAME_COMMIT = "SELECT * FROM history WHERE run_id = ? AND commit_id = ?"
 _AT_ITS_PLACE = "SELECT 1 FROM history WHERE run_id = ? AND seq = ? AND commit_id = ?"
@@ -84,8 +85,9 @@ class _Batch:
     """The rows to write, collected: a statement runs once for all of its kind.
 
     The mutable state: the guards (run id -> (seq, fence)), signals that can be taken, waiting runs whose deadline has
-    come and that have mail, whether some result is told last; the rows that are not written yet, and their ids and keys;
-    which of the new rows wait, and have mail, once those are written; runs that begin with the batch; whether it has posted something.
+    come and that have mail, whether some result is told last; what it does to events, if anything; the rows that are not
+    written yet, and their ids and keys; which of the new rows wait, and have mail, once those are written; runs that begin
+    with the batch; whether it has posted something.
     """
 
     def __init__(self, db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> None:
@@ -94,10 +96,13 @@ class _Batch:
         ids: list[int] = []
         takes: list[int] = []
         waiting: list[int] = []
+        events: list[Change] = []
         self._tells = False
         for change in changes:
             if isinstance(change, Start):
                 ids.append(change.run.id)
+                if change.plan:
+                    events.append(change)
             elif isinstance(change, Move):
                 ids.append(change.run.id)
                 takes += change.takes
@@ -105,22 +110,27 @@ class _Batch:
                     waiting.append(change.run.id)
                 if change.also:
                     ids += [part.run.id for part in change.also if isinstance(part, Start)]
+                    events += [part for part in change.also if isinstance(part, Emit | Start)]
                     self._tells = True
             elif isinstance(change, Post):
                 self._tells = True
-            else:
+            elif isinstance(change, Mark | Amend):
                 ids.append(change.run_id)
+            else:
+                self._tells = True
+                events.append(change)
         (found,) = db.execute(_GUARDS, (json.dumps(ids),)).fetchone()
         self._guards = {id_: (seq, fence) for id_, seq, fence in json.loads(found)}
         self._untaken = mailbox.untaken(db, takes, now) if takes else set()
         self._in_time = mailbox.with_mail(db, waiting, now, by_wake_at=True) if waiting else set()
+        self._events = EventBatch(db, events, now) if events else None
         self._runs: list[Run] = []
         self._marked: list[tuple[int]] = []
         self._transitions: list[Transition] = []
         self._taken: list[tuple[int, int, int | None]] = []
         self._with_mail: set[int] = set()
         self._born: set[int] = set()
-        self._waiting: list[int] = []
+        self._waiting: list[Run] = []
         self._posted = False
         self._moved: set[int] = set()
         self._keys: set[tuple[str, str]] = set()
@@ -135,8 +145,8 @@ class _Batch:
                 if change.takes or change.unless_mail or change.also:
                     return self._full_move(change)
                 return self._move(run, transition, Result("applied", run))
-            case Start(run, transition, reuse):
-                return self._start(run, transition, reuse)
+            case Start():
+                return self._start(change)
             case Post(signal):
                 return self._post(signal)
             case Mark(run_id, seq, fence):
@@ -148,23 +158,27 @@ class _Batch:
             case Amend(run_id, decide, commit_id):
                 return self._amend(run_id, decide, commit_id)
             case _:
-                assert_never(change)
+                return self._event(change)
 
     def write(self) -> None:
         """Write what was collected."""
         self._write_rows()
         if self._marked:
             self._db.executemany(_MARK_RUN, self._marked)
+        if self._events is not None:
+            self._events.write()
         if self._waiting:
-            self._with_mail |= mailbox.with_mail(self._db, self._waiting, self._now, by_wake_at=False)
+            catch_up(self._db, self._waiting)
+            waiting = [run.id for run in self._waiting]
+            self._with_mail |= mailbox.with_mail(self._db, waiting, self._now, by_wake_at=False)
 
     def _write_rows(self) -> None:
         if self._taken:  # before the rows: a wait that ends takes what was not taken with it
             mailbox.take(self._db, self._taken, self._now)
         if self._runs:
-            _write(self._db, _WRITE_RUNS, self._runs)
-            _write(self._db, _WRITE_HISTORY, self._transitions)
-        self._waiting += [run.id for run in self._runs if run.arms is not None]
+            write(self._db, _WRITE_RUNS, self._runs)
+            write(self._db, _WRITE_HISTORY, self._transitions)
+        self._waiting += [run for run in self._runs if run.arms is not None]
         self._taken, self._runs, self._transitions = [], [], []
         self._moved.clear()
         self._keys.clear()
@@ -178,6 +192,8 @@ class _Batch:
         """The result, with what is known only now that everything is written."""
         if result.outcome == "applied" and isinstance(change, Post):
             return result._replace(run_ids=mailbox.receivers(self._db, change.signal, self._now))
+        if isinstance(change, Emit | Occur) and self._events is not None:
+            return self._events.told(result)
         if result.also:
             also = zip(change.also, result.also, strict=True)  # type: ignore[union-attr]
             result = result._replace(also=tuple(self.told(part, told) for part, told in also))
@@ -199,7 +215,7 @@ class _Batch:
         taker = None if move.transition.kind == "reject" else run.id
         self._taken += [(*place, taker) for place in found]
         result = self._move(run, move.transition, Result("applied", run))
-        also = tuple(self.add(part) if isinstance(part, Post) else self._start(*part, moved=run) for part in move.also)
+        also = tuple(self._start(part, run) if isinstance(part, Start) else self.add(part) for part in move.also)
         return result._replace(also=also)
 
     def _post(self, signal: Signal) -> Result:
@@ -218,16 +234,39 @@ class _Batch:
         self._transitions.append(transition)
         return result
 
-    def _start(self, run: Run, transition: Transition, reuse: str, moved: Run | None = None) -> Result:
+    def _start(self, start: Start, moved: Run | None = None) -> Result:
+        run, mail_id = start.run, None
         if run.id in self._guards:
-            return self._offered(run.id, transition)
+            return self._offered(run.id, start.transition)
+        if start.plan and self._events is not None:
+            mail_id = self._events.take(start.plan)
+            if mail_id is None:
+                return Result("stale")
         if run.key is not None and (run.workflow, run.key) in self._keys:
             self._write_rows()  # the holder as it is now
-        other = _in_the_way(self._db, run, reuse, moved)
+        other = _in_the_way(self._db, run, start.reuse, moved)
         if other is not None:
             return Result("exists", other)
+        if mail_id is not None and self._events is not None:
+            self._events.started(run.id, mail_id)
         self._born.add(run.id)
-        return self._move(run, transition, Result("applied", run))
+        return self._move(run, start.transition, Result("applied", run))
+
+    def _event(self, change: Emit | Occur | Withdraw | Replan | Listen) -> Result:
+        assert self._events is not None
+        match change:
+            case Emit():
+                return self._events.emit(change)
+            case Occur():
+                return self._events.occur(change)
+            case Withdraw():
+                return self._events.withdraw(change)
+            case Replan():
+                return self._events.replan(change)
+            case Listen():
+                return self._events.listen(change)
+            case _:
+                assert_never(change)
 
     def _amend(self, run_id: int, decide: Decide, commit_id: int) -> Result:
         row = row_of(self._db, run_id)
@@ -255,26 +294,13 @@ class _Batch:
         applied = self._db.execute(_AT_ITS_PLACE, place).fetchone() is not None
         return Result("applied" if applied else "stale", row_of(self._db, run_id))
 
-    def _offered_with_it(self, part: Start | Post) -> Result:
+    def _offered_with_it(self, part: Start | Post | Emit) -> Result:
         if isinstance(part, Post):
             return Result("applied" if mailbox.posted(self._db, part) else "stale")
+        if isinstance(part, Emit):
+            assert self._events is not None
+            return self._events.offered(part)
         return self._offered(part.run.id, part.transition)
-
-
-def _write(db: sqlite3.Connection, statement: tuple[str, str, str], rows: Sequence[tuple[object, ...]]) -> None:
-    for start in range(0, len(rows), _LENGTHS[-1]):
-        part = rows[start : start + _LENGTHS[-1]]
-        length = _LENGTHS[bisect_left(_LENGTHS, len(part))]
-        values = [_NULL if value is None else value for value in chain.from_iterable(part)]
-        values += values[-len(part[-1]) :] * (length - len(part))
-        # As one execution of many: execute() lets go of the GIL once more, to ask for the last rowid.
-        db.executemany(_sql(statement, length), (values,))
-
-
-@cache
-def _sql(statement: tuple[str, str, str], length: int) -> str:
-    head, row, tail = statement
-    return head + ", ".join([row] * length) + tail
 
 
 def _in_the_way(db: sqlite3.Connection, run: Run, reuse: str, moved: Run | None) -> Run | None:

@@ -1,6 +1,7 @@
 """The mailbox: signals on their way to runs. Plain functions of a sqlite3 connection, inside its thread.
 
-Tables ``signals`` and ``waits``; the latter follows ``runs.arms`` by triggers. A taken signal stays as a tombstone, so
+Tables ``signals`` and ``waits``; the latter follows ``runs.arms`` by triggers. Copies of events (``signals.event``) lie
+there as those of broadcasts do, for arms of their own kind (``waits.kind``). A taken signal stays as a tombstone, so
 that the same Post offered twice is stored once.
 """
 
@@ -32,11 +33,12 @@ SELECT w.since AS since, w.run_id AS waiter, s.rowid AS signal, s.sent_at AS sen
 FROM {first} CROSS JOIN {second}
 WHERE {condition} AND s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > :now)
     AND s.run_id <> 0 AND s.run_id = w.run_id AND s.name = w.name
+    AND (s.event IS NULL) = (w.kind = 'signal')
 UNION
 SELECT w.since, w.run_id, s.rowid, s.sent_at, s.id
 FROM {first} CROSS JOIN {second}
 WHERE {condition} AND s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > :now)
-    AND s.run_id = 0 AND s.name = w.name AND s.key = w.key
+    AND s.run_id = 0 AND s.name = w.name AND s.key = w.key AND w.kind = 'signal'
 """
 _OF_THESE: Final = _FITTING.format(
     first="waits AS w", second="signals AS s", condition="w.run_id IN (SELECT value FROM json_each(:ids))"
@@ -64,7 +66,8 @@ def post(db: sqlite3.Connection, signal: Signal, now: Micros, born: Collection[i
     values = ", ".join("w.run_id" if column == "run_id" else "?" for column in Signal._fields)
     given = [value for column, value in zip(Signal._fields, copy, strict=True) if column != "run_id"]
     db.execute(
-        f"INSERT INTO signals ({_COLUMNS}) SELECT DISTINCT {values} FROM waits AS w WHERE w.name = ?",
+        f"INSERT INTO signals ({_COLUMNS}) SELECT DISTINCT {values} FROM waits AS w "
+        "WHERE w.name = ? AND w.kind = 'signal'",
         (*given, signal.name),
     )
     record = (*signal, now)  # so that it is known as sent, whoever was there to hear it
@@ -81,22 +84,28 @@ def receivers(db: sqlite3.Connection, signal: Signal, now: Micros) -> tuple[int,
     """Waiting runs that may take it."""
     values: tuple[object, ...]
     if signal.run_id:
-        sql, values = "SELECT run_id FROM waits WHERE run_id = ? AND +name = ? LIMIT 1", (signal.run_id, signal.name)
+        sql = "SELECT run_id FROM waits WHERE run_id = ? AND +name = ? AND kind = 'signal' LIMIT 1"
+        values = (signal.run_id, signal.name)
     elif signal.key is not None:
         # As many of the oldest waits as there are signals for them: others may be on their way to the same runs.
         sql = (
-            "SELECT DISTINCT run_id FROM waits WHERE name = ?1 AND key = ?2 ORDER BY since, run_id LIMIT "
+            "SELECT DISTINCT run_id FROM waits WHERE name = ?1 AND key = ?2 AND kind = 'signal' ORDER BY since, run_id LIMIT "
             "(SELECT count(*) FROM signals WHERE run_id = 0 AND taken_at IS NULL AND name = ?1 AND key = ?2 "
             "AND (expires_at IS NULL OR expires_at > ?3))"
         )
         values = (signal.name, signal.key, now)
     else:
-        sql = (
-            "SELECT run_id FROM signals WHERE id = ? AND run_id <> 0 AND taken_at IS NULL "
-            "AND (expires_at IS NULL OR expires_at > ?)"
-        )
-        values = (signal.id, now)
+        return holders(db, signal.id, now)
     return tuple(run_id for (run_id,) in db.execute(sql, values))
+
+
+def holders(db: sqlite3.Connection, id_: int, now: Micros) -> tuple[int, ...]:
+    """Runs that a copy of this lies there for."""
+    sql = (
+        "SELECT run_id FROM signals WHERE id = ? AND run_id <> 0 AND taken_at IS NULL "
+        "AND (expires_at IS NULL OR expires_at > ?)"
+    )
+    return tuple(run_id for (run_id,) in db.execute(sql, (id_, now)))
 
 
 def untaken(db: sqlite3.Connection, ids: Collection[int], now: Micros) -> set[tuple[int, int]]:

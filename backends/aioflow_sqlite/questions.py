@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from aioflow.model import Deadline, Run
-from aioflow.store import RunQuery, Stats
-from aioflow_sqlite.rows import SELECT_RUNS
+from aioflow.model import Deadline, EventRecord, Plan, Run
+from aioflow.store import EventQuery, Planned, PlanQuery, RunQuery, Stats
+from aioflow_sqlite.rows import EVENT_COLUMNS, PLAN_COLUMNS, SELECT_RUNS
 
 _SEVERAL = ("workflow", "version", "status", "step", "waiting_for", "key", "event_id", "parent_id")
 
@@ -44,6 +44,47 @@ def due(db: sqlite3.Connection, after: tuple[int, int], until: tuple[int, int], 
     return [Deadline._make(row) for row in db.execute(sql, (*after, *until, limit))]
 
 
+def events(db: sqlite3.Connection, query: EventQuery) -> list[EventRecord]:
+    """The events that match, in order."""
+    where: list[str] = ["TRUE"]
+    values: list[object] = []
+    for column in ("event_id", "name", "namespace", "entity_id", "status"):
+        if allowed := getattr(query, column):
+            where.append(f"{column} IN (SELECT value FROM json_each(?))")
+            values.append(json.dumps(allowed))
+    bounds = [
+        ("at >", query.at_after),
+        ("at <", query.at_before),
+        ("id <" if query.descending else "id >", query.after),
+    ]
+    for comparison, bound in bounds:
+        if bound is not None:
+            where.append(f"{comparison} ?")
+            values.append(bound)
+    direction = "DESC" if query.descending else "ASC"
+    sql = f"SELECT {EVENT_COLUMNS} FROM events AS e WHERE {' AND '.join(where)} ORDER BY id {direction} LIMIT ?"
+    return [EventRecord._make(row) for row in db.execute(sql, (*values, query.limit))]
+
+
+def plans(db: sqlite3.Connection, query: PlanQuery) -> list[Planned]:
+    """Plans and their events."""
+    sql = (
+        f"SELECT {PLAN_COLUMNS}, {EVENT_COLUMNS} FROM plans AS p CROSS JOIN events AS e ON e.id = p.event "
+        "WHERE p.id IN (SELECT value FROM json_each(?))"
+    )
+    width = len(Plan._fields)
+    rows = db.execute(sql, (json.dumps(query.ids),))
+    return [Planned(Plan._make(row[:width]), EventRecord._make(row[width:])) for row in rows]
+
+
+def due_plans(db: sqlite3.Connection, after: tuple[int, int], until: tuple[int, int], limit: int) -> list[Deadline]:
+    """Plans between two positions."""
+    sql = (
+        "SELECT due, id, attempts FROM plans WHERE (due, id) > (?, ?) AND (due, id) <= (?, ?) ORDER BY due, id LIMIT ?"
+    )
+    return [Deadline._make(row) for row in db.execute(sql, (*after, *until, limit))]
+
+
 def stats(db: sqlite3.Connection, now: int) -> Stats:
     """Counts of what is there."""
     runs: dict[str, dict[str, int]] = {}
@@ -61,7 +102,15 @@ def stats(db: sqlite3.Connection, now: int) -> Stats:
     (size,) = db.execute("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()").fetchone()
     untaken = "SELECT count(*) FROM signals WHERE taken_at IS NULL AND run_id"  # each by an index of its own
     (mailbox,) = db.execute(f"SELECT ({untaken} <> 0) + ({untaken} = 0)").fetchone()
-    return Stats(runs, steps, waiting, overdue, oldest, mailbox, size)
+    return Stats(runs, steps, waiting, overdue, oldest, mailbox, size, *_events_and_plans(db))
+
+
+def _events_and_plans(db: sqlite3.Connection) -> tuple[dict[str, int], int, int]:
+    """How many events there are of each status, planned starts, and how many of these have failed."""
+    events = dict(db.execute("SELECT status, count(*) FROM events GROUP BY status"))
+    (planned,) = db.execute("SELECT count(*) FROM plans WHERE workflow <> ''").fetchone()
+    (failing,) = db.execute("SELECT count(*) FROM plans WHERE attempts > 0 AND workflow <> ''").fetchone()
+    return events, planned, failing
 
 
 def _and(where: list[str]) -> str:

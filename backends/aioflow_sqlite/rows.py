@@ -1,14 +1,25 @@
-"""Rows of runs, read by name: their columns in the order of ``aioflow.model.Run``."""
+"""Rows, read by name: their columns in the order of the records of ``aioflow.model``."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Final
 
-from aioflow.model import Run
+from aioflow.model import EventRecord, Plan, Run
 
 RUN_COLUMNS: Final = ", ".join(Run._fields)
 SELECT_RUNS: Final = f"SELECT {RUN_COLUMNS} FROM runs"
+
+
+def named(columns: Sequence[str], table: str = "") -> str:
+    """Names of columns; one of them, "offset", is a word of SQL."""
+    return ", ".join(f'{table}"{column}"' for column in columns)
+
+
+#: Of ``events AS e`` and ``plans AS p``.
+EVENT_COLUMNS: Final = named(EventRecord._fields, "e.")
+PLAN_COLUMNS: Final = named(Plan._fields, "p.")
 
 
 def row_of(db: sqlite3.Connection, run_id: int) -> Run | None:

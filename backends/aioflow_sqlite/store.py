@@ -14,15 +14,15 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import structlog
 from anyio import CancelScope
 
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import StoreError, StoreRefused, StoreUnavailable
-from aioflow.model import Deadline, Run, Signal, Transition
-from aioflow.store import Change, Claim, IdKind, Mail, Result, RunQuery, Stats
+from aioflow.model import Deadline, EventRecord, Run, Signal, Transition
+from aioflow.store import Change, Claim, EventQuery, IdKind, Mail, Planned, PlanQuery, Result, RunQuery, Stats
 from aioflow_sqlite import batch, mailbox, ownership, questions
 from aioflow_sqlite.address import parse
 from aioflow_sqlite.connection import (
@@ -152,9 +152,21 @@ class SQLiteStore:
         ids = json.dumps(list(run_ids))
         return await self._read(lambda db: [Run._make(row) for row in db.execute(sql, (ids,))])
 
-    async def select(self, query: RunQuery, now: Micros) -> list[Run]:
+    @overload
+    async def select(self, query: RunQuery, now: Micros) -> list[Run]: ...
+    @overload
+    async def select(self, query: EventQuery, now: Micros) -> list[EventRecord]: ...
+    @overload
+    async def select(self, query: PlanQuery, now: Micros) -> list[Planned]: ...
+    async def select(self, query: RunQuery | EventQuery | PlanQuery, now: Micros) -> Any:
         """See the port."""
-        return await self._read(lambda db: questions.select(db, query))
+        match query:
+            case RunQuery():
+                return await self._read(lambda db: questions.select(db, query))
+            case EventQuery():
+                return await self._read(lambda db: questions.events(db, query))
+            case PlanQuery():
+                return await self._read(lambda db: questions.plans(db, query))
 
     async def count(self, query: RunQuery, now: Micros) -> int:
         """See the port."""
@@ -166,10 +178,16 @@ class SQLiteStore:
         return await self._read(lambda db: [Transition._make(row) for row in db.execute(sql, (run_id, after, limit))])
 
     async def due(
-        self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
+        self,
+        after: tuple[Micros, int],
+        until: tuple[Micros, int],
+        limit: int,
+        now: Micros,
+        of: Literal["run", "plan"] = "run",
     ) -> list[Deadline]:
         """See the port."""
-        return await self._read(lambda db: questions.due(db, after, until, limit))
+        due = questions.due if of == "run" else questions.due_plans
+        return await self._read(lambda db: due(db, after, until, limit))
 
     async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
         """See the port."""

@@ -1,0 +1,42 @@
+"""Many rows in one statement: one step through sqlite3, whatever their number. See batch.py on the GIL."""
+
+from __future__ import annotations
+
+import sqlite3
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import cache
+from itertools import chain
+from typing import Final
+
+#: To bind None makes sqlite3 look for an adapter, in vain and in two places, which costs more than all other values of
+#: a row together. So NULL is bound as a text that no row can hold.
+_NULL: Final = "\0"
+#: Lengths of VALUES lists: few enough that every statement stays prepared. A batch is filled up to the next one with
+#: its last row, which is then written twice.
+_LENGTHS: Final = sorted([1 << n for n in range(11)] + [3 << n for n in range(9)])
+
+
+def placeholders(columns: Sequence[str], nullable: frozenset[str]) -> str:
+    """The placeholders of one row."""
+    return f"({', '.join('nullif(?, char(0))' if column in nullable else '?' for column in columns)})"
+
+
+def write(db: sqlite3.Connection, statement: tuple[str, str, str], rows: Sequence[tuple[object, ...]]) -> None:
+    """Write the rows. ``statement``: what stands before the VALUES list, one row's placeholders, and what follows it.
+
+    It must be harmless to it that a row is written twice.
+    """
+    for start in range(0, len(rows), _LENGTHS[-1]):
+        part = rows[start : start + _LENGTHS[-1]]
+        length = _LENGTHS[bisect_left(_LENGTHS, len(part))]
+        values = [_NULL if value is None else value for value in chain.from_iterable(part)]
+        values += values[-len(part[-1]) :] * (length - len(part))
+        # As one execution of many: execute() lets go of the GIL once more, to ask for the last rowid.
+        db.executemany(_sql(statement, length), (values,))
+
+
+@cache
+def _sql(statement: tuple[str, str, str], length: int) -> str:
+    head, row, tail = statement
+    return head + ", ".join([row] * length) + tail
