@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
 from aioflow.clock import SECOND, Micros
-from aioflow.model import LIVE, Arm, Run, Signal, arms_of
+from aioflow.model import LIVE, Arm, EventRecord, Run, Signal, arms_of
 from aioflow.store import Mail, Result
 
 _HOUR: Final = 3600 * SECOND
@@ -34,11 +34,15 @@ class _Waiting(NamedTuple):
 
 
 class Mailbox:
-    """All signals, by (id, run id), in the order of posting; and the waits by run id."""
+    """All signals, by (id, run id), in the order of posting; the waits by run id; and which occurrences runs have taken."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, int], _Kept] = {}
         self._waits: dict[int, _Waiting] = {}
+        #: (run id, mail_id)
+        self._seen: set[tuple[int, int]] = set()
+        #: What the present batch has added to it.
+        self._just_seen: list[tuple[int, int]] = []
         #: The waits that the present batch has changed, as they were.
         self._waits_before: list[tuple[int, _Waiting | None]] = []
         #: What the present batch has replaced.
@@ -75,7 +79,7 @@ class Mailbox:
             self._put((signal.id, signal.run_id), _Kept(signal))
             return Result("applied")
         for run_id, waiting in sorted(self._waits.items()):
-            if any(arm.name == signal.name for arm in waiting.arms):
+            if _waits_for(waiting, signal):
                 copy = signal._replace(run_id=run_id, broadcast=1, signal_id=None)
                 self._put((signal.id, run_id), _Kept(copy))
         self._put((signal.id, 0), _Kept(signal, taken_at=now))  # known as sent, whoever was there to hear it
@@ -89,12 +93,10 @@ class Mailbox:
         """Waiting runs that may take it."""
         if signal.run_id:
             waiting = self._waits.get(signal.run_id)
-            waits = waiting is not None and any(arm.name == signal.name for arm in waiting.arms)
+            waits = waiting is not None and _waits_for(waiting, signal)
             return (signal.run_id,) if waits else ()
         if signal.key is None:
-            return tuple(
-                run_id for (id_, run_id), kept in self._kept.items() if id_ == signal.id and run_id and kept.there(now)
-            )
+            return self.holders(signal.id, now)
         there = sum(
             kept.there(now)
             and not kept.signal.run_id
@@ -104,9 +106,35 @@ class Mailbox:
         fitting = [
             (waiting.since, run_id)
             for run_id, waiting in self._waits.items()
-            if any((arm.name, arm.key) == (signal.name, signal.key) for arm in waiting.arms)
+            if any((arm.kind, arm.name, arm.key) == ("signal", signal.name, signal.key) for arm in waiting.arms)
         ]
         return tuple(run_id for _, run_id in sorted(fitting)[:there])
+
+    def holders(self, id_: int, now: Micros) -> tuple[int, ...]:
+        """Runs that a copy of this lies there for."""
+        return tuple(
+            run_id for (posted, run_id), kept in self._kept.items() if posted == id_ and run_id and kept.there(now)
+        )
+
+    def tell(self, event: EventRecord) -> None:
+        """It has occurred: a copy for each run that now waits for it."""
+        for run_id, waiting in sorted(self._waits.items()):
+            if any(
+                arm.kind == "event" and arm.name == event.name and arm.key in (None, event.entity_id)
+                for arm in waiting.arms
+            ):
+                self.copy(event, run_id)
+
+    def copy(self, event: EventRecord, run_id: int) -> None:
+        """A copy of what has occurred, unless the run has taken it; one for an earlier wait is there again."""
+        if (run_id, event.mail_id) not in self._seen:
+            self._put((event.mail_id, run_id), _Kept(event.copy_for(run_id)))
+
+    def see(self, run_id: int, mail_id: int) -> None:
+        """The run has taken this occurrence."""
+        if (run_id, mail_id) not in self._seen:
+            self._seen.add((run_id, mail_id))
+            self._just_seen.append((run_id, mail_id))
 
     def take(self, run_id: int, ids: Collection[int], now: Micros, *, rejects: bool) -> bool:
         """Take all of these for a run, or none. ``rejects``: the run does not want them, their signal_ids are free."""
@@ -115,6 +143,8 @@ class Mailbox:
             return False
         for place in places:
             signal = self._kept[place].signal
+            if signal.event is not None:
+                self.see(run_id, signal.id)
             if rejects:
                 self._put(place, _Kept(signal._replace(signal_id=None), taken_at=now))
             else:
@@ -154,6 +184,7 @@ class Mailbox:
         """A batch begins, which ``undo`` would undo."""
         self._before.clear()
         self._waits_before.clear()
+        self._just_seen.clear()
 
     def undo(self) -> None:
         """Put every signal back as it was when the batch began."""
@@ -162,6 +193,7 @@ class Mailbox:
                 self._kept.pop(place, None)
             else:
                 self._kept[place] = kept
+        self._seen.difference_update(self._just_seen)
         for run_id, waiting in reversed(self._waits_before):
             if waiting is None:
                 self._waits.pop(run_id, None)
@@ -177,11 +209,13 @@ class Mailbox:
         return kept is not None and kept.there(now)
 
     def _fitting(self, run_id: int, arms: list[Arm], now: Micros) -> Iterator[Signal]:
-        names = {arm.name for arm in arms}
-        keys = {(arm.name, arm.key) for arm in arms}
+        names = {(arm.kind, arm.name) for arm in arms}
+        keys = {(arm.name, arm.key) for arm in arms if arm.kind == "signal"}
         for (_, addressee), kept in self._kept.items():
             signal = kept.signal
-            fits = signal.name in names if addressee == run_id else not addressee and (signal.name, signal.key) in keys
+            kind = "signal" if signal.event is None else "event"
+            addressed = (kind, signal.name) in names
+            fits = addressed if addressee == run_id else not addressee and (signal.name, signal.key) in keys
             if fits and kept.there(now):
                 yield signal
 
@@ -199,3 +233,7 @@ class Mailbox:
             if id_ == found.signal.id and kept.taken_by is not None
         )
         return Result("exists", mail=found.taken_at is None, run_ids=tuple(takers))
+
+
+def _waits_for(waiting: _Waiting, signal: Signal) -> bool:
+    return any((arm.kind, arm.name) == ("signal", signal.name) for arm in waiting.arms)

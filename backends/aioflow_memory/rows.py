@@ -7,7 +7,8 @@ from collections import defaultdict
 from typing import Final, NamedTuple
 
 from aioflow.errors import StoreRefused
-from aioflow.model import Deadline, Run, Signal, Transition, WorkflowStatus
+from aioflow.model import Deadline, EventRecord, Listener, Plan, Run, Signal, Transition, WorkflowStatus
+from aioflow_memory.events import Events
 from aioflow_memory.mailbox import Mailbox
 
 _INT64: Final = range(-(2**63), 2**63)
@@ -24,7 +25,7 @@ class Write(NamedTuple):
 class Rows:
     """All rows of a store.
 
-    The mutable state is the six attributes; ``keyed``, ``running``, ``deadlines`` and the mailbox's waits are derived
+    The mutable state is the attributes; ``keyed``, ``running``, ``deadlines`` and the mailbox's waits are derived
     from ``runs`` and change in ``replace`` alone.
 
     Args:
@@ -42,6 +43,7 @@ class Rows:
         #: of waiting runs, sorted
         self.deadlines: list[Deadline] = []
         self.mailbox = Mailbox()
+        self.events = Events(self.mailbox, self.check_storable)
 
     def write(self, write: Write) -> None:
         """Do it.
@@ -91,19 +93,21 @@ class Rows:
             self.keyed[was.workflow, was.key].remove(was.id)
         self.mailbox.follow(was, run)
 
-    def check_storable(self, run_id: int, row: Run | Transition | Signal) -> None:
+    def check_storable(self, id_: int, row: Run | Transition | Signal | EventRecord | Plan | Listener) -> None:
         """Refuse what databases refuse, so that it is not met there for the first time."""
+        of_run = isinstance(row, Run | Transition | Signal)
+        what = f"{'run' if of_run else 'event'} {id_}"
         values: tuple[object, ...] = row
         for column, value in zip(row._fields, values, strict=True):
             if isinstance(value, str):
                 if "\0" in value:
-                    raise StoreRefused(self._store, f"a NUL in {column} of run {run_id}")
+                    raise StoreRefused(self._store, f"a NUL in {column} of {what}")
                 try:
                     value.encode()
                 except UnicodeEncodeError as error:
-                    raise StoreRefused(self._store, f"a lone surrogate in {column} of run {run_id}") from error
+                    raise StoreRefused(self._store, f"a lone surrogate in {column} of {what}") from error
             elif isinstance(value, int) and value not in _INT64:
-                raise StoreRefused(self._store, f"{column} of run {run_id} is beyond 64 bits")
+                raise StoreRefused(self._store, f"{column} of {what} is beyond 64 bits")
 
 
 def _deadline(run: Run) -> Deadline | None:

@@ -12,15 +12,31 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from operator import attrgetter
-from typing import assert_never
+from typing import Any, Literal, overload
 from uuid import uuid4  # noqa: TID251 - simulation gives a UUID
 
 from aioflow.clock import Micros
 from aioflow.errors import StoreUnavailable
-from aioflow.model import LIVE, SUSPECT_CRASHES, Deadline, Reuse, Run, Signal, Transition, WorkflowStatus
-from aioflow.store import Amend, Change, Claim, IdKind, Mail, Mark, Move, Post, Result, RunQuery, Start, Stats
+from aioflow.model import SUSPECT_CRASHES, Deadline, EventRecord, Run, Signal, Transition, WorkflowStatus
+from aioflow.store import (
+    Amend,
+    Change,
+    Claim,
+    EventQuery,
+    IdKind,
+    Mail,
+    Mark,
+    Move,
+    Planned,
+    PlanQuery,
+    Result,
+    RunQuery,
+    Start,
+    Stats,
+)
+from aioflow_memory.judge import Judge
 from aioflow_memory.matching import matches
-from aioflow_memory.rows import Rows, Write
+from aioflow_memory.rows import Rows
 
 
 class MemoryStore:
@@ -41,7 +57,7 @@ class MemoryStore:
         self._uuid = str(uuid4()) if uuid is None else uuid
         self._opens = 0
         self._writes = 0
-        self._next_id = {"run": 1, "signal": 1, "worker": 1}
+        self._next_id = {"run": 1, "signal": 1, "event": 1, "worker": 1}
         #: worker -> end of its lease
         self._leases: dict[int, Micros] = {}
         self._rows = Rows(url)
@@ -82,19 +98,16 @@ class MemoryStore:
             StoreRefused: a row that a database could not hold, or a history row that does not follow the last one.
         """
         self._check_open()
-        self._rows.mailbox.begin()
+        judge = Judge(self._rows, now)
         results: list[Result] = []
-        done: list[Write] = []
         try:
             for change in changes:
-                results.append(self._judge(change, now, done))  # noqa: PERF401 - the next one sees what it wrote
+                results.append(judge.judge(change))  # noqa: PERF401 - the next one sees what it wrote
         except BaseException:  # decide() is somebody else's code
-            for write in reversed(done):
-                self._rows.undo(write)
-            self._rows.mailbox.undo()
+            judge.undo()
             raise
-        self._writes += len(done) + sum(isinstance(change, Post) for change in changes)
-        return [self._told(change, result, now) for change, result in zip(changes, results, strict=True)]
+        self._writes += judge.writes + sum(not isinstance(change, Start | Move | Mark | Amend) for change in changes)
+        return [judge.told(change, result) for change, result in zip(changes, results, strict=True)]
 
     async def load(self, run_ids: Collection[int], now: Micros) -> list[Run]:
         """Each run once, however often its id is given."""
@@ -102,9 +115,19 @@ class MemoryStore:
         runs = self._rows.runs
         return [runs[run_id] for run_id in dict.fromkeys(run_ids) if run_id in runs]
 
-    async def select(self, query: RunQuery, now: Micros) -> list[Run]:
-        """Look at every run, then sort what matches."""
+    @overload
+    async def select(self, query: RunQuery, now: Micros) -> list[Run]: ...
+    @overload
+    async def select(self, query: EventQuery, now: Micros) -> list[EventRecord]: ...
+    @overload
+    async def select(self, query: PlanQuery, now: Micros) -> list[Planned]: ...
+    async def select(self, query: RunQuery | EventQuery | PlanQuery, now: Micros) -> Any:
+        """Look at every run or event, then sort what matches."""
         self._check_open()
+        if isinstance(query, EventQuery):
+            return self._rows.events.select(query)
+        if isinstance(query, PlanQuery):
+            return self._rows.events.planned(query.ids)
 
         def position(run: Run) -> tuple[int, int]:
             return (getattr(run, query.order), run.id)
@@ -127,10 +150,17 @@ class MemoryStore:
         return self._rows.history.get(run_id, [])[max(after, 0) :][:limit]
 
     async def due(
-        self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
+        self,
+        after: tuple[Micros, int],
+        until: tuple[Micros, int],
+        limit: int,
+        now: Micros,
+        of: Literal["run", "plan"] = "run",
     ) -> list[Deadline]:
         """A slice of the sorted deadlines."""
         self._check_open()
+        if of == "plan":
+            return self._rows.events.due(after, until, limit)
         deadlines = self._rows.deadlines
         first = bisect_right(deadlines, after, key=_moment)
         last = bisect_right(deadlines, until, key=_moment)
@@ -216,6 +246,7 @@ class MemoryStore:
             if run.status == WorkflowStatus.WAITING and run.waiting_for is not None:
                 waiting[run.waiting_for] += 1
         deadlines = self._rows.deadlines
+        events, planned, failing = self._rows.events.count()
         overdue = bisect_right(deadlines, now, key=attrgetter("at"))
         return Stats(
             runs={workflow: dict(counts) for workflow, counts in runs.items()},
@@ -225,96 +256,10 @@ class MemoryStore:
             oldest_due=deadlines[0].at if overdue else None,
             mailbox=len(self._rows.mailbox),
             bytes=None,
+            events=events,
+            planned=planned,
+            failing=failing,
         )
-
-    # ---- judging a change: what becomes of it; what is written is noted, so that it can be undone
-
-    def _judge(self, change: Change, now: Micros, done: list[Write]) -> Result:
-        match change:
-            case Start():
-                return self._judge_start(change, done)
-            case Post(signal):
-                self._rows.check_storable(signal.run_id, signal)
-                return self._rows.mailbox.post(signal, self._rows.runs.get(signal.run_id), now)
-            case Move():
-                return self._judge_move(change, now, done)
-            case Mark(run_id=run_id, seq=seq, fence=fence):
-                was = self._rows.runs.get(run_id)
-                if was is None or (was.seq, was.fence) != (seq, fence):
-                    return Result("stale", was)
-                return self._write(Write(was, was._replace(marked=1), None), done)
-            case Amend():
-                return self._judge_amend(change, done)
-            case _:
-                assert_never(change)
-
-    def _judge_start(self, change: Start, done: list[Write]) -> Result:
-        run, transition = change.run, change.transition
-        if run.id in self._rows.runs:
-            return self._offered(run.id, transition)
-        if run.key is not None and (ids := self._rows.keyed.get((run.workflow, run.key))):
-            holders = [self._rows.runs[run_id] for run_id in ids]
-            holder = max(holders, key=lambda run: (run.status in LIVE, run.created_at, run.id))
-            if not _may_follow(holder, change.reuse):
-                return Result("exists", holder)
-        return self._write(Write(None, run, transition), done)
-
-    def _judge_move(self, change: Move, now: Micros, done: list[Write]) -> Result:
-        run, transition = change.run, change.transition
-        mailbox = self._rows.mailbox
-        offered = self._offered(run.id, transition)
-        if offered.outcome == "applied":
-            return offered._replace(also=tuple(self._offered_with_it(part) for part in change.also))
-        was = offered.run
-        if was is None or (was.seq, was.fence) != (change.seq, change.fence):
-            return offered
-        if change.unless_mail and any(
-            was.wake_at is None or signal.sent_at <= was.wake_at for signal in mailbox.of(run.id, now)
-        ):
-            return Result("stale", was, mail=True)
-        if change.takes and not mailbox.take(run.id, change.takes, now, rejects=transition.kind == "reject"):
-            return Result("stale", was)
-        result = self._write(Write(was, run, transition), done)
-        return result._replace(also=tuple(self._judge(part, now, done) for part in change.also))
-
-    def _judge_amend(self, change: Amend, done: list[Write]) -> Result:
-        was = self._rows.runs.get(change.run_id)
-        if was is None:
-            return Result("stale")
-        before = [row for row in self._rows.history[was.id] if row.commit_id == change.commit_id]
-        if before:
-            return Result("applied", was, before[0])
-        decided = change.decide(was)
-        if decided is None:
-            return Result("stale", was)
-        run, transition = decided
-        return self._write(Write(was, run, transition), done)._replace(transition=transition)
-
-    def _write(self, write: Write, done: list[Write]) -> Result:
-        self._rows.write(write)
-        done.append(write)
-        return Result("applied", write.run)
-
-    def _offered(self, run_id: int, transition: Transition) -> Result:
-        """What became of an earlier offer of this: "stale" if there was none."""
-        rows = self._rows.history.get(run_id, [])[transition.seq - 1 :][:1]
-        again = any(row.commit_id == transition.commit_id for row in rows)
-        return Result("applied" if again else "stale", self._rows.runs.get(run_id))
-
-    def _offered_with_it(self, part: Start | Post) -> Result:
-        if isinstance(part, Start):
-            return self._offered(part.run.id, part.transition)
-        return Result("applied" if self._rows.mailbox.has(part.signal) else "stale")
-
-    def _told(self, change: Change, result: Result, now: Micros) -> Result:
-        """The result, with what is known only when the whole batch is written."""
-        if isinstance(change, Post) and result.outcome == "applied":
-            return result._replace(run_ids=self._rows.mailbox.receivers(change.signal, now))
-        if isinstance(change, Move) and result.outcome == "applied":
-            also = zip(change.also, result.also, strict=True)
-            mail = result.run is not None and bool(self._rows.mailbox.of(result.run.id, now))
-            return result._replace(mail=mail, also=tuple(self._told(part, told, now) for part, told in also))
-        return result
 
     # ---- conditions
 
@@ -330,19 +275,6 @@ def _taken(run: Run, worker: int) -> Run:
     """The run in the hands of a worker that found it without a living owner."""
     crashed = run.owner is not None and (run.crashes < SUSPECT_CRASHES or run.marked == 1)
     return run._replace(owner=worker, fence=run.fence + 1, crashes=run.crashes + crashed, marked=0)
-
-
-def _may_follow(newest: Run, reuse: Reuse) -> bool:
-    """Whether the key of this run, the newest that has it, may name another."""
-    match reuse:
-        case "never":
-            return False
-        case "ended":
-            return WorkflowStatus(newest.status).ended
-        case "failed":
-            return newest.status == WorkflowStatus.FAILED
-        case _:
-            assert_never(reuse)
 
 
 def _moment(deadline: Deadline) -> tuple[Micros, int]:
