@@ -8,11 +8,14 @@ pytest.register_assert_rewrite(
     "aioflow.testing.conformance_also",
     "aioflow.testing.conformance_apply",
     "aioflow.testing.conformance_concurrency",
+    "aioflow.testing.conformance_events",
     "aioflow.testing.conformance_lifecycle",
     "aioflow.testing.conformance_mail",
     "aioflow.testing.conformance_mailbox",
+    "aioflow.testing.conformance_missed",
     "aioflow.testing.conformance_offers",
     "aioflow.testing.conformance_ownership",
+    "aioflow.testing.conformance_plans",
     "aioflow.testing.conformance_questions",
     "aioflow.testing.conformance_samples",
     "aioflow.testing.conformance_select",
@@ -24,11 +27,14 @@ pytest.register_assert_rewrite(
 from aioflow.testing.conformance_also import AlsoConformance  # noqa: E402
 from aioflow.testing.conformance_apply import ApplyConformance  # noqa: E402
 from aioflow.testing.conformance_concurrency import ConcurrencyConformance  # noqa: E402
+from aioflow.testing.conformance_events import EventsConformance  # noqa: E402
 from aioflow.testing.conformance_lifecycle import LifecycleConformance  # noqa: E402
 from aioflow.testing.conformance_mail import MailConformance  # noqa: E402
 from aioflow.testing.conformance_mailbox import MailboxConformance  # noqa: E402
+from aioflow.testing.conformance_missed import MissedConformance  # noqa: E402
 from aioflow.testing.conformance_offers import OffersConformance  # noqa: E402
 from aioflow.testing.conformance_ownership import OwnershipConformance  # noqa: E402
+from aioflow.testing.conformance_plans import PlansConformance  # noqa: E402
 from aioflow.testing.conformance_questions import QuestionsConformance  # noqa: E402
 from aioflow.testing.conformance_select import SelectConformance  # noqa: E402
 from aioflow.testing.conformance_signals import SignalsConformance  # noqa: E402
@@ -46,6 +52,9 @@ class StoreConformance(
     MailConformance,
     SignalsConformance,
     AlsoConformance,
+    EventsConformance,
+    MissedConformance,
+    PlansConformance,
     OwnershipConformance,
     TakeoverConformance,
 ):

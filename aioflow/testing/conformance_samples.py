@@ -10,8 +10,22 @@ from typing import Any, Final
 import pytest
 
 from aioflow.clock import SECOND, Micros
-from aioflow.model import Arm, Reuse, Run, Signal, Transition, TransitionKind
-from aioflow.store import Amend, Change, Claim, Mark, Move, Post, Result, Start, Store
+from aioflow.model import Arm, EventRecord, Listener, Plan, Reuse, Run, Signal, Transition, TransitionKind
+from aioflow.store import (
+    Amend,
+    Change,
+    Claim,
+    Emit,
+    EventQuery,
+    Listen,
+    Mark,
+    Move,
+    PlanQuery,
+    Post,
+    Result,
+    Start,
+    Store,
+)
 
 #: The tests' present, and how long their leases are.
 NOW: Final[Micros] = 1_750_000_000_000_000
@@ -90,6 +104,43 @@ def a_signal(id_: int, run_id: int = 0, **columns: Any) -> Signal:
         expires_at=None,
     )
     return signal._replace(**columns)
+
+
+def an_event(id_: int = 1, **columns: Any) -> EventRecord:
+    """The event "ordered" of the entity "e1", at ``NOW``; ``columns`` are what differs."""
+    event = EventRecord(
+        id=id_,
+        event_id=f"event-{id_}",
+        name="ordered",
+        namespace="*",
+        entity_id="e1",
+        entity_type="Order",
+        entity='{"total":17}',
+        at=NOW,
+        occurrence=1,
+        status="pending",
+        mail_id=1_000 + id_,
+        recorded_at=NOW,
+        occurred_at=None,
+    )
+    return event._replace(**columns)
+
+
+def event_arms(*names: str | tuple[str, str | None]) -> str:
+    """The column of a wait for these events: a name, or a name and an entity_id."""
+    pairs = [(name, None) if isinstance(name, str) else name for name in names]
+    return json.dumps([Arm("event", name, key, "ship", message=False) for name, key in pairs])
+
+
+def an_event_waiter(run_id: int, *names: str | tuple[str, str | None], **columns: Any) -> Run:
+    """A run that waits for the event "ordered", or for what is named."""
+    wait = {"waiting_for": "event", "arms": event_arms(*names or ("ordered",))}
+    return a_waiter(run_id, **{**wait, **columns})
+
+
+def a_listener(workflow: str = "order", offset: Micros = 0, **columns: Any) -> Listener:
+    """That a workflow starts from "ordered", in any namespace; ``columns`` are what differs."""
+    return Listener(workflow, "ordered", "*", offset)._replace(**columns)
 
 
 def an_ended(run_id: int, status: str = "completed", **columns: Any) -> Run:
@@ -186,6 +237,40 @@ async def do(store: Store, change: Start | Move | Mark | Amend) -> Run:
     assert result.outcome == "applied"
     assert result.run is not None
     return result.run
+
+
+async def emit(store: Store, *events: EventRecord, now: Micros = NOW) -> list[Result]:
+    """Record events, which has to apply."""
+    results = await store.apply([Emit(event) for event in events], now)
+    assert [result.outcome for result in results] == ["applied"] * len(events)
+    return results
+
+
+async def listen(store: Store, *listeners: Listener) -> None:
+    """Let workflows start from events."""
+    workflows = tuple(dict.fromkeys(listener.workflow for listener in listeners))
+    assert await store.apply([Listen(workflows, listeners)], NOW) == [Result("applied")]
+
+
+async def the_event(store: Store, event_id: str = "event-1") -> EventRecord:
+    """The event as it stands."""
+    [event] = await store.select(EventQuery(event_id=(event_id,)), NOW)
+    return event
+
+
+async def plans(store: Store) -> list[Plan]:
+    """All plans, in the order of their deadlines."""
+    deadlines = await store.due((-(2**62), 0), (2**62, 0), 10_000, NOW, "plan")
+    found = {
+        plan.id: plan for plan, _ in await store.select(PlanQuery(ids=tuple(due.run_id for due in deadlines)), NOW)
+    }
+    assert [(found[id_].due, found[id_].attempts) for _, id_, _ in deadlines] == [(at, seq) for at, _, seq in deadlines]
+    return [found[deadline.run_id] for deadline in deadlines]
+
+
+async def planned(store: Store) -> list[tuple[str, Micros]]:
+    """All plans in the order of their deadlines: workflow, and how long after ``NOW`` it is due."""
+    return [(plan.workflow, plan.due - NOW) for plan in await plans(store)]
 
 
 async def row(store: Store, run_id: int) -> Run:

@@ -163,10 +163,10 @@ class Judge:
             return result._replace(run_ids=self._rows.mailbox.receivers(change.signal, self._now))
         if isinstance(change, Emit | Occur) and result.event is not None and result.outcome == "applied":
             return result._replace(run_ids=self._rows.mailbox.holders(result.event.mail_id, self._now))
-        if isinstance(change, Move) and result.outcome == "applied":
-            also = zip(change.also, result.also, strict=True)
-            mail = result.run is not None and bool(self._rows.mailbox.of(result.run.id, self._now))
-            return result._replace(mail=mail, also=tuple(self.told(part, told) for part, told in also))
+        if isinstance(change, Start | Move) and result.outcome == "applied" and result.run is not None:
+            mail = bool(self._rows.mailbox.of(result.run.id, self._now))
+            parts = zip(change.also if isinstance(change, Move) else (), result.also, strict=True)
+            return result._replace(mail=mail, also=tuple(self.told(part, told) for part, told in parts))
         return result
 
 

@@ -285,14 +285,15 @@ class _Batch:
         result = self._offered(move.run.id, move.transition)
         if result.outcome == "stale":
             return result
-        if result.run is not None and result.run.arms is not None:
-            self._with_mail |= mailbox.with_mail(self._db, [move.run.id], self._now, by_wake_at=False)
         return result._replace(also=tuple(self._offered_with_it(part) for part in move.also))
 
     def _offered(self, run_id: int, transition: Transition) -> Result:
         place = (run_id, transition.seq, transition.commit_id)
         applied = self._db.execute(_AT_ITS_PLACE, place).fetchone() is not None
-        return Result("applied" if applied else "stale", row_of(self._db, run_id))
+        row = row_of(self._db, run_id)
+        if applied and row is not None and row.arms is not None:
+            self._with_mail |= mailbox.with_mail(self._db, [run_id], self._now, by_wake_at=False)
+        return Result("applied" if applied else "stale", row)
 
     def _offered_with_it(self, part: Start | Post | Emit) -> Result:
         if isinstance(part, Post):
