@@ -58,11 +58,11 @@ _RESERVE: Final = (
 #: Who waits for what has occurred: (mail id, run) of [mail id, name, entity_id].
 _WAITING: Final = """
 SELECT json_group_array(json_array(mail, run)) FROM (
-    SELECT json_extract(e.value, '$[0]') AS mail, w.run_id AS run FROM json_each(:occurred) AS e CROSS JOIN waits AS w
-    WHERE w.name = json_extract(e.value, '$[1]') AND w.key IS NULL AND w.kind = 'event'
+    SELECT json_extract(o.value, '$[0]') AS mail, w.run_id AS run FROM json_each(:occurred) AS o CROSS JOIN waits AS w
+    WHERE w.name = json_extract(o.value, '$[1]') AND w.key IS NULL AND w.kind = 'event'
     UNION
-    SELECT json_extract(e.value, '$[0]'), w.run_id FROM json_each(:occurred) AS e CROSS JOIN waits AS w
-    WHERE w.name = json_extract(e.value, '$[1]') AND w.key = json_extract(e.value, '$[2]') AND w.kind = 'event'
+    SELECT json_extract(o.value, '$[0]'), w.run_id FROM json_each(:occurred) AS o CROSS JOIN waits AS w
+    WHERE w.name = json_extract(o.value, '$[1]') AND w.key = json_extract(o.value, '$[2]') AND w.kind = 'event'
 ) WHERE NOT EXISTS (SELECT 1 FROM seen WHERE seen.run_id = run AND seen.mail_id = mail)
 """
 #: What runs that wait for an event of an entity have missed: [run id, created_at] each.
