@@ -8,6 +8,9 @@ from aioflow import errors
 from aioflow.commands import complete, fail, goto, sleep
 from aioflow.context import get_context, get_run
 from aioflow.decorators import step, workflow
+from aioflow.entities import entity_loader, entity_type
+from aioflow.event_workflows import event_workflow
+from aioflow.events import Event
 from aioflow.model import Failure, StartOptions, Transition, WorkflowStatus
 from aioflow.ready import engine
 from aioflow.retry import GiveUp, Retry, RetryLater
@@ -18,6 +21,7 @@ from aioflow.waits import on, wait, wait_for_event
 
 __all__ = [
     "Engine",
+    "Event",
     "Failure",
     "GiveUp",
     "Retry",
@@ -29,7 +33,10 @@ __all__ = [
     "WorkflowStatus",
     "complete",
     "engine",
+    "entity_loader",
+    "entity_type",
     "errors",
+    "event_workflow",
     "fail",
     "get_context",
     "get_run",

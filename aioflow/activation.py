@@ -27,7 +27,7 @@ from aioflow.model import SUSPECT_CRASHES, Run, WorkflowStatus
 from aioflow.reading import read_context
 from aioflow.registry import Registry
 from aioflow.slots import Slots
-from aioflow.store import Mark, Move, Post, Start
+from aioflow.store import Emit, Mark, Move, Post, Start
 from aioflow.tasks import TaskSet
 from aioflow.transitions import Raised, Stepped, decide
 
@@ -303,9 +303,9 @@ class Activation(Watch):
         telemetry.info("transition refused, the run was cancelled or taken over", run_id=run.id, seq=move.run.seq)
         return None
 
-    def _owned(self, part: Start | Post, owners: list[int | None]) -> Start | Post:
+    def _owned(self, part: Start | Post | Emit, owners: list[int | None]) -> Start | Post | Emit:
         """A run that the step starts runs here, if there is room."""
-        if isinstance(part, Post) or part.run.status != RUNNING:
+        if not isinstance(part, Start) or part.run.status != RUNNING:
             return part
         owners.append(self._tools.home.promise())
         return part._replace(run=part.run._replace(owner=owners[-1]))

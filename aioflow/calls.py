@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Unpack, overload
 
+from aioflow.emitting import Emitting
 from aioflow.model import StartOptions
 from aioflow.query import run_query
 from aioflow.run import WorkflowRun
-from aioflow.sending import Sending
 from aioflow.shapes import (
     ArgumentsDoNotFitCreateContext,
     BuildsContext,
@@ -23,7 +23,7 @@ from aioflow.shapes import (
 _DEFAULT = StartOptions()
 
 
-class Calls(Sending):
+class Calls(Emitting):
     """``start``, ``find``, ``runs``, ``iter_runs`` and ``count``, typed by the workflow class they are given."""
 
     @overload

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -20,7 +21,7 @@ from aioflow.parts import Parts
 from aioflow.query import check_limit
 from aioflow.registry import Registry, workflow_name
 from aioflow.run import WorkflowRun
-from aioflow.store import Amend, RunQuery
+from aioflow.store import Amend, Result, RunQuery
 from aioflow.waiters import Until, reached
 
 #: How long a call keeps offering a change to a store that does not take it, before it raises.
@@ -188,20 +189,30 @@ class Client:
         check_id(run_id)
         if reason is not None and not isinstance(reason, str):
             raise TypeError(f"cancel(reason) takes a string, got {type(reason).__name__}.")
-        now = parts.clock.micros()
-        commit_id = next(parts.commit_ids)
-        before: list[Run] = []
-
-        def decide(row: Run) -> tuple[Run, Transition] | None:
-            before[:] = [row]
-            return interventions.cancel(row, reason, now=now, commit_id=commit_id)
-
-        result = await parts.committer.commit(Amend(run_id, decide, commit_id), PATIENCE)
+        (result,) = await self._cancel_all(parts, [run_id], reason)
         if result.run is None:
             raise RunNotFound(run_id)
+        return result.outcome == "applied"
+
+    async def _cancel_all(self, parts: Parts, run_ids: Iterable[int], reason: str | None) -> list[Result]:
+        """Cancel several runs in one batch, if there is room: what became of each."""
+        before: list[Run] = []
+        changes = [self._cancellation(parts, run_id, reason, before) for run_id in run_ids]
+        results = await asyncio.gather(*[parts.committer.submit(change, PATIENCE) for change in changes])
         for row in before:
             parts.scheduler.disarm(row)
-        return result.outcome == "applied"
+        return results
+
+    def _cancellation(self, parts: Parts, run_id: int, reason: str | None, before: list[Run]) -> Amend:
+        """The change that cancels a run; ``before`` is told of the row as it stood."""
+        now = parts.clock.micros()
+        commit_id = next(parts.commit_ids)
+
+        def decide(row: Run) -> tuple[Run, Transition] | None:
+            before.append(row)
+            return interventions.cancel(row, reason, now=now, commit_id=commit_id)
+
+        return Amend(run_id, decide, commit_id)
 
     async def wait(
         self, run_id: int, timeout: float | timedelta | None = None, *, until: Until = "ended"

@@ -87,7 +87,7 @@ def _fail(future: asyncio.Future[Result], error: Exception) -> None:
 
 
 class _Batch:
-    """At most one change per run, per start key and per signal_id."""
+    """At most one change per run, per start key, per signal_id, per event and per plan."""
 
     __slots__ = ("keys", "pending")
 

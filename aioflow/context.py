@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar, overload
+from uuid import UUID
 
 from pydantic import BaseModel
 
@@ -21,7 +22,7 @@ _DEFAULT = StartOptions()
 
 
 class Outbox(Protocol):
-    """Takes what a step starts and sends."""
+    """Takes what a step starts, sends and emits."""
 
     def start(self, workflow: object, options: StartOptions, keywords: Mapping[str, Any]) -> None:
         """Start a run."""
@@ -29,6 +30,10 @@ class Outbox(Protocol):
 
     def signal(self, name_or_message: object, payload: object, **address: Any) -> None:
         """Send a signal."""
+        ...
+
+    def emit(self, name: object, entity: object, **how: Any) -> None:
+        """Emit an event."""
         ...
 
 
@@ -128,7 +133,7 @@ class CurrentRun:
             TypeError: a keyword that does not fit. Values that make no Context fail the step when it has returned.
             WorkflowUnknown: the engine knows no such workflow.
             UsageError: the step has returned already.
-            LimitExceeded: one step starts and sends at most 1 000.
+            LimitExceeded: one step starts, sends and emits at most 1 000.
         """
         if args:
             raise TypeError("start() takes the Context's values as keywords: start(Order, order_id=1).")
@@ -166,6 +171,38 @@ class CurrentRun:
             name_or_message, payload, run_id=run_id, key=key, workflow=workflow, signal_id=signal_id, ttl=ttl
         )
 
+    def emit(
+        self,
+        name: str,
+        entity: BaseModel | Mapping[str, Any] | Any = None,
+        *,
+        entity_id: str | int | UUID | None = None,
+        at: datetime | None = None,
+        namespace: str = "*",
+        event_id: str | None = None,
+        replace: bool = False,
+    ) -> None:
+        """Emit an event with this step's transition: both are committed, or neither. Not awaited; works in sync steps.
+
+        Args:
+            name: the event's name.
+            entity: what it is about: a pydantic model, a dataclass or a mapping.
+            entity_id: the id of that, if it is not its ``id``.
+            at: when it occurs, aware; when the step has returned, if not given.
+            namespace: which event workflows it is for.
+            event_id: makes it idempotent.
+            replace: replace the event that has the event_id. All as ``Engine.emit`` has them. Of several events with one
+                event_id the last that replaces is emitted, else the first.
+
+        Raises:
+            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
+            EventInvalid: the entity cannot be stored.
+            UsageError: the step has returned already.
+        """
+        self._outbox.emit(
+            name, entity, entity_id=entity_id, at=at, namespace=namespace, event_id=event_id, replace=replace
+        )
+
 
 _current: ContextVar[CurrentRun] = ContextVar("aioflow_current_run")
 
@@ -185,7 +222,7 @@ def get_run() -> CurrentRun:
     """The run that the calling step is part of.
 
     Returns:
-        Its id, workflow, step, attempt, key, step_key, now, deadline, timed_out and failure; ``start`` and ``signal``.
+        Its id, workflow, step, attempt, key, step_key, now, deadline, timed_out and failure; ``start``, ``signal`` and ``emit``.
 
     Raises:
         UsageError: not called from a step.

@@ -138,37 +138,66 @@ def workflow(
         DefinitionError: the class cannot work as it is written; it lists every reason.
         TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
     """
-    check_name("@workflow(name)", name)
-    check_name("@workflow(version=...)", version)
-    if not isinstance(default_retry, Retry):
-        raise TypeError(f"@workflow(default_retry=...) takes a Retry, got {type(default_retry).__name__}.")
-    if not isinstance(max_transitions, int) or max_transitions < 1:
-        raise ValueError(f"@workflow(max_transitions=...) must be an int of at least 1, got {max_transitions!r}.")
+    options = checked_options(
+        "@workflow",
+        version=version,
+        default_retry=default_retry,
+        timeout=timeout,
+        on_timeout=on_timeout,
+        on_fail=on_fail,
+        max_transitions=max_transitions,
+    )
+    options["name"] = check_name("@workflow(name)", name)
 
+    def decorate(cls: K) -> K:
+        return define(cls, options)
+
+    return decorate
+
+
+def checked_options(
+    decorator: str,
+    *,
+    version: str,
+    default_retry: Retry,
+    timeout: timedelta | None,
+    on_timeout: StepName | None,
+    on_fail: StepName | None,
+    max_transitions: int,
+) -> dict[str, Any]:
+    """What a workflow's decorator was given, as its definition has it; the decorator's name is for errors.
+
+    Raises:
+        TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
+    """
+    check_name(f"{decorator}(version=...)", version)
+    if not isinstance(default_retry, Retry):
+        raise TypeError(f"{decorator}(default_retry=...) takes a Retry, got {type(default_retry).__name__}.")
+    if not isinstance(max_transitions, int) or max_transitions < 1:
+        raise ValueError(f"{decorator}(max_transitions=...) must be an int of at least 1, got {max_transitions!r}.")
     if timeout is not None and not isinstance(timeout, timedelta):
-        raise TypeError(f"@workflow(timeout=...) takes a timedelta, got {type(timeout).__name__}.")
-    micros = None if timeout is None else clock.duration_micros(timeout, "@workflow(timeout=...)")
+        raise TypeError(f"{decorator}(timeout=...) takes a timedelta, got {type(timeout).__name__}.")
+    micros = None if timeout is None else clock.duration_micros(timeout, f"{decorator}(timeout=...)")
     if micros == 0:
-        raise ValueError("@workflow(timeout=...) must be longer than zero.")
+        raise ValueError(f"{decorator}(timeout=...) must be longer than zero.")
     if on_timeout is not None and timeout is None:
-        raise TypeError("@workflow(on_timeout=...) needs timeout=. Say how long a run may take.")
-    options: dict[str, Any] = {
-        "name": name,
+        raise TypeError(f"{decorator}(on_timeout=...) needs timeout=. Say how long a run may take.")
+    return {
         "version": version,
         "default_retry": default_retry,
         "max_transitions": max_transitions,
         "timeout": micros,
-        "on_timeout": _step_name("@workflow(on_timeout=...)", on_timeout),
-        "on_fail": _step_name("@workflow(on_fail=...)", on_fail),
+        "on_timeout": _step_name(f"{decorator}(on_timeout=...)", on_timeout),
+        "on_fail": _step_name(f"{decorator}(on_fail=...)", on_fail),
     }
 
-    def decorate(cls: K) -> K:
-        definition = _define(cls, options)
-        registry.add(definition)
-        setattr(cls, DEFINITION, definition)
-        return cls
 
-    return decorate
+def define(cls: K, options: Mapping[str, Any], problems: Iterable[str] = ()) -> K:
+    """Register the class, checked. ``problems``: what is known to be wrong with it already."""
+    definition = _define(cls, options, problems)
+    registry.add(definition)
+    setattr(cls, DEFINITION, definition)
+    return cls
 
 
 def _step_name(option: str, step: object) -> str | None:
@@ -180,11 +209,11 @@ def _step_name(option: str, step: object) -> str | None:
     return name
 
 
-def _define(cls: type, options: Mapping[str, Any]) -> WorkflowDefinition:
+def _define(cls: type, options: Mapping[str, Any], known: Iterable[str]) -> WorkflowDefinition:
     if not isinstance(cls, type):
         raise TypeError(f"@workflow decorates a class, got {type(cls).__name__}.")
     steps, problems = _steps_of(cls)
-    problems += edge_problems(steps, options)
+    problems += [*edge_problems(steps, options), *known]
     starts = [s.name for s in steps.values() if s.options.start]
     if not starts:
         problems.append("it has no start step. Mark the first one: @step(start=True).")

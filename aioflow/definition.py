@@ -13,6 +13,7 @@ from aioflow.arguments import Parameters
 from aioflow.clock import Micros
 from aioflow.codec import ContextCodec
 from aioflow.errors import ContextInvalid
+from aioflow.events import Event
 from aioflow.likeness import explain
 from aioflow.retry import Retry
 
@@ -55,6 +56,15 @@ class StepDefinition:
 
 
 @dataclass(frozen=True, slots=True)
+class EventTrigger:
+    """What starts an event workflow: events of this name in this namespace ("*": in any), each at these offsets."""
+
+    event_name: str
+    namespace: str
+    offsets: tuple[Micros, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowDefinition:
     """A checked workflow class."""
 
@@ -71,6 +81,8 @@ class WorkflowDefinition:
     on_fail: str | None
     #: Where it stands: the same (file, qualified name) may define it again.
     source: tuple[str, str]
+    #: What starts it, if it is an event workflow.
+    event: EventTrigger | None = None
 
     def resolve(self, target: object) -> str | None:
         """The name of the step that a command's target means, or None if it is no step of this workflow."""
@@ -121,18 +133,42 @@ class WorkflowDefinition:
             self.check_keywords(keywords)
             if create is None:
                 return self.codec.build(keywords)
-            context: object = create(**keywords)
-            if inspect.isawaitable(context):
-                context = await context
-            if not isinstance(context, self.codec.context):
-                raise ContextInvalid(
-                    self.name,
-                    f"create_context returned {type(context).__name__}, not {self.codec.context.__qualname__}. "
-                    "Return cls.Context(...).",
-                )
-            return self.codec.adopt(context)
+            return await self._adopted(create(**keywords))
         except ValidationError as error:
             raise ContextInvalid(self.name, explain(error)) from error
+
+    async def context_for(self, event: Event) -> BaseModel | None:
+        """A live Context for the run that an event starts, or None if ``should_run_for_event`` says that none is to be.
+
+        Raises:
+            ContextInvalid: what the event tells does not make a valid Context.
+            Unstorable: create_context made one that cannot be stored as it is.
+            Others: what should_run_for_event and create_context raise.
+        """
+        should_run = getattr(self.cls, "should_run_for_event", None)
+        if should_run is not None:
+            wanted: object = should_run(event)
+            if not (await wanted if inspect.isawaitable(wanted) else wanted):
+                return None
+        create = getattr(self.cls, "create_context", None)
+        try:
+            if create is not None:
+                return await self._adopted(create(event))
+            told = {"event_id": event.id, "event_name": event.name, "entity_id": event.entity_id}
+            return self.codec.build({name: told[name] for name in told if name in self.codec.context.model_fields})
+        except ValidationError as error:
+            raise ContextInvalid(self.name, explain(error)) from error
+
+    async def _adopted(self, created: object) -> BaseModel:
+        """The live Context of what create_context returned."""
+        context = await created if inspect.isawaitable(created) else created
+        if not isinstance(context, self.codec.context):
+            raise ContextInvalid(
+                self.name,
+                f"create_context returned {type(context).__name__}, not {self.codec.context.__qualname__}. "
+                "Return cls.Context(...).",
+            )
+        return self.codec.adopt(context)
 
     def check_keywords(self, keywords: Mapping[str, Any]) -> None:
         """Raise TypeError for a keyword that neither create_context nor the Context takes, or that is missing."""

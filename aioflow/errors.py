@@ -9,7 +9,9 @@ A constructor takes data, the class writes the sentence: what happened, to which
     │   ├── WorkflowUnknown        (also a LookupError)
     │   ├── TimeStandsStill        a test waits for what no virtual time brings (also an AssertionError)
     │   ├── ContextInvalid         (also a ValueError)
-    │   └── SignalInvalid          (also a ValueError)
+    │   ├── SignalInvalid          (also a ValueError)
+    │   ├── EventInvalid           (also a ValueError)
+    │   └── EventNotFound          (also a LookupError)
     ├── RunError                   about one run; has run_id
     │   ├── RunNotFound            (also a LookupError)
     │   ├── RunEnded
@@ -129,6 +131,22 @@ class SignalInvalid(UsageError, ValueError):
         super().__init__(f"Signal {signal!r} cannot be sent: {problem}")
 
 
+class EventInvalid(UsageError, ValueError):
+    """An event's entity cannot be stored, so that nothing was emitted; or what is stored is no such entity any more."""
+
+    def __init__(self, event: str, problem: str) -> None:
+        self.event = event
+        super().__init__(f"Event {event!r} is not usable: {problem}")
+
+
+class EventNotFound(UsageError, LookupError):
+    """The store holds no such event."""
+
+    def __init__(self, event_id: str) -> None:
+        self.event_id = event_id
+        super().__init__(f"There is no event {event_id!r} in this store. It was never emitted here.")
+
+
 class RunError(AioflowError):
     """About one run."""
 
@@ -203,25 +221,17 @@ class NoCommand(StepError):
 
     def __init__(self, run_id: int, workflow: str, step: str, returned: str) -> None:
         self.returned = returned
-        super().__init__(
-            run_id,
-            workflow,
-            step,
-            f"returned {returned}, not a command. Return what happens next: "
-            "'return goto(self.next_step)', 'return sleep(...)', 'return complete()' or 'return fail(reason)'.",
-        )
+        advice = "'return goto(self.next_step)', 'return sleep(...)', 'return complete()' or 'return fail(reason)'."
+        problem = f"returned {returned}, not a command. Return what happens next: {advice}"
+        super().__init__(run_id, workflow, step, problem)
 
 
 class CommandAwaited(StepError):
     """A step awaited a command instead of returning it."""
 
     def __init__(self, run_id: int, workflow: str, step: str, command: str) -> None:
-        super().__init__(
-            run_id,
-            workflow,
-            step,
-            f"awaited {command}(...). A command takes effect when the step returns it: write 'return {command}(...)'.",
-        )
+        advice = f"A command takes effect when the step returns it: write 'return {command}(...)'."
+        super().__init__(run_id, workflow, step, f"awaited {command}(...). {advice}")
 
 
 class TargetUnknown(StepError):
@@ -242,12 +252,8 @@ class NoNextStep(StepError):
     """A wait does not say where the run goes on, and no step is declared after it."""
 
     def __init__(self, run_id: int, workflow: str, step: str) -> None:
-        super().__init__(
-            run_id,
-            workflow,
-            step,
-            "returned a wait, and no step is declared after it for the run to go on with. Say then=.",
-        )
+        problem = "returned a wait, and no step is declared after it for the run to go on with. Say then=."
+        super().__init__(run_id, workflow, step, problem)
 
 
 class ArgumentsMissing(StepError):
@@ -271,13 +277,8 @@ class UndeclaredField(StepError, AttributeError):
         self, run_id: int, workflow: str, step: str, context: str, field: str, declared: Iterable[str]
     ) -> None:
         self.field = field
-        super().__init__(
-            run_id,
-            workflow,
-            step,
-            f"assigned {field!r}, which {context} does not declare (fields: {', '.join(declared) or 'none'}). "
-            "Declare the field, or mend the spelling.",
-        )
+        problem = f"assigned {field!r}, which {context} does not declare (fields: {', '.join(declared) or 'none'})."
+        super().__init__(run_id, workflow, step, f"{problem} Declare the field, or mend the spelling.")
 
 
 class StepTimeout(AioflowError, TimeoutError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
@@ -20,15 +21,18 @@ _VALUE = re.compile(r"input_value=.*, (?=input_type=)")
 _PLAIN = frozenset([str, int, float, bool, type(None), datetime, date, time, timedelta, Decimal, UUID, bytes])
 
 
-def difference(left: BaseModel, right: BaseModel) -> str | None:
-    """The first place where two models differ in what is stored of them, and how; None if they do not."""
+def difference(left: Any, right: Any) -> str | None:
+    """The first place where two models or dataclasses differ in what is stored of them, and how; None if they do not."""
     return next(_differences(left, right, ""), None)
 
 
 def _differences(left: Any, right: Any, path: str) -> Iterator[str]:
-    """Where two values differ, comparing models by their fields: private and cached attributes are not stored."""
+    """Where two values differ, comparing models (and at the top, dataclasses) by their fields: private and cached attributes are not stored."""
     if isinstance(left, BaseModel) and isinstance(right, BaseModel) and (not path or type(left) is type(right)):
         yield from _model_differences(left, right, f"{path}." if path else "")
+    elif not path and dataclasses.is_dataclass(left) and type(left) is type(right):
+        for each in dataclasses.fields(left):
+            yield from _differences(getattr(left, each.name), getattr(right, each.name), each.name)
     elif (equal := _compare(left, right)) is not False:
         if equal is not True:
             yield f"{path} cannot be compared with what reads back: {equal}"

@@ -1,10 +1,10 @@
-"""What a step starts and sends by ``get_run()``: kept until it has returned, then committed with its transition."""
+"""What a step starts, sends and emits by ``get_run()``: kept until it has returned, then committed with its transition."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from aioflow import interventions
 from aioflow.clock import SECOND, Clock, Micros
@@ -19,11 +19,13 @@ from aioflow.errors import (
     StoreUnavailable,
     UsageError,
 )
+from aioflow.events import EventDraft
+from aioflow.events import draft as event_draft
 from aioflow.ids import Ids
 from aioflow.model import Run, StartOptions
 from aioflow.registry import Registry, workflow_name
 from aioflow.signals import Draft, draft
-from aioflow.store import Post, RunQuery, Start, Store
+from aioflow.store import Emit, Post, RunQuery, Start, Store
 
 T = TypeVar("T")
 
@@ -41,8 +43,12 @@ class StartOrder(NamedTuple):
     keywords: Mapping[str, Any]
 
 
+#: What a step orders.
+Order: TypeAlias = Draft | StartOrder | EventDraft
+
+
 class Outbox:
-    """What one attempt of a step starts and sends.
+    """What one attempt of a step starts, sends and emits.
 
     The mutable state: the orders, and whether the step has returned.
     """
@@ -50,7 +56,7 @@ class Outbox:
     def __init__(self, registry: Registry, run: Run) -> None:
         self._registry = registry
         self.run = run
-        self.orders: list[Draft | StartOrder] = []
+        self.orders: list[Order] = []
         self.closed = False
 
     def start(self, workflow: object, options: StartOptions, keywords: Mapping[str, Any]) -> None:
@@ -71,15 +77,19 @@ class Outbox:
             workflow_name(asked.workflow)
         self._add(asked)
 
-    def _add(self, order: Draft | StartOrder) -> None:
+    def emit(self, name: object, entity: object, **how: Any) -> None:
+        """Emit an event."""
+        self._add(event_draft(name, entity, **how))
+
+    def _add(self, order: Order) -> None:
         if self.closed:
             raise UsageError(
                 f"Step {self.run.step!r} of run {self.run.id} has returned: what it starts and sends is committed with "
-                "it. Call get_run().start() and .signal() before that."
+                "it. Call get_run().start(), .signal() and .emit() before that."
             )
         if len(self.orders) >= MOST:
             what = f"Step {self.run.step!r} of run {self.run.id}"
-            raise LimitExceeded(what, f"{MOST} starts and signals", "one more")
+            raise LimitExceeded(what, f"{MOST} starts, signals and events", "one more")
         self.orders.append(order)
 
 
@@ -90,25 +100,35 @@ class Orders(Protocol):
         """One for an attempt of the run's step."""
         ...
 
-    async def changes(self, outbox: Outbox) -> tuple[Start | Post, ...]:
+    async def changes(self, outbox: Outbox) -> tuple[Start | Post | Emit, ...]:
         """What is to be committed with the step's transition. Raises what makes an order impossible."""
         ...
 
 
 class Office:
-    """Makes changes of what is to be started and sent, by a caller or by a step.
+    """Makes changes of what is to be started, sent and emitted, by a caller or by a step.
 
     The mutable state: the instant of the last signal, and whether it is closed, so that a store is asked but once.
     """
 
     def __init__(
-        self, store: Store, clock: Clock, registry: Registry, run_ids: Ids, signal_ids: Ids, commit_ids: Iterator[int]
+        self,
+        store: Store,
+        clock: Clock,
+        registry: Registry,
+        run_ids: Ids,
+        signal_ids: Ids,
+        commit_ids: Iterator[int],
+        *,
+        store_id: str,
     ) -> None:
         self.store = store
+        self.store_id = store_id
         self.clock = clock
         self.registry = registry
         self.run_ids = run_ids
         self.signal_ids = signal_ids
+        self.event_ids = Ids(store, clock, "event", block=500)
         self.commit_ids = commit_ids
         self._last_sent: Micros = 0
         self.closed = False
@@ -196,22 +216,29 @@ class Office:
         self._last_sent = max(self._last_sent, self.clock.micros())  # the order of sending outlives a clock set back
         return Post(asked.signal(id_, run_id, self._last_sent))
 
+    async def emit_of(self, asked: EventDraft, patience: Micros | None = None) -> Emit:
+        """The change that emits an event. ``patience``: see ``ask``."""
+        id_ = await self._take(self.event_ids, patience)
+        mail_id = await self._take(self.signal_ids, patience)
+        # Made of what is unique in the store, and of the store's own id: no caller gives the same by accident.
+        event_id = f"{self.store_id}:event:{id_}"
+        return Emit(asked.record(id_, mail_id, event_id, self.clock.micros()), asked.replace)
+
     def outbox(self, run: Run) -> Outbox:
         """See Orders."""
         return Outbox(self.registry, run)
 
-    async def changes(self, outbox: Outbox) -> tuple[Start | Post, ...]:
+    async def changes(self, outbox: Outbox) -> tuple[Start | Post | Emit, ...]:
         """See Orders."""
-        changes: list[Start | Post] = []
-        given: set[tuple[str | None, str]] = set()
-        for order in outbox.orders:
-            # A batch has one Start per key and one Post per signal_id: the first of them, as if they came one by one.
+        changes: list[Start | Post | Emit] = []
+        given: set[tuple[str, ...]] = set()
+        for order in _once(outbox.orders):
             if (name := _name_of(order)) is not None:
-                if name in given:
-                    continue
                 given.add(name)
-            if isinstance(order, Draft):
-                if order.workflow is not None and (workflow_name(order.workflow), order.key or "") in given:
+            if isinstance(order, EventDraft):
+                changes.append(await self.emit_of(order))
+            elif isinstance(order, Draft):
+                if order.workflow is not None and ("run", workflow_name(order.workflow), order.key or "") in given:
                     order = order._replace(workflow=None)  # noqa: PLW2901 - to a run that begins with it: by its key
                 changes.append(await self.post_of(order))
             else:
@@ -219,8 +246,22 @@ class Office:
         return tuple(changes)
 
 
-def _name_of(order: Draft | StartOrder) -> tuple[str | None, str] | None:
-    """What may be in a batch but once: the workflow and key of a run, or a signal_id."""
+def _once(orders: Iterable[Order]) -> list[Order]:
+    """A batch has one Start per key, one Post per signal_id and one Emit per event_id: as if they came one by one, the
+    first of them, or the last event that replaces.
+    """
+    found: dict[object, Order] = {}
+    for number, order in enumerate(orders):
+        name = _name_of(order) or number
+        if name not in found or (isinstance(order, EventDraft) and order.replace):
+            found[name] = order
+    return list(found.values())
+
+
+def _name_of(order: Order) -> tuple[str, ...] | None:
+    """What may be in a batch but once: the workflow and key of a run, a signal_id, or an event_id."""
     if isinstance(order, Draft):
-        return None if order.signal_id is None else (None, order.signal_id)
-    return None if order.options.key is None else (order.definition.name, order.options.key)
+        return None if order.signal_id is None else ("signal", order.signal_id)
+    if isinstance(order, EventDraft):
+        return None if order.event_id is None else ("event", order.event_id)
+    return None if order.options.key is None else ("run", order.definition.name, order.options.key)

@@ -1,4 +1,4 @@
-"""The filters of ``runs``, ``iter_runs`` and ``count``: read, checked, and made a ``RunQuery``."""
+"""The filters of ``runs``, ``iter_runs``, ``count`` and ``events``: read, checked, and made a query of the port."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
-from aioflow.clock import to_micros
+from aioflow.clock import Micros, to_micros
+from aioflow.entities import id_text
 from aioflow.errors import LimitExceeded
-from aioflow.model import CHARACTERS, MAX_DATA, MAX_NAME, WorkflowStatus, check_id, check_name, misfit
+from aioflow.model import CHARACTERS, MAX_DATA, MAX_NAME, EventStatus, WorkflowStatus, check_id, check_name, misfit
 from aioflow.registry import workflow_name
 from aioflow.run import WorkflowRun
 from aioflow.shapes import RunFilters
-from aioflow.store import RunQuery
+from aioflow.store import EventQuery, RunQuery
 
 _ORDERS: dict[str, tuple[Literal["id", "created_at", "updated_at"], bool]] = {
     "id": ("id", False),
@@ -77,16 +78,6 @@ def _read(
     if data is not None and not isinstance(data, Mapping):
         raise TypeError(f"runs(data=...) takes a mapping of Context fields, got {type(data).__name__}.")
     _check_data(data or {})
-    instants: dict[str, Any] = {}
-    for name, value in (
-        ("created_after", created_after),
-        ("created_before", created_before),
-        ("updated_after", updated_after),
-        ("updated_before", updated_before),
-    ):
-        if value is not None and not isinstance(value, datetime):
-            raise TypeError(f"runs({name}=...) takes an aware datetime, got {type(value).__name__}.")
-        instants[name] = None if value is None else to_micros(value, f"runs({name}=...)")
     return RunQuery(
         workflow=tuple(workflow_name(item) for item in _several(workflow)),
         status=tuple(map(_status, _several(status))),
@@ -96,12 +87,54 @@ def _read(
         waiting_key=_names("waiting_key", waiting_key),
         key=_names("key", key),
         data=dict(data or {}),
+        created_after=_instant("runs(created_after=...)", created_after),
+        created_before=_instant("runs(created_before=...)", created_before),
+        updated_after=_instant("runs(updated_after=...)", updated_after),
+        updated_before=_instant("runs(updated_before=...)", updated_before),
         order=column,
         descending=descending,
         limit=limit,
         after=None if after is None else _position(after, column),
-        **instants,
     )
+
+
+def event_query(
+    *,
+    event_id: object,
+    name: object,
+    namespace: object,
+    entity_id: object,
+    status: object,
+    at_after: datetime | None,
+    at_before: datetime | None,
+    order: str,
+    limit: int,
+) -> EventQuery:
+    """The filters that ``events`` was given, checked. Raises TypeError, ValueError and LimitExceeded, as that tells."""
+    if order not in ("id", "-id"):
+        raise ValueError(f"events(order=...) takes 'id' or '-id', got {order!r}.")
+    check_limit(limit)
+    for filter_, value in (("event_id", event_id), ("name", name), ("namespace", namespace)):
+        for item in _several(value):
+            if not isinstance(item, str):
+                raise TypeError(f"events({filter_}=...) takes a string or several, got {type(item).__name__}.")
+    return EventQuery(
+        event_id=tuple(_several(event_id)),
+        name=tuple(_several(name)),
+        namespace=tuple(_several(namespace)),
+        entity_id=tuple(id_text("events(entity_id=...)", item) for item in _several(entity_id)),
+        status=tuple(str(EventStatus(item)) for item in _several(status)),
+        at_after=_instant("events(at_after=...)", at_after),
+        at_before=_instant("events(at_before=...)", at_before),
+        descending=order == "-id",
+        limit=limit,
+    )
+
+
+def _instant(what: str, value: object) -> Micros | None:
+    if value is not None and not isinstance(value, datetime):
+        raise TypeError(f"{what} takes an aware datetime, got {type(value).__name__}.")
+    return None if value is None else to_micros(value, what)
 
 
 def _status(value: object) -> str:

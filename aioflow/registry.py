@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import DefinitionError, WorkflowUnknown
-from aioflow.model import check_name
+from aioflow.model import Listener, check_name
 
 DEFINITION = "__aioflow_definition__"
 
@@ -107,6 +107,18 @@ def definition_of(cls: object) -> WorkflowDefinition:
         what = cls.__qualname__ if isinstance(cls, type) else f"an instance of {type(cls).__qualname__}"
         raise TypeError(f"{what} is no workflow. Pass a class decorated with @workflow(...), or a workflow's name.")
     return definition
+
+
+def listeners(known: Registry) -> tuple[tuple[str, ...], tuple[Listener, ...]]:
+    """The names of all workflows of a registry, and what they listen to: of each name, the version registered last."""
+    names = tuple(dict.fromkeys(name for name, _ in known.known()))
+    found = [
+        Listener(name, trigger.event_name, trigger.namespace, offset)
+        for name in names
+        if (trigger := known.find(name).event) is not None
+        for offset in trigger.offsets
+    ]
+    return names, tuple(found)
 
 
 def workflow_name(workflow: object) -> str:

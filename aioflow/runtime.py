@@ -135,7 +135,7 @@ class Engine(Calls):
         waiters = self._waiters = Waiters()
         committer = Committer(store, clock, self._committed)
         run_ids, signal_ids = Ids(store, clock, "run"), Ids(store, clock, "signal", block=500)
-        office = Office(store, clock, known, run_ids, signal_ids, ids)
+        office = Office(store, clock, known, run_ids, signal_ids, ids, store_id=store_id)
         executor = Executor(clock, self._telemetry, store_id, self._threads, office)
         worker = Worker(
             store,

@@ -69,6 +69,16 @@ ROWS = [
         "Signal 'paid' cannot be sent: amount: Input should be a valid integer",
         {"signal": "paid"},
     ),
+    Row(
+        errors.EventInvalid("paid", "its entity cannot be stored: total: Field required"),
+        "Event 'paid' is not usable: its entity cannot be stored: total: Field required",
+        {"event": "paid"},
+    ),
+    Row(
+        errors.EventNotFound("order-1"),
+        "There is no event 'order-1' in this store. It was never emitted here.",
+        {"event_id": "order-1"},
+    ),
     Row(errors.RunError(7, "Run 7 is odd."), "Run 7 is odd.", {"run_id": 7}),
     Row(
         errors.RunNotFound(7),

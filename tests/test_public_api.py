@@ -14,6 +14,7 @@ import aioflow
 #: The public API. A name enters this list when it is built, described and tested.
 PUBLIC = {
     "Engine",
+    "Event",
     "Failure",
     "GiveUp",
     "Retry",
@@ -25,7 +26,10 @@ PUBLIC = {
     "WorkflowStatus",
     "complete",
     "engine",
+    "entity_loader",
+    "entity_type",
     "errors",
+    "event_workflow",
     "fail",
     "get_context",
     "get_run",

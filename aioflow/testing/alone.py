@@ -12,20 +12,21 @@ from typing import Any, Generic
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import from_json
 
-from aioflow import interventions
+from aioflow import events, interventions
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import Unstorable
 from aioflow.commands import Command
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextInvalid, TargetUnknown, UsageError
+from aioflow.events import Event, EventDraft
 from aioflow.executor import Executor, Ran, Stopped, Watch
 from aioflow.likeness import explain
 from aioflow.model import Failure, Run, StartOptions, check_name
-from aioflow.outbox import Outbox, StartOrder
+from aioflow.outbox import Order, Outbox, StartOrder
 from aioflow.registry import Registry, definition_of
 from aioflow.shapes import C
 from aioflow.signals import Draft, draft
-from aioflow.store import Post, Start
+from aioflow.store import Emit, Post, Start
 from aioflow.tasks import TaskSet
 from aioflow.telemetry import Telemetry
 from aioflow.transitions import Raised
@@ -46,12 +47,15 @@ class StepResult(Generic[C]):
             not changed.
         started: what it started by ``get_run().start``: (workflow's name, options, keywords).
         sent: what it sent by ``get_run().signal``: (name, payload as JSON values, run_id, key).
+        emitted: the events that it emitted by ``get_run().emit``, as they would be stored; with the id "" where it gave
+            none.
     """
 
     command: Command
     context: C
     started: tuple[tuple[str, StartOptions, Mapping[str, Any]], ...] = ()
     sent: tuple[tuple[str, JsonValue, int | None, str | None], ...] = ()
+    emitted: tuple[Event, ...] = ()
 
 
 class _Kept:
@@ -59,7 +63,7 @@ class _Kept:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self.orders: list[Draft | StartOrder] = []
+        self.orders: list[Order] = []
 
     def outbox(self, run: Run) -> Outbox:
         """See outbox.Orders."""
@@ -67,7 +71,7 @@ class _Kept:
         self.orders = outbox.orders
         return outbox
 
-    async def changes(self, outbox: Outbox) -> tuple[Start | Post, ...]:
+    async def changes(self, outbox: Outbox) -> tuple[Start | Post | Emit, ...]:
         """See outbox.Orders: nothing is committed, what cannot be started still raises."""
         for order in outbox.orders:
             if isinstance(order, StartOrder):
@@ -135,11 +139,14 @@ async def run_alone(
     assert ran.live is not None
     started = [order for order in kept.orders if isinstance(order, StartOrder)]
     sent = [order for order in kept.orders if isinstance(order, Draft)]
+    emitted = [order for order in kept.orders if isinstance(order, EventDraft)]
+    now = clock.micros()
     return StepResult(
         _named(run, definition, ran.outcome.command),
         ran.live,
         tuple((order.definition.name, order.options, order.keywords) for order in started),
         tuple((order.name, from_json(order.payload), order.run_id, order.key) for order in sent),
+        tuple(events.shown(order.record(0, 0, "", now)) for order in emitted),
     )
 
 

@@ -228,7 +228,7 @@ async def test_limit_of_orders(make_engine: MakeEngine) -> None:
     async def first(self: Any) -> Command:
         for number in range(1000):
             get_run().signal("x", {"number": number}, key="k")
-        with pytest.raises(errors.LimitExceeded, match="1000 starts and signals"):
+        with pytest.raises(errors.LimitExceeded, match="1000 starts, signals and events"):
             get_run().start(Child)
         return complete()
 

@@ -1,0 +1,171 @@
+"""``Engine.emit``, ``cancel_event`` and ``events``: what happens in the user's world, recorded, moved and taken back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from aioflow.client import PATIENCE
+from aioflow.errors import EventNotFound
+from aioflow.events import Event, draft, shown
+from aioflow.model import LIVE, Run, check_name
+from aioflow.parts import Parts
+from aioflow.query import event_query
+from aioflow.sending import Sending
+from aioflow.store import EventQuery, RunQuery, Withdraw
+
+#: How many runs are cancelled together.
+_PAGE = 500
+
+
+class Emitting(Sending):
+    """The calls about events."""
+
+    async def emit(
+        self,
+        name: str,
+        entity: BaseModel | Mapping[str, Any] | Any = None,
+        *,
+        entity_id: str | int | UUID | None = None,
+        at: datetime | None = None,
+        namespace: str = "*",
+        event_id: str | None = None,
+        replace: bool = False,
+    ) -> Event:
+        """Record an event. When it returns, the event is committed, with the start of every workflow that it is for.
+
+        Each ``@event_workflow`` of its name and namespace that a worker has told the store of gets one run for each of
+        its offsets. What waits for it goes on when it occurs.
+
+        Args:
+            name: the event's name; up to 200 characters.
+            entity: what it is about: a pydantic model, a dataclass or a mapping, JSON in the end; or nothing.
+            entity_id: the id of that, as a str, int or UUID; without it the entity's ``id`` (or ``["id"]``), if it has one.
+            at: when it occurs, as an aware datetime: now if not given, at once if it is past.
+            namespace: "*" or one of your own: workflows of another one do not start.
+            event_id: your own id for it, up to 200 characters. It makes the call idempotent: an event that is there
+                already is left as it is.
+            replace: with an event_id that is there: replace the event. Starts that were not made yet are planned anew;
+                those made are made again, for the new occurrence.
+
+        Returns:
+            The event as it is stored. No ``@entity_loader`` is called for it.
+
+        Raises:
+            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range, or an entity that is
+                too large or too deep.
+            EventInvalid: the entity cannot be stored as it is.
+            EngineClosed: the engine is not open.
+            StoreUnavailable: the store did not answer for 15 s. Whether it was recorded is not known: with an event_id,
+                the same call again tells.
+        """
+        parts = self._open_for("emit()")
+        asked = draft(name, entity, entity_id=entity_id, at=at, namespace=namespace, event_id=event_id, replace=replace)
+        result = await parts.committer.submit(await parts.office.emit_of(asked, PATIENCE), PATIENCE)
+        assert result.event is not None
+        return shown(result.event)
+
+    async def cancel_event(self, event_id: str, *, runs: bool = False) -> bool:
+        """Cancel an event: what it has not started yet is not started, and it does not occur any more.
+
+        Args:
+            event_id: as ``Event.id`` gives it.
+            runs: also cancel the runs that it has started and that have not ended.
+
+        Returns:
+            True if this call cancelled it; False if it was cancelled already.
+
+        Raises:
+            EventNotFound: there is none.
+            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
+            EngineClosed: the engine is not open.
+            StoreUnavailable: the store did not answer for 15 s. The same call again finishes what it has begun.
+        """
+        parts = self._open_for("cancel_event()")
+        check_name("cancel_event(event_id)", event_id)
+        if not isinstance(runs, bool):
+            raise TypeError(f"cancel_event(runs=...) takes a bool, got {type(runs).__name__}.")
+        result = await parts.committer.submit(Withdraw(event_id), PATIENCE)
+        if result.event is None:
+            raise EventNotFound(event_id)
+        if runs:
+            await self._cancel_runs(parts, event_id)
+        return result.outcome == "applied"
+
+    async def _cancel_runs(self, parts: Parts, event_id: str) -> None:
+        """Cancel the live runs of an event. There come no new ones: its plans are gone."""
+        live = tuple(map(str, LIVE))
+        query = RunQuery(event_id=(event_id,), status=live, order="id", descending=False, limit=_PAGE)
+        while True:
+            ask = partial(self._page, parts, query)
+            rows = await parts.office.ask(ask, PATIENCE)
+            await self._cancel_all(parts, [row.id for row in rows], f"Event {event_id!r} was cancelled.")
+            if len(rows) < _PAGE:
+                return
+            query = dataclasses.replace(query, after=(rows[-1].id, rows[-1].id))
+
+    async def _page(self, parts: Parts, query: RunQuery) -> list[Run]:
+        return await parts.store.select(query, parts.clock.micros())
+
+    async def events(
+        self,
+        *,
+        event_id: str | Sequence[str] | None = None,
+        name: str | Sequence[str] | None = None,
+        namespace: str | Sequence[str] | None = None,
+        entity_id: str | int | UUID | Sequence[str | int | UUID] | None = None,
+        status: str | Sequence[str] | None = None,
+        at_after: datetime | None = None,
+        at_before: datetime | None = None,
+        order: str = "-id",
+        limit: int = 100,
+        after: Event | str | None = None,
+    ) -> list[Event]:
+        """The events that match every filter; a filter takes one value or several, of which any may match.
+
+        Args:
+            event_id: their own ids.
+            name: their names.
+            namespace: their namespaces, as they were emitted.
+            entity_id: the ids of what they are about.
+            status: "pending", "occurred" or "cancelled".
+            at_after: only those that occur later; an aware datetime, exclusive.
+            at_before: only those that occur earlier.
+            order: "id", in the order in which they were first emitted, or "-id" for the latest first.
+            limit: how many at the most, from 1 to 10 000.
+            after: the last event of the page before, or its id.
+
+        Returns:
+            Events as they stand, in order, with what was stored as entity: no ``@entity_loader`` is called, and one that
+            its class no longer accepts is given as a mapping.
+
+        Raises:
+            TypeError, ValueError, LimitExceeded: a value of the wrong type or out of its range.
+            EventNotFound: ``after`` is no event of this store.
+            EngineClosed, StoreUnavailable: the store cannot be asked.
+        """
+        parts = self._open_for("events()")
+        query = event_query(
+            event_id=event_id,
+            name=name,
+            namespace=namespace,
+            entity_id=entity_id,
+            status=status,
+            at_after=at_after,
+            at_before=at_before,
+            order=order,
+            limit=limit,
+        )
+        if after is not None:
+            last = check_name("events(after=...)", after.id if isinstance(after, Event) else after)
+            rows = await parts.store.select(EventQuery(event_id=(last,), limit=1), parts.clock.micros())
+            if not rows:
+                raise EventNotFound(last)
+            query = dataclasses.replace(query, after=rows[0].id)
+        return [shown(row) for row in await parts.store.select(query, parts.clock.micros())]

@@ -1,0 +1,259 @@
+"""The entities of events: as JSON in the store, and as objects again, by a registry of their types.
+
+What is stored names its type by a word. Only a class that this process has registered under that word is made of it,
+never one that the data names; without such a class it stays a mapping. ``emit`` registers the type of what it is given
+in its own process, ``@entity_type`` where the events arrive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from typing import Any, NamedTuple, TypeVar, overload
+from uuid import UUID
+
+from anyio import to_thread
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import from_json
+from pydantic_core import to_json as write_json
+
+from aioflow.canon import check_json
+from aioflow.errors import EventInvalid, LimitExceeded
+from aioflow.likeness import difference, explain, one_line
+from aioflow.model import check_name
+
+K = TypeVar("K", bound=type)
+T = TypeVar("T")
+L = TypeVar("L", bound=Callable[[str], Any])
+
+
+class Known:
+    """A registered type: the name that its entities are stored under, and the class."""
+
+    def __init__(self, name: str, cls: type) -> None:
+        self.name = name
+        self.cls = cls
+
+    @cached_property
+    def adapter(self) -> TypeAdapter[Any]:
+        """Writes and reads it. Made when it is needed: the class may name others that are defined later."""
+        return TypeAdapter(self.cls)
+
+
+class Entity(NamedTuple):
+    """An entity as it is stored: the name of its type, its JSON, its id."""
+
+    type: str | None
+    json: str | None
+    entity_id: str | None
+
+
+#: By name; a class may have had several. By class: the name that it is written under. The loaders, by class.
+_by_name: dict[str, Known] = {}
+_by_class: dict[type, Known] = {}
+_loaders: dict[type, Callable[[str], Any]] = {}
+
+
+@overload
+def entity_type(cls: K, /) -> K: ...
+@overload
+def entity_type(name: str, /) -> Callable[[K], K]: ...
+def entity_type(cls_or_name: Any, /) -> Any:
+    """Register a pydantic model or dataclass as a type of entities: ``@entity_type``, or ``@entity_type("order")``.
+
+    Events whose entity is of a type that a process has not registered give it as a mapping there.
+
+    Args:
+        cls_or_name: the class; or the name that is stored with its entities, up to 200 characters. Without a name it
+            is the class's module and qualified name, so that a class that has moved is another type.
+
+    Returns:
+        The class, or a decorator that gives it back.
+
+    Raises:
+        TypeError: neither a pydantic model nor a dataclass, nor a name.
+        ValueError: another class has the name.
+        LimitExceeded: the name is too long or holds characters that cannot be stored.
+    """
+    if isinstance(cls_or_name, type):
+        _register(cls_or_name, _default_name(cls_or_name))
+        return cls_or_name
+    if not isinstance(cls_or_name, str):
+        raise TypeError(f"@entity_type decorates a class, or takes a name, got {type(cls_or_name).__name__}.")
+    name = check_name("@entity_type(name)", cls_or_name)
+
+    def decorate(cls: K) -> K:
+        _register(cls, name)
+        return cls
+
+    return decorate
+
+
+def entity_loader(cls: type[T], /) -> Callable[[L], L]:
+    """Re-load entities of a type fresh, instead of what was stored with the event: ``@entity_loader(Order)``.
+
+    The function is called with the entity_id whenever an event of this type reaches a workflow; what it returns is
+    ``event.entity``. An async one runs on the event loop, a sync one in a thread of anyio. What it raises is raised
+    where the event was to be used, and is tried again as that is. An event without entity_id keeps what was stored.
+
+    Args:
+        cls: the pydantic model or dataclass; it is registered, if ``@entity_type`` has not done so.
+
+    Returns:
+        A decorator that gives the function back.
+
+    Raises:
+        TypeError: neither a pydantic model nor a dataclass, or no function.
+    """
+    if cls not in _by_class:
+        entity_type(cls)
+
+    def decorate(function: L) -> L:
+        if not callable(function):
+            raise TypeError(f"@entity_loader decorates a function, got {type(function).__name__}.")
+        _loaders[cls] = function
+        return function
+
+    return decorate
+
+
+def to_json(event: str, entity: object, entity_id: object = None) -> Entity:
+    """The entity as it is stored.
+
+    Args:
+        event: the event's name, for errors.
+        entity: a pydantic model, a dataclass, a mapping, or None.
+        entity_id: its id, where that is not its ``id``.
+
+    Raises:
+        TypeError, ValueError: none of those, or an id that is none.
+        LimitExceeded: it is too large or too deep, or it or its id holds what cannot be stored.
+        EventInvalid: it cannot be written, or does not read back equal.
+    """
+    if isinstance(entity, type):
+        raise TypeError(f"emit() takes an entity, not its class: write emit(name, {entity.__name__}(...)).")
+    kind, raw = None, None
+    if isinstance(entity, BaseModel) or dataclasses.is_dataclass(entity):
+        known = _by_class.get(type(entity)) or _register(type(entity), _default_name(type(entity)))
+        kind, raw = known.name, _write(event, known, entity)
+    elif isinstance(entity, Mapping):
+        raw = _write_mapping(event, entity)
+    elif entity is not None:
+        raise TypeError(
+            f"emit(entity) takes a pydantic model, a dataclass, a mapping or None, got {type(entity).__name__}."
+        )
+    what = "emit(entity_id=...)"
+    if entity_id is None:
+        entity_id, what = _id_of(event, entity), f"Event {event!r}: without emit(entity_id=...) the id of its entity"
+    id_ = None if entity_id is None else id_text(what, entity_id)
+    return Entity(kind, None if raw is None else raw.decode(), id_)
+
+
+def id_text(what: str, entity_id: object) -> str:
+    """An entity's id, as it is stored.
+
+    Raises:
+        TypeError, ValueError, LimitExceeded: it is no str, int or UUID, or cannot be stored; ``what`` names it.
+    """
+    if isinstance(entity_id, bool) or not isinstance(entity_id, str | int | UUID):
+        raise TypeError(f"{what} takes a str, an int or a UUID, got {type(entity_id).__name__}.")
+    if isinstance(entity_id, str):
+        return check_name(what, str.__str__(entity_id))  # the value of an enum's member, not its name
+    return check_name(what, int.__repr__(entity_id) if isinstance(entity_id, int) else str(entity_id))
+
+
+def rebuild(event: str, kind: str | None, json: str | None) -> Any:
+    """The entity that was stored: an instance of its type, or a mapping where this process does not know that.
+
+    Raises:
+        EventInvalid: its class, as it is now, does not accept what is stored.
+    """
+    if json is None:
+        return None
+    known = _by_name.get(kind) if kind is not None else None
+    if known is None:
+        return from_json(json)
+    try:
+        return known.adapter.validate_json(json, by_alias=False, by_name=True)
+    except Exception as error:  # a validator may raise anything
+        problem = f"what is stored of its entity is no {known.cls.__qualname__} as that is now: {explain(error)}"
+        raise EventInvalid(event, problem) from error
+
+
+async def load(event: str, kind: str | None, json: str | None, entity_id: str | None) -> Any:
+    """The entity, fresh from its type's loader where there is one, else what was stored.
+
+    Raises:
+        EventInvalid: as ``rebuild``.
+        Others: what the loader raises.
+    """
+    known = _by_name.get(kind) if kind is not None else None
+    loader = None if known is None else _loaders.get(known.cls)
+    if loader is None or entity_id is None:
+        return rebuild(event, kind, json)
+    if _is_async(loader):
+        return await loader(entity_id)
+    loaded = await to_thread.run_sync(partial(loader, entity_id))
+    return await loaded if inspect.isawaitable(loaded) else loaded
+
+
+def _is_async(loader: Callable[[str], Any]) -> bool:
+    function = inspect.unwrap(loader)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - an object may be called, too
+
+
+def _default_name(cls: type) -> str:
+    return check_name("The name of an entity's type", f"{cls.__module__}.{cls.__qualname__}")
+
+
+def _register(cls: type, name: str) -> Known:
+    """Register the class; one that stands at the same place in the source is replaced."""
+    if not (isinstance(cls, type) and (issubclass(cls, BaseModel) or dataclasses.is_dataclass(cls))):
+        what = cls.__qualname__ if isinstance(cls, type) else f"an instance of {type(cls).__qualname__}"
+        raise TypeError(f"@entity_type takes a pydantic model or a dataclass: {what} is neither. Write it above these.")
+    other = _by_name.get(name)
+    if other is not None and _default_name(other.cls) != _default_name(cls):
+        raise ValueError(
+            f"@entity_type: {name!r} is {_default_name(other.cls)} already. Give one of them another name."
+        )
+    known = Known(name, cls)
+    _by_name[name] = _by_class[cls] = known
+    return known
+
+
+def _write(event: str, known: Known, entity: Any) -> bytes:
+    try:
+        raw = known.adapter.dump_json(entity, by_alias=False, round_trip=True, warnings="error")
+        check_json(raw, f"Event {event!r}")
+        again = known.adapter.validate_json(raw, by_alias=False, by_name=True)
+    except LimitExceeded:
+        raise
+    except Exception as error:  # serializers and validators may raise anything
+        raise EventInvalid(event, f"its entity cannot be stored: {explain(error)}") from error
+    if not raw.startswith(b"{"):
+        raise EventInvalid(event, "an entity is a model with fields; a RootModel has none.")
+    if (problem := difference(entity, again)) is not None:
+        raise EventInvalid(event, f"its entity does not survive JSON: {problem}")
+    return raw
+
+
+def _write_mapping(event: str, entity: Mapping[Any, Any]) -> bytes:
+    for key in entity:
+        check_name(f"Event {event!r}: a key of its entity", key)
+    try:
+        raw = write_json(dict(entity), inf_nan_mode="constants")
+    except Exception as error:  # serializers may raise anything
+        raise EventInvalid(event, f"its entity cannot be stored: {explain(error)}") from error
+    check_json(raw, f"Event {event!r}")
+    return raw
+
+
+def _id_of(event: str, entity: object) -> Any:
+    if isinstance(entity, Mapping):
+        return entity.get("id")
+    try:
+        return getattr(entity, "id", None)
+    except Exception as error:  # a property may raise anything
+        raise EventInvalid(event, f"its entity's id cannot be read: {one_line(error)}") from error
