@@ -125,11 +125,11 @@ class Calls(Emitting):
             order: "id", "created_at" or "updated_at", with "-" before it for the latest first.
             limit: how many at the most, from 1 to 10 000.
             after: the last run of the page before (or its id, when the order is by id).
-            filters: ``status``; ``step`` (names or methods); ``waiting_for`` ("sleep", "signal", "event", "retry", "start",
-                "blocked"); ``waiting_signal`` (names, or models) and ``waiting_key``, of any arm of a wait;
-                ``key``; ``data`` (a mapping: each key of it must be in the Context with a matching value, nested
-                mappings likewise; up to 200 values, 8 deep); ``created_after``, ``created_before``, ``updated_after``, ``updated_before``
-                (aware datetimes, exclusive).
+            filters: ``status``; ``step`` (names or methods); ``waiting_for`` ("sleep", "signal", "event", "retry",
+                "start", "blocked"); ``waiting_signal`` (names, or models) and ``waiting_key``, of any arm of a wait;
+                ``key``; ``event_id`` (of the event that started it); ``data`` (a mapping: each key of it must be in the
+                Context with a matching value, nested mappings likewise; up to 200 values, 8 deep); ``created_after``,
+                ``created_before``, ``updated_after``, ``updated_before`` (aware datetimes, exclusive).
 
         Returns:
             Runs as they stand, in order.

@@ -164,6 +164,11 @@ class WorkflowRun(Generic[C]):
         return self._row.parent_id
 
     @property
+    def event_id(self) -> str | None:
+        """The id of the event that started it, if one did."""
+        return self._row.event_id
+
+    @property
     def wake_at(self) -> datetime | None:
         """When a waiting run goes on by itself."""
         return _instant(self._row.wake_at)

@@ -55,6 +55,7 @@ class RunFilters(TypedDict, total=False):
     waiting_signal: Any
     waiting_key: str | Sequence[str]
     key: str | Sequence[str]
+    event_id: str | Sequence[str]
     data: Mapping[str, JsonValue]
     created_after: datetime
     created_before: datetime
