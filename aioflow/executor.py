@@ -23,7 +23,7 @@ from aioflow.likeness import explain
 from aioflow.model import Resumption, Run, failure_of
 from aioflow.outbox import Orders, Outbox
 from aioflow.retry import is_a
-from aioflow.store import Post, Start
+from aioflow.store import Emit, Post, Start
 from aioflow.telemetry import Telemetry, bind_step
 from aioflow.threads import Threads
 from aioflow.transitions import Outcome, Raised, Stepped
@@ -62,7 +62,7 @@ class Ran:
     __slots__ = ("also", "duration", "live", "outcome")
 
     def __init__(
-        self, outcome: Outcome, live: BaseModel | None, duration: Micros, also: tuple[Start | Post, ...] = ()
+        self, outcome: Outcome, live: BaseModel | None, duration: Micros, also: tuple[Start | Post | Emit, ...] = ()
     ) -> None:
         self.outcome = outcome
         self.live = live
@@ -158,7 +158,7 @@ class Executor:
         _current.reset(token)
         return ran
 
-    async def _changes(self, outbox: Outbox, watch: Watch) -> tuple[Start | Post, ...]:
+    async def _changes(self, outbox: Outbox, watch: Watch) -> tuple[Start | Post | Emit, ...]:
         """What the step started and sent, as changes."""
         try:
             return await self._orders.changes(outbox)
