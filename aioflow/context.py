@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from aioflow.clock import Clock, to_datetime
 from aioflow.errors import UndeclaredField, UsageError
 from aioflow.model import Failure, Resumption, Run, StartOptions, failure_of
-from aioflow.shapes import ArgumentsDoNotFitCreateContext, BuildsContext, C, CreatesContext, HasCreateContext, P
+from aioflow.shapes import ArgumentsDoNotFitCreateContext, BuildsContext, C, CreatesContext, Entity, HasCreateContext, P
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -174,7 +174,7 @@ class CurrentRun:
     def emit(
         self,
         name: str,
-        entity: BaseModel | Mapping[str, Any] | Any = None,
+        entity: Entity = None,
         *,
         entity_id: str | int | UUID | None = None,
         at: datetime | None = None,

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any
 from uuid import UUID
-
-from pydantic import BaseModel
 
 from aioflow.client import PATIENCE
 from aioflow.errors import EventNotFound
@@ -18,6 +15,7 @@ from aioflow.model import LIVE, Run, check_name
 from aioflow.parts import Parts
 from aioflow.query import event_query
 from aioflow.sending import Sending
+from aioflow.shapes import Entity
 from aioflow.store import EventQuery, RunQuery, Withdraw
 
 #: How many runs are cancelled together.
@@ -30,7 +28,7 @@ class Emitting(Sending):
     async def emit(
         self,
         name: str,
-        entity: BaseModel | Mapping[str, Any] | Any = None,
+        entity: Entity = None,
         *,
         entity_id: str | int | UUID | None = None,
         at: datetime | None = None,

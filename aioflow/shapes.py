@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ParamSpec, Protocol, TypedDict, TypeVar
+from typing import Any, ClassVar, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar
 
 from pydantic import BaseModel, JsonValue
 
@@ -44,6 +44,16 @@ class BuildsContext(Protocol[P, C_co]):
 
 class ArgumentsDoNotFitCreateContext:
     """What a type checker shows for start() with arguments that create_context does not take."""
+
+
+class ADataclass(Protocol):
+    """An instance of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+#: What an event may be about.
+Entity: TypeAlias = BaseModel | ADataclass | Mapping[str, Any] | None
 
 
 class RunFilters(TypedDict, total=False):

@@ -152,6 +152,29 @@ async def test_a_step_alone_takes_a_message(machine: TimeMachine) -> None:
         assert await flow.count() == 0
 
 
+async def test_a_step_alone_emits(machine: TimeMachine) -> None:
+    """run_step tells what the step emitted, as it would be stored; nothing is."""
+
+    @workflow("tm-emits")
+    class Emits:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            get_run().emit("paid", Paid(amount=7), entity_id=1, event_id="e")
+            get_run().emit("visit", at=get_run().now + timedelta(days=1))
+            return complete()
+
+    result = await machine.run_step(Emits.begin, {}, workflow=Emits)
+    paid, visit = result.emitted
+    assert (paid.id, paid.name, paid.entity, paid.entity_id) == ("e", "paid", Paid(amount=7), "1")
+    assert (paid.status, visit.status, visit.id, visit.entity) == ("occurred", "pending", "", None)
+    async with machine as flow:
+        assert await flow.events() == []
+        assert visit.at - paid.at == timedelta(days=1)
+
+
 @pytest.mark.parametrize(
     ("name", "resumed", "note"),
     [

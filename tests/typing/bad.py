@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from aioflow import (
     Engine,
+    Event,
     Failure,
     GiveUp,
     Retry,
@@ -18,6 +19,9 @@ from aioflow import (
     WorkflowRun,
     complete,
     engine,
+    entity_loader,
+    entity_type,
+    event_workflow,
     fail,
     get_context,
     get_run,
@@ -118,6 +122,25 @@ class CreatedLater:
 
     @step(start=True)
     def first(self) -> Command:
+        return complete()
+
+
+@event_workflow("visit")
+class Reminder:
+    class Context(BaseModel):
+        event_id: str
+
+    @classmethod
+    def create_context(cls, event: Event) -> Context:
+        event.name = "other"  # E
+        assert event.event_id  # E
+        return cls.Context(event_id=event.at)  # E
+
+    @step(start=True)
+    async def first(self) -> Command:
+        get_run().emit()  # E
+        get_run().emit("reminded", at="now")  # E
+        await get_run().emit("reminded")  # E
         return complete()
 
 
@@ -313,6 +336,35 @@ def options() -> None:
     step(on_fail=3)  # E
     step(on_fail=Order.helper)  # E
     get_context("Context")  # E
+    event_workflow()  # E
+    event_workflow(Reminder)  # E
+    event_workflow("x", offset_minutes="1")  # E
+    event_workflow("x", offset_minutes=timedelta(1))  # E
+    event_workflow("x", offsets=[1])  # E
+    event_workflow("x", offsets=timedelta(1))  # E
+    event_workflow("x", namespace=None)  # E
+    entity_type(3)  # E
+    entity_loader(3)  # E
+    entity_loader(Paid)(3)  # E
+
+
+async def emit() -> None:
+    await engine.emit()  # E
+    await engine.emit("x", at="now")  # E
+    await engine.emit("x", [1])  # E
+    await engine.emit("x", "1")  # E
+    await engine.emit("x", Paid)  # E
+    await engine.emit("x", entity_id=1.5)  # E
+    await engine.emit("x", replace="yes")  # E
+    await engine.emit("x", {}, "1")  # E
+    await engine.cancel_event(3)  # E
+    await engine.cancel_event("x", True)  # E
+    await engine.events("x")  # E
+    await engine.events(stauts="pending")  # E
+    await engine.events(at_after="now")  # E
+    await engine.start(Reminder)  # E
+    await engine.start(Reminder, event="x")  # E
+    await engine.start(Reminder, event_id="x")  # E
 
 
 async def test(flow: TimeMachine) -> None:

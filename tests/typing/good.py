@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import wraps
@@ -14,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from aioflow import (
     Engine,
+    Event,
     Failure,
     GiveUp,
     Retry,
@@ -25,7 +27,10 @@ from aioflow import (
     WorkflowStatus,
     complete,
     engine,
+    entity_loader,
+    entity_type,
     errors,
+    event_workflow,
     fail,
     get_context,
     get_run,
@@ -115,6 +120,63 @@ class CreatedLater:
 
     @step(start=True)
     def first(self) -> Command:
+        return complete()
+
+
+@entity_type
+class Customer(BaseModel):
+    """What events are about."""
+
+    id: int
+
+
+@entity_type("visit")
+@dataclass
+class Visit:
+    """What events are about, too."""
+
+    id: str
+
+
+@entity_loader(Customer)
+async def load_customer(entity_id: str) -> Customer | None:
+    return Customer(id=int(entity_id))
+
+
+@entity_loader(Visit)
+def load_visit(entity_id: str) -> Visit:
+    return Visit(entity_id)
+
+
+@event_workflow("visit", offsets=[timedelta(days=-1), timedelta(hours=-1)], namespace="north", timeout=timedelta(1))
+class Reminder:
+    class Context(BaseModel):
+        event_id: str
+        order_id: int = 0
+
+    @classmethod
+    async def should_run_for_event(cls, event: Event) -> bool:
+        assert_type(event.id, str)
+        assert_type(event.entity_id, str | None)
+        assert_type(event.at, datetime)
+        assert_type(event.entity, Any)
+        return event.occurrence == 1
+
+    @classmethod
+    def create_context(cls, event: Event) -> Context:
+        return cls.Context(event_id=event.id)
+
+    @step(start=True)
+    async def first(self) -> Command:
+        get_run().emit("reminded", Visit("1"), entity_id=1, event_id="1", replace=True)
+        assert_type(get_run().emit("reminded"), None)
+        return complete()
+
+
+@event_workflow("customer.created", offset_minutes=-1.5)
+class Welcome:
+    @step(start=True)
+    async def first(self) -> Command:
         return complete()
 
 
@@ -296,6 +358,13 @@ async def ask(engine: Engine) -> None:
     assert_type(await engine.count(workflow=Order, created_after=datetime(2030, 1, 1, tzinfo=UTC)), int)
     assert_type(await engine.history(1), list[Transition])
     assert_type(await engine.cancel(1, "enough"), bool)
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    assert_type(await engine.emit("visit", Visit("1"), at=at, namespace="north", event_id="1", replace=True), Event)
+    event = await engine.emit("visit", {"id": 1}, entity_id=1)
+    assert_type(await engine.start(Reminder, event=event), WorkflowRun[Reminder.Context])
+    assert_type(await engine.cancel_event(event.id, runs=True), bool)
+    assert_type(await engine.events(name=["a", "b"], entity_id=1, status="pending", after=event), list[Event])
+    assert_type(await engine.runs(workflow=Reminder, event_id=event.id), list[WorkflowRun[Reminder.Context]])
 
 
 async def read(run: WorkflowRun[Order.Context]) -> None:
@@ -336,6 +405,7 @@ async def test(flow: TimeMachine) -> None:
     assert_type(result, StepResult[Order.Context])
     assert_type(result.context.total, Decimal)
     assert result.command == goto("ship")
+    assert_type(result.emitted, tuple[Event, ...])
     assert_type(await flow.run_step(Order.ship, {"order_id": 1}, attempt=2), StepResult[Any])
     with engine.replaced_by(flow):
         assert_type(await flow.start(Order, order_id=1), WorkflowRun[Order.Context])
