@@ -99,6 +99,11 @@ class Parameters:
             )
         return values
 
+    def needed_beside_event(self) -> list[str]:
+        """What it needs that no event gives."""
+        given = {*ABOUT_EVENT, "event", *self._names_of(Event)}
+        return [name for name in self.needed if name not in given]
+
     def failure_only(self) -> bool:
         """Whether a Failure is all that it needs."""
         return set(self.needed) <= set(self._names_of(Failure) or self._called("failure"))

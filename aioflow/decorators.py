@@ -212,7 +212,7 @@ def _step_name(option: str, step: object) -> str | None:
 def _define(cls: type, options: Mapping[str, Any], known: Iterable[str]) -> WorkflowDefinition:
     if not isinstance(cls, type):
         raise TypeError(f"@workflow decorates a class, got {type(cls).__name__}.")
-    steps, problems = _steps_of(cls)
+    steps, problems = _steps_of(cls, by_event=options.get("event") is not None)
     problems += [*edge_problems(steps, options), *known]
     starts = [s.name for s in steps.values() if s.options.start]
     if not starts:
@@ -240,8 +240,8 @@ def _define(cls: type, options: Mapping[str, Any], known: Iterable[str]) -> Work
     )
 
 
-def _steps_of(cls: type) -> tuple[dict[str, StepDefinition], list[str]]:
-    """Base classes first; a step that overrides one keeps its place."""
+def _steps_of(cls: type, *, by_event: bool) -> tuple[dict[str, StepDefinition], list[str]]:
+    """Base classes first; a step that overrides one keeps its place. ``by_event``: whether an event starts runs."""
     steps: dict[str, StepDefinition] = {}
     problems: list[str] = []
     for klass in reversed(cls.__mro__):
@@ -257,12 +257,12 @@ def _steps_of(cls: type) -> tuple[dict[str, StepDefinition], list[str]]:
         if isinstance(definition.function, staticmethod | classmethod):
             problems.append(f"step {name!r} is a {type(definition.function).__name__}. A step is a plain method.")
             continue
-        problems += _signature_problems(name, definition)
+        problems += _signature_problems(name, definition, by_event=by_event)
     problems += target_problems(cls, steps)
     return steps, problems
 
 
-def _signature_problems(name: str, definition: StepDefinition) -> Iterable[str]:
+def _signature_problems(name: str, definition: StepDefinition, *, by_event: bool) -> Iterable[str]:
     if len(name) > MAX_NAME:
         yield f"step {name!r} has a name of over {MAX_NAME} characters."
     if definition.is_async and definition.options.thread:
@@ -272,11 +272,10 @@ def _signature_problems(name: str, definition: StepDefinition) -> Iterable[str]:
         yield f"step {name!r} takes no self. A step is a plain method."
     if parameters.positional:
         yield f"step {name!r} takes {', '.join(parameters.positional)} by position only. Leave out the '/'."
-    if definition.options.start and parameters.needed:
-        yield (
-            f"step {name!r} needs the arguments {', '.join(parameters.needed)}. A start step takes self alone: "
-            "read the Context."
-        )
+    needed = parameters.needed_beside_event() if by_event else parameters.needed
+    if definition.options.start and needed:
+        takes = "self and the event alone" if by_event else "self alone"
+        yield f"step {name!r} needs the arguments {', '.join(needed)}. A start step takes {takes}: read the Context."
 
 
 def _file_of(cls: type) -> str:

@@ -235,8 +235,9 @@ async def _arguments(run: Run, step: StepDefinition) -> dict[str, Any]:
     """What the step's parameters get from what resumed the run."""
     resumption = Resumption.of(run)
     event = None
-    if resumption is not None and resumption.kind == "event" and step.parameters.takes_event:
-        event = await event_from(resumption.payload)
+    told = None if resumption is None or resumption.kind != "event" else resumption.payload
+    if isinstance(told, dict) and step.parameters.takes_event:
+        event = await event_from(told)
     try:
         return step.parameters.fill(resumption, failure_of(run), event)
     except Unfillable as error:

@@ -239,6 +239,8 @@ class EventRecord(NamedTuple):
             "at": self.at,
             "occurrence": self.occurrence,
             "recorded_at": self.recorded_at,
+            "status": self.status,
+            "occurred_at": self.occurred_at,
             "entity_type": self.entity_type,
         }
         return f'{json.dumps(told)[:-1]}, "entity": {self.entity or "null"}}}'

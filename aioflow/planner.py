@@ -23,7 +23,7 @@ from aioflow.interventions import start
 from aioflow.likeness import one_line
 from aioflow.model import MAX_ERROR, Deadline, bounded
 from aioflow.outbox import Office
-from aioflow.registry import Registry
+from aioflow.registry import Registry, listeners
 from aioflow.slots import Slots
 from aioflow.store import Listen, Occur, Planned, PlanQuery, Replan, Start, Store
 from aioflow.tasks import TaskSet
@@ -87,9 +87,9 @@ class Planner(DueLoop):
         generation = self._registry.generation
         if self._told == generation:
             return
-        names, listeners = self._registry.listeners()
+        names, heard = listeners(self._registry)
         if names:
-            await self._committer.commit(Listen(tuple(names), tuple(listeners)))
+            await self._committer.commit(Listen(names, heard))
         self._told = generation
 
     async def stop(self, patience: float) -> None:
