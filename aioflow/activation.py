@@ -16,6 +16,7 @@ from typing import Protocol
 from pydantic import BaseModel
 
 from aioflow import telemetry
+from aioflow.changes import Emit, Mark, Move, Post, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.commands import Fail
 from aioflow.committer import Committer
@@ -27,7 +28,6 @@ from aioflow.model import SUSPECT_CRASHES, Run, WorkflowStatus
 from aioflow.reading import read_context
 from aioflow.registry import Registry
 from aioflow.slots import Slots
-from aioflow.store import Emit, Mark, Move, Post, Start
 from aioflow.tasks import TaskSet
 from aioflow.transitions import Raised, Stepped, decide
 

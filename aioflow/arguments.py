@@ -20,7 +20,8 @@ from pydantic_core import to_json
 
 from aioflow.events import Event
 from aioflow.likeness import explain
-from aioflow.model import ABOUT_EVENT, Failure, Resumption
+from aioflow.model import Failure, Resumption
+from aioflow.plans import ABOUT_EVENT
 
 _EMPTY = inspect.Parameter.empty
 _UNKNOWN: Any = object()

@@ -13,6 +13,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from aioflow import interventions
+from aioflow.changes import Amend, Result
 from aioflow.clock import SECOND, Micros
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import EngineClosed, RunNotFound
@@ -21,7 +22,7 @@ from aioflow.parts import Parts
 from aioflow.query import check_limit
 from aioflow.registry import Registry, workflow_name
 from aioflow.run import WorkflowRun
-from aioflow.store import Amend, Result, RunQuery
+from aioflow.store import RunQuery
 from aioflow.waiters import Until, reached
 
 #: How long a call keeps offering a change to a store that does not take it, before it raises.

@@ -21,23 +21,10 @@ from operator import attrgetter
 from typing import assert_never
 
 from aioflow import telemetry
+from aioflow.changes import Amend, Change, Emit, Listen, Mark, Move, Occur, Post, Replan, Result, Start, Withdraw
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
-from aioflow.store import (
-    Amend,
-    Change,
-    Emit,
-    Listen,
-    Mark,
-    Move,
-    Occur,
-    Post,
-    Replan,
-    Result,
-    Start,
-    Store,
-    Withdraw,
-)
+from aioflow.store import Store
 from aioflow.tasks import TaskSet, is_assaulted
 
 _FIRST_BACKOFF: Micros = 20_000

@@ -14,6 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 from aioflow import telemetry
+from aioflow.changes import Result
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
 from aioflow.errors import StoreRefused
@@ -22,7 +23,7 @@ from aioflow.model import Run, Signal
 from aioflow.registry import Registry
 from aioflow.signals import Misfit, arm_for, fit
 from aioflow.slots import Slots
-from aioflow.store import Mail, Result, Store
+from aioflow.store import Mail, Store
 
 _BATCH = 500
 _EXPIRE_EACH: Micros = 10 * SECOND

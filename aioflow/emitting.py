@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID
 
+from aioflow.changes import Withdraw
 from aioflow.client import PATIENCE
 from aioflow.errors import EventNotFound
 from aioflow.events import Event, draft, shown
@@ -16,7 +17,7 @@ from aioflow.parts import Parts
 from aioflow.query import event_query
 from aioflow.sending import Sending
 from aioflow.shapes import Entity
-from aioflow.store import EventQuery, RunQuery, Withdraw
+from aioflow.store import EventQuery, RunQuery
 
 #: How many runs are cancelled together.
 _PAGE = 500

@@ -12,7 +12,8 @@ from pydantic_core import to_json
 from aioflow import entities
 from aioflow.clock import Micros, to_datetime, to_micros
 from aioflow.errors import EventInvalid
-from aioflow.model import EventRecord, EventStatus, check_name
+from aioflow.model import check_name
+from aioflow.plans import EventRecord, EventStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

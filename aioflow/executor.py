@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from aioflow.arguments import Unfillable, note_model
 from aioflow.causes import trace_of
+from aioflow.changes import Emit, Post, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import Unstorable
 from aioflow.commands import AwaitedCommand, Command, Complete, Fail, Goto, Sleep, Wait
@@ -23,7 +24,6 @@ from aioflow.likeness import explain
 from aioflow.model import Resumption, Run, failure_of
 from aioflow.outbox import Orders, Outbox
 from aioflow.retry import is_a
-from aioflow.store import Emit, Post, Start
 from aioflow.telemetry import Telemetry, bind_step
 from aioflow.threads import Threads
 from aioflow.transitions import Outcome, Raised, Stepped

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 from aioflow import clock
+from aioflow.changes import Move, Start
 from aioflow.clock import Micros
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import RunTimeout
@@ -25,7 +26,6 @@ from aioflow.model import (
     bounded,
     told_as,
 )
-from aioflow.store import Move, Start
 from aioflow.transitions import CANCELLED, FAILED, RUNNING, WAITING, failed, move
 
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from aioflow import interventions
+from aioflow.changes import Emit, Post, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import Unstorable
 from aioflow.definition import WorkflowDefinition
@@ -25,7 +26,7 @@ from aioflow.ids import Ids
 from aioflow.model import Run, StartOptions
 from aioflow.registry import Registry, workflow_name
 from aioflow.signals import Draft, draft
-from aioflow.store import Emit, Post, RunQuery, Start, Store
+from aioflow.store import RunQuery, Store
 
 T = TypeVar("T")
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from aioflow import telemetry
+from aioflow.changes import Listen, Occur, Replan, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
 from aioflow.definition import WorkflowDefinition
@@ -25,7 +26,7 @@ from aioflow.model import MAX_ERROR, Deadline, bounded
 from aioflow.outbox import Office
 from aioflow.registry import Registry, listeners
 from aioflow.slots import Slots
-from aioflow.store import Listen, Occur, Planned, PlanQuery, Replan, Start, Store
+from aioflow.store import Planned, PlanQuery, Store
 from aioflow.tasks import TaskSet
 from aioflow.timers import Timers
 

@@ -12,7 +12,8 @@ from pydantic import JsonValue
 from aioflow.clock import Micros, to_micros
 from aioflow.entities import id_text
 from aioflow.errors import LimitExceeded
-from aioflow.model import CHARACTERS, MAX_DATA, MAX_NAME, EventStatus, WorkflowStatus, check_id, check_name, misfit
+from aioflow.model import CHARACTERS, MAX_DATA, MAX_NAME, WorkflowStatus, check_id, check_name, misfit
+from aioflow.plans import EventStatus
 from aioflow.registry import workflow_name
 from aioflow.run import WorkflowRun
 from aioflow.shapes import RunFilters

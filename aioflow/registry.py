@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import DefinitionError, WorkflowUnknown
-from aioflow.model import Listener, check_name
+from aioflow.model import check_name
+from aioflow.plans import Listener
 
 DEFINITION = "__aioflow_definition__"
 

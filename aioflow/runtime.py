@@ -14,6 +14,7 @@ from anyio import CancelScope
 
 from aioflow import telemetry
 from aioflow.calls import Calls
+from aioflow.changes import Change, Emit, Mark, Move, Occur, Post, Result
 from aioflow.clock import SECOND, Clock, duration_micros
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
@@ -27,7 +28,7 @@ from aioflow.planner import Planner
 from aioflow.registry import Registry, definition_of, registry
 from aioflow.scheduler import Scheduler
 from aioflow.shutdown import signalled
-from aioflow.store import Change, Emit, Mark, Move, Occur, Post, Result, Store
+from aioflow.store import Store
 from aioflow.tasks import TaskSet
 from aioflow.telemetry import Instrument, Telemetry
 from aioflow.timers import Timers

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from aioflow.changes import Result
 from aioflow.client import PATIENCE, Client
 from aioflow.clock import SECOND
 from aioflow.delivery import Watch
@@ -17,7 +18,7 @@ from aioflow.errors import RunEnded, RunNotFound
 from aioflow.model import LIVE, Run, Signal
 from aioflow.parts import Parts
 from aioflow.signals import Misfit, SignalReceipt, draft
-from aioflow.store import Result, RunQuery
+from aioflow.store import RunQuery
 
 
 class Sending(Client):

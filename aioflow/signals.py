@@ -18,18 +18,8 @@ from aioflow.codec import Unstorable
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import LimitExceeded, SignalInvalid
 from aioflow.likeness import difference, explain
-from aioflow.model import (
-    ABOUT_EVENT,
-    Arm,
-    Resumption,
-    Run,
-    Signal,
-    arms_of,
-    check_id,
-    check_name,
-    failure_of,
-    told_as,
-)
+from aioflow.model import Arm, Resumption, Run, Signal, arms_of, check_id, check_name, failure_of, told_as
+from aioflow.plans import ABOUT_EVENT
 
 _SCALARS = (str, int, float, bool, type(None))
 #: How long a signal to a key waits for somebody to take it.

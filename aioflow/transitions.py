@@ -48,6 +48,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, assert_never
 
 from aioflow import clock
 from aioflow.causes import describe, traceback_of, written
+from aioflow.changes import Move
 from aioflow.clock import Micros
 from aioflow.commands import AnyCommand, Complete, Fail, Goto, Sleep, Wait
 from aioflow.definition import WorkflowDefinition
@@ -63,7 +64,6 @@ from aioflow.model import (
     bounded,
 )
 from aioflow.retry import GiveUp, RetryLater, chance_of, is_a
-from aioflow.store import Move
 
 RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
 COMPLETED, FAILED, CANCELLED = (

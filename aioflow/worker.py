@@ -17,6 +17,7 @@ from functools import partial
 
 from aioflow import telemetry
 from aioflow.activation import GRACE, Activation, Tools
+from aioflow.changes import Change, Mark, Result
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
@@ -27,7 +28,7 @@ from aioflow.planner import Planner
 from aioflow.reading import read_context
 from aioflow.registry import Registry
 from aioflow.scheduler import Scheduler
-from aioflow.store import Change, Mark, Result, RunQuery, Store
+from aioflow.store import RunQuery, Store
 
 RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
 _PAGE = 500

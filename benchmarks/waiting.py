@@ -33,11 +33,11 @@ from measuring import machine
 from pydantic import BaseModel
 
 from aioflow import Engine, complete, step, wait, workflow
+from aioflow.changes import Change, Start
 from aioflow.commands import Command
 from aioflow.interventions import start
 from aioflow.model import Arm, Run
 from aioflow.registry import registry
-from aioflow.store import Change, Start
 from aioflow.transitions import move
 from aioflow_sqlite import SQLiteStore
 

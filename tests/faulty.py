@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from aioflow.changes import Amend, Change, Mark, Post, Result
 from aioflow.clock import Clock, Micros
 from aioflow.errors import StoreRefused, StoreUnavailable
 from aioflow.model import Deadline, Run, Signal, Transition
-from aioflow.store import Amend, Change, Claim, IdKind, Mail, Mark, Post, Result, RunQuery, Stats
+from aioflow.store import Claim, IdKind, Mail, RunQuery, Stats
 from aioflow_memory import MemoryStore
 
 #: The present of the quick clock when it is made.

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from aioflow import Engine, StartOptions, complete, sleep, step, workflow
+from aioflow.changes import Change, Move, Post, Result, Start
 from aioflow.clock import SECOND, Micros
 from aioflow.commands import Command
 from aioflow.committer import Committer
@@ -28,7 +29,6 @@ from aioflow.context import CurrentRun, _current
 from aioflow.errors import EngineClosed, InternalError, StoreRefused, StoreUnavailable
 from aioflow.ids import Ids, commit_ids
 from aioflow.model import Run
-from aioflow.store import Change, Move, Post, Result, Start
 from aioflow.testing.conformance_samples import (
     a_run,
     a_signal,

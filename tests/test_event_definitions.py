@@ -13,7 +13,7 @@ from aioflow.codec import Unstorable
 from aioflow.commands import Command
 from aioflow.definition import EventTrigger, WorkflowDefinition
 from aioflow.errors import ContextInvalid, DefinitionError, LimitExceeded
-from aioflow.model import Listener
+from aioflow.plans import Listener
 from aioflow.registry import Registry, definition_of, listeners, registry
 from aioflow_memory import MemoryStore
 

@@ -15,7 +15,7 @@ from aioflow import Event, entities, entity_loader
 from aioflow.clock import to_micros
 from aioflow.errors import EventInvalid, LimitExceeded
 from aioflow.events import draft, event_from, event_of, shown
-from aioflow.model import EventRecord, EventStatus
+from aioflow.plans import EventRecord, EventStatus
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 MICROS = to_micros(NOW)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from aioflow import Failure, Retry, complete, fail, goto, on, sleep, step, wait, workflow
+from aioflow.changes import Move
 from aioflow.clock import LAST_INSTANT, SECOND, Micros
 from aioflow.commands import Command
 from aioflow.definition import WorkflowDefinition
@@ -23,7 +24,6 @@ from aioflow.interventions import answer, block, cancel, overrun, poison, reject
 from aioflow.model import MAX_ERROR, POISON_CRASHES, Arm, Resumption, Run, Signal, Transition, arms_of, failure_of
 from aioflow.registry import definition_of
 from aioflow.retry import GiveUp, RetryLater
-from aioflow.store import Move
 from aioflow.transitions import Raised, Stepped, decide
 
 NOW: Micros = 1_750_000_000_000_000

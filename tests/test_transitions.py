@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from aioflow import complete, fail, goto, sleep, step, workflow
 from aioflow.causes import describe
+from aioflow.changes import Move, Start
 from aioflow.clock import LAST_INSTANT, SECOND, Micros, to_datetime, to_micros
 from aioflow.commands import Command
 from aioflow.definition import WorkflowDefinition
@@ -25,7 +26,6 @@ from aioflow.interventions import block, cancel, poison, start, unblock, wake
 from aioflow.model import MAX_ERROR, MAX_TRACEBACK, POISON_CRASHES, Run, Transition, TransitionKind
 from aioflow.registry import definition_of
 from aioflow.retry import GiveUp, Retry, RetryLater, chance_of
-from aioflow.store import Move, Start
 from aioflow.timers import START
 from aioflow.transitions import Raised, Stepped, decide
 

@@ -25,13 +25,13 @@ from hypothesis.stateful import (
 from pydantic import BaseModel
 
 from aioflow import GiveUp, Retry, RetryLater, complete, fail, goto, on, sleep, step, wait, workflow
+from aioflow.changes import Move
 from aioflow.clock import SECOND, duration_micros
 from aioflow.commands import Command
 from aioflow.errors import StepError
 from aioflow.interventions import answer, block, cancel, overrun, poison, reject, start, unblock, wake
 from aioflow.model import Run, Signal, Transition, arms_of, failure_of
 from aioflow.registry import definition_of
-from aioflow.store import Move
 from aioflow.transitions import Raised, Stepped, decide
 
 NOW = 1_750_000_000_000_000

@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from aioflow import Retry, complete, fail, goto, on, sleep, step, wait, workflow
+from aioflow.changes import Move
 from aioflow.clock import LAST_INSTANT, SECOND, Micros, to_datetime
 from aioflow.commands import Command
 from aioflow.errors import NoNextStep
@@ -19,7 +20,6 @@ from aioflow.interventions import answer, block, cancel, overrun, poison, reject
 from aioflow.model import MAX_ERROR, Arm, Resumption, Run, Signal, Transition, TransitionKind, arms_of
 from aioflow.registry import definition_of
 from aioflow.retry import GiveUp, RetryLater
-from aioflow.store import Move
 from aioflow.transitions import Raised, Stepped, by_deadline, decide
 
 NOW: Micros = 1_750_000_000_000_000

@@ -13,6 +13,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import from_json
 
 from aioflow import events, interventions
+from aioflow.changes import Emit, Post, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import Unstorable
 from aioflow.commands import Command
@@ -26,7 +27,6 @@ from aioflow.outbox import Order, Outbox, StartOrder
 from aioflow.registry import Registry, definition_of
 from aioflow.shapes import C
 from aioflow.signals import Draft, draft
-from aioflow.store import Emit, Post, Start
 from aioflow.tasks import TaskSet
 from aioflow.telemetry import Telemetry
 from aioflow.transitions import Raised

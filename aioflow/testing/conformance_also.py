@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from aioflow.changes import Move, Post, Result, Start
 from aioflow.clock import SECOND
 from aioflow.errors import StoreRefused
 from aioflow.model import Reuse, Run
-from aioflow.store import Move, Post, Result, Start, Store
+from aioflow.store import Store
 from aioflow.testing.conformance_samples import (
     NOW,
     a_run,

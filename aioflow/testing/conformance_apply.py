@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from aioflow.changes import Amend, Change, Mark, Move, Result
 from aioflow.clock import SECOND
 from aioflow.model import Reuse, Run
-from aioflow.store import Amend, Change, Mark, Move, Result, Store
+from aioflow.store import Store
 from aioflow.testing.conformance_samples import (
     ENDED,
     NOW,

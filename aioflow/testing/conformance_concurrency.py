@@ -8,7 +8,8 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from aioflow.store import Change, Result, RunQuery, Store
+from aioflow.changes import Change, Result
+from aioflow.store import RunQuery, Store
 from aioflow.testing.conformance_samples import (
     NOW,
     SecondHandle,

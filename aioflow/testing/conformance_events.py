@@ -7,10 +7,12 @@ from typing import Any, Final
 
 import pytest
 
+from aioflow.changes import Change, Emit, Move, Occur, Post, Result, Withdraw
 from aioflow.clock import SECOND
 from aioflow.errors import StoreRefused
-from aioflow.model import Deadline, EventRecord, Plan
-from aioflow.store import Change, Emit, EventQuery, Mail, Move, Occur, Post, Result, RunQuery, Store, Withdraw
+from aioflow.model import Deadline
+from aioflow.plans import EventRecord, Plan
+from aioflow.store import EventQuery, Mail, RunQuery, Store
 from aioflow.testing.conformance_samples import (
     NOW,
     a_listener,

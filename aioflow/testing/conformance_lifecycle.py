@@ -9,10 +9,11 @@ from typing import Final
 
 import pytest
 
+from aioflow.changes import Start
 from aioflow.clock import LAST_INSTANT
 from aioflow.errors import StoreUnavailable
 from aioflow.model import MAX_DATA, MAX_ERROR, MAX_NAME, MAX_TRACEBACK, Run, Transition
-from aioflow.store import IdKind, RunQuery, Start, Store
+from aioflow.store import IdKind, RunQuery, Store
 from aioflow.testing.conformance_samples import (
     LEASE,
     NOW,

@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import pytest
 
+from aioflow.changes import Move, Post, Result
 from aioflow.clock import SECOND
 from aioflow.model import Signal
-from aioflow.store import Move, Post, Result, RunQuery, Store
+from aioflow.store import RunQuery, Store
 from aioflow.testing.conformance_samples import (
     NOW,
     a_run,

@@ -6,10 +6,11 @@ from typing import Any, Final
 
 import pytest
 
+from aioflow.changes import Change, Post, Result
 from aioflow.clock import SECOND
 from aioflow.errors import StoreRefused
 from aioflow.model import MAX_DATA, MAX_NAME, Signal
-from aioflow.store import Change, Mail, Post, Result, RunQuery, Store
+from aioflow.store import Mail, RunQuery, Store
 from aioflow.testing.conformance_samples import (
     ENDED,
     NOW,

@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import pytest
 
+from aioflow.changes import Amend, Emit, Move, Occur, Result, Withdraw
 from aioflow.clock import SECOND
 from aioflow.model import Run
-from aioflow.store import Amend, Emit, Move, Occur, Result, Store, Withdraw
+from aioflow.store import Store
 from aioflow.testing.conformance_samples import (
     NOW,
     a_listener,

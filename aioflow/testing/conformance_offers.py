@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from aioflow.changes import Amend, Change, Move, Result
 from aioflow.errors import StoreRefused
 from aioflow.model import Run, Transition
-from aioflow.store import Amend, Change, Move, Result, Store
+from aioflow.store import Store
 from aioflow.testing.conformance_samples import (
     ENDED,
     NOW,

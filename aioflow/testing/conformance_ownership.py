@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from aioflow.changes import Result
 from aioflow.model import Run
-from aioflow.store import Result, Store
+from aioflow.store import Store
 from aioflow.testing.conformance_samples import (
     ENDED,
     LEASE,

@@ -6,10 +6,12 @@ from typing import Any, Final
 
 import pytest
 
+from aioflow.changes import Change, Emit, Listen, Replan, Result, Start, Withdraw
 from aioflow.clock import SECOND
 from aioflow.errors import StoreRefused
-from aioflow.model import Deadline, EventRecord, Plan
-from aioflow.store import Change, Emit, Listen, Planned, PlanQuery, Replan, Result, Start, Store, Withdraw
+from aioflow.model import Deadline
+from aioflow.plans import EventRecord, Plan
+from aioflow.store import Planned, PlanQuery, Store
 from aioflow.testing.conformance_samples import (
     NOW,
     a_listener,

@@ -9,23 +9,11 @@ from typing import Any, Final
 
 import pytest
 
+from aioflow.changes import Amend, Change, Emit, Listen, Mark, Move, Post, Result, Start
 from aioflow.clock import SECOND, Micros
-from aioflow.model import Arm, EventRecord, Listener, Plan, Reuse, Run, Signal, Transition, TransitionKind
-from aioflow.store import (
-    Amend,
-    Change,
-    Claim,
-    Emit,
-    EventQuery,
-    Listen,
-    Mark,
-    Move,
-    PlanQuery,
-    Post,
-    Result,
-    Start,
-    Store,
-)
+from aioflow.model import Arm, Reuse, Run, Signal, Transition, TransitionKind
+from aioflow.plans import EventRecord, Listener, Plan
+from aioflow.store import Claim, EventQuery, PlanQuery, Store
 
 #: The tests' present, and how long their leases are.
 NOW: Final[Micros] = 1_750_000_000_000_000

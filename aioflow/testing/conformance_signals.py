@@ -7,7 +7,8 @@ from typing import Any
 import anyio
 import pytest
 
-from aioflow.store import Post, Result, Store
+from aioflow.changes import Post, Result
+from aioflow.store import Store
 from aioflow.testing.conformance_samples import (
     NOW,
     SecondHandle,

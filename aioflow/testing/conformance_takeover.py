@@ -5,7 +5,8 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from aioflow.store import Result, Store
+from aioflow.changes import Result
+from aioflow.store import Store
 from aioflow.testing.conformance_samples import (
     LEASE,
     NOW,

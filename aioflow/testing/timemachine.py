@@ -8,6 +8,7 @@ from typing import Any, Self, TypedDict, Unpack, cast, overload
 
 from pydantic import BaseModel
 
+from aioflow.changes import Change, Result
 from aioflow.clock import LAST_INSTANT, Micros, duration_micros, to_micros
 from aioflow.commands import Returned
 from aioflow.context import run_on
@@ -16,7 +17,7 @@ from aioflow.errors import UsageError
 from aioflow.model import Failure
 from aioflow.runtime import Engine
 from aioflow.shapes import C
-from aioflow.store import Change, Result, RunQuery, Store
+from aioflow.store import RunQuery, Store
 from aioflow.testing.alone import StepResult, run_alone
 from aioflow.testing.travel import Travel
 from aioflow.testing.virtual import Activity, Counted, VirtualClock

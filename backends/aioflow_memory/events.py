@@ -7,9 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from aioflow.changes import Emit, Listen, Occur, Replan, Result, Withdraw
 from aioflow.clock import Micros
-from aioflow.model import Deadline, EventRecord, EventStatus, Listener, Plan, Run, arms_of
-from aioflow.store import Emit, EventQuery, Listen, Occur, Planned, Replan, Result, Withdraw
+from aioflow.model import Deadline, Run, arms_of
+from aioflow.plans import EventRecord, EventStatus, Listener, Plan
+from aioflow.store import EventQuery, Planned
 from aioflow_memory.mailbox import Mailbox
 
 #: The filters that are columns of the same name.

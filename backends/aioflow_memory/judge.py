@@ -4,22 +4,9 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from aioflow.changes import Amend, Change, Emit, Listen, Mark, Move, Occur, Post, Replan, Result, Start, Withdraw
 from aioflow.clock import Micros
 from aioflow.model import LIVE, Reuse, Run, Transition, WorkflowStatus
-from aioflow.store import (
-    Amend,
-    Change,
-    Emit,
-    Listen,
-    Mark,
-    Move,
-    Occur,
-    Post,
-    Replan,
-    Result,
-    Start,
-    Withdraw,
-)
 from aioflow_memory.rows import Rows, Write
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
+from aioflow.changes import Result
 from aioflow.clock import SECOND, Micros
-from aioflow.model import LIVE, Arm, EventRecord, Run, Signal, arms_of
-from aioflow.store import Mail, Result
+from aioflow.model import LIVE, Arm, Run, Signal, arms_of
+from aioflow.plans import EventRecord
+from aioflow.store import Mail
 
 _HOUR: Final = 3600 * SECOND
 _MEMORY: Final = 7 * 24 * _HOUR

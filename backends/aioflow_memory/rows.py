@@ -7,7 +7,8 @@ from collections import defaultdict
 from typing import Final, NamedTuple
 
 from aioflow.errors import StoreRefused
-from aioflow.model import Deadline, EventRecord, Listener, Plan, Run, Signal, Transition, WorkflowStatus
+from aioflow.model import Deadline, Run, Signal, Transition, WorkflowStatus
+from aioflow.plans import EventRecord, Listener, Plan
 from aioflow_memory.events import Events
 from aioflow_memory.mailbox import Mailbox
 

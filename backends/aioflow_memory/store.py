@@ -15,25 +15,12 @@ from operator import attrgetter
 from typing import Any, Literal, overload
 from uuid import uuid4  # noqa: TID251 - simulation gives a UUID
 
+from aioflow.changes import Amend, Change, Mark, Move, Result, Start
 from aioflow.clock import Micros
 from aioflow.errors import StoreUnavailable
-from aioflow.model import SUSPECT_CRASHES, Deadline, EventRecord, Run, Signal, Transition, WorkflowStatus
-from aioflow.store import (
-    Amend,
-    Change,
-    Claim,
-    EventQuery,
-    IdKind,
-    Mail,
-    Mark,
-    Move,
-    Planned,
-    PlanQuery,
-    Result,
-    RunQuery,
-    Start,
-    Stats,
-)
+from aioflow.model import SUSPECT_CRASHES, Deadline, Run, Signal, Transition, WorkflowStatus
+from aioflow.plans import EventRecord
+from aioflow.store import Claim, EventQuery, IdKind, Mail, Planned, PlanQuery, RunQuery, Stats
 from aioflow_memory.judge import Judge
 from aioflow_memory.matching import matches
 from aioflow_memory.rows import Rows

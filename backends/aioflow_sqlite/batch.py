@@ -14,9 +14,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import assert_never
 
-from aioflow.clock import Micros
-from aioflow.model import LIVE, Run, Signal, Transition, WorkflowStatus
-from aioflow.store import (
+from aioflow.changes import (
     Amend,
     Change,
     Decide,
@@ -31,6 +29,8 @@ from aioflow.store import (
     Start,
     Withdraw,
 )
+from aioflow.clock import Micros
+from aioflow.model import LIVE, Run, Transition, WorkflowStatus
 from aioflow_sqlite import mailbox
 from aioflow_sqlite.events import EventBatch, catch_up
 from aioflow_sqlite.rows import RUN_COLUMNS, SELECT_RUNS, row_of

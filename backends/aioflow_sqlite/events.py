@@ -10,18 +10,10 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Final
 
+from aioflow.changes import Change, Emit, Listen, Occur, Replan, Result, Start, Withdraw
 from aioflow.clock import Micros
-from aioflow.model import Deadline, EventRecord, EventStatus, Listener, Plan, Run, Signal
-from aioflow.store import (
-    Change,
-    Emit,
-    Listen,
-    Occur,
-    Replan,
-    Result,
-    Start,
-    Withdraw,
-)
+from aioflow.model import Deadline, Run, Signal
+from aioflow.plans import EventRecord, EventStatus, Listener, Plan
 from aioflow_sqlite import mailbox
 from aioflow_sqlite.rows import EVENT_COLUMNS, PLAN_COLUMNS, named
 from aioflow_sqlite.writing import placeholders, write

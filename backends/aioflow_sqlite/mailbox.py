@@ -12,9 +12,10 @@ import sqlite3
 from collections.abc import Collection, Iterable
 from typing import Final
 
+from aioflow.changes import Post, Result
 from aioflow.clock import SECOND, Micros
 from aioflow.model import LIVE, Run, Signal
-from aioflow.store import Mail, Post, Result
+from aioflow.store import Mail
 from aioflow_sqlite.rows import SELECT_RUNS, row_of
 
 _COLUMNS: Final = ", ".join(Signal._fields)

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from aioflow.model import Deadline, EventRecord, Plan, Run
+from aioflow.model import Deadline, Run
+from aioflow.plans import EventRecord, Plan
 from aioflow.store import EventQuery, Planned, PlanQuery, RunQuery, Stats
 from aioflow_sqlite.rows import EVENT_COLUMNS, PLAN_COLUMNS, SELECT_RUNS
 

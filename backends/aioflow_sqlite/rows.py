@@ -6,7 +6,8 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Final
 
-from aioflow.model import EventRecord, Plan, Run
+from aioflow.model import Run
+from aioflow.plans import EventRecord, Plan
 
 RUN_COLUMNS: Final = ", ".join(Run._fields)
 SELECT_RUNS: Final = f"SELECT {RUN_COLUMNS} FROM runs"

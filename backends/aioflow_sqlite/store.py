@@ -11,18 +11,19 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import structlog
 from anyio import CancelScope
 
+from aioflow.changes import Change, Result
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import StoreError, StoreRefused, StoreUnavailable
-from aioflow.model import Deadline, EventRecord, Run, Signal, Transition
-from aioflow.store import Change, Claim, EventQuery, IdKind, Mail, Planned, PlanQuery, Result, RunQuery, Stats
+from aioflow.model import Deadline, Run, Signal, Transition
+from aioflow.plans import EventRecord
+from aioflow.store import Claim, EventQuery, IdKind, Mail, Planned, PlanQuery, RunQuery, Stats
 from aioflow_sqlite import batch, mailbox, ownership, questions
 from aioflow_sqlite.address import parse
 from aioflow_sqlite.connection import (
@@ -34,6 +35,7 @@ from aioflow_sqlite.connection import (
     snapshot,
     transaction,
 )
+from aioflow_sqlite.files import Files
 from aioflow_sqlite.lock import FileLock
 from aioflow_sqlite.rows import SELECT_RUNS
 from aioflow_sqlite.wal import Wal, weight
@@ -68,7 +70,7 @@ class SQLiteStore:
         self._lock = None if self._address.path is None else FileLock(Path(f"{self._address.path}.worker"))
         self._works = False
         self._told = False
-        self._files: list[_File] = []
+        self._files: Files | None = None
         self._wal: Wal | None = None
 
     @property
@@ -96,9 +98,9 @@ class SQLiteStore:
         try:
             self._writer = await connect(self._address, timeout, read_only=False, check=self._check_file)
             uuid = await self._writer.run(migrate)
-            self._files = [] if self._address.path is None else _files_of(self._address.path)
+            self._files = None if self._address.path is None else Files(self.name, self._address.path)
             in_memory = self._address.path is None
-            self._wal = None if in_memory else Wal(str(self._files[0].path))
+            self._wal = None if self._files is None else Wal(str(self._files.path))
             if in_memory:
                 self._reader = self._writer
             else:
@@ -266,7 +268,8 @@ class SQLiteStore:
         writer = self._writer
 
         def write(db: sqlite3.Connection) -> T:
-            self._check_files(db)
+            if self._files is not None:
+                self._files.check(db)
             result = function(db)
             if self._works and self._wal is not None and writer is not None:
                 self._keep_short(self._wal, writer, db, data)
@@ -284,23 +287,8 @@ class SQLiteStore:
             _log.warning("the WAL cannot be copied back, will try again", store=self.name, error=str(error))
 
     def _check_file(self) -> None:
-        """What is written to a file that has lost its name is gone when it is closed, whatever SQLite says."""
-        if self._files and _identity(self._files[0].path) != self._files[0].identity:
-            problem = "its file was deleted or replaced while it was open"
-            raise StoreUnavailable(self.name, problem, "Put the file back, or restart to begin with the one there.")
-
-    def _check_files(self, db: sqlite3.Connection) -> None:
-        """The same of the file and of those that belong to it."""
-        self._check_file()
-        lost = next((file for file in self._files[1:] if _identity(file.path) != file.identity), None)
-        if lost is None:
-            return
-        if _identity(lost.path) is None:
-            # As long as it is open SQLite has what was in it: here it is brought into the file that has a name.
-            with suppress(sqlite3.Error):
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        problem = f"{lost.path.name}, which belongs to its file, was deleted or replaced while it was open"
-        raise StoreUnavailable(self.name, problem, "Restart this process, and let nobody touch that file.")
+        if self._files is not None:
+            self._files.check_database()
 
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         return await self._run(self._reader, function)
@@ -326,26 +314,6 @@ class SQLiteStore:
         text = str(error)
         advice = next((words for sign, words in _ADVICE.items() if sign in text), "")
         return StoreUnavailable(self.name, text, advice)
-
-
-class _File(NamedTuple):
-    path: Path
-    identity: tuple[int, int] | None
-
-
-def _files_of(path: str) -> list[_File]:
-    """The file and those that SQLite keeps beside it, wherever the working directory will be, and which they are."""
-    file = Path(path).absolute()  # for SQLite alone it may be a file that is none
-    files = (_File(each, _identity(each)) for each in (file, Path(f"{file}-wal"), Path(f"{file}-shm")))
-    return [each for each in files if each.identity is not None]
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_dev, stat.st_ino
 
 
 _ADVICE = {

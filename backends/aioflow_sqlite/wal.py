@@ -11,7 +11,7 @@ import sqlite3
 import struct
 from collections.abc import Sequence
 
-from aioflow.store import Change, Move, Post, Start
+from aioflow.changes import Change, Move, Post, Start
 
 #: 16 MB: a busy page is copied less often.
 _PAGES = 4000

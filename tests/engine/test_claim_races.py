@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from aioflow import Engine, goto, sleep
+from aioflow.changes import Change, Move, Result
 from aioflow.clock import SECOND, Micros
 from aioflow.commands import Command
 from aioflow.errors import StoreUnavailable
-from aioflow.store import Change, Claim, Move, Result
+from aioflow.store import Claim
 from aioflow_memory import MemoryStore
 from tests.flows import PATIENCE, done, ended, flow
 from tests.support import wait_until

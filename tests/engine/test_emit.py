@@ -26,11 +26,12 @@ from aioflow import (
     wait,
     workflow,
 )
+from aioflow.changes import Change, Emit, Listen, Result
 from aioflow.clock import Micros
 from aioflow.commands import Command
-from aioflow.model import Listener
 from aioflow.outbox import MOST
-from aioflow.store import Change, Emit, EventQuery, Listen, Result
+from aioflow.plans import Listener
+from aioflow.store import EventQuery
 from aioflow_memory import MemoryStore
 from tests.engine.conftest import MakeEngine, ShiftedClock, run_of
 from tests.faulty import lost

@@ -11,9 +11,9 @@ import pytest
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from aioflow import Engine, WorkflowRun, complete, errors, get_context, goto, step, wait, workflow
+from aioflow.changes import Change, Move, Post, Result
 from aioflow.clock import Micros
 from aioflow.commands import Command
-from aioflow.store import Change, Move, Post, Result
 from aioflow_memory import MemoryStore
 from tests.engine.conftest import MakeEngine, kinds_of
 from tests.faulty import lost

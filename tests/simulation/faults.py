@@ -9,9 +9,9 @@ from contextvars import copy_context
 from random import Random
 from typing import Any, NamedTuple
 
+from aioflow.changes import Move
 from aioflow.clock import SECOND
 from aioflow.errors import StoreUnavailable
-from aioflow.store import Move
 from aioflow.testing.simloop import Process, SimLoop
 from tests.simulation.oracle import Oracle
 

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from aioflow.changes import Result
 from aioflow.model import Run, Signal
-from aioflow.store import Result
 
 LIVE = ("running", "waiting")
 

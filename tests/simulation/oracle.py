@@ -11,8 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+from aioflow.changes import Amend, Change, Mark, Move, Post, Result, Start
 from aioflow.model import Run, Transition
-from aioflow.store import Amend, Change, Claim, Mark, Move, Post, Result, Start
+from aioflow.store import Claim
 from tests.simulation.mailbox import LIVE, Mailbox, is_bad, token_of
 from tests.simulation.model import State, begun, follow
 from tests.simulation.program import Script

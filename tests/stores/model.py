@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from aioflow.changes import Amend, Change, Mark, Move, Post, Result, Start
 from aioflow.clock import SECOND
 from aioflow.model import Arm, Run, Signal, Transition
-from aioflow.store import Amend, Change, Mark, Move, Post, Result, RunQuery, Start, Stats
+from aioflow.store import RunQuery, Stats
 
 ENDED = {"completed", "failed", "cancelled"}
 HOUR = 3600 * SECOND

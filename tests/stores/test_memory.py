@@ -8,9 +8,10 @@ from uuid import UUID
 
 import pytest
 
+from aioflow.changes import Amend, Change, Start
 from aioflow.errors import StoreRefused
 from aioflow.model import Run
-from aioflow.store import Amend, Change, Start, Store
+from aioflow.store import Store
 from aioflow.testing import StoreConformance
 from aioflow.testing.conformance_samples import NOW, a_run, a_sleeper, a_transition, log, moving, put, row, starting
 from aioflow_memory import MemoryStore

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from aioflow.changes import Change, Emit, Listen, Occur, Post, Replan, Withdraw
 from aioflow.clock import SECOND
 from aioflow.model import Signal
-from aioflow.store import Change, Emit, EventQuery, Listen, Occur, PlanQuery, Post, Replan, Withdraw
+from aioflow.store import EventQuery, PlanQuery
 from aioflow.testing.conformance_samples import (
     NOW,
     a_listener,

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from aioflow.changes import Change, Post
 from aioflow.model import Run, Transition
-from aioflow.store import Change, Post, RunQuery
+from aioflow.store import RunQuery
 from aioflow.testing.conformance_samples import (
     NOW,
     a_run,

@@ -30,11 +30,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from aioflow.changes import Amend, Change, Mark, Move, Post, Result, Start
 from aioflow.clock import SECOND
 from aioflow.discovery import find_store
 from aioflow.errors import StoreRefused
 from aioflow.model import Deadline, Run
-from aioflow.store import Amend, Change, Mark, Move, Post, Result, RunQuery, Start, Store
+from aioflow.store import RunQuery, Store
 from aioflow.testing.conformance_samples import NOW, a_run, a_signal, a_transition, arms, cancelling, hopping, moving
 from tests.flows import STORES
 from tests.stores.model import ENDED, HOUR, WEEK, Model

@@ -1,0 +1,108 @@
+"""The records of events: what happens in the user's world, what is planned because of it, and who listens."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from aioflow.clock import Micros
+from aioflow.model import Signal
+
+#: What the Context of a run that goes on with an event has of it.
+ABOUT_EVENT: Final = ("event_id", "event_name", "entity_id")
+
+
+class EventRecord(NamedTuple):
+    """One event, as it is stored."""
+
+    id: int
+    #: The caller's own name for it, or one that was made for it: unique in the store.
+    event_id: str
+    name: str
+    namespace: str
+    entity_id: str | None
+    #: The name of the entity's type in the registry of entity types; None for a mapping, or for no entity.
+    entity_type: str | None
+    #: The entity as JSON.
+    entity: str | None
+    #: When it occurs, or has.
+    at: Micros
+    #: From 1: rises whenever the event is replaced.
+    occurrence: int
+    status: str
+    #: The id that its copies have in the mailbox, a signal's: one for each occurrence.
+    mail_id: int
+    recorded_at: Micros
+    #: When this occurrence was committed as having occurred.
+    occurred_at: Micros | None
+
+    @property
+    def payload(self) -> str:
+        """What a run that waits for it is told: a JSON object."""
+        told = {
+            "event_id": self.event_id,
+            "event_name": self.name,
+            "entity_id": self.entity_id,
+            "namespace": self.namespace,
+            "at": self.at,
+            "occurrence": self.occurrence,
+            "recorded_at": self.recorded_at,
+            "status": self.status,
+            "occurred_at": self.occurred_at,
+            "entity_type": self.entity_type,
+        }
+        return f'{json.dumps(told)[:-1]}, "entity": {self.entity or "null"}}}'
+
+    def copy_for(self, run_id: int) -> Signal:
+        """What the mailbox gets for a run that waits for this event, once it has occurred."""
+        return Signal(
+            id=self.mail_id,
+            run_id=run_id,
+            name=self.name,
+            key=self.entity_id,
+            payload=self.payload,
+            message=0,
+            broadcast=1,
+            signal_id=None,
+            sent_at=self.at if self.occurred_at is None else self.occurred_at,
+            expires_at=None,
+            event=self.id,
+        )
+
+
+class EventStatus(StrEnum):
+    """Where an event stands."""
+
+    PENDING = "pending"
+    OCCURRED = "occurred"
+    CANCELLED = "cancelled"
+
+
+class Plan(NamedTuple):
+    """What is to happen at an instant because of an event: the event itself, or the start of a run."""
+
+    #: Given by the store.
+    id: int
+    due: Micros
+    #: The ``EventRecord.id``.
+    event: int
+    occurrence: int
+    #: The workflow to start; "" for the event's own occurring.
+    workflow: str
+    #: Of a start: how long after the event's ``at`` it is planned; negative: before.
+    offset: Micros
+    #: How often the start has failed.
+    attempts: int
+    #: Why, the last time.
+    error: str | None
+
+
+class Listener(NamedTuple):
+    """That a workflow starts from events: one row of what workers tell the store."""
+
+    workflow: str
+    event_name: str
+    #: "*" takes every namespace, any other only its own.
+    namespace: str
+    offset: Micros
