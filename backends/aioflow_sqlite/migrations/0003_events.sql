@@ -1,6 +1,6 @@
 -- Events, what is planned because of them, who starts from them, and which of them runs have taken.
 
--- The columns stand in the order of aioflow.model.EventRecord.
+-- The columns stand in the order of aioflow.plans.EventRecord.
 CREATE TABLE events (
     id INTEGER PRIMARY KEY,
     event_id TEXT NOT NULL UNIQUE,
@@ -19,7 +19,7 @@ CREATE TABLE events (
 CREATE INDEX events_entity ON events (name, entity_id, occurred_at);
 CREATE INDEX events_status ON events (status, at);
 
--- The columns stand in the order of aioflow.model.Plan. Ids come from the table of ids: they never name another plan.
+-- The columns stand in the order of aioflow.plans.Plan. Ids come from the table of ids: they never name another plan.
 CREATE TABLE plans (
     id INTEGER PRIMARY KEY,
     due INTEGER NOT NULL,
@@ -34,7 +34,7 @@ CREATE TABLE plans (
 CREATE INDEX plans_due ON plans (due, id, attempts);
 CREATE INDEX plans_failing ON plans (id) WHERE attempts > 0;
 
--- The columns stand in the order of aioflow.model.Listener.
+-- The columns stand in the order of aioflow.plans.Listener.
 CREATE TABLE listeners (
     workflow TEXT NOT NULL,
     event_name TEXT NOT NULL,
