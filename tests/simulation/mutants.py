@@ -80,6 +80,7 @@ def _users(name: str, function: Any) -> list[Any]:
 
 
 _WORKER, _SCHEDULER, _DELIVERY = "aioflow.worker", "aioflow.scheduler", "aioflow.delivery"
+_LOOP, _JUDGE = "aioflow.dueloop", "aioflow_memory.judge"
 _COMMITTER, _ACTIVATION, _EXECUTOR = "aioflow.committer", "aioflow.activation", "aioflow.executor"
 _DECIDING, _OUTSIDE, _SIGNALS, _RUNTIME = (
     "aioflow.transitions",
@@ -92,19 +93,19 @@ _BATCH = "aioflow_sqlite.batch"
 
 MUTANTS = [
     # ---- guards
-    Mutant("skip the fence", _STORE, "MemoryStore._judge_move",
+    Mutant("skip the fence", _JUDGE, "Judge._judge_move",
            "(was.seq, was.fence) != (change.seq, change.fence)", "was.seq != change.seq", seed=5),
-    Mutant("skip seq", _STORE, "MemoryStore._judge_move",
+    Mutant("skip seq", _JUDGE, "Judge._judge_move",
            "(was.seq, was.fence) != (change.seq, change.fence)", "was.fence != change.fence", seed=12),
-    Mutant("do not know what was applied", _STORE, "MemoryStore._offered",
+    Mutant("do not know what was applied", _JUDGE, "Judge._offered",
            "transition.commit_id for row in rows", "-1 for row in rows", seed=19),
     Mutant("one stale change sinks its batch", _STORE, "MemoryStore.apply",
            "    except BaseException:",
            "        assert all(result.outcome != 'stale' for result in results)\n    except AssertionError:\n"
-           "        for write in reversed(done):\n            self._rows.undo(write)\n"
-           "        self._rows.mailbox.undo()\n        return [Result('stale') for _ in changes]\n"
+           "        judge.undo()\n"
+           "        return [Result('stale') for _ in changes]\n"
            "    except BaseException:", seed=2),
-    Mutant("a key names a second run", _STORE, "MemoryStore._judge_start",
+    Mutant("a key names a second run", _JUDGE, "Judge._judge_start",
            "not _may_follow(holder, change.reuse)", "False"),
     # ---- what a lost reply means
     Mutant("treat unknown as failed", _COMMITTER, "Committer._offer",
@@ -145,11 +146,11 @@ MUTANTS = [
            "            waking.append(self._committer.submit(again))\n"),
     Mutant("lose the timer at refill", _TIMERS, "Timers.refill", "self._heap.extend(entries)", "self._heap.extend(entries[1:])",
            tests="tests/test_timers.py"),
-    Mutant("read before the edge is raised", _SCHEDULER, "Scheduler._refill",
+    Mutant("read before the edge is raised", _LOOP, "DueLoop._refill",
            "    old, new = self._timers.raise_edge(now)\n    try:\n"
-           "        self._timers.refill(await self._store.due(old, new, self._timers.limit, now))\n",
+           "        self._timers.refill(await self._store.due(old, new, self._timers.limit, now, self._of))\n",
            "    old = self._timers.edge\n"
-           "    found = await self._store.due(old, (now + 600_000_000, 1 << 62), self._timers.limit, now)\n"
+           "    found = await self._store.due(old, (now + 600_000_000, 1 << 62), self._timers.limit, now, self._of)\n"
            "    try:\n        self._timers.raise_edge(now)\n        self._timers.refill(found)\n",
            tests="tests/simulation/test_refill.py"),
     Mutant("do not arm what parks", _WORKER, "Worker.follow", "self.scheduler.arm(run)", "pass", seed=4),
@@ -157,7 +158,7 @@ MUTANTS = [
            "    if not self._offered:\n        self._wake.set()\n    return future",
            "    if isinstance(change, Move):\n        self._on_commit(change, Result('applied', change.run))\n"
            "    if not self._offered:\n        self._wake.set()\n    return future"),
-    Mutant("nobody scans for the overdue", _SCHEDULER, "Scheduler.scan", "for deadline in new:", "for deadline in ():", seed=2),
+    Mutant("nobody scans for the overdue", _LOOP, "DueLoop.scan", "for deadline in new:", "for deadline in ():", seed=2),
     # ---- steps
     Mutant("keep a failed attempt's Context", _EXECUTOR, "Executor.run",
            "return Ran(Raised(error), None, duration)\n    try",
@@ -173,14 +174,14 @@ MUTANTS = [
     # ---- signals
     Mutant("drop the mailbox check after a wait", _RUNTIME, "Engine._committed", "if result.mail:", "if False:", seed=76),
     Mutant("a timeout beats an earlier signal", _OUTSIDE, "wake",
-           'unless_mail=run.waiting_for == "signal"', "unless_mail=False", seed=5),
+           "unless_mail=run.arms is not None", "unless_mail=False", seed=5),
     Mutant("a signal beats an earlier timeout", _SIGNALS, "arm_for",
            "if run.wake_at is not None and min(signal.sent_at, now) > run.wake_at:", "if False:", seed=30),
     Mutant("a signal given straight overtakes the mailbox", _DELIVERY, "Delivery.straight",
            "takes=(), unless_mail=True", "takes=(), unless_mail=False", seed=6),
-    Mutant("take the signal outside of the transition", _STORE, "MemoryStore._judge_move",
+    Mutant("take the signal outside of the transition", _JUDGE, "Judge._judge_move",
            "    offered = self._offered(run.id, transition)\n",
-           "    for taken in change.takes:\n        mailbox.take(run.id, (taken,), now, rejects=False)\n"
+           "    for taken in change.takes:\n        mailbox.take(run.id, (taken,), self._now, rejects=False)\n"
            "    change = change._replace(takes=())\n    offered = self._offered(run.id, transition)\n", seed=71),
     Mutant("take it twice", _MAILBOX, "Mailbox.take", "taken_at=now, taken_by=run_id", "taken_by=run_id"),
     Mutant("take the newest first", _MAILBOX, "Mailbox.of", "key=lambda signal: (signal.sent_at, signal.id)",

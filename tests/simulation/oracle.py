@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from aioflow.changes import Amend, Change, Mark, Move, Post, Result, Start
+from aioflow.changes import Amend, Change, Listen, Mark, Move, Post, Result, Start
 from aioflow.model import Run, Transition
 from aioflow.store import Claim
 from tests.simulation.mailbox import LIVE, Mailbox, is_bad, token_of
@@ -115,6 +115,10 @@ class Oracle:
                     self.rows[run_id] = row._replace(marked=1)
             case Amend():
                 self._amended(change, result)
+            case Listen(_, listeners):
+                assert not listeners  # no script is started by an event
+            case _:
+                raise NotImplementedError(f"events are not modelled: {change}")
 
     def _started(self, change: Start, result: Result) -> None:
         run = change.run
@@ -386,7 +390,7 @@ def _run_id(change: Change) -> int | None:
     match change:
         case Move(run=run) | Start(run=run):
             return run.id
-        case Post():
-            return None
+        case Mark(run_id=run_id) | Amend(run_id=run_id):
+            return run_id
         case _:
-            return change.run_id
+            return None

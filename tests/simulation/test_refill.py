@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -25,10 +25,15 @@ class SlowDue(MemoryStore):
         self.under_way = 0
 
     async def due(
-        self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
+        self,
+        after: tuple[Micros, int],
+        until: tuple[Micros, int],
+        limit: int,
+        now: Micros,
+        of: Literal["run", "plan"] = "run",
     ) -> list[Deadline]:
-        found = await super().due(after, until, limit, now)
-        if until[0] < now + 100 * SECOND:
+        found = await super().due(after, until, limit, now, of)
+        if of == "plan" or until[0] < now + 100 * SECOND:
             return found
         self.under_way += 1
         await self.loop.pause(0.02)
