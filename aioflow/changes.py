@@ -101,8 +101,11 @@ class Emit(NamedTuple):
     Then each Listener to its name and namespace gets a plan, due at ``event.at`` plus the offset. If ``event.at`` is past
     or now, it occurs, else it is "pending" and its occurring is a plan, too.
 
-    To occur is: ``status`` "occurred", ``occurred_at`` now; and the mailbox gets a copy, as of a broadcast, for each run
-    that now waits with an "event" arm of this name whose key is None or the event's entity_id.
+    To occur is: ``status`` "occurred", ``occurred_at`` now; and the mailbox gets a copy (``EventRecord.copy_for``), as of a
+    broadcast, for each run that now waits with an "event" arm of this name whose key is None or the event's entity_id,
+    and has not taken this occurrence: one that was started by it does not hear of it.
+
+    A plan's id is never another's. Of several Listeners of one workflow and offset that it fits, there is one plan.
     """
 
     event: EventRecord
@@ -110,7 +113,9 @@ class Emit(NamedTuple):
 
 
 class Occur(NamedTuple):
-    """The plan (its id) of an event's occurring is due: it occurs, see Emit. Stale if there is no such plan any more."""
+    """The plan (its id) of an event's occurring is due: it occurs, see Emit. Stale if there is no such plan any more: by
+    an earlier offer, or somebody else; or if it is a start's.
+    """
 
     plan: int
     event_id: str
@@ -125,8 +130,9 @@ class Withdraw(NamedTuple):
 
 
 class Replan(NamedTuple):
-    """Replace a plan that still is as ``plan``, but for ``due``, ``attempts`` and ``error``; with ``due`` None take it
-    away. Stale if it is gone, or has other attempts.
+    """A start has failed: replace the plan's ``due`` and ``error``, and add one to its ``attempts``; with ``due`` None
+    take it away. Stale if it is gone, or has other attempts than ``plan``; one that this very change has replaced is
+    "applied" again.
     """
 
     plan: Plan
@@ -152,9 +158,9 @@ class Result(NamedTuple):
     - "stale": a guard did not hold, nothing was changed; ``run`` is the row as it stands, None if there is none.
 
     ``transition``: the history row that an applied Amend wrote; None for every other change, which brought its own.
-    ``mail``: of a Move: the mailbox holds a signal for the run, which waits; of a Post that "exists": nobody has taken
-    it yet. ``run_ids``: of an applied Post: waiting runs that may take it (of those with the key, the oldest waits, as
-    many as the mailbox has signals of this name and key); of one that "exists": who has taken it; of an event that has
+    ``mail``: of a Start or Move: the mailbox holds a signal for the run, which waits; of a Post that "exists": nobody has
+    taken it yet. ``run_ids``: of an applied Post: waiting runs that may take it (of those with the key, the oldest waits,
+    as many as the mailbox has signals of this name and key); of one that "exists": who has taken it; of an event that has
     occurred by this change: the runs that it has mail for. ``also``: what became of the Move's ``also``, in order, when
     this offer applied it. ``event``: of Emit, Occur and Withdraw: the event as it stands, if there is one. ``plans``: of an
     Emit and a Replan: when its plans are due (id, due, attempts), if this offer made them; after another offer, none.

@@ -182,7 +182,10 @@ class Store(Protocol):
         taken by the run before; the result says ``mail``. A copy that is taken, also to be rejected, is remembered for as
         long as the run is.
 
-        One Emit, Occur or Withdraw of an event is in a batch, and one change of a plan.
+        One Emit, Occur or Withdraw of an event is in a batch, and one change of a plan. What listens, and what is
+        planned, is as the changes before it in the batch leave it. Whether a run whose wait begins or ends in the batch
+        hears what occurs in it is open, but with a key it is told in either order; an Emit in a Move's ``also`` comes
+        after the move.
 
         The same changes may be offered again after an unknown outcome. A Start whose run id is in the store with its
         commit_id in history row 1, and a Move or Amend that finds its commit_id in a history row of the run (a Move:

@@ -205,8 +205,8 @@ class Model:
             if signal.name in [arm.name for arm in self.arms(run_id)]:
                 copy = signal._replace(run_id=run_id, broadcast=1, signal_id=None)
                 self.kept.append(Kept(copy, None))
-        if signal.signal_id is not None:
-            self.kept.append(Kept(signal, signal.signal_id, taken_at=now))
+        # Known as sent, whoever was there to hear it, and be it only for as long as the Post may be offered again.
+        self.kept.append(Kept(signal, signal.signal_id, taken_at=now))
         return Result("applied")
 
     def _move(self, move: Move, now: int) -> Result:
