@@ -8,8 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from aioflow.changes import Change, Emit, Listen, Occur, Replan, Result, Withdraw
 from aioflow.model import Run
-from aioflow.store import Change, Emit, EventQuery, Listen, Occur, PlanQuery, Replan, Result, Store, Withdraw
+from aioflow.store import EventQuery, PlanQuery, Store
 from aioflow.testing.conformance_samples import (
     NOW,
     a_listener,
@@ -61,7 +62,7 @@ class Chooser:
                 if mine and rng.random() < 0.5:
                     plan = rng.choice(mine)
                     if not plan.workflow:
-                        changes.append(Occur(plan.id))
+                        changes.append(Occur(plan.id, f"event-{event}"))
                     elif rng.random() < 0.3:
                         changes.append(Replan(plan, rng.choice([None, now + 50]), "no"))
                     else:
