@@ -137,7 +137,7 @@ ASKED: dict[str, Callable[[sqlite3.Connection], object]] = {
     "emit for later": _applied(Emit(an_event(90_001, at=NOW + 5))),
     "emit and replace": _applied(Emit(an_event(90_001, event_id=f"event-{CROWD + 3}"), replace=True)),
     "withdraw": _applied(Withdraw(f"event-{CROWD + 3}")),
-    "occur": _of_plan(Occur, CROWD + 3, ""),
+    "occur": _of_plan(lambda plan: Occur(plan, "e"), CROWD + 3, ""),
     "start": _of_plan(lambda plan: starting(a_run(7_000))._replace(plan=plan), CROWD + 1, "order"),
     "replan": _replan,
     "listen": _applied(Listen(("order",), (a_listener(),))),
@@ -193,7 +193,7 @@ def test_ten_thousand_events_of_one_instant_occur_in_batches(db: sqlite3.Connect
     for start in range(0, 10_000, 500):
         steps: list[int] = []
         db.set_progress_handler(lambda steps=steps: steps.append(1), 1_000)  # type: ignore[misc]
-        _applied(*map(Occur, due[start : start + 500]))(db)
+        _applied(*(Occur(plan, f"of {plan}") for plan in due[start : start + 500]))(db)
         db.set_progress_handler(None, 0)
         costs.append(len(steps))
     sys.stdout.write(f"thousands of steps in each batch of 500: {costs}\n")
