@@ -87,6 +87,29 @@ LINES = {
         ],
     ],
     "10_testing.py": [[r".*::test_a_step_alone PASSED.*", r"=* 6 passed in .*"]],
+    "11_appointments.py": [
+        [
+            "To ann: your massage is in 24 h, at 10:00",
+            "To ann: your massage is in 1 h, at 10:00",
+            r"To ann: how was your massage\?",
+            "ann: occurred, 3 mails",
+        ],
+        [
+            "To bob: your massage is in 24 h, at 11:00",
+            "Bob has moved his by two days.",
+            "To bob: your massage is in 24 h, at 11:00",
+            "To bob: your massage is in 1 h, at 11:00",
+            r"To bob: how was your massage\?",
+            "bob: occurred, 4 mails",
+        ],
+        ["To eve: your massage is in 24 h, at 12:00", "Eve has cancelled hers.", "eve: cancelled, 1 mails"],
+    ],
+    "12_payment.py": [
+        ["book: reserved", "book: shipped, paid by card", "book: completed, thanks"],
+        ["piano: reserved", "piano: shipped, paid by invoice", "piano: completed, thanks"],
+        ["lamp: reserved", "lamp: failed, cancelled"],
+        ["vase: reserved", "vase: failed, never paid"],
+    ],
 }
 #: They keep a database in the reader's folder.
 CONTINUED = ["01_hello.py"]
