@@ -83,14 +83,14 @@ class Planner(DueLoop):
     def _room(self) -> int:
         return _MOST - len(self._firing)
 
-    async def listen(self) -> None:
-        """Tell the store what the workflows that are known here listen to, if that has changed."""
+    async def listen(self, patience: Micros | None = None) -> None:
+        """Tell the store what the workflows that are known here listen to, if that has changed. See Committer.submit."""
         generation = self._registry.generation
         if self._told == generation:
             return
         names, heard = listeners(self._registry)
         if names:
-            await self._committer.commit(Listen(names, heard))
+            await self._committer.commit(Listen(names, heard), patience)
         self._told = generation
 
     async def stop(self, patience: float) -> None:

@@ -18,6 +18,7 @@ from aioflow import (
     StartOptions,
     complete,
     errors,
+    event_workflow,
     fail,
     get_run,
     goto,
@@ -211,6 +212,20 @@ async def test_emitting_plans_the_starts(make_engine: MakeEngine, clock: Shifted
         assert await planned(engine) == 2
         assert await engine.cancel_event("e") is True
         assert await planned(engine) == 0
+
+
+async def test_a_workflow_defined_while_the_engine_works(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """An event that is emitted right after its workflow was defined starts it: no look at the registry is waited for."""
+    async with make_engine() as engine:
+
+        @event_workflow("emit.defined-late", name="emit-defined-late")
+        class Late:
+            @step(start=True)
+            async def begin(self) -> Command:
+                return complete()
+
+        await engine.emit("emit.defined-late", at=clock.now() + timedelta(days=1))
+        assert await planned(engine) == 1
 
 
 # ---- cancel_event
