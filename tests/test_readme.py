@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+
+from aioflow.testing import TimeMachine
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,3 +60,26 @@ def test_its_code_compiles() -> None:
     """Every Python block is valid, at least inside a coroutine."""
     for block in blocks("python")[1:]:
         compile("async def main():\n" + "".join(f"    {line}\n" for line in block.splitlines()), "README.md", "exec")
+
+
+async def test_its_code_of_events_runs(
+    flow: TimeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does what its comments say: the deposit is paid, the reminders go out before the visit, and not after a cancel."""
+    (events,) = [block for block in blocks("python") if "@event_workflow" in block]
+    imports = "from datetime import *\nfrom pydantic import BaseModel\nfrom aioflow import *\n"
+    program, cancel = events.rstrip().rsplit("\n", 1)
+    assert cancel.startswith('await engine.cancel_event("visit-7", runs=True)')
+    lines = "".join(f"    {line}\n" for line in program.splitlines())
+    (tmp_path / "readme_events.py").write_text(f"{imports}\nasync def main(engine):\n{lines}    return at\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    at = await importlib.import_module("readme_events").main(flow)
+    await flow.settle()
+    (deposit,) = await flow.runs(event_id="booked-7")
+    assert (deposit.status, deposit.data["entity_id"], deposit.data["amount"]) == ("completed", "7", 20)
+    assert capsys.readouterr().out == ""
+    await flow.advance(at + timedelta(days=1, minutes=1) - flow.now)
+    assert capsys.readouterr().out == f"To ann@example.com: you are expected at {at:%H:%M}\n"
+    assert await flow.cancel_event("visit-7", runs=True)
+    await flow.advance(days=2)
+    assert capsys.readouterr().out == ""
