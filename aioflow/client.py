@@ -41,7 +41,11 @@ class Stats:
         overdue: waiting runs whose deadline is past.
         mailbox: signals that nobody has taken yet.
         expired_signals: signals that nobody took in their time, as this engine has noticed since it was opened.
-        lag: how long the earliest of those has been due; zero if none is.
+        events: status -> number of events.
+        planned: starts that events have planned and that are not made yet.
+        failing: those of them whose create_context or should_run_for_event raised the last time. They are tried again;
+            the log says why.
+        lag: how long the earliest of the overdue runs has been due; zero if none is.
         running_here: runs that this engine executes now.
         bytes: the size of the store, None where it has none.
     """
@@ -53,6 +57,9 @@ class Stats:
     overdue: int
     mailbox: int
     expired_signals: int
+    events: Mapping[str, int]
+    planned: int
+    failing: int
     lag: timedelta
     running_here: int
     bytes: int | None
@@ -301,6 +308,9 @@ class Client:
             overdue=found.overdue,
             mailbox=found.mailbox,
             expired_signals=parts.delivery.expired,
+            events=found.events,
+            planned=found.planned,
+            failing=found.failing,
             lag=timedelta(microseconds=lag),
             running_here=parts.running(),
             bytes=found.bytes,

@@ -66,8 +66,6 @@ class Emitting(Sending):
         """
         parts = self._open_for("emit()")
         asked = draft(name, entity, entity_id=entity_id, at=at, namespace=namespace, event_id=event_id, replace=replace)
-        if parts.planner.working:
-            await parts.planner.listen(PATIENCE)  # a workflow may have been defined since this worker looked
         result = await parts.committer.submit(await parts.office.emit_of(asked, PATIENCE), PATIENCE)
         assert result.event is not None
         return shown(result.event)

@@ -110,6 +110,7 @@ class Office:
     """Makes changes of what is to be started, sent and emitted, by a caller or by a step.
 
     The mutable state: the instant of the last signal, and whether it is closed, so that a store is asked but once.
+    ``listen`` tells the store what the workflows of this process listen to, if it is one that works.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class Office:
         self.signal_ids = signal_ids
         self.event_ids = Ids(store, clock, "event", block=500)
         self.commit_ids = commit_ids
+        self.listen: Callable[[Micros | None], Awaitable[None]] | None = None
         self._last_sent: Micros = 0
         self.closed = False
 
@@ -219,6 +221,8 @@ class Office:
 
     async def emit_of(self, asked: EventDraft, patience: Micros | None = None) -> Emit:
         """The change that emits an event. ``patience``: see ``ask``."""
+        if self.listen is not None:  # workflows may have been defined just now: they hear this one already
+            await self.listen(patience)
         id_ = await self._take(self.event_ids, patience)
         mail_id = await self._take(self.signal_ids, patience)
         # Made of what is unique in the store, and of the store's own id: no caller gives the same by accident.

@@ -154,6 +154,8 @@ class Engine(Calls):
         planner = self._planner = worker.planner = Planner(
             store, clock, Timers(), committer=committer, registry=known, slots=worker, office=office, commit_ids=ids
         )
+        if self._works:
+            office.listen = planner.listen
         parts = Parts(
             store=store,
             clock=clock,

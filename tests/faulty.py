@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from aioflow.changes import Amend, Change, Mark, Post, Result
+from aioflow.changes import Amend, Change, Mark, Move, Post, Result, Start
 from aioflow.clock import Clock, Micros
 from aioflow.errors import StoreRefused, StoreUnavailable
 from aioflow.model import Deadline, Run, Signal, Transition
@@ -49,10 +49,12 @@ def lost(when: str) -> StoreUnavailable:
 
 
 def run_id_of(change: Change) -> int:
-    """The run that a change is about."""
+    """The run that a change is about, 0 if it is about none."""
     if isinstance(change, Post):
         return change.signal.run_id
-    return change.run_id if isinstance(change, Mark | Amend) else change.run.id
+    if isinstance(change, Start | Move):
+        return change.run.id
+    return change.run_id if isinstance(change, Mark | Amend) else 0
 
 
 class FaultyStore:
@@ -149,9 +151,14 @@ class FaultyStore:
         return await self.store.history(run_id, after, limit, now)
 
     async def due(
-        self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
+        self,
+        after: tuple[Micros, int],
+        until: tuple[Micros, int],
+        limit: int,
+        now: Micros,
+        of: Literal["run", "plan"] = "run",
     ) -> list[Deadline]:
-        return await self.store.due(after, until, limit, now)
+        return await self.store.due(after, until, limit, now, of)
 
     async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
         return await self.store.mail(run_ids, limit, now)

@@ -38,6 +38,7 @@ PUBLIC = {
     "sleep",
     "step",
     "wait",
+    "wait_for_event",
     "workflow",
 }
 

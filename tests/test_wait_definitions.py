@@ -562,7 +562,7 @@ def test_waits_are_known_under_any_name(number: int) -> None:
                 or af.on("x", then=self.s4)
                 or any_of(on("x", then=self.second), timeout=DAY, on_timeout=self.s5)
                 or for_signal("x", then=self.s6)
-                or aioflow.commands.wait.for_signal("x", then=self.s7)
+                or aioflow.waits.wait.for_signal("x", then=self.s7)
             )
 
     written = ["wait.for_signal(then=)", "wait.any(on_timeout=)", "wait.for_signal(then=)", "on(then=)", "on(then=)",

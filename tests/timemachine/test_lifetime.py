@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from pydantic import BaseModel
@@ -198,12 +199,17 @@ async def test_store_that_does_not_answer_is_asked_again() -> None:
         moods = 0
 
         async def due(
-            self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int, now: Micros
+            self,
+            after: tuple[Micros, int],
+            until: tuple[Micros, int],
+            limit: int,
+            now: Micros,
+            of: Literal["run", "plan"] = "run",
         ) -> list[Deadline]:
             if limit == 1 and self.moods:  # asked by the machine, not by its scheduler
                 self.moods -= 1
                 raise StoreUnavailable(self.name, "it is moody")
-            return await super().due(after, until, limit, now)
+            return await super().due(after, until, limit, now, of)
 
     store = Moody()
     async with TimeMachine(store) as flow:
