@@ -357,3 +357,10 @@ def test_a_context_that_nobody_validated_is_refused_with_the_words_of_the_valida
     codec = codec_of(Total)
     with pytest.raises(Unstorable, match="it does not read back: total: Input should be a valid integer"):
         codec.adopt(Total.model_construct(total="many"))
+
+
+@pytest.mark.parametrize(("extra", "more"), [("allow", True), ("ignore", True), ("forbid", False), (None, True)])
+def test_what_a_context_does_with_more(extra: Any, more: bool) -> None:
+    """Only a Context that forbids undeclared names cannot be told of them."""
+    config = ConfigDict() if extra is None else ConfigDict(extra=extra)
+    assert codec_of(type("Told", (BaseModel,), {"model_config": config})).takes_more is more

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from aioflow import Engine, StartOptions, complete, sleep, step, workflow
-from aioflow.changes import Change, Move, Post, Result, Start
+from aioflow.changes import Change, Emit, Listen, Move, Occur, Post, Replan, Result, Start, Withdraw
 from aioflow.clock import SECOND, Micros
 from aioflow.commands import Command
 from aioflow.committer import Committer
@@ -29,16 +29,20 @@ from aioflow.context import CurrentRun, _current
 from aioflow.errors import EngineClosed, InternalError, StoreRefused, StoreUnavailable
 from aioflow.ids import Ids, commit_ids
 from aioflow.model import Run
+from aioflow.plans import Plan
 from aioflow.testing.conformance_samples import (
+    a_listener,
     a_run,
     a_signal,
     a_sleeper,
     an_ended,
+    an_event,
     cancelling,
     hopping,
     log,
     marking,
     moving,
+    plans,
     row,
     starting,
 )
@@ -130,6 +134,21 @@ async def test_signals_are_batched_by_their_id(desk: Desk) -> None:
     assert [(await future).outcome for future in told] == ["applied", "applied", "exists", "applied", "applied"]
     assert [len(offer) for offer in desk.store.offers] == [1, 2, 3]
     assert await wait_until(lambda: desk.committer.idle)
+
+
+async def test_events_are_batched_by_their_id(desk: Desk) -> None:
+    """A batch has one change of an event and of a plan; who listens is told of before what is emitted with it."""
+    later = an_event(1, at=NOW + SECOND)
+    with desk.store.held():
+        await desk.busy()
+        told = desk.submit(
+            Emit(later), Listen(("order",), (a_listener(),)), Withdraw(later.event_id), Emit(an_event(2)),
+            Replan(Plan(77, NOW, 2, 1, "order", 0, 0, None), None), Occur(77, "event-2"), starting(a_run(1)),
+        )  # fmt: skip
+    assert [(await future).outcome for future in told] == ["applied"] * 4 + ["stale", "stale", "applied"]
+    kinds = [[type(change) for change in offer] for offer in desk.store.offers]
+    assert kinds == [[Start], [Listen, Emit], [Withdraw, Emit, Replan], [Occur, Start]]
+    assert [plan.workflow for plan in await plans(desk.store)] == ["order"]
 
 
 async def test_a_change_is_committed(desk: Desk) -> None:
