@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel, ConfigDict
@@ -46,7 +47,9 @@ class Path(BaseModel):
     entity_id: str | None = None
 
 
-def listener(name: str, told: list[Event] | None = None, *, event: str = "visit", body: Any = None, **how: Any) -> type:
+def listener(
+    name: str, told: list[Event] | None = None, *, event: str = "ev-visit", body: Any = None, **how: Any
+) -> type:
     """A workflow that events start: it completes, and ``told`` has each event that it was given."""
 
     async def begin(self: object, event: Event) -> Command:
@@ -95,13 +98,13 @@ async def test_all_who_listen_start(make_engine: MakeEngine) -> None:
     told: list[Event] = []
     flows = [listener("ev-one", told), listener("ev-two", told), listener("ev-other", told, event="other")]
     async with make_engine(*flows) as engine:
-        event = await engine.emit("visit", {"id": 7, "who": "Ann"}, event_id="e")
+        event = await engine.emit("ev-visit", {"id": 7, "who": "Ann"}, event_id="e")
         runs = await started(engine, "e", 2)
         assert sorted(run.workflow for run in runs) == ["ev-one", "ev-two"]
         assert told == [event, event]
         assert {run.event_id for run in runs} == {"e"}
         for run in runs:
-            assert _told(run) == ("e", "visit", "7")
+            assert _told(run) == ("e", "ev-visit", "7")
 
 
 async def test_namespaces(make_engine: MakeEngine) -> None:
@@ -110,7 +113,7 @@ async def test_namespaces(make_engine: MakeEngine) -> None:
     async with make_engine(*flows) as engine:
         found = {}
         for namespace, count in (("*", 1), ("north", 2), ("west", 1)):
-            await engine.emit("visit", namespace=namespace, event_id=namespace)
+            await engine.emit("ev-visit", namespace=namespace, event_id=namespace)
             found[namespace] = sorted(run.workflow for run in await started(engine, namespace, count))
         assert found == {"*": ["ev-all"], "north": ["ev-all", "ev-north"], "west": ["ev-all"]}
         await nothing_planned(engine)
@@ -125,7 +128,9 @@ async def test_one_run_for_each_occurrence_and_offset(make_engine: MakeEngine) -
         for occurrence in (1, 2):
             await asyncio.gather(
                 *(
-                    one.emit("visit", event_id=f"e{number}", replace=occurrence == 2 and again == 0 and one is client)
+                    one.emit(
+                        "ev-visit", event_id=f"e{number}", replace=occurrence == 2 and again == 0 and one is client
+                    )
                     for number in range(20)
                     for again in range(5)
                     for one in (client, engine)
@@ -141,7 +146,7 @@ async def test_one_run_for_each_occurrence_and_offset(make_engine: MakeEngine) -
 async def test_an_offset_after_the_event(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """A start that is planned for later is made then, and not before."""
     async with make_engine(listener("ev-after", offset_minutes=30)) as engine:
-        await engine.emit("visit", event_id="e")
+        await engine.emit("ev-visit", event_id="e")
         assert await engine.process_scheduled() == 0
         clock.shift(29 * MINUTE)
         assert (await engine.process_scheduled(), await engine.count()) == (0, 0)
@@ -168,8 +173,8 @@ async def test_a_workflow_may_decline(make_engine: MakeEngine, later: bool) -> N
 
     body = {"should_run_for_event": classmethod(says_later if later else says), "create_context": classmethod(create)}
     async with make_engine(listener("ev-choosy", body=body)) as engine:
-        await engine.emit("visit", {"wanted": False}, event_id="no")
-        await engine.emit("visit", {"wanted": True}, event_id="yes")
+        await engine.emit("ev-visit", {"wanted": False}, event_id="no")
+        await engine.emit("ev-visit", {"wanted": True}, event_id="yes")
         await started(engine, "yes", 1)
         await nothing_planned(engine)
         assert (made, await engine.count()) == (["yes"], 1)
@@ -195,7 +200,7 @@ async def test_code_that_raises_is_tried_again(
 
     body = {what: classmethod(create_later if later else create)}
     async with make_engine(listener("ev-stubborn", body=body), listener("ev-easy")) as engine:
-        await engine.emit("visit", event_id="e")
+        await engine.emit("ev-visit", event_id="e")
         await started(engine, "e", 1)
 
         async def failing() -> bool:
@@ -225,7 +230,7 @@ async def test_an_event_outlives_the_engine(make_engine: MakeEngine) -> None:
     async with make_engine(*flows):
         pass  # tells the store who listens
     async with make_engine(*flows, worker=False) as client:
-        await client.emit("visit", event_id="e")
+        await client.emit("ev-visit", event_id="e")
         assert ((await client.stats()).planned, await client.count()) == (1, 0)
     for _ in range(2):
         async with make_engine(*flows) as engine:
@@ -247,7 +252,7 @@ async def test_an_engine_that_ends_in_create_context(make_engine: MakeEngine) ->
 
     flows = [listener("ev-halted", body={"create_context": classmethod(create)})]
     async with make_engine(*flows, shutdown_timeout=timedelta(0)) as engine:
-        await engine.emit("visit", event_id="e")
+        await engine.emit("ev-visit", event_id="e")
         await wait_until(lambda: begun)
     await closed(engine)
     async with make_engine(*flows) as engine:
@@ -262,7 +267,7 @@ async def test_a_client_does_what_is_due(make_engine: MakeEngine, clock: Shifted
     async with make_engine(*flows):
         pass
     async with make_engine(*flows, worker=False) as client:
-        await client.emit("visit", event_id="e", at=clock.now() + 2 * HOUR)
+        await client.emit("ev-visit", event_id="e", at=clock.now() + 2 * HOUR)
         for hours, done in ((0, 0), (1, 1), (1, 2), (1, 0)):
             clock.shift(hours * HOUR)
             assert await client.process_scheduled() == done
@@ -276,17 +281,22 @@ async def test_a_client_does_what_is_due(make_engine: MakeEngine, clock: Shifted
 @pytest.mark.parametrize("by", ["engine", "step"])
 async def test_a_class_defined_after_the_engine_was_opened(make_engine: MakeEngine, by: str) -> None:
     """What a worker knows when it emits an event, it starts from it."""
+    name = f"ev-fresh-{uuid4()}"  # no engine has ever known it
 
     def emits(self: Any) -> Command:
-        get_run().emit("ev-fresh-step", event_id="e")
+        listener(name, event=name)
+        get_run().emit(name, event_id="e")
         return complete()
 
     first = flow(Path, emits)
     async with make_engine() as engine:
-        listener(f"ev-fresh-{by}", event=f"ev-fresh-{by}")
-        await (engine.emit("ev-fresh-engine", event_id="e") if by == "engine" else engine.start(first))
+        if by == "engine":
+            listener(name, event=name)
+            await engine.emit(name, event_id="e")
+        else:
+            await engine.start(first)
         [run] = await started(engine, "e", 1)
-        assert run.workflow == f"ev-fresh-{by}"
+        assert run.workflow == name
 
 
 # ---- steps that emit
@@ -296,7 +306,7 @@ async def test_what_a_failing_step_emits_is_not_emitted(make_engine: MakeEngine)
     """get_run().emit is committed with the transition: once, however often the step was tried, and not if it fails."""
 
     def emits(self: Any) -> Command:
-        get_run().emit("visit", {"attempt": get_run().attempt}, event_id=f"e-{get_run().id}")
+        get_run().emit("ev-visit", {"attempt": get_run().attempt}, event_id=f"e-{get_run().id}")
         if get_run().attempt < 3 or get_context(Path).path:
             raise RuntimeError("not yet")
         return complete()
