@@ -1,0 +1,116 @@
+"""SIGKILL while events are emitted and start runs: each acknowledged event has its runs, and none has one too many.
+
+A worker is killed fifteen times while it emits. Then a last life does what is left. The program is in occasions.py.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from aioflow import Engine
+from tests.faults.children import House, Nursery
+from tests.faults.occasions import ECHO, VISIT
+
+KILLS = 15
+EMITTERS = 4
+
+
+@pytest.fixture
+def venue(tmp_path: Path) -> Iterator[House]:
+    """A folder with a store, and processes that emit events on it."""
+    if not hasattr(os, "fork"):
+        pytest.skip("there is no fork() and no SIGKILL here")
+    nursery = Nursery("-m", "tests.faults.occasions")
+    house = House(nursery, tmp_path)
+    yield house
+    house.close()
+    nursery.close()
+
+
+class Hit(NamedTuple):
+    """What a kill hit: calls of emit(), starts that were due and not made, and runs that were under way."""
+
+    calls: int
+    due: int
+    runs: int
+
+
+def inspect(house: House, life: int) -> Hit:
+    """Read a copy of the store as a kill left it. Whatever was acknowledged is in it by now."""
+    emitted = {note["event"] for note in house.journal.notes("emitted")}
+    calls = {note["event"] for note in house.journal.notes("emitting", life=life)} - emitted
+    with house.copy() as db:
+        there = {event_id for (event_id,) in db.execute("SELECT event_id FROM events")}
+        (due,) = db.execute(
+            "SELECT count(*) FROM plans WHERE workflow <> '' AND due <= (SELECT max(updated_at) FROM runs)"
+        ).fetchone()
+        (runs,) = db.execute("SELECT count(*) FROM runs WHERE status = 'running'").fetchone()
+    assert emitted <= there, f"acknowledged, and not in the store: {emitted - there}"
+    return Hit(len(calls), due, runs)
+
+
+async def problems_of(house: House) -> tuple[Counter[str], list[str]]:
+    """Hold the store against what was noted: figures, and what is wrong."""
+    async with Engine(house.url, worker=False) as engine:
+        runs = [run.row async for run in engine.iter_runs(order="id")]
+        events = await engine.events(limit=10_000)
+    started = Counter((run.event_id, run.workflow) for run in runs)
+    wanted: Counter[tuple[str | None, str]] = Counter()
+    problems = [f"run {run.id} is {run.status}: {run.error}" for run in runs if run.status != "completed"]
+    for event in events:
+        starts = VISIT if event.name == "kill-visit" else ECHO
+        wanted.update({(event.id, name): count for name, count in starts.items()})
+        if event.status != "occurred":
+            problems.append(f"event {event.id} is {event.status}")
+    problems += [
+        f"{key}: {started[key]} runs, not {wanted[key]}"
+        for key in started.keys() | wanted.keys()
+        if started[key] != wanted[key]
+    ]
+    known = {event.id for event in events}
+    emitted = {note["event"] for note in house.journal.notes("emitted")}
+    problems += [f"event {lost} was acknowledged, and is not there" for lost in emitted - known]
+    echoes = {event.id for event in events if event.name == "kill-echo"}
+    if echoes != {f"echo of {event.id}" for event in events if event.name == "kill-visit"}:
+        problems.append("a step's event is lost, or was emitted by none")
+    if unknown := {run.id for run in runs} - {note["run"] for note in house.journal.notes("began")}:
+        problems.append(f"completed, and never begun: {unknown}")
+    figures = Counter(
+        acknowledged=len(emitted), events=len(events), runs=len(runs), unknown=len(known - emitted - echoes)
+    )
+    return figures, problems
+
+
+async def test_every_acknowledged_event_starts_its_runs_once(venue: House, rng: random.Random) -> None:
+    """Fifteen kills while events are emitted, occur and start runs: no start is lost, and none is made twice."""
+    seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
+    sys.stdout.write(f"repeat the events and the moments with AIOFLOW_TEST_SEED={seed}\n")
+    chance = random.Random(f"{seed} kills")
+    hits: list[Hit] = []
+    for _ in range(KILLS):
+        child = venue.bear(seed=seed, emitters=EMITTERS)
+        await venue.noted("emitted", chance.randint(1, 30), life=child.life)
+        assert await child.ended(chance.uniform(0, 0.1)) is None
+        await child.kill()
+        hits.append(inspect(venue, child.life))
+    last = venue.bear(seed=seed, emitters=0)
+    await venue.noted("settled", within=60, life=last.life)
+    last.send(signal.SIGTERM)
+    assert await last.ended() == 0
+    figures, problems = await problems_of(venue)
+    sys.stdout.write(
+        f"calls, due starts and runs that each kill hit: {[tuple(hit) for hit in hits]}\n{dict(figures)}\n"
+    )
+    assert not problems, "\n".join(problems[:20])
+    assert sum(hit.calls > 0 for hit in hits) >= KILLS // 3, f"too few kills came while events were emitted: {hits}"
+    assert sum(hit.due > 0 for hit in hits) >= KILLS // 5, f"too few kills came before starts that were due: {hits}"
+    assert sum(hit.runs > 0 for hit in hits) >= KILLS // 3, f"too few kills came while runs were under way: {hits}"
