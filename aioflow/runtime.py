@@ -185,7 +185,8 @@ class Engine(Calls):
             self._tasks.keep(partial(parts.listen, worker.notice), name="aioflow listener")
         except BaseException:
             self._parts = self._worker = None
-            await committer.stop(0)
+            with CancelScope(shield=True):  # what it is committing ends before the store is closed
+                await committer.stop(0)
             raise
 
     def _committed(self, change: Change, result: Result) -> None:

@@ -57,7 +57,9 @@ class LosingRuns(MemoryStore):
         if not any(isinstance(change, Move) and change.transition.kind == "goto" for change in changes):
             return results
         if self.taken:
-            self.again += [result.outcome for result in results]
+            self.again += [
+                result.outcome for change, result in zip(changes, results, strict=True) if isinstance(change, Move)
+            ]
             return results
         later = now + 3600 * SECOND
         known = [(run.workflow, run.version) for run in await self.load(range(10), now)]
