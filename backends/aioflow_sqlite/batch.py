@@ -30,7 +30,7 @@ from aioflow.changes import (
     Withdraw,
 )
 from aioflow.clock import Micros
-from aioflow.model import LIVE, Run, Transition, WorkflowStatus
+from aioflow.model import LIVE, Run, Signal, Transition, WorkflowStatus
 from aioflow_sqlite import mailbox
 from aioflow_sqlite.events import EventBatch, catch_up
 from aioflow_sqlite.rows import RUN_COLUMNS, SELECT_RUNS, row_of

@@ -194,7 +194,7 @@ MUTANTS = [
            "signal.expires_at <= now and", "signal.expires_at <= now + 1_000_000 and", seed=18),
     # ---- SQLite
     Mutant("commit rows and history apart", _BATCH, "_Batch._write_rows",
-           "_write(self._db, _WRITE_HISTORY", "self._db.commit()\n        self._db.execute('BEGIN')\n        _write(self._db, _WRITE_HISTORY",
+           "write(self._db, _WRITE_HISTORY", "self._db.commit()\n        self._db.execute('BEGIN')\n        write(self._db, _WRITE_HISTORY",
            store="sqlite", seed=45),
     Mutant("acknowledge before the commit", "aioflow_sqlite.store", "SQLiteStore.apply", "transaction(db, apply)",
            "(db.in_transaction and db.commit(), db.execute('BEGIN IMMEDIATE'), apply(db))[2]", store="sqlite", seed=0),

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from aioflow.changes import Result
 from aioflow.model import Signal
-from aioflow.store import Result
 from aioflow.testing.conformance_samples import a_waiter, arms
 from tests.simulation.mailbox import Mailbox
 

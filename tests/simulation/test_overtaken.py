@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from aioflow import Engine, complete, wait
+from aioflow.changes import Change, Result
 from aioflow.clock import SECOND, Micros
 from aioflow.commands import Command
-from aioflow.store import Change, Mail, Result
+from aioflow.store import Mail
 from aioflow.testing.simloop import SimClock, SimLoop
 from aioflow_memory import MemoryStore
 from tests.flows import flow
