@@ -21,11 +21,11 @@ from hypothesis import settings
 #: Seconds for which a loop may stand still, in calls that block or work. A blocking call that matters takes longer.
 LONGEST_BLOCK = 1.0
 #: Threads that their pools keep on purpose, to be used again or to end with their loop.
-pytest.register_assert_rewrite("aioflow.testing.conformance_samples")  # whichever test imports it first
-
 POOLED_THREADS = ("AnyIO worker thread", "asyncio_", "ThreadPoolExecutor-")
 
 SEED = pytest.StashKey[int]()
+
+pytest.register_assert_rewrite("aioflow.testing.conformance_samples")  # whichever test imports it first
 
 # No deadline: on a noisy machine it fails tests that are right.
 settings.register_profile("aioflow", deadline=None, print_blob=True)
