@@ -106,6 +106,7 @@ async def test_each_waits_for_its_own_order(flow: TimeMachine) -> None:
     await flow.emit("guide_payment_received", {"id": 17, "amount": 5.5})
     context = await mine.result()
     assert (context.status, context.amount, context.entity_id) == ("paid", 5.5, "17")
+    await flow.settle()  # the other one has parked by then
     await other.refresh()
     assert other.status == "waiting"
     assert (await other.result()).status == "cancelled"
