@@ -81,9 +81,14 @@ class Client:
             raise EngineClosed(f"engine.{call}")
         return self._parts
 
+    @property
+    def registry(self) -> Registry:
+        """The workflows that it knows."""
+        return self._registry
+
     def definition_of(self, run: Run) -> WorkflowDefinition | None:
         """The code of a stored run, if this process has it."""
-        return self._registry.get(run.workflow, run.version)
+        return self.registry.get(run.workflow, run.version)
 
     async def reread(self, run_id: int) -> Run:
         """The row of a run as it stands now. Raises RunNotFound."""

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from aioflow.definition import WorkflowDefinition
-from aioflow.model import Run
 from aioflow.parts import Parts
+from aioflow.registry import Registry
 from aioflow.runtime import Engine
 from aioflow.shutdown import signalled
 from aioflow.telemetry import Instrument
@@ -48,9 +47,10 @@ class ReadyEngine(Engine):
     def _open_for(self, call: str) -> Parts:
         return super()._open_for(call) if self._stand_in is None else self._stand_in._open_for(call)
 
-    def definition_of(self, run: Run) -> WorkflowDefinition | None:
-        """The code of a stored run, if this process has it."""
-        return super().definition_of(run) if self._stand_in is None else self._stand_in.definition_of(run)
+    @property
+    def registry(self) -> Registry:
+        """The workflows that it knows."""
+        return super().registry if self._stand_in is None else self._stand_in.registry
 
     @property
     def instruments(self) -> list[Instrument]:

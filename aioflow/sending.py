@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from aioflow.changes import Result
-from aioflow.client import PATIENCE, Client
+from aioflow.client import PATIENCE
 from aioflow.clock import SECOND
 from aioflow.delivery import Watch
 from aioflow.errors import RunEnded, RunNotFound
@@ -19,9 +19,10 @@ from aioflow.model import LIVE, Run, Signal
 from aioflow.parts import Parts
 from aioflow.signals import Misfit, SignalReceipt, draft
 from aioflow.store import RunQuery
+from aioflow.watching import Watching
 
 
-class Sending(Client):
+class Sending(Watching):
     """The call that sends signals."""
 
     async def signal(

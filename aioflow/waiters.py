@@ -1,4 +1,4 @@
-"""Callers that wait for a run to end, or to park."""
+"""Callers that wait for a run to end, to park, or to go on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Literal, TypeAlias
 from aioflow.model import LIVE, Run, WorkflowStatus
 
 Until: TypeAlias = Literal["ended", "parked"]
+#: What a waiter waits for: or, as a number, that the run has more transitions than so many, or has ended.
+Goal: TypeAlias = Until | int
 
 
 class Waiters:
@@ -20,7 +22,7 @@ class Waiters:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, list[tuple[Until, asyncio.Future[Run]]]] = {}
+        self._waiting: dict[int, list[tuple[Goal, asyncio.Future[Run]]]] = {}
         self._failed: Exception | None = None
 
     @property
@@ -28,8 +30,8 @@ class Waiters:
         """The runs that somebody waits for."""
         return list(self._waiting)
 
-    def add(self, run_id: int, until: Until) -> asyncio.Future[Run]:
-        """A future of the run as it ended, or parked. Whoever adds it removes it in the end.
+    def add(self, run_id: int, until: Goal) -> asyncio.Future[Run]:
+        """A future of the run as it got there. Whoever adds it removes it in the end.
 
         Raises:
             The error that ``fail`` was given.
@@ -71,6 +73,8 @@ class Waiters:
             self._waiting.pop(run_id, None)
 
 
-def reached(run: Run, until: Until) -> bool:
+def reached(run: Run, until: Goal) -> bool:
     """Whether the run is where its waiter wants it."""
+    if isinstance(until, int):
+        return run.status not in LIVE or run.seq > until
     return run.status not in LIVE or (until == "parked" and run.status == WorkflowStatus.WAITING)

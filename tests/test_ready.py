@@ -66,6 +66,16 @@ async def test_opening_it_is_nothing_while_another_stands_in() -> None:
             assert await engine.count() == 1
 
 
+async def test_it_knows_what_its_stand_in_knows() -> None:
+    """What the engine says of its workflows is what the stand-in says, while there is one."""
+    flow = TimeMachine(workflows=[Nap])
+    before = engine.registry
+    with engine.replaced_by(flow):
+        assert engine.registry is flow.registry
+        assert engine.registry.known() == [("ready-nap", "1")]
+    assert engine.registry is before
+
+
 async def test_stand_ins_nest() -> None:
     """The last to come stands in, and the one before it is back afterwards, whatever was raised."""
     async with TimeMachine() as one, TimeMachine() as other:

@@ -70,6 +70,33 @@ async def test_wait_lets_time_jump(flow: TimeMachine) -> None:
     assert run.ended_at == flow.now == run.created_at + 365 * DAY
 
 
+async def test_watch_lets_time_jump(flow: TimeMachine) -> None:
+    """A test that follows a run sees all its transitions at once, each at its own instant."""
+    run = await flow.start(Sleeper, minutes=24 * 60, times=30)
+    seen = [transition async for transition in flow.watch(run.id)]
+    assert [transition.kind for transition in seen] == ["start", *["sleep", "wake"] * 30, "complete"]
+    assert [transition.at - run.created_at for transition in seen[2::2]] == [DAY * n for n in range(1, 31)]
+    assert flow.now == run.created_at + 30 * DAY
+
+
+async def test_watch_lets_time_jump_no_further_than_it_is_asked(flow: TimeMachine) -> None:
+    """Whoever leaves a watch leaves time where it is."""
+    run = await flow.start(Sleeper, minutes=60, times=3)
+    async for transition in flow.watch(run.id):
+        if transition.kind == "wake":
+            break
+    await flow.settle()
+    assert flow.now == run.created_at + HOUR
+
+
+async def test_watch_of_a_run_that_cannot_end_is_told(flow: TimeMachine) -> None:
+    """A run that follows itself is a deadlock, for a watch as for a wait."""
+    run = await flow.start(Deadlock)
+    with pytest.raises(TimeStandsStill, match="This wait cannot end"):
+        async for _ in flow.watch(run.id):
+            pass
+
+
 async def test_result_lets_time_jump(flow: TimeMachine) -> None:
     """``run.result()`` waits like ``run.wait()``."""
     run = await flow.start(Sleeper)

@@ -291,6 +291,9 @@ async def start() -> None:
     wrong: WorkflowRun[Created.Context] = await engine.start(Order, order_id=1)  # E
     later: CreatedLater.Context = await run.result()  # E
     await run.wait(until="forever")  # E
+    engine.watch(run)  # E
+    engine.watch(run.id, after="2")  # E
+    await engine.watch(run.id)  # E
     keep(wrong, later)
 
 

@@ -330,6 +330,8 @@ async def start() -> None:
     assert_type(run.context, Order.Context)
     assert_type(await run.result(timedelta(seconds=5)), Order.Context)
     assert_type(await run.wait(5, until="parked"), WorkflowRun[Order.Context])
+    async for transition in engine.watch(run.id, after=2):
+        assert_type(transition, Transition)
     assert_type(
         await engine.start(Order, StartOptions(key="1", reuse="failed"), order_id=1), WorkflowRun[Order.Context]
     )
