@@ -138,7 +138,7 @@ class Calls(Emitting):
             TypeError, ValueError: an unknown filter, or a value of the wrong type or out of its range.
             EngineClosed, StoreUnavailable: the store cannot be asked.
         """
-        return await self._select(run_query("runs", filters, workflow=workflow, order=order, limit=limit, after=after))
+        return await self.select(run_query("runs", filters, workflow=workflow, order=order, limit=limit, after=after))
 
     @overload
     def iter_runs(

@@ -139,7 +139,12 @@ class Client:
             raise RunNotFound(workflow=name, key=key)
         return WorkflowRun(self, rows[0])
 
-    async def _select(self, query: RunQuery) -> list[WorkflowRun[Any]]:
+    async def select(self, query: RunQuery) -> list[WorkflowRun[Any]]:
+        """The runs that match a query of the port: for edges, which have positions to go on from. ``runs`` is for you.
+
+        Raises:
+            EngineClosed, StoreUnavailable: the store cannot be asked.
+        """
         parts = self._open_for("runs()")
         return [WorkflowRun(self, row) for row in await parts.store.select(query, parts.clock.micros())]
 

@@ -1,0 +1,66 @@
+"""Who may do what: asked of the host's own ``authorize``, about the run as it was loaded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias
+
+from starlette.requests import Request
+
+from aioflow.errors import RunNotFound
+from aioflow.http.problems import Problem
+from aioflow.run import WorkflowRun
+from aioflow.runtime import Engine
+
+#: As many as an id has at the most.
+_DIGITS: Final = len(str(1 << 53))
+#: ``authorize(request, operation, run)``, sync or async: whether it is allowed. ``run`` is the loaded run, or None where
+#: a call is about no single run, or about one that there is not.
+Authorize: TypeAlias = Callable[[Request, str, WorkflowRun[Any] | None], bool | Awaitable[bool]]
+
+
+class Access:
+    """Asks ``authorize``. Without one everything is allowed to whoever the guard has let in.
+
+    Args:
+        engine: where runs are loaded.
+        authorize: the host's.
+    """
+
+    def __init__(self, engine: Engine, authorize: Authorize | None) -> None:
+        self._engine = engine
+        self._authorize = authorize
+
+    async def allows(self, request: Request, operation: str, run: WorkflowRun[Any] | None) -> bool:
+        """Whether it is allowed. Nothing but a true answer is."""
+        if self._authorize is None:
+            return True
+        answer = self._authorize(request, operation, run)
+        return bool(await answer if inspect.isawaitable(answer) else answer)
+
+    async def check(self, request: Request, operation: str, run: WorkflowRun[Any] | None = None) -> None:
+        """Raise Problem ("forbidden") unless it is allowed."""
+        if not await self.allows(request, operation, run):
+            raise Problem("forbidden")
+
+    async def load(self, request: Request, operation: str) -> WorkflowRun[Any]:
+        """The run that the address names, if the operation is allowed on it.
+
+        Raises:
+            Problem: "forbidden", also for a run that there is not if the operation is not allowed in general, so that
+                who may nothing learns nothing; else "run-not-found".
+        """
+        try:
+            run = await self._engine.get(_id_in(request))
+        except RunNotFound:
+            await self.check(request, operation)
+            raise
+        await self.check(request, operation, run)
+        return run
+
+
+def _id_in(request: Request) -> int:
+    """The id in the address; 0, which no run has, for what cannot be one."""
+    text = str(request.path_params["run_id"])
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _DIGITS else 0

@@ -1,0 +1,110 @@
+"""``api``: the run API as an ASGI app. It puts the parts together, and decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from aioflow import telemetry
+from aioflow.http.access import Access, Authorize
+from aioflow.http.exits import Exits
+from aioflow.http.guard import is_foreign, is_local, limited
+from aioflow.http.health import Health
+from aioflow.http.openapi import Description
+from aioflow.http.problems import Problem, answer_of, on_http_exception
+from aioflow.http.runs import Runs
+from aioflow.http.sends import Sends
+from aioflow.runtime import Engine
+
+_Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+
+def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
+    """The run API: start, list, get, history, wait, a stream of transitions, signal, emit, cancel.
+
+    Serve it, or mount it: ``app.mount("/flows", api(engine, authorize))`` in FastAPI and Starlette. Served by itself it
+    opens and closes the engine; mounted, it has no life of its own, and the host's does: ``lifespan=engine.lifespan``.
+    ``/openapi.json`` describes it, ``/healthz`` and ``/readyz`` tell how it is.
+
+    Args:
+        engine: whose runs.
+        authorize: ``authorize(request, operation, run)``, sync or async, says whether a request is allowed: anything
+            but a true value forbids it, and it may raise Starlette's HTTPException. ``operation`` is "start", "list"
+            (asked for each run of a list), "get", "history", "wait", "watch", "signal", "emit", "cancel" or "describe".
+            ``run`` is the run as it was loaded, None for what is about no single one: "start", "emit", "describe",
+            "signal" to a key or to everybody, and a run that there is not. Without ``authorize`` only clients on this
+            machine are answered.
+
+    Returns:
+        A Starlette app.
+    """
+    access, exits = Access(engine, authorize), Exits()
+    runs, sends, health = Runs(engine, access, exits), Sends(engine, access), Health(engine)
+    endpoints: list[tuple[str, str, _Endpoint]] = [
+        ("GET", "/healthz", health.live),
+        ("GET", "/readyz", health.ready),
+        ("GET", "/openapi.json", Description(engine, access).document),
+        ("POST", "/workflows/{name:path}/runs", sends.start),
+        ("GET", "/runs", runs.list),
+        ("GET", "/runs/{run_id}", runs.get),
+        ("GET", "/runs/{run_id}/history", runs.history),
+        ("GET", "/runs/{run_id}/wait", runs.wait),
+        ("GET", "/runs/{run_id}/stream", runs.stream),
+        ("POST", "/runs/{run_id}/signals/{name:path}", runs.signal),
+        ("POST", "/runs/{run_id}/cancel", runs.cancel),
+        ("POST", "/signals/{name:path}", sends.signal),
+        ("POST", "/events/{name:path}", sends.emit),
+    ]
+    app = Starlette(
+        routes=[Route(path, _answering(endpoint), methods=[method]) for method, path, endpoint in endpoints],
+        middleware=[Middleware(_Guarded, local_only=authorize is None)],
+        exception_handlers={HTTPException: on_http_exception},
+        lifespan=engine.lifespan,
+    )
+    app.router.redirect_slashes = False  # a redirect would name whatever host the client says
+    return app
+
+
+def _answering(endpoint: _Endpoint) -> _Endpoint:
+    """An endpoint that answers, whatever happens in it."""
+
+    async def answering(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except Exception as error:  # noqa: BLE001 - the edge: whatever it is, it is told as a problem
+            return answer_of(error)
+
+    return answering
+
+
+class _Guarded:
+    """Lets in whom the guard lets in. The mutable state: whether it has said so."""
+
+    def __init__(self, app: ASGIApp, local_only: bool) -> None:
+        self._app = app
+        self._local_only = local_only
+        self._said = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, as ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        connection = HTTPConnection(scope)
+        if self._local_only and not self._said:
+            self._said = True
+            telemetry.warn("the run API has no authorize=: it answers only clients on this machine")
+        if self._local_only and not is_local(connection):
+            await Problem("not-local", "Give api() an authorize=.").response()(scope, receive, send)
+        elif is_foreign(connection):
+            await Problem("cross-origin").response()(scope, receive, send)
+        else:
+            await self._app(scope, limited(scope, receive), send)

@@ -1,0 +1,156 @@
+"""What callers send: the models of the requests' bodies, and how they are read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from starlette.requests import Request
+
+from aioflow.http.problems import Problem, invalid
+from aioflow.model import MAX_NAME, StartOptions, misfit
+
+B = TypeVar("B", bound="Body")
+
+#: A century: as long as anything may be put off.
+_LONGEST: Final = 100 * 366 * 24 * 3600
+
+
+def _storable(text: str) -> str:
+    if (character := misfit(text)) is not None:
+        raise ValueError(f"it holds {character}")
+    return text
+
+
+def _sensible(instant: datetime) -> datetime:
+    if not 1970 <= instant.year < 9999:  # in no time zone beyond what a datetime can be
+        raise ValueError("it is not between 1970 and 9998")
+    return instant.astimezone(UTC)
+
+
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_storable)]
+Text = Annotated[str, Field(max_length=2_000), AfterValidator(_storable)]
+Seconds = Annotated[float, Field(ge=0, le=_LONGEST, allow_inf_nan=False)]
+Instant = Annotated[AwareDatetime, AfterValidator(_sensible)]
+_NAME: Final = TypeAdapter[str](Name)
+Key = Annotated[Name | None, Field(description="Your own name for the run, unique per workflow.")]
+
+
+class Body(BaseModel):
+    """A JSON object, with these members and no other."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StartBody(Body):
+    """How a run is started."""
+
+    context: Annotated[dict[str, JsonValue], Field(description="What the workflow's Context is made of.")] = {}
+    key: Key = None
+    reuse: Annotated[
+        Literal["never", "ended", "failed"],
+        Field(description="When a key may name a new run: after one that has ended, or only after one that failed."),
+    ] = "never"
+    delay: Annotated[Seconds | None, Field(description="Start so many seconds from now.")] = None
+    start_at: Annotated[Instant | None, Field(description="Start at this instant.")] = None
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> Self:
+        if self.delay is not None and self.start_at is not None:
+            raise ValueError("say delay or start_at, not both")
+        return self
+
+    def options(self) -> StartOptions:
+        """As ``engine.start`` takes them."""
+        return StartOptions(
+            key=self.key,
+            reuse=self.reuse,
+            delay=None if self.delay is None else timedelta(seconds=self.delay),
+            start_at=self.start_at,
+        )
+
+
+class SignalBody(Body):
+    """What is sent to a run."""
+
+    payload: Annotated[dict[str, JsonValue], Field(description="What is merged into the Context, or the message.")] = {}
+    signal_id: Annotated[Name | None, Field(description="Makes it idempotent, for 7 days.")] = None
+    ttl: Annotated[Seconds | None, Field(gt=0, description="How many seconds it waits to be taken.")] = None
+
+    def lifetime(self) -> timedelta | None:
+        """As ``engine.signal`` takes it."""
+        return None if self.ttl is None else timedelta(seconds=self.ttl) or timedelta.resolution
+
+
+class SignalAllBody(SignalBody):
+    """What is sent to a key, or to every run that waits for it now."""
+
+    key: Annotated[Name | None, Field(description="The key that it is for; without one it is for everybody.")] = None
+
+
+class EmitBody(Body):
+    """What has happened, or will."""
+
+    entity: Annotated[dict[str, JsonValue] | None, Field(description="What it is about.")] = None
+    entity_id: Annotated[Name | int | None, Field(description='The id of that; without it the entity\'s own "id".')] = (
+        None
+    )
+    at: Annotated[Instant | None, Field(description="When it occurs; now if not given.")] = None
+    namespace: Name = "*"
+    event_id: Annotated[Name | None, Field(description="Your own id for it: makes it idempotent.")] = None
+    replace: Annotated[bool, Field(description="Replace the event that has the event_id.")] = False
+
+    @model_validator(mode="after")
+    def _names_what_it_replaces(self) -> Self:
+        if self.replace and self.event_id is None:
+            raise ValueError("replace needs the event_id of what it replaces")
+        return self
+
+
+class CancelBody(Body):
+    """Why a run is cancelled."""
+
+    reason: Text | None = None
+
+
+async def read(request: Request, model: type[B]) -> B:
+    """The body, as this model has it; an empty one is an empty object.
+
+    Raises:
+        Problem: "not-json", "malformed" or "invalid".
+        HTTPException: 413, by the guard.
+    """
+    check_json_type(request)
+    try:
+        return model.model_validate_json(await request.body() or b"{}")
+    except ValidationError as error:
+        if error.errors(include_url=False, include_context=False, include_input=False)[0]["type"] == "json_invalid":
+            raise Problem("malformed") from None
+        raise invalid(error) from None
+
+
+def check_json_type(request: Request) -> None:
+    """Raise Problem ("not-json") unless the request says that its body is JSON, in UTF-8."""
+    kind, _, parameters = request.headers.get("content-type", "").partition(";")
+    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
+    if kind.strip().lower() != "application/json" or charset not in ("", "utf-8"):
+        raise Problem("not-json")
+
+
+def name_in(request: Request) -> str:
+    """The name at the end of the address. Raises Problem ("invalid")."""
+    try:
+        return _NAME.validate_python(request.path_params["name"])
+    except ValidationError as error:
+        raise invalid(error, at=("name",), parameters=True) from None

@@ -1,0 +1,32 @@
+"""Whether the app lives, and whether it can work: for whoever restarts it, or sends it requests."""
+
+from __future__ import annotations
+
+from anyio import move_on_after
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aioflow.http.problems import Problem
+from aioflow.http.views import HealthView
+from aioflow.runtime import Engine
+
+#: Seconds that the store may take to answer.
+_PATIENCE = 2.0
+
+
+class Health:
+    """The endpoints. They tell nothing but whether, so that nobody is asked who may know."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def live(self, request: Request) -> Response:
+        """Whether the event loop turns."""
+        return HealthView().response()
+
+    async def ready(self, request: Request) -> Response:
+        """Whether the engine is open, and the store answers in time."""
+        with move_on_after(_PATIENCE):
+            await self._engine.runs(limit=1)
+            return HealthView().response()
+        raise Problem("unavailable", "The store takes too long to answer.", headers={"retry-after": "1"})

@@ -1,0 +1,105 @@
+"""The models that callers can be told of: what a workflow is started with, and the messages that its waits name."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, create_model
+from pydantic_core import to_json
+
+from aioflow.definition import WorkflowDefinition
+from aioflow.http.problems import Problem, fault, invalid
+from aioflow.targets import NoWayOut, named_targets
+
+
+def messages_of(definition: WorkflowDefinition) -> dict[str, list[type[BaseModel]]]:
+    """The models that its waits name, as far as they can be read, by the names that their signals have."""
+    found: dict[str, list[type[BaseModel]]] = {}
+    for step in definition.steps.values():
+        for reading in named_targets(step.function):
+            model = None if isinstance(reading, NoWayOut) else reading.model
+            if model is not None and model not in found.setdefault(model.__name__, []):
+                found[model.__name__].append(model)
+    return found
+
+
+def check_message(definition: WorkflowDefinition | None, name: str, payload: Mapping[str, JsonValue]) -> None:
+    """Refuse at once what no wait of the run's workflow would take. Raises Problem ("invalid").
+
+    What it says nothing about may still be rejected by the run, which the receipt then tells.
+    """
+    models = [] if definition is None else messages_of(definition).get(name, [])
+    refused: ValidationError | None = None
+    for model in models:
+        try:
+            model.__pydantic_validator__.validate_json(to_json(payload), by_alias=False, by_name=True)
+        except ValidationError as error:
+            refused = error
+        else:
+            return
+    if refused is not None:
+        raise invalid(refused, at=("payload",)) from None
+
+
+def is_started(definition: WorkflowDefinition) -> bool:
+    """Whether it can be started by a request: one whose create_context takes an event is started by events alone."""
+    return definition.event is None or getattr(definition.cls, "create_context", None) is None
+
+
+def context_model(definition: WorkflowDefinition) -> type[BaseModel]:
+    """The model of what it is started with: the Context, or the parameters of ``create_context``.
+
+    Raises:
+        Problem: "workflow-unknown", for one that only events start.
+    """
+    if not is_started(definition):
+        raise Problem("workflow-unknown", "It is started by events.")
+    create = getattr(definition.cls, "create_context", None)
+    return definition.codec.context if create is None else _parameters(create, definition.name)
+
+
+def arguments(definition: WorkflowDefinition, values: Mapping[str, JsonValue]) -> dict[str, Any]:
+    """What ``engine.start`` is given, of JSON: for a ``create_context``, each value as its parameter's type has it.
+
+    Raises:
+        Problem: "invalid", for names that it is not started with, and values that its parameters do not take.
+    """
+    if getattr(definition.cls, "create_context", None) is None:
+        codec = definition.codec
+        unknown = [] if codec.takes_any_keyword else [name for name in values if name not in codec.declared]
+        if unknown:
+            raise fault("Extra inputs are not permitted", "extra_forbidden", at=("context", unknown[0]))
+        return dict(values)
+    try:
+        made = context_model(definition).__pydantic_validator__.validate_json(to_json(values), by_alias=True)
+    except ValidationError as error:
+        raise invalid(error, at=("context",)) from None
+    return {name: getattr(made, name) for name in made.model_fields_set}
+
+
+def _parameters(create: Callable[..., Any], name: str) -> type[BaseModel]:
+    """A model of a function's parameters, by their annotations, as far as these can be evaluated here."""
+    names = getattr(inspect.unwrap(create), "__globals__", {})
+    fields: dict[str, Any] = {}
+    extra: Literal["allow", "forbid"] = "forbid"
+    for parameter in inspect.signature(create).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            extra = "allow"
+        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = (_evaluated(parameter.annotation, names), default)
+    return create_model(name, __config__=ConfigDict(extra=extra, arbitrary_types_allowed=True), **fields)
+
+
+def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
+    """The type of a parameter; Any without annotation, and for one that names what only a type checker sees."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    holder = type("Parameter", (), {"__annotations__": {"value": annotation}})
+    try:
+        return typing.get_type_hints(holder, names, include_extras=True)["value"]
+    except Exception:  # noqa: BLE001 - whatever evaluating it raises
+        return Any

@@ -1,0 +1,117 @@
+"""What can be asked about runs, and done to one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aioflow.http import bodies, listing
+from aioflow.http.access import Access
+from aioflow.http.exits import Exits
+from aioflow.http.messages import check_message
+from aioflow.http.stream import Stream, position
+from aioflow.http.views import (
+    CancelView,
+    HistoryPage,
+    ReceiptView,
+    RunPage,
+    RunSummary,
+    RunView,
+    TransitionView,
+)
+from aioflow.runtime import Engine
+from aioflow.waiters import reached
+
+#: Seconds that a long poll may take.
+LONGEST_WAIT: Final = 30.0
+
+
+class WaitParameters(listing.Parameters):
+    """What is waited for, and how long."""
+
+    timeout: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description=f"Seconds; more than {LONGEST_WAIT:g} is {LONGEST_WAIT:g}."),
+    ] = 20.0
+    until: Literal["ended", "parked"] = "ended"
+
+
+class StreamParameters(listing.Parameters):
+    """Where a stream begins."""
+
+    after: Annotated[
+        listing.Seq | None, Field(description="Only transitions with a higher seq; `Last-Event-ID` comes first.")
+    ] = None
+
+
+class Runs:
+    """The endpoints."""
+
+    def __init__(self, engine: Engine, access: Access, exits: Exits) -> None:
+        self._engine = engine
+        self._access = access
+        self._exits = exits
+
+    async def list(self, request: Request) -> Response:
+        """The runs that match, as far as they may be listed: each is asked about."""
+        asked = listing.read(request.query_params, listing.ListParameters)
+        found = await self._engine.select(asked.query())
+        shown = [run for run in found if await self._access.allows(request, "list", run)]
+        more = len(found) == asked.limit
+        return RunPage(
+            runs=[RunSummary.model_validate(run) for run in shown],
+            next=listing.cursor_after(found[-1], asked.order) if more else None,
+        ).response()
+
+    async def get(self, request: Request) -> Response:
+        """A run as it stands."""
+        return RunView.of(await self._access.load(request, "get")).response()
+
+    async def history(self, request: Request) -> Response:
+        """What was committed of a run."""
+        run = await self._access.load(request, "history")
+        asked = listing.read(request.query_params, listing.HistoryParameters)
+        found = await self._engine.history(run.id, after=asked.after, limit=asked.limit)
+        more = len(found) == asked.limit
+        return HistoryPage(
+            transitions=[TransitionView.of(each) for each in found], next=found[-1].seq if more else None
+        ).response()
+
+    async def wait(self, request: Request) -> Response:
+        """A run, once it has ended or parked; or as it stands when the time is over, or the server ends."""
+        run = await self._access.load(request, "wait")
+        asked = listing.read(request.query_params, WaitParameters)
+        if not reached(run.row, asked.until):
+            with self._exits.bounded(min(asked.timeout, LONGEST_WAIT), request.receive):
+                await self._engine.wait(run.id, until=asked.until)
+            await run.refresh()
+        return RunView.of(run).response()
+
+    async def stream(self, request: Request) -> Response:
+        """A run's transitions as they commit, for a bounded time."""
+        run = await self._access.load(request, "watch")
+        asked = listing.read(request.query_params, StreamParameters)
+        after = position(request, asked.after)
+        if run.status.ended and after >= run.row.seq:
+            return Response(status_code=204)  # which tells an EventSource not to ask again
+        return Stream(self._engine, self._exits, run.id, after)
+
+    async def signal(self, request: Request) -> Response:
+        """Send a signal to one run."""
+        run = await self._access.load(request, "signal")
+        asked = await bodies.read(request, bodies.SignalBody)
+        name = bodies.name_in(request)
+        check_message(self._engine.definition_of(run.row), name, asked.payload)
+        receipt = await self._engine.signal(
+            name, asked.payload, run_id=run.id, signal_id=asked.signal_id, ttl=asked.lifetime()
+        )
+        return ReceiptView.of(receipt).response()
+
+    async def cancel(self, request: Request) -> Response:
+        """End a run."""
+        run = await self._access.load(request, "cancel")
+        asked = await bodies.read(request, bodies.CancelBody)
+        return CancelView(cancelled=await self._engine.cancel(run.id, asked.reason)).response()

@@ -1,0 +1,84 @@
+"""A run's transitions as server-sent events, for a bounded time.
+
+A stream ends after some 20 seconds, and with the server: an EventSource comes back by itself, says by ``Last-Event-ID``
+what it has seen, and misses nothing. Once the run has ended and all of it was seen, it is told to stop (204).
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Final
+
+from anyio import move_on_after
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from aioflow import telemetry
+from aioflow.errors import AioflowError
+from aioflow.http.exits import Exits
+from aioflow.http.problems import fault
+from aioflow.http.views import TransitionView
+from aioflow.runtime import Engine
+
+#: Seconds that a stream lasts, and until its client asks again.
+LONGEST_STREAM: Final = 20.0
+RETRY: Final = 1.0
+#: Seconds for the last words, to a client that may not listen any more.
+_LAST_WORDS: Final = 0.5
+_DIGITS: Final = 16
+
+
+class Stream(Response):
+    """The answer that goes on.
+
+    Args:
+        engine: where the run is watched.
+        exits: ends it.
+        run_id: the run's id.
+        after: only transitions with a higher seq.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, engine: Engine, exits: Exits, run_id: int, after: int) -> None:
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._engine = engine
+        self._exits = exits
+        self._run_id = run_id
+        self._after = after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, as ASGI has it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            with self._exits.bounded(LONGEST_STREAM, receive):
+                await self._tell(send)
+        except AioflowError as error:  # the engine closes, the store is away: the client asks again
+            telemetry.warn("a stream ended early", error=str(error))
+        # A server may wait for a client that does not read.
+        with move_on_after(_LAST_WORDS):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _tell(self, send: Send) -> None:
+        await _say(send, f"retry: {RETRY * 1000:.0f}\n\n")
+        async with aclosing(self._engine.watch(self._run_id, after=self._after)) as watching:
+            async for transition in watching:
+                told = TransitionView.of(transition).model_dump_json()
+                await _say(send, f"id: {transition.seq}\nevent: transition\ndata: {told}\n\n")
+        await _say(send, "event: end\ndata: {}\n\n")
+
+
+async def _say(send: Send, text: str) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+
+def position(request: Request, after: int | None) -> int:
+    """Where a stream is to begin: behind what the client says that it has seen. Raises Problem ("invalid")."""
+    seen = request.headers.get("last-event-id")
+    if not seen:
+        return after or 0
+    if not (seen.isascii() and seen.isdecimal() and len(seen) <= _DIGITS):
+        raise fault("It is no id of this stream.", "last_event_id", parameter="Last-Event-ID")
+    return int(seen)

@@ -1,0 +1,148 @@
+"""What is answered: the models of the responses' bodies. All datetimes are UTC, and end in ``Z``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from starlette.responses import Response
+
+from aioflow.events import Event
+from aioflow.model import Transition, WorkflowStatus
+from aioflow.run import WorkflowRun
+from aioflow.signals import SignalReceipt
+
+
+class View(BaseModel):
+    """Something that is shown."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    def response(self, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+        """The answer that shows it."""
+        return Response(
+            self.model_dump_json(),
+            status,
+            {"cache-control": "no-store", **(headers or {})},
+            media_type="application/json",
+        )
+
+
+class RunSummary(View):
+    """A run, without its Context."""
+
+    id: int
+    workflow: str
+    version: str
+    key: str | None
+    status: WorkflowStatus
+    current_step: Annotated[str, Field(description="The step that runs, that returned the wait, or that was the last.")]
+    waiting_for: str | None
+    waiting_signal: str | None
+    waiting_key: str | None
+    on_timeout: Annotated[str | None, Field(description="The step for when the time of the wait is over.")]
+    wake_at: datetime | None
+    deadline: Annotated[datetime | None, Field(description="When the time of the whole run is over.")]
+    attempt: int
+    progress: float | None
+    error: Annotated[str | None, Field(description="Why it failed, was cancelled or is blocked.")]
+    parent_id: int | None
+    event_id: str | None
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None
+
+
+class RunView(RunSummary):
+    """A run."""
+
+    data: Annotated[dict[str, JsonValue], Field(description="The Context.")]
+
+    @classmethod
+    def of(cls, run: WorkflowRun[Any]) -> RunView:
+        """What is shown of a run."""
+        return cls.model_validate(run)
+
+
+class RunPage(View):
+    """Runs, in order. There may be fewer than asked for, and more to come."""
+
+    runs: list[RunSummary]
+    next: Annotated[str | None, Field(description="The cursor of the next page; null at the end.")]
+
+
+class TransitionView(View):
+    """Something that was committed of a run."""
+
+    seq: Annotated[int, Field(description="1, 2, 3 … without gaps.")]
+    at: datetime
+    step: str
+    attempt: int
+    kind: str
+    duration: Annotated[float, Field(description="How many seconds the step ran.")]
+    error: str | None
+
+    @classmethod
+    def of(cls, transition: Transition) -> TransitionView:
+        """What is shown of a transition."""
+        return cls(
+            seq=transition.seq,
+            at=transition.at,
+            step=transition.step,
+            attempt=transition.attempt,
+            kind=transition.kind,
+            duration=transition.duration.total_seconds(),
+            error=transition.error,
+        )
+
+
+class HistoryPage(View):
+    """Transitions of a run, oldest first."""
+
+    transitions: list[TransitionView]
+    next: Annotated[int | None, Field(description="What to ask for as `after` to see more; null at the end.")]
+
+
+class ReceiptView(View):
+    """What became of a signal."""
+
+    state: Literal["delivered", "buffered", "rejected", "none"]
+    delivered: Annotated[list[int], Field(description="The runs that took it.")]
+    rejected: Annotated[list[int], Field(description="The runs that wait for it, and that it does not fit.")]
+
+    @classmethod
+    def of(cls, receipt: SignalReceipt) -> ReceiptView:
+        """What is shown of a receipt: not why a run refuses a signal, which tells of its Context."""
+        return cls(state=receipt.state, delivered=receipt.delivered, rejected=sorted(receipt.rejected))
+
+
+class EventView(View):
+    """An event, without its entity."""
+
+    id: str
+    name: str
+    namespace: str
+    entity_id: str | None
+    at: datetime
+    status: str
+    occurrence: Annotated[int, Field(description="Rises whenever the event is replaced.")]
+    recorded_at: datetime
+    occurred_at: datetime | None
+
+    @classmethod
+    def of(cls, event: Event) -> EventView:
+        """What is shown of an event."""
+        return cls.model_validate(event)
+
+
+class CancelView(View):
+    """What became of a cancellation."""
+
+    cancelled: Annotated[bool, Field(description="False if the run had ended already.")]
+
+
+class HealthView(View):
+    """How the app is."""
+
+    status: Literal["ok"] = "ok"

@@ -1,0 +1,64 @@
+"""The run API in front of an engine, on every store, and a client on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeAlias
+
+import httpx
+import pytest
+from starlette.types import ASGIApp
+
+from aioflow import Engine
+from aioflow.http import Authorize, api
+from aioflow.store import Store
+from tests.engine.conftest import clock, log, make_engine, store_url  # noqa: F401 - fixtures
+from tests.http.flows import ALL
+
+#: ``connect(app)``: a client of an app, on this machine unless told otherwise.
+Connect: TypeAlias = Callable[..., httpx.AsyncClient]
+
+
+@pytest.fixture
+async def engine(store_url: str | Store) -> AsyncIterator[Engine]:  # noqa: F811
+    """An open engine that knows the workflows of these tests."""
+    async with Engine(store_url, workflows=ALL) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Makes clients."""
+    clients: list[httpx.AsyncClient] = []
+
+    def make(app: ASGIApp, host: str = "127.0.0.1", url: str = "http://localhost", **options: Any) -> Any:
+        transport = httpx.ASGITransport(app, client=(host, 4711), **options)
+        client = httpx.AsyncClient(transport=transport, base_url=url, timeout=30)
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        await client.aclose()
+
+
+@pytest.fixture
+def client(engine: Engine, connect: Connect) -> httpx.AsyncClient:
+    """A client of the engine's run API, without authorize."""
+    return connect(api(engine))
+
+
+@pytest.fixture
+def guarded(engine: Engine, connect: Connect) -> Callable[[Authorize], httpx.AsyncClient]:
+    """Makes clients of the run API with an authorize."""
+    return lambda authorize: connect(api(engine, authorize))
+
+
+def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    """The problem that an answer tells, which is of this status and kind."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    told: dict[str, Any] = answer.json()
+    assert (told["type"], told["status"]) == (f"urn:aioflow:problem:{kind}", status)
+    assert told["title"]
+    return told

@@ -1,0 +1,194 @@
+"""``authorize(request, operation, run)``: asked about everything, on the loaded run, and nothing but true allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from aioflow import Engine, StartOptions, WorkflowRun
+from aioflow.http import Authorize
+from tests.http.conftest import problem
+from tests.http.flows import Expense
+
+Guarded = Callable[[Authorize], httpx.AsyncClient]
+
+#: operation -> how it is asked for. With {run_id}: about one run.
+OPERATIONS: dict[str, list[tuple[str, str]]] = {
+    "start": [("POST", "/workflows/expense/runs")],
+    "get": [("GET", "/runs/{run_id}")],
+    "history": [("GET", "/runs/{run_id}/history")],
+    "wait": [("GET", "/runs/{run_id}/wait?until=parked")],
+    "watch": [("GET", "/runs/{run_id}/stream")],
+    "signal": [("POST", "/runs/{run_id}/signals/withdrawn"), ("POST", "/signals/withdrawn")],
+    "cancel": [("POST", "/runs/{run_id}/cancel")],
+    "emit": [("POST", "/events/visit.booked")],
+    "describe": [("GET", "/openapi.json")],
+}
+each = pytest.mark.parametrize(
+    ("operation", "method", "path"), [(name, *asked) for name, ways in OPERATIONS.items() for asked in ways]
+)
+
+
+async def ask(client: httpx.AsyncClient, method: str, path: str, run_id: int) -> httpx.Response:
+    body = {"context": {"amount": 1}} if path.endswith("expense/runs") else {}
+    return await client.request(method, path.format(run_id=run_id), json=None if method == "GET" else body)
+
+
+async def changes(engine: Engine) -> tuple[object, ...]:
+    stats = await engine.stats()
+    return stats.runs, stats.mailbox, stats.events
+
+
+@pytest.fixture
+async def run(engine: Engine) -> WorkflowRun[Any]:
+    """A run of somebody."""
+    run = await engine.start(Expense, StartOptions(key="ann"), amount=1)
+    return await run.wait(5, until="parked")
+
+
+@each
+async def test_authorize_is_asked_about_the_loaded_run(
+    engine: Engine, guarded: Guarded, run: WorkflowRun[Any], operation: str, method: str, path: str
+) -> None:
+    """Once for each request, with its operation, and the run as it is stored where there is one."""
+    asked: list[tuple[str, WorkflowRun[Any] | None]] = []
+
+    def authorize(request: Request, operation: str, run: WorkflowRun[Any] | None) -> bool:
+        assert isinstance(request, Request)
+        asked.append((operation, run))
+        return operation != "watch"  # whose answer would go on
+
+    answer = await ask(guarded(authorize), method, path, run.id)
+    assert answer.status_code == 403 if operation == "watch" else answer.is_success
+    ((told, loaded),) = asked
+    assert told == operation
+    if "{run_id}" in path:
+        assert loaded == run
+        assert isinstance(loaded, WorkflowRun)
+        assert (loaded.key, loaded.data["amount"]) == ("ann", 1)
+    else:
+        assert loaded is None
+
+
+@each
+@pytest.mark.parametrize("answer", [False, None, 0, "", []])
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_what_is_not_allowed_is_not_done(
+    engine: Engine,
+    guarded: Guarded,
+    run: WorkflowRun[Any],
+    operation: str,
+    method: str,
+    path: str,
+    answer: Any,
+    is_async: bool,
+) -> None:
+    """Anything but a true answer forbids, also forgetting to answer, and nothing has changed."""
+
+    async def later(*_: object) -> Any:
+        return answer
+
+    before = await changes(engine)
+    client = guarded(later if is_async else lambda *_: answer)
+    told = problem(await ask(client, method, path, run.id), 403, "forbidden")
+    assert set(told) == {"type", "title", "status"}
+    assert await changes(engine) == before
+
+
+@each
+async def test_authorize_is_asked_before_the_body_is_read(
+    guarded: Guarded, run: WorkflowRun[Any], operation: str, method: str, path: str
+) -> None:
+    """Who may not do a thing does not learn what it would have taken."""
+    client = guarded(lambda *_: False)
+    answer = await client.request(method, path.format(run_id=run.id), content=b"{", headers={"content-type": "x/y"})
+    problem(answer, 403, "forbidden")
+
+
+async def test_who_may_nothing_does_not_learn_which_runs_there_are(guarded: Guarded, run: WorkflowRun[Any]) -> None:
+    """A run that there is not looks like one that may not be seen, unless the operation is allowed in general."""
+    nobody = guarded(lambda *_: False)
+    assert (await nobody.get(f"/runs/{run.id}")).json() == (await nobody.get("/runs/4711")).json()
+    problem(await nobody.get("/runs/4711"), 403, "forbidden")
+    member = guarded(lambda request, operation, run: run is None)
+    problem(await member.get("/runs/4711"), 404, "run-not-found")
+    problem(await member.get(f"/runs/{run.id}"), 403, "forbidden")
+
+
+async def test_a_list_is_asked_about_one_by_one(engine: Engine, guarded: Guarded) -> None:
+    """Runs that may not be listed are left out, page by page, and the pages still lead to the end."""
+    runs = [
+        await engine.start(Expense, StartOptions(key=f"{'ann' if n % 3 else 'bob'}-{n}"), amount=n) for n in range(20)
+    ]
+    asked = []
+
+    async def authorize(request: Request, operation: str, run: WorkflowRun[Any] | None) -> bool:
+        asked.append((operation, run))
+        return run is not None and (run.key or "").startswith(request.headers["x-user"])
+
+    client = guarded(authorize)
+    seen: list[int] = []
+    cursor = None
+    while True:
+        params = {"limit": 3, **({"cursor": cursor} if cursor else {})}
+        page = (await client.get("/runs", params=params, headers={"x-user": "bob"})).json()
+        seen += [run["id"] for run in page["runs"]]
+        if (cursor := page["next"]) is None:
+            break
+    assert sorted(seen) == sorted(run.id for run in runs if (run.key or "").startswith("bob"))
+    assert {operation for operation, _ in asked} == {"list"}
+    assert sorted(run.id for _, run in asked if run) == sorted(run.id for run in runs)
+
+
+async def test_a_key_that_is_taken_does_not_show_whose_run_it_is(guarded: Guarded, run: WorkflowRun[Any]) -> None:
+    """Who may start runs, but not get this one, does not get it by its key."""
+    client = guarded(lambda request, operation, run: operation == "start")
+    answer = await client.post("/workflows/expense/runs", json={"context": {"amount": 5}, "key": "ann"})
+    problem(answer, 403, "forbidden")
+    allowed = guarded(lambda request, operation, run: operation == "start" or (operation == "get" and run is not None))
+    answer = await allowed.post("/workflows/expense/runs", json={"context": {"amount": 5}, "key": "ann"})
+    assert (answer.status_code, answer.json()["id"]) == (200, run.id)
+
+
+async def test_an_event_that_is_there_does_not_show_its_entity(guarded: Guarded, engine: Engine) -> None:
+    """Who emits with an id that is taken gets the event that there is, without what it is about."""
+    await engine.emit("visit.booked", {"id": 7, "secret": "swordfish"}, event_id="v-7")
+    client = guarded(lambda request, operation, run: operation == "emit")
+    answer = await client.post("/events/visit.booked", json={"event_id": "v-7"})
+    assert (answer.status_code, answer.json()["entity_id"]) == (200, "7")
+    assert "swordfish" not in answer.text
+
+
+async def test_authorize_may_choose_the_answer(guarded: Guarded, run: WorkflowRun[Any]) -> None:
+    """An HTTPException that it raises is the answer: with its status, its headers, and its detail."""
+
+    def authorize(request: Request, operation: str, run: object) -> bool:
+        if "authorization" not in request.headers:
+            raise HTTPException(401, headers={"www-authenticate": "Bearer"})
+        raise HTTPException(402, "The account is empty.")
+
+    client = guarded(authorize)
+    answer = await client.get(f"/runs/{run.id}")
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json() == {"type": "about:blank", "title": "Unauthorized", "status": 401}
+    answer = await client.get(f"/runs/{run.id}", headers={"authorization": "Bearer x"})
+    assert answer.json() == {
+        "type": "about:blank",
+        "title": "Payment Required",
+        "status": 402,
+        "detail": "The account is empty.",
+    }
+
+
+async def test_health_is_for_everybody(guarded: Guarded) -> None:
+    """Whoever watches over the process is not asked who it is, and learns nothing else."""
+    client = guarded(lambda *_: False)
+    for path in ("/healthz", "/readyz"):
+        answer = await client.get(path)
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})

@@ -1,0 +1,337 @@
+"""Runs over HTTP: started, got, listed, waited for, cancelled, and what was committed of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from aioflow import Engine, StartOptions
+from tests.http.conftest import problem
+from tests.http.flows import Count, Expense, Fails, Nap
+
+
+async def start(client: httpx.AsyncClient, workflow: str = "expense", **body: Any) -> dict[str, Any]:
+    """A run that was started."""
+    answer = await client.post(f"/workflows/{quote(workflow)}/runs", json=body)
+    assert answer.status_code == 201, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+# ---- start
+
+
+async def test_start_answers_the_run(client: httpx.AsyncClient, engine: Engine) -> None:
+    """The run is committed when the answer comes, which shows all of it and says where it is."""
+    answer = await client.post(
+        "/workflows/expense/runs",
+        json={"context": {"amount": "12", "due": "2030-01-31", "items": [{"what": "tea", "price": "1.50"}]}},
+    )
+    assert answer.status_code == 201
+    told = answer.json()
+    assert answer.headers["location"] == f"/runs/{told['id']}"
+    assert answer.headers["cache-control"] == "no-store"
+    run = await engine.get(told["id"])
+    assert (
+        told["data"]
+        == run.data
+        == {
+            "amount": 12,
+            "due": "2030-01-31",
+            "items": [{"what": "tea", "price": "1.50"}],
+            "note": "",
+        }
+    )
+    assert (told["workflow"], told["version"], told["key"], told["status"]) == ("expense", "1", None, "running")
+    assert told["created_at"].endswith("Z")
+    assert datetime.fromisoformat(told["created_at"]) == run.created_at
+
+
+async def test_start_with_a_key_is_idempotent(client: httpx.AsyncClient) -> None:
+    """The same key gives the same run with 200; with reuse a new one once it may be."""
+    first = await start(client, "fails", key="a")
+    await client.get(f"/runs/{first['id']}/wait")
+    again = await client.post("/workflows/fails/runs", json={"key": "a"})
+    assert (again.status_code, again.json()["id"], again.json()["status"]) == (200, first["id"], "failed")
+    assert again.headers["location"] == f"/runs/{first['id']}"
+    fresh = await client.post("/workflows/fails/runs", json={"key": "a", "reuse": "failed"})
+    assert (fresh.status_code, fresh.json()["id"] == first["id"]) == (201, False)
+
+
+async def test_start_can_be_put_off(client: httpx.AsyncClient) -> None:
+    """A delay in seconds or an instant parks the run until then; both are too much."""
+    run = await start(client, context={"amount": 1}, delay=3600)
+    assert (run["status"], run["waiting_for"]) == ("waiting", "start")
+    waits = datetime.fromisoformat(run["wake_at"]) - datetime.fromisoformat(run["created_at"])
+    assert waits == timedelta(hours=1)
+    run = await start(client, context={"amount": 1}, start_at="2040-01-01T02:00:00+02:00")
+    assert run["wake_at"] == "2040-01-01T00:00:00Z"
+    answer = await client.post("/workflows/count/runs", json={"delay": 1, "start_at": "2040-01-01T00:00:00Z"})
+    assert problem(answer, 422, "invalid")["errors"][0]["message"] == "Value error, say delay or start_at, not both"
+
+
+async def test_start_by_the_parameters_of_create_context(client: httpx.AsyncClient) -> None:
+    """Each parameter is given as its type has it, and what does not fit is told."""
+    run = await start(client, "invite", context={"name": "Ann", "day": "2030-05-01", "tone": "formal"})
+    assert run["data"] == {"text": "To Ann", "day": "2030-05-01"}
+    run = await start(client, "invite", context={"name": "Bob", "day": "2030-05-01"})
+    assert run["data"]["text"] == "Dear Bob"
+    answer = await client.post("/workflows/invite/runs", json={"context": {"day": "soon", "tone": "rude", "cls": "x"}})
+    told = {(each["pointer"], each["code"]) for each in problem(answer, 422, "invalid")["errors"]}
+    assert told == {
+        ("#/context/name", "missing"),
+        ("#/context/day", "date_from_datetime_parsing"),
+        ("#/context/tone", "literal_error"),
+        ("#/context/cls", "extra_forbidden"),
+    }
+
+
+async def test_start_with_names_of_the_context_alone(client: httpx.AsyncClient) -> None:
+    """A name that the Context does not declare is refused, unless it asks for any; an alias is as good as the name."""
+    answer = await client.post("/workflows/count/runs", json={"context": {"turns": 1, "turn": 2}})
+    assert problem(answer, 422, "invalid")["errors"] == [
+        {"pointer": "#/context/turn", "code": "extra_forbidden", "message": "Extra inputs are not permitted"}
+    ]
+    assert (await start(client, "aliased", context={"largeness": 5, "more": [1]}))["data"] == {"size": 5, "more": [1]}
+    assert (await start(client, "aliased", context={"size": 6}))["data"] == {"size": 6}
+
+
+async def test_start_of_what_has_a_name_with_slashes(client: httpx.AsyncClient) -> None:
+    """A workflow's name is quoted in the address."""
+    assert (await start(client, "nap/of the cat"))["workflow"] == "nap/of the cat"
+
+
+@pytest.mark.parametrize("workflow", ["nothing", "Expense", "tests.http.flows.Expense", "event:Visit", "%2e%2e", "%00"])
+async def test_start_of_what_cannot_be_started(client: httpx.AsyncClient, engine: Engine, workflow: str) -> None:
+    """A workflow is known by its name alone, never by a class or a path; one that events start has none of its own."""
+    answer = await client.post(f"/workflows/{workflow}/runs", json={})
+    assert answer.status_code in (404, 422), answer.text
+    assert await engine.count() == 0
+
+
+# ---- get, history, wait, cancel
+
+
+async def test_get_shows_the_run_as_it_stands(client: httpx.AsyncClient, engine: Engine) -> None:
+    """All that is public of a run, with what it waits for."""
+    run = await engine.start(Expense, StartOptions(key="e-1"), amount=3)
+    await run.wait(5, until="parked")
+    told = (await client.get(f"/runs/{run.id}")).json()
+    assert {name: told[name] for name in ("key", "status", "current_step", "waiting_for", "waiting_signal")} == {
+        "key": "e-1",
+        "status": "waiting",
+        "current_step": "ask",
+        "waiting_for": "signal",
+        "waiting_signal": "Review",
+    }
+    assert (told["waiting_key"], told["on_timeout"], told["attempt"]) == ("e-1", "withdrawn", 1)
+    assert run.wake_at is not None
+    assert datetime.fromisoformat(told["wake_at"]) == run.wake_at
+    assert (told["ended_at"], told["error"], told["parent_id"], told["event_id"], told["progress"]) == (None,) * 5
+    assert "traceback" not in told
+
+
+@pytest.mark.parametrize(
+    "run_id", ["0", "4711", "-1", "x", "1.0", "1e3", "٣", str(1 << 53), "9" * 16, "9" * 6000, "%00"]
+)
+@pytest.mark.parametrize("rest", ["", "/history", "/wait", "/stream"])
+async def test_what_is_no_run_is_not_found(client: httpx.AsyncClient, run_id: str, rest: str) -> None:
+    """Whatever stands in the place of an id, it is a run or it is not."""
+    problem(await client.get(f"/runs/{run_id}{rest}"), 404, "run-not-found")
+
+
+async def test_history_is_read_in_pages(client: httpx.AsyncClient, engine: Engine) -> None:
+    """A page says what to ask for next, and the last one nothing; a limit beyond the largest is the largest."""
+    run = await engine.start(Count, turns=250)
+    await run.wait(10)
+    whole = await engine.history(run.id)
+    seen: list[dict[str, Any]] = []
+    after: int | None = 0
+    sizes = []
+    while after is not None:
+        page = (await client.get(f"/runs/{run.id}/history", params={"after": after})).json()
+        sizes.append(len(page["transitions"]))
+        seen += page["transitions"]
+        after = page["next"]
+    assert sizes == [100, 100, 51]
+    assert [each["seq"] for each in seen] == [each.seq for each in whole] == list(range(1, 252))
+    assert (seen[0]["kind"], seen[1]["kind"], seen[-1]["kind"]) == ("start", "goto", "complete")
+    assert seen[1]["duration"] == whole[1].duration.total_seconds()
+    for limit, size in (("999999999999999999999", 251), ("-5", 1), ("0", 1), ("1", 1)):
+        page = (await client.get(f"/runs/{run.id}/history", params={"limit": limit})).json()
+        assert len(page["transitions"]) == size
+
+
+async def test_wait_answers_when_the_run_has_ended(client: httpx.AsyncClient, engine: Engine) -> None:
+    """A long poll is over as soon as the run is, and at once for one that has ended."""
+    run = await engine.start(Expense, amount=3)
+    polling = asyncio.ensure_future(client.get(f"/runs/{run.id}/wait", params={"timeout": 25}))
+    parked = (await client.get(f"/runs/{run.id}/wait", params={"until": "parked"})).json()
+    assert parked["status"] == "waiting"
+    await engine.cancel(run.id, "enough")
+    told = (await polling).json()
+    assert (told["status"], told["error"]) == ("cancelled", "enough")
+    assert (await client.get(f"/runs/{run.id}/wait")).json() == told
+
+
+async def test_wait_is_over_when_its_time_is(client: httpx.AsyncClient, engine: Engine) -> None:
+    """Then the answer is the run as it stands, and nobody waits any more."""
+    run = await engine.start(Expense, amount=3)
+    for timeout in ("0", "0.01"):
+        answer = await client.get(f"/runs/{run.id}/wait", params={"timeout": timeout})
+        assert (answer.status_code, answer.json()["ended_at"]) == (200, None)
+    assert engine._parts is not None
+    assert engine._parts.waiters.run_ids == []
+
+
+@pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "soon", ""])
+async def test_wait_of_no_time(client: httpx.AsyncClient, engine: Engine, timeout: str) -> None:
+    """What is no number of seconds is refused."""
+    run = await engine.start(Expense, amount=3)
+    answer = await client.get(f"/runs/{run.id}/wait", params={"timeout": timeout})
+    assert problem(answer, 422, "invalid")["errors"][0]["parameter"] == "timeout"
+
+
+async def test_cancel_ends_the_run_once(client: httpx.AsyncClient, engine: Engine) -> None:
+    """The reason is kept; the second call changes nothing, and says so."""
+    run = await engine.start(Expense, amount=3)
+    answer = await client.post(f"/runs/{run.id}/cancel", json={"reason": "not wanted"})
+    assert (answer.status_code, answer.json()) == (200, {"cancelled": True})
+    answer = await client.post(f"/runs/{run.id}/cancel", json={})
+    assert answer.json() == {"cancelled": False}
+    await run.refresh()
+    assert (run.status, run.error) == ("cancelled", "not wanted")
+
+
+# ---- list
+
+
+async def test_list_filters(client: httpx.AsyncClient, engine: Engine) -> None:
+    """Each filter of ``engine.runs`` is a parameter; one that may have several values is repeated."""
+    expense = await engine.start(Expense, StartOptions(key="e-1"), amount=3, note="a")
+    other = await engine.start(Expense, amount=4)
+    nap = await engine.start(Nap, StartOptions(key="n-1"))
+    failed = await engine.start(Fails)
+    for run in (expense, other, nap, failed):
+        await run.wait(5, until="parked")
+
+    async def ids(**params: Any) -> list[int]:
+        answer = await client.get("/runs", params=params)
+        assert answer.status_code == 200, answer.text
+        return sorted(run["id"] for run in answer.json()["runs"])
+
+    everything = sorted(run.id for run in (expense, other, nap, failed))
+    waiting = sorted([expense.id, other.id, nap.id])
+    assert await ids() == everything
+    assert await ids(workflow="expense") == sorted([expense.id, other.id])
+    assert await ids(workflow=["expense", "fails"]) == sorted([expense.id, other.id, failed.id])
+    assert await ids(status="waiting") == waiting
+    assert await ids(status=["failed", "completed"]) == [failed.id]
+    assert await ids(step="rest") == [nap.id]
+    assert await ids(waiting_for="sleep") == [nap.id]
+    assert await ids(waiting_signal="withdrawn") == sorted([expense.id, other.id])
+    assert await ids(waiting_key="e-1") == [expense.id]
+    assert await ids(key=["e-1", "n-1"]) == sorted([expense.id, nap.id])
+    assert await ids(event_id="nothing") == []
+    assert await ids(data=json.dumps({"amount": 4})) == [other.id]
+    assert await ids(data=json.dumps({"amount": 3, "note": "a"}), workflow="expense") == [expense.id]
+    assert await ids(created_after=datetime.now(UTC).isoformat()) == []
+    assert await ids(created_before=datetime.now(UTC).isoformat(), updated_after="2020-01-01T00:00:00Z") == everything
+    assert await ids(updated_before="2020-01-01T00:00:00Z") == []
+
+
+@pytest.mark.parametrize("order", ["id", "-id", "created_at", "-created_at", "updated_at", "-updated_at"])
+async def test_list_pages_by_an_opaque_cursor(client: httpx.AsyncClient, engine: Engine, order: str) -> None:
+    """Page after page gives each run once, in order, also when runs come and go meanwhile."""
+    runs = [
+        await engine.start(Fails if number % 2 else Expense, **({} if number % 2 else {"amount": number}))
+        for number in range(23)
+    ]
+    for run in runs:
+        await run.wait(5, until="parked")
+    expected = [run.id for run in await engine.runs(order=order)]
+    seen, cursor, pages = [], None, 0
+    while True:
+        params = {"order": order, "limit": 5, **({"cursor": cursor} if cursor else {})}
+        page = (await client.get("/runs", params=params)).json()
+        seen += [run["id"] for run in page["runs"]]
+        pages += 1
+        cursor = page["next"]
+        if cursor is None:
+            break
+        late = await engine.start(Nap)
+        await late.wait(5, until="parked")
+    ours = [run_id for run_id in seen if run_id in set(expected)]
+    assert ours == expected
+    assert len(seen) == len(set(seen))
+    assert pages >= 5
+
+
+async def test_list_does_not_show_contexts(client: httpx.AsyncClient, engine: Engine) -> None:
+    """A page of runs stays small, however large their Contexts are."""
+    await engine.start(Expense, amount=1, note="x" * 100_000)
+    answer = await client.get("/runs")
+    assert "data" not in answer.json()["runs"][0]
+    assert len(answer.content) < 1000
+
+
+@pytest.mark.parametrize(
+    ("params", "parameter"),
+    [
+        ({"statu": "failed"}, "statu"),
+        ({"status": "done"}, "status"),
+        ({"order": "key"}, "order"),
+        ({"order": "id; DROP TABLE runs"}, "order"),
+        ({"limit": "many"}, "limit"),
+        ({"limit": ["1", "2"]}, "limit"),
+        ({"created_after": "yesterday"}, "created_after"),
+        ({"created_after": "2030-01-01T00:00:00"}, "created_after"),
+        ({"created_after": "0001-01-01T00:00:00+14:00"}, "created_after"),
+        ({"data": "{"}, "data"),
+        ({"data": "[1]"}, "data"),
+        ({"data": '{"a": NaN}'}, "data"),
+        ({"data": json.dumps({"a": 10**400})}, "data"),
+        ({"data": json.dumps({f"k{n}": 1 for n in range(1000)})}, "data"),
+        ({"data": '{"a":' * 50 + "1" + "}" * 50}, "data"),
+        ({"data": "[" * 20_000}, "data"),
+        ({"key": "k" * 201}, "key"),
+        ({"key": "\0"}, "key"),
+        ({"key": [str(n) for n in range(101)]}, "key"),
+        ({"cursor": "x"}, "cursor"),
+        ({"cursor": "W10"}, "cursor"),
+        ({"cursor": "ü"}, "cursor"),
+        ({"cursor": "x" * 1000}, "cursor"),
+    ],
+)
+async def test_list_refuses_what_is_no_filter(client: httpx.AsyncClient, params: Any, parameter: str) -> None:
+    """Filters are from a list, and their values of the right type and size: the problem names the parameter."""
+    told = problem(await client.get("/runs", params=params), 422, "invalid")
+    assert told["errors"][0]["parameter"] == parameter
+
+
+@pytest.mark.parametrize("key", ["a') OR 1=1 --", "$.amount", 'x"]', "%", "_", "a.b[0]", ""])
+async def test_filters_are_bound_as_values(client: httpx.AsyncClient, engine: Engine, key: str) -> None:
+    """A key or value that means something to SQL or to a JSON path means nothing here."""
+    await engine.start(Expense, amount=3)
+    answer = await client.get("/runs", params={"data": json.dumps({key: 3})})
+    assert (answer.status_code, answer.json()["runs"]) == (200, [])
+    answer = await client.get("/runs", params={"data": json.dumps({"amount": key})})
+    assert (answer.status_code, answer.json()["runs"]) == (200, [])
+    if key:
+        answer = await client.get("/runs", params={"workflow": key, "step": key})
+        assert (answer.status_code, answer.json()["runs"]) == (200, [])
+
+
+async def test_a_cursor_is_of_its_order(client: httpx.AsyncClient, engine: Engine) -> None:
+    """A cursor that was given for another order is refused, for it would leave runs out."""
+    for _ in range(2):
+        await engine.start(Fails)
+    cursor = (await client.get("/runs", params={"limit": 1})).json()["next"]
+    answer = await client.get("/runs", params={"limit": 1, "order": "created_at", "cursor": cursor})
+    assert problem(answer, 422, "invalid")["errors"][0]["code"] == "cursor"
