@@ -1,8 +1,7 @@
 """One activation: a run from the moment it begins to run here until it parks, ends, or is somebody else's.
 
-It is driven by one task, which goes on with the next step as soon as the last one's transition is committed. The task
-is changed when it is no longer clean: a step that cancelled it is not to be trusted to have done so once. A step that
-will not stop is left behind with its task, and the run goes on without it.
+Between its steps it is nobody's task: when a step's transition is committed it queues up in the worker's pool, and a
+task of that takes it one step on. A step that will not stop is left behind with its task, and the run goes on without it.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Iterator
-from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel
 
 from aioflow import telemetry
-from aioflow.changes import Emit, Mark, Move, Post, Start
+from aioflow.changes import Emit, Mark, Move, Post, Result, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.commands import Fail
 from aioflow.committer import Committer
@@ -25,6 +23,7 @@ from aioflow.errors import ContextNotStorable, InternalError, StoreError, StoreR
 from aioflow.executor import Executor, Ran, Stopped, Watch
 from aioflow.interventions import block, overrun, poison
 from aioflow.model import SUSPECT_CRASHES, Run, WorkflowStatus
+from aioflow.pool import Pool, interrupt
 from aioflow.reading import read_context
 from aioflow.registry import Registry
 from aioflow.slots import Slots
@@ -77,17 +76,18 @@ class Tools:
         self.home = home
         self.tasks = TaskSet()
         self.alone = asyncio.Lock()
-        self.context = contextvars.copy_context()
+        # With copies of the worker's own contextvars: what a step leaves behind, no other can see.
+        self.pool = Pool(self.tasks, contextvars.copy_context(), lambda: committer.ended)
 
 
 class Activation(Watch):
     """Drives one run.
 
     The mutable state: ``run`` (the row as last committed), its Context, the code that was ready to take it, the task that
-    drives it, the alarm of a step with a timeout, and whether it holds the lock of suspects.
+    runs its step, the alarm of a step with a timeout, what is being committed, and whether it holds the lock of suspects.
     """
 
-    __slots__ = ("_alarm", "_alone", "_definition", "_generation", "_live", "_task", "_tools", "run")
+    __slots__ = ("_alarm", "_alone", "_definition", "_generation", "_live", "_offer", "_task", "_tools", "run")
 
     def __init__(self, run: Run, tools: Tools) -> None:
         super().__init__()
@@ -97,31 +97,20 @@ class Activation(Watch):
         self._definition: WorkflowDefinition | None = None
         self._generation = -1
         self._task: asyncio.Task[None] | None = None
+        self._offer: _Offer | None = None
         self._alone = False
         self._alarm: asyncio.TimerHandle | None = None
 
-    def begin(self, ran: Ran | None = None) -> None:
-        """Drive the run in a new task. ``ran``: what its step has come to already."""
-        # With a copy of the worker's own contextvars: what a step leaves behind, no other run can see.
-        tools = self._tools
-        self._task = tools.tasks.spawn(self._drive(ran), context=tools.context.copy())
-        self._task.add_done_callback(partial(self._unbegun, ran))
-
-    def _unbegun(self, ran: Ran | None, task: asyncio.Task[None]) -> None:
-        """A task that was cancelled before it began has done nothing: another one takes its place."""
-        if not task.cancelled() or self._task is not task:
-            return
-        if self.stop or self._tools.committer.ended:  # that is, the loop is being closed
-            self._end()
-        else:
-            self.begin(ran)
+    def begin(self) -> None:
+        """Go on with the run as soon as may be."""
+        self._tools.pool.put(self)
 
     def halt(self) -> None:
         """Stop the step that runs; the run stays as it is in the store."""
         self.stop = True
         task = self._task
         if task is not None and not task.done():
-            task.cancel()
+            interrupt(task)
             asyncio.get_running_loop().call_later(GRACE, self._leave, task, None)
 
     def _leave(self, task: asyncio.Task[None], ran: Ran | None) -> None:
@@ -132,11 +121,11 @@ class Activation(Watch):
         telemetry.fault(
             "step does not stop, its slot is written off", run_id=run.id, workflow=run.workflow, step=run.step
         )
-        tools.tasks.leave(task)
+        tools.pool.leave(task)
         tools.home.left_behind(task)
         self._task = None
         if ran is not None:
-            self.begin(ran)
+            self._commit(ran)
         else:
             self._end()
 
@@ -144,37 +133,30 @@ class Activation(Watch):
         self._not_alone()
         self._tools.home.ended(self)
 
-    async def _drive(self, ran: Ran | None) -> None:
-        task = self._task
-        assert task is not None
+    async def advance(self, task: asyncio.Task[None]) -> bool:
+        """See pool.Job."""
         tools = self._tools
+        self._task = task
+        self.clean = True
+        ran: Ran | None = None
         try:
-            while ran is not None or not tools.home.draining:
-                if ran is None:
-                    if not (self._ready() or await self._prepare()):
-                        return
-                    assert self._live is not None
-                    assert self._definition is not None
-                    self.timed_out = False
-                    ran = await tools.executor.run(self.run, self._definition, self._live, self)
-                    if self._task is not task:
-                        return  # left behind: another task has gone on
-                    if task.cancelling():
-                        self.begin(ran)
-                        return
-                committing, ran = self._commit(ran), None
-                after = await committing
-                self._not_alone()
-                if after is None or after.status != RUNNING:
-                    return
-                self.run = after
+            if self.may_begin() and (self._ready() or await self._prepare()):
+                assert self._live is not None
+                assert self._definition is not None
+                self.timed_out = False
+                ran = await tools.executor.run(self.run, self._definition, self._live, self)
         except Stopped:
             pass
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the run is not to vanish
             self._adrift(error)
-        finally:
-            if self._task is task:
-                self._end()
+        if self._task is not task:
+            return False  # left behind: the run has gone on
+        self._task = None
+        if ran is not None:
+            self._commit(ran)
+        else:
+            self._end()
+        return self.clean
 
     def _adrift(self, error: BaseException) -> None:
         """Nobody drives the run any more, though it runs."""
@@ -247,10 +229,9 @@ class Activation(Watch):
         """See executor.Watch."""
         return not (self.stop or self._tools.home.draining)
 
-    def began(self, limit: Micros | None) -> None:
+    def began(self, limit: Micros) -> None:
         """See executor.Watch."""
-        if limit is not None:
-            self._alarm = asyncio.get_running_loop().call_later(limit / SECOND, self._time_out, limit)
+        self._alarm = asyncio.get_running_loop().call_later(limit / SECOND, self._time_out, limit)
 
     def over(self) -> None:
         """See executor.Watch."""
@@ -268,40 +249,57 @@ class Activation(Watch):
         if task is None or task.done() or self.stop:
             return
         self.timed_out = True
-        task.cancel()
+        interrupt(task)
         late = Ran(Raised(self._tools.executor.too_late(self.run, limit)), None, limit)
         asyncio.get_running_loop().call_later(GRACE, self._leave, task, late)
 
-    async def _commit(self, ran: Ran) -> Run | None:
-        """Commit the step's transition: the row after it, or None if the run is not this worker's any more."""
+    def _commit(self, ran: Ran) -> None:
+        """Commit the step's transition."""
         tools, run, definition = self._tools, self.run, self._definition
         assert definition is not None
         raised, duration, self._live = isinstance(ran.outcome, Raised), ran.duration, ran.live
         now, commit_id = tools.clock.micros(), next(tools.commit_ids)
         try:
             move = decide(run, definition, ran.outcome, duration=duration, now=now, commit_id=commit_id)
-        except Exception as problem:  # a command that was tampered with, or a bug: it is to come up once, not for ever
+        except Exception as problem:  # noqa: BLE001 - a command that was tampered with, or a bug: it comes up once, not for ever
             if raised:
-                raise
+                self._adrift(problem)
+                self._end()
+                return
             trace = telemetry.plain_traceback(problem)
             telemetry.fault("what a step returned cannot be followed", run_id=run.id, step=run.step, exception=trace)
-            return await self._commit(Ran(Raised(problem), None, duration))
+            self._commit(Ran(Raised(problem), None, duration))
+            return
         owners: list[int | None] = []
         if ran.also and not _has_failed(ran, move):
             move = move._replace(also=tuple(self._owned(part, owners) for part in ran.also))
-        del ran  # With thousands of runs, what lives on while they are committed costs the garbage collector dearly.
-        try:
-            result = await tools.committer.submit(move, settled=partial(self._redeem, owners) if owners else None)
-        except StoreRefused as refused:
-            if raised:
-                raise
-            error = ContextNotStorable(run.id, run.workflow, run.step, str(refused))
-            error.__cause__ = refused
-            return await self._commit(Ran(Raised(error), None, duration))
-        if result.outcome == "applied" and result.run is not None and _still_own(result.run, move):
-            return result.run
-        telemetry.info("transition refused, the run was cancelled or taken over", run_id=run.id, seq=move.run.seq)
-        return None
+        self._offer = _Offer(move, raised, owners)
+        tools.committer.offer(move, self._told)
+
+    def _told(self, outcome: Result | Exception) -> None:
+        """What became of the transition: go on with the row after it, unless the run is not this worker's any more."""
+        offer, self._offer = self._offer, None
+        assert offer is not None
+        for owner in offer.owners:
+            self._tools.home.redeem(owner)
+        if isinstance(outcome, Exception):
+            run, move = self.run, offer.move
+            if isinstance(outcome, StoreRefused) and not offer.raised:
+                error = ContextNotStorable(run.id, run.workflow, run.step, str(outcome))
+                error.__cause__ = outcome
+                self._commit(Ran(Raised(error), None, move.transition.duration_micros))
+                return
+            self._adrift(outcome)
+        elif outcome.outcome == "applied" and outcome.run is not None and _still_own(outcome.run, offer.move):
+            if outcome.run.status == RUNNING:
+                self._not_alone()
+                self.run = outcome.run
+                self._tools.pool.put(self)
+                return
+        else:
+            seq = offer.move.run.seq
+            telemetry.info("transition refused, the run was cancelled or taken over", run_id=self.run.id, seq=seq)
+        self._end()
 
     def _owned(self, part: Start | Post | Emit, owners: list[int | None]) -> Start | Post | Emit:
         """A run that the step starts runs here, if there is room."""
@@ -310,9 +308,13 @@ class Activation(Watch):
         owners.append(self._tools.home.promise())
         return part._replace(run=part.run._replace(owner=owners[-1]))
 
-    def _redeem(self, owners: list[int | None]) -> None:
-        for owner in owners:
-            self._tools.home.redeem(owner)
+
+class _Offer(NamedTuple):
+    """A transition that is being committed. ``owners``: what was promised to the runs that it starts."""
+
+    move: Move
+    raised: bool
+    owners: list[int | None]
 
 
 def _has_failed(ran: Ran, move: Move) -> bool:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
+from functools import partial
 from itertools import chain
 from operator import attrgetter
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
 from aioflow import telemetry
 from aioflow.changes import Amend, Change, Emit, Listen, Mark, Move, Occur, Post, Replan, Result, Start, Withdraw
@@ -27,6 +28,9 @@ from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavail
 from aioflow.store import Store
 from aioflow.tasks import TaskSet, is_assaulted
 
+#: Called with what became of a change.
+Told: TypeAlias = Callable[[Result | Exception], None]
+
 _FIRST_BACKOFF: Micros = 20_000
 _LONGEST_BACKOFF: Micros = 2 * SECOND
 _WATCH: Micros = SECOND // 4
@@ -34,43 +38,47 @@ _LAST_WAIT: Micros = SECOND
 
 
 class _Pending:
-    """A change, and who waits for it. ``until``: when a caller with little patience is told of the failure."""
+    """A change, and who is told what became of it.
 
-    __slots__ = ("change", "future", "over", "run_id", "settled", "until")
+    ``future``: through which he hears it, if he awaits it. ``until``: when a caller with little patience is told of the
+    failure.
+    """
+
+    __slots__ = ("change", "future", "over", "run_id", "told", "until")
 
     def __init__(
-        self,
-        change: Change,
-        run_id: int,
-        future: asyncio.Future[Result],
-        until: Micros | None,
-        settled: Callable[[], None] | None,
+        self, change: Change, run_id: int, told: Told, until: Micros | None, future: asyncio.Future[Result] | None
     ) -> None:
         self.change = change
         self.run_id = run_id
-        self.future = future
+        self.told = told
         self.until = until
-        self.settled = settled
+        self.future = future
         self.over = False
 
-    def settle(self) -> None:
-        """It is decided what became of the change: it is offered no more."""
-        self.over = True
-        if self.settled is not None:
-            self.settled()
-            self.settled = None
+    def tell(self, outcome: Result | Exception) -> None:
+        """It is decided what became of the change, or it is offered no more."""
+        if not self.over:
+            self.over = True
+            self.told(outcome)
 
-    def fail(self, error: Exception) -> None:
-        """Offer it no more, and say why."""
-        self.settle()
-        if not self.future.done():
-            _fail(self.future, error)
+    @property
+    def impatient(self) -> bool:
+        """Whether somebody still listens who will not wait for ever."""
+        return self.until is not None and (self.future is None or not self.future.done())
 
 
-def _fail(future: asyncio.Future[Result], error: Exception) -> None:
-    """For whoever waits; if he has left, asyncio is not to print it: what memory holds follows from ``settled``."""
-    future.set_exception(error)
-    future.exception()
+def _answer(future: asyncio.Future[Result], settled: Callable[[], None] | None, outcome: Result | Exception) -> None:
+    if settled is not None:
+        settled()
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        # If whoever waits has left, asyncio is not to print it: what memory holds follows from ``settled``.
+        future.set_exception(outcome)
+        future.exception()
+    else:
+        future.set_result(outcome)
 
 
 class _Batch:
@@ -185,26 +193,52 @@ class Committer:
             StoreUnavailable if patience or the engine ended while the outcome was unknown.
         """
         future: asyncio.Future[Result] = asyncio.Future(loop=self._loop)
+        self.offer(change, partial(_answer, future, settled), patience, future)
+        return future
+
+    def offer(
+        self,
+        change: Change,
+        told: Told,
+        patience: Micros | None = None,
+        future: asyncio.Future[Result] | None = None,
+    ) -> None:
+        """Queue a change, as ``submit`` does, for somebody who is called rather than awaits.
+
+        Args:
+            change: what to commit.
+            told: called once, with the result or the error; after ``on_commit``. It must not raise.
+            patience: see ``submit``.
+            future: through which he hears it; if that is done, nobody listens any more.
+        """
         if self.ended:
-            _fail(future, StoreUnavailable(self._store.name, "the engine has stopped"))
-            if settled is not None:
-                settled()
-            return future
-        run_id, keys = _keys(change)
+            told(StoreUnavailable(self._store.name, "the engine has stopped"))
+            return
         # The last batch, or a new one after it if that changes the same run: changes of one run keep their order.
         batch = self._batches[-1] if self._batches else None
-        if batch is None or len(batch.pending) >= self._max_batch or not batch.keys.isdisjoint(keys):
-            batch = _Batch()
-            self._batches.append(batch)
-        batch.keys.update(keys)
+        full = batch is None or len(batch.pending) >= self._max_batch
+        if type(change) is Move and not change.also:
+            run_id = change.run.id
+            if batch is None or full or run_id in batch.keys:
+                batch = self._next_batch()
+            batch.keys.add(run_id)
+        else:
+            run_id, keys = _keys(change)
+            if batch is None or full or not batch.keys.isdisjoint(keys):
+                batch = self._next_batch()
+            batch.keys.update(keys)
         until = None if patience is None else self._clock.monotonic() + patience
-        batch.pending.append(_Pending(change, run_id, future, until, settled))
+        batch.pending.append(_Pending(change, run_id, told, until, future))
         if until is not None and not self._watching:
             self._watching = True
             self._loop.call_later(_WATCH / SECOND, self._watch)
         if not self._offered:
             self._wake.set()
-        return future
+
+    def _next_batch(self) -> _Batch:
+        batch = _Batch()
+        self._batches.append(batch)
+        return batch
 
     async def commit(self, change: Change, patience: Micros | None = None) -> Result:
         """Queue a change and wait for its result. See ``submit``."""
@@ -248,7 +282,7 @@ class Committer:
                     raise InternalError(f"The store gave {len(results)} results for {len(pending)} changes.")
             except StoreRefused as error:
                 if len(pending) == 1:
-                    pending[0].fail(error)
+                    pending[0].tell(error)
                     return
                 middle = len(pending) // 2
                 await self._offer(pending[:middle])
@@ -266,7 +300,7 @@ class Committer:
                 bug = InternalError(f"The store raised {type(error).__name__}.")
                 broken = error if isinstance(error, InternalError) else bug
                 for p in pending:
-                    p.fail(broken)
+                    p.tell(broken)
                 return
             else:
                 if failing:
@@ -279,14 +313,14 @@ class Committer:
         """Tell those whose patience is over, or everybody if the engine's is."""
         now = self._clock.monotonic()
         for p in chain(self._offered, *(batch.pending for batch in self._batches)):
-            if self._given_up or (p.until is not None and now >= p.until and not p.future.done()):
-                p.fail(error)
+            if self._given_up or (p.until is not None and now >= p.until and p.impatient):
+                p.tell(error)
 
     def _watch(self) -> None:
         """Look at the patience of those who wait, for a store that is silent lets nobody else look."""
         self._tell(StoreUnavailable(self._store.name, "it does not answer"))
         waiting = chain(self._offered, *(batch.pending for batch in self._batches))
-        self._watching = any(p.until is not None and not p.future.done() for p in waiting)
+        self._watching = any(p.impatient for p in waiting)
         if self._watching:
             self._loop.call_later(_WATCH / SECOND, self._watch)
 
@@ -297,7 +331,6 @@ class Committer:
             except Exception as error:  # noqa: BLE001 - the change is committed, whoever waits for it must hear so
                 trace = telemetry.plain_traceback(error)
                 telemetry.fault("a bug in aioflow: following a commit failed", exception=trace)
-        if pending.settled is not None:
-            pending.settle()
-        if not pending.future.done():
-            pending.future.set_result(result)
+        if not pending.over:
+            pending.over = True
+            pending.told(result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar, overload
@@ -22,7 +22,9 @@ _DEFAULT = StartOptions()
 
 
 class Outbox(Protocol):
-    """Takes what a step starts, sends and emits."""
+    """Takes what a step starts, sends and emits, until it is closed."""
+
+    closed: bool
 
     def start(self, workflow: object, options: StartOptions, keywords: Mapping[str, Any]) -> None:
         """Start a run."""
@@ -40,14 +42,32 @@ class Outbox(Protocol):
 class CurrentRun:
     """The run that the calling step is part of."""
 
-    __slots__ = ("_clock", "_context", "_outbox", "_run", "_store_id")
+    __slots__ = ("_clock", "_closed", "_context", "_make_outbox", "_outbox", "_run", "_store_id")
 
-    def __init__(self, run: Run, context: BaseModel, store_id: str, clock: Clock, outbox: Outbox) -> None:
-        self._outbox = outbox
+    def __init__(
+        self, run: Run, context: BaseModel, store_id: str, clock: Clock, make_outbox: Callable[[Run], Outbox]
+    ) -> None:
+        self._make_outbox = make_outbox
+        self._outbox: Outbox | None = None
+        self._closed = False
         self._run = run
         self._context = context
         self._store_id = store_id
         self._clock = clock
+
+    def close(self) -> Outbox | None:
+        """The step has returned: it starts and sends no more. What it has ordered, if anything."""
+        self._closed = True
+        if self._outbox is not None:
+            self._outbox.closed = True
+        return self._outbox
+
+    @property
+    def _orders(self) -> Outbox:
+        if self._outbox is None:
+            self._outbox = self._make_outbox(self._run)
+            self._outbox.closed = self._closed
+        return self._outbox
 
     def __repr__(self) -> str:
         return f"<run {self.id} of {self.workflow!r}, attempt {self.attempt} of step {self.step!r}>"
@@ -137,7 +157,7 @@ class CurrentRun:
         """
         if args:
             raise TypeError("start() takes the Context's values as keywords: start(Order, order_id=1).")
-        self._outbox.start(workflow, options, context)
+        self._orders.start(workflow, options, context)
 
     def signal(
         self,
@@ -167,7 +187,7 @@ class CurrentRun:
             SignalInvalid: the payload or message cannot be stored.
             UsageError: the step has returned already.
         """
-        self._outbox.signal(
+        self._orders.signal(
             name_or_message, payload, run_id=run_id, key=key, workflow=workflow, signal_id=signal_id, ttl=ttl
         )
 
@@ -199,12 +219,17 @@ class CurrentRun:
             EventInvalid: the entity cannot be stored.
             UsageError: the step has returned already.
         """
-        self._outbox.emit(
+        self._orders.emit(
             name, entity, entity_id=entity_id, at=at, namespace=namespace, event_id=event_id, replace=replace
         )
 
 
 _current: ContextVar[CurrentRun] = ContextVar("aioflow_current_run")
+
+
+def current_run() -> CurrentRun | None:
+    """What the step is told whose code this is, or which has started it; None if that is no step."""
+    return _current.get(None)
 
 
 def in_step() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Mapping
+from contextvars import Context, Token, copy_context
 from typing import Any, Final
 
 from anyio import CapacityLimiter
@@ -33,20 +34,26 @@ _NONE: Final[Mapping[str, Any]] = {}
 
 
 class Watch:
-    """What the engine wants of a step that runs. A cancellation without it comes from the step itself."""
+    """What the engine wants of a step that runs, and what it is told of it.
 
-    __slots__ = ("stop", "timed_out")
+    A cancellation without ``stop`` or ``timed_out`` comes from the step itself. ``current`` is what the step sees of its
+    run while it runs; ``clean``: whether it has left its task's contextvars as they were.
+    """
+
+    __slots__ = ("clean", "current", "stop", "timed_out")
 
     def __init__(self) -> None:
         self.stop = False
         self.timed_out = False
+        self.clean = True
+        self.current: CurrentRun | None = None
 
     def may_begin(self) -> bool:
         """Whether the step's code may still run, after a wait for its turn."""
         return not self.stop
 
-    def began(self, limit: Micros | None) -> None:
-        """The step's code is about to run, and may take ``limit``."""
+    def began(self, limit: Micros) -> None:
+        """The code of a step with a timeout is about to run, and may take ``limit``."""
 
     def over(self) -> None:
         """It runs no more."""
@@ -97,7 +104,7 @@ class Executor:
         """Run the run's step once.
 
         The calling task's contextvars are the step's. They tell of the run while its code runs and its Context is
-        written; the log fields stay until the task ends.
+        written; the log fields stay until the next step takes their place.
 
         Args:
             run: the row.
@@ -109,13 +116,14 @@ class Executor:
             Stopped: the engine stopped it.
         """
         step = definition.steps[run.step]
-        outbox = self._orders.outbox(run)
-        # The task's context is its own, and ends with it: what is set here need not be taken back on every way out.
-        token = _current.set(CurrentRun(run, live, self._store_id, self._clock, outbox))
+        watch.current = current = CurrentRun(run, live, self._store_id, self._clock, self._orders.outbox)
+        token = _current.set(current)
         bind_step(run)
-        started = self._clock.monotonic()
+        bound = copy_context()
+        limit = step.options.timeout
         error: BaseException | None = None
         returned: object = None
+        started = self._clock.monotonic()
         if self._telemetry.instruments:
             self._telemetry.step_started(run)
         try:
@@ -125,38 +133,35 @@ class Executor:
             if step.in_thread:
                 returned = await self._in_thread(step, instance, arguments, watch)
             else:
-                watch.began(step.options.timeout)
+                if limit is not None:
+                    watch.began(limit)
                 called: Any = step.function(instance, **arguments)
                 returned = await called if step.is_async else called
         except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
             error = raised
-            outbox.closed = True
-        watch.over()
-        if self._telemetry.instruments:
-            self._telemetry.step_ended(run, error)
-        duration = self._clock.monotonic() - started
-        if watch.timed_out:
-            late = self.too_late(run, step.options.timeout or 0)
-            outbox.closed = True
-            return Ran(Raised(late.with_traceback(trace_of(error))), None, duration)
-        if error is not None:
-            if watch.stop or is_a(error, Stopped):
-                raise Stopped
-            if is_a(error, AwaitedCommand):
-                error = CommandAwaited(run.id, run.workflow, run.step, error.command).with_traceback(trace_of(error))
-            return Ran(Raised(error), None, duration)
         try:
-            ran = self._returned(run, definition, live, returned, duration)
-            outbox.closed = True
-            if outbox.orders:
-                ran.also = await self._changes(outbox, watch)
-        except Stopped:
-            raise
-        except BaseException as problem:  # noqa: BLE001 - what it returned, left or ordered is wrong: its own failure
-            return Ran(Raised(problem), None, duration)
-        # The Context that the step had is not to live on, for the garbage collector, until the transition is committed.
-        _current.reset(token)
-        return ran
+            if limit is not None:
+                watch.over()
+            if self._telemetry.instruments:
+                self._telemetry.step_ended(run, error)
+            duration = self._clock.monotonic() - started
+            if watch.timed_out:
+                late = self.too_late(run, limit or 0)
+                return Ran(Raised(late.with_traceback(trace_of(error))), None, duration)
+            if error is not None:
+                return Ran(Raised(_own_error(run, error, watch)), None, duration)
+            try:
+                ran = self._returned(run, definition, live, returned, duration)
+                if isinstance(outbox := current.close(), Outbox):
+                    ran.also = await self._changes(outbox, watch)
+            except Stopped:
+                raise
+            except BaseException as problem:  # noqa: BLE001 - what it returned, left or ordered is wrong: its failure
+                return Ran(Raised(problem), None, duration)
+            return ran
+        finally:
+            current.close()
+            _leave(watch, bound, token)
 
     async def _changes(self, outbox: Outbox, watch: Watch) -> tuple[Start | Post | Emit, ...]:
         """What the step started and sent, as changes."""
@@ -220,7 +225,8 @@ class Executor:
         if not watch.may_begin():
             self._limiter.release_on_behalf_of(borrower)
             raise Stopped
-        watch.began(step.options.timeout)
+        if step.options.timeout is not None:
+            watch.began(step.options.timeout)
         try:
             good, value = await self._threads.run(call)
         finally:
@@ -229,6 +235,34 @@ class Executor:
         if good:
             return value
         raise value
+
+
+def _own_error(run: Run, error: BaseException, watch: Watch) -> BaseException:
+    """What the step raised, as it is told. Raises Stopped if it was the engine that stopped it."""
+    if watch.stop or is_a(error, Stopped):
+        raise Stopped
+    if is_a(error, AwaitedCommand):
+        return CommandAwaited(run.id, run.workflow, run.step, error.command).with_traceback(trace_of(error))
+    return error
+
+
+def _leave(watch: Watch, bound: Context, token: Token[CurrentRun]) -> None:
+    """The task's contextvars are the step's no more."""
+    watch.current = None
+    watch.clean = _same(bound, copy_context())
+    # The Context that the step had is not to live on, for the garbage collector, until the transition is committed.
+    try:
+        _current.reset(token)
+    except ValueError:  # the coroutine is not ended by its task, but collected, with a loop that is over
+        pass
+
+
+def _same(one: Context, other: Context) -> bool:
+    """Whether two contexts have the same variables. Quick, as nearly always nothing was set at all."""
+    try:
+        return one == other
+    except BaseException:  # noqa: BLE001 - a value's own __eq__ may raise anything
+        return False
 
 
 async def _arguments(run: Run, step: StepDefinition) -> dict[str, Any]:

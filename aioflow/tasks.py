@@ -49,10 +49,26 @@ class TaskSet:
         return len(self._tasks)
 
     def spawn(
-        self, coroutine: Coroutine[Any, Any, None], *, name: str | None = None, context: Context | None = None
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        kind: type[asyncio.Task[None]] = asyncio.Task,
     ) -> asyncio.Task[None]:
-        """Start a task in the set. ``context``: its contextvars; a copy of the caller's if not given."""
-        task = asyncio.get_running_loop().create_task(coroutine, name=name, context=context)
+        """Start a task in the set.
+
+        Args:
+            coroutine: what it runs.
+            name: what it is called.
+            context: its contextvars; a copy of the caller's if not given.
+            kind: its class, unless somebody else makes the tasks of this loop.
+        """
+        loop = asyncio.get_running_loop()
+        if kind is not asyncio.Task and loop.get_task_factory() is None:
+            task = kind(coroutine, loop=loop, name=name, context=context)
+        else:
+            task = loop.create_task(coroutine, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
@@ -63,13 +79,7 @@ class TaskSet:
         A step that cancels whatever task it finds does not end it: then another is begun. Who else cancels it closes
         the event loop.
         """
-        loop = asyncio.get_running_loop()
-        if loop.get_task_factory() is None:
-            task: asyncio.Task[None] = _Kept(make(), loop=loop, name=name)
-        else:
-            task = loop.create_task(make(), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task = self.spawn(make(), name=name, kind=_Kept)
         task.add_done_callback(lambda task: self._begin_again(task, make))
 
     def _begin_again(self, task: asyncio.Task[None], make: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -329,6 +329,7 @@ class Worker:
                 pass
         for activation in list(self._activations.values()):
             activation.halt()
+        self._tools.pool.close()
         if left := await self._tools.tasks.wait(GRACE + 0.5):
             telemetry.fault("steps do not stop, the engine ends without them", steps=left)
         self._tools.executor.close()

@@ -87,10 +87,9 @@ class _Alarm(Watch):
         self.task: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
 
-    def began(self, limit: Micros | None) -> None:
+    def began(self, limit: Micros) -> None:
         """See executor.Watch."""
-        if limit is not None:
-            self._alarm = asyncio.get_running_loop().call_later(limit / SECOND, self._time_out)
+        self._alarm = asyncio.get_running_loop().call_later(limit / SECOND, self._time_out)
 
     def over(self) -> None:
         """See executor.Watch."""

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
-from aioflow import Retry, complete, get_context, get_run, goto, sleep, step, workflow
+from aioflow import Retry, complete, get_context, goto, sleep, step, workflow
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine, ShiftedClock, closed, kinds_of, run_of
 from tests.engine.test_hostile_matrix import ONCE, Nothing, Probe, household
@@ -27,7 +27,7 @@ def cancel_the_engine(*, names: set[str] = LOOPS) -> int:
 
 
 def is_of_a_run(task: asyncio.Task[object]) -> bool:
-    return "Activation._drive" in repr(task.get_coro())
+    return "Pool._work" in repr(task.get_coro())
 
 
 @workflow("tasks-cancels", default_retry=ONCE)
@@ -85,15 +85,16 @@ class CancelsAll:
         return complete()
 
 
-entered = asyncio.Event()
+#: Told by the step of ``Waits``, and what it waits for; of the event loop that runs it.
+entered: asyncio.Future[None]
+gate: asyncio.Future[None]
 
 
-@workflow("tasks-retried", default_retry=Retry(max_attempts=3, base_delay=timedelta(0), retry_on=(BaseException,)))
-class Retried:
-    """Tries again whatever comes; waits in its first attempt until it is cancelled."""
+@workflow("tasks-waits", default_retry=ONCE)
+class Waits:
+    """Waits in its second step for others."""
 
-    class Context(BaseModel):
-        steps: int = 0
+    Context = Nothing
 
     @step(start=True)
     async def begin(self) -> Command:
@@ -101,9 +102,8 @@ class Retried:
 
     @step
     async def then(self) -> Command:
-        if get_run().attempt == 1:
-            entered.set()
-            await asyncio.Event().wait()
+        entered.set_result(None)
+        await gate
         return sleep(timedelta(0), then=self.end)
 
     @step
@@ -111,19 +111,21 @@ class Retried:
         return complete()
 
 
-async def test_runs_whose_tasks_a_step_cancels_go_on(make_engine: MakeEngine) -> None:
-    """A run that computes meanwhile has its attempt fail, as any does; those about to begin, or being committed, go on."""
-    async with make_engine(CancelsAll, Retried, Probe) as engine:
-        entered.clear()
-        waits = await engine.start(Retried)
-        await wait_until(entered.is_set)
+async def test_a_step_cannot_cancel_the_tasks_of_other_runs(make_engine: MakeEngine) -> None:
+    """A run that computes meanwhile hears nothing of it; those about to begin, or being committed, go on."""
+    global entered, gate
+    entered, gate = asyncio.Future(), asyncio.Future()
+    async with make_engine(CancelsAll, Waits, Probe) as engine:
+        waits = await engine.start(Waits)
+        await entered
         hostile = await engine.start(CancelsAll)
         others = [await engine.start(Probe) for _ in range(20)]
         assert (await hostile.wait(5)).status in {"completed", "failed"}
         for run in others:
             assert (await run.wait(10)).status in {"completed", "failed"}
+        gate.set_result(None)
         assert (await waits.wait(10)).status == "completed"
-        assert await kinds_of(engine, waits) == ["start", "goto", "retry", "wake", "sleep", "wake", "complete"]
+        assert await kinds_of(engine, waits) == ["start", "goto", "sleep", "wake", "complete"]
         assert (await engine.stats()).running_here == 0
     await closed(engine)
 
@@ -175,16 +177,16 @@ async def test_step_that_cancels_even_the_closing_lets_the_engine_close(make_eng
         @step(start=True)
         async def begin(self) -> Command:
             begun.set()
-            await gate.wait()
+            await opened.wait()
             found.append(cancel_the_engine(names={*LOOPS, "aioflow closing"}))
             return complete()
 
-    begun, gate, found = asyncio.Event(), asyncio.Event(), list[int]()
+    begun, opened, found = asyncio.Event(), asyncio.Event(), list[int]()
     engine = make_engine(Last, Probe)
     async with engine:
         run = await engine.start(Last)
         await begun.wait()
-        asyncio.get_running_loop().call_later(0.02, gate.set)
+        asyncio.get_running_loop().call_later(0.02, opened.set)
     await closed(engine)
     assert found == [len(LOOPS) + 1]
     async with make_engine(Last, Probe) as engine:

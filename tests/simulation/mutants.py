@@ -110,7 +110,7 @@ MUTANTS = [
     # ---- what a lost reply means
     Mutant("treat unknown as failed", _COMMITTER, "Committer._offer",
            "            self._tell(error)\n",
-           "            for p in pending:\n                p.fail(error)\n            return\n", seed=1),
+           "            for p in pending:\n                p.tell(error)\n            return\n", seed=1),
     Mutant("treat unknown as committed", _COMMITTER, "Committer._offer",
            "            self._tell(error)\n",
            "            for p in pending:\n"
@@ -154,21 +154,22 @@ MUTANTS = [
            "    try:\n        self._timers.raise_edge(now)\n        self._timers.refill(found)\n",
            tests="tests/simulation/test_refill.py"),
     Mutant("do not arm what parks", _WORKER, "Worker.follow", "self.scheduler.arm(run)", "pass", seed=4),
-    Mutant("wake in memory before the commit", _COMMITTER, "Committer.submit",
-           "    if not self._offered:\n        self._wake.set()\n    return future",
+    Mutant("wake in memory before the commit", _COMMITTER, "Committer.offer",
+           "    if not self._offered:\n        self._wake.set()",
            "    if isinstance(change, Move):\n        self._on_commit(change, Result('applied', change.run))\n"
-           "    if not self._offered:\n        self._wake.set()\n    return future"),
+           "    if not self._offered:\n        self._wake.set()"),
     Mutant("nobody scans for the overdue", _LOOP, "DueLoop.scan", "for deadline in new:", "for deadline in ():", seed=2),
     # ---- steps
     Mutant("keep a failed attempt's Context", _EXECUTOR, "Executor.run",
-           "return Ran(Raised(error), None, duration)\n    try",
-           "error.kept = definition.codec.encode(live)[0]\n        return Ran(Raised(error), None, duration)\n    try",
+           "return Ran(Raised(_own_error(",
+           "error.kept = definition.codec.encode(live)[0]\n            return Ran(Raised(_own_error(",
            more=(_DECIDING, "_raised", "describe(error),\n", "describe(error), data=getattr(error, 'kept', run.data),\n")),
     Mutant("do not count attempts", _DECIDING, "_raised", "failures = run.failures + 1", "failures = run.failures or 1"),
     Mutant("a retry is a new visit", _OUTSIDE, "wake", 'elif run.waiting_for == "retry":', 'elif run.waiting_for == "never":'),
     Mutant("send what a failed attempt ordered", _EXECUTOR, "Executor.run",
-           "return Ran(Raised(error), None, duration)\n    try",
-           "return Ran(Raised(error), None, duration, await self._changes(outbox, watch))\n    try",
+           "return Ran(Raised(_own_error(run, error, watch)), None, duration)",
+           "return Ran(Raised(_own_error(run, error, watch)), None, duration,\n"
+           "                (await self._changes(made, watch)) if (made := current.close()) else ())",
            more=(_ACTIVATION, "_has_failed", "return not meant", "return False and not meant")),
     Mutant("on_fail for ever", _DECIDING, "failed", 'rescued = past.get("rescued", False)', "rescued = False", seed=5),
     # ---- signals
