@@ -23,6 +23,10 @@ from aioflow_memory import MemoryStore
 from tests.support import wait_until
 
 
+#: The tasks that an engine keeps; those that run its steps may be kept by these.
+LOOPS = {f"aioflow {name}" for name in ("committer", "worker", "lease", "scheduler", "planner", "delivery", "listener")}
+
+
 class ShiftedClock(Clock):
     """The machine's clock, as far ahead of it as tests have moved it. Whoever waits for time looks again at once.
 
@@ -120,9 +124,9 @@ class Slow:
 
 
 async def closed(engine: Engine) -> None:
-    """Nothing of the engine is left: no task, and no thread but those of the pool."""
+    """Nothing of the engine is left: none of its loops, and no thread but those of the pool."""
     assert repr(engine).startswith("<Engine closed")
-    await wait_until(lambda: not [task for task in asyncio.all_tasks() if task.get_name().startswith("aioflow")])
+    await wait_until(lambda: not [task for task in asyncio.all_tasks() if task.get_name() in LOOPS])
     await wait_until(lambda: not [one for one in threading.enumerate() if "connection" in one.name])
 
 

@@ -103,13 +103,18 @@ async def parked(engine: Engine, number: int, until: str = "signal") -> Workflow
     run = await (await engine.start(Order, number=number)).wait(5, until="parked")
     if until == "sleep":
         assert (await engine.signal("paid", {"paid": number}, run_id=run.id)).state == "delivered"
-
-        async def sleeps() -> bool:
-            await run.refresh()
-            return run.waiting_for == "sleep"
-
-        await wait_until(sleeps)
+        await asleep(run)
     return run
+
+
+async def asleep(run: WorkflowRun[Any]) -> None:
+    """Wait until it is."""
+
+    async def sleeps() -> bool:
+        await run.refresh()
+        return run.waiting_for == "sleep"
+
+    await wait_until(sleeps)
 
 
 async def ended(engine: Engine, run: WorkflowRun[Any]) -> WorkflowRun[Any]:
@@ -215,6 +220,8 @@ async def test_work_goes_on_when_the_file_can_be_written_again(
             for run in runs:
                 await run.wait(5, until="parked")
                 assert (await engine.signal("paid", {"paid": 1}, run_id=run.id)).state == "delivered"
+            for run in [*runs, asker]:
+                await asleep(run)
             clock.shift(2 * HOUR)
             for run in [*runs, asker]:
                 await ended(engine, run)
