@@ -29,10 +29,12 @@ def check_json(raw: bytes, what: str) -> None:
     """
     if len(raw) > MAX_DATA:
         raise LimitExceeded(what, f"{MAX_DATA} bytes of JSON", f"it has {len(raw)}")
+    # To look for one byte is many times as fast as for several: a NUL is written with a backslash, NaN and Infinity begin
+    # with these.
     if (
-        b"\\u0000" in raw
-        or b"NaN" in raw
-        or b"Infinity" in raw
+        (b"\\" in raw and b"\\u0000" in raw)
+        or (b"N" in raw and b"NaN" in raw)
+        or (b"I" in raw and b"Infinity" in raw)
         or raw.count(b"{") + raw.count(b"[") > MAX_DEPTH
         or (len(raw) > MAX_NAME and (b'\\"' in raw or len(max(raw.split(b'"'), key=len)) > MAX_NAME))
     ):

@@ -127,8 +127,11 @@ class ContextCodec:
         except Exception as error:
             raise Unstorable(f"it does not read back: {explain(error)}") from error
         try:
-            same = live.__dict__ == parsed.__dict__ and live.__pydantic_extra__ == parsed.__pydantic_extra__
-            exact = same and all(alike(live.__dict__[name], parsed.__dict__[name]) for name in self._loose)
+            left, right = live.__dict__, parsed.__dict__
+            same = exact = left == right and live.__pydantic_extra__ == parsed.__pydantic_extra__
+            if same:
+                for name in self._loose:
+                    exact = exact and alike(left[name], right[name])
         except Exception:  # noqa: BLE001 - difference() tells which value cannot be compared
             same = exact = False
         if not exact:

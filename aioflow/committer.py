@@ -95,7 +95,7 @@ def _keys(change: Change) -> tuple[int, tuple[Hashable, ...]]:
     """The run that it changes, and what no other change of the same batch may have."""
     if isinstance(change, Move):
         run_id = change.run.id
-        return run_id, (run_id, *(key for part in change.also for key in _keys(part)[1])) if change.also else (run_id,)
+        return run_id, (run_id, *(key for part in change.also for key in _keys(part)[1]))
     if isinstance(change, Start):
         run = change.run
         keys: tuple[Hashable, ...] = (run.id,) if run.key is None else (run.id, (run.workflow, run.key))

@@ -88,7 +88,9 @@ class Raised(NamedTuple):
 
 FailureKind: TypeAlias = Literal["exhausted", "gave up", "invalid", "timeout"]
 #: Transitions that lead to a step rather than end one.
-_RESUMING = ("wake", "unblock", "signal", "event", "timeout")
+_RESUMING = frozenset(["wake", "unblock", "signal", "event", "timeout"])
+#: A named tuple of a row that is complete, in half the time that its own constructor takes.
+_new: Any = tuple.__new__
 
 #: Where a row has its columns.
 _PLACE = {name: place for place, name in enumerate(Run._fields)}
@@ -240,16 +242,16 @@ def move(
     **changes: Any,
 ) -> Move:
     """The change to a row, and its history row; ``note`` is what that tells as its error."""
-    seq = run.seq + 1
+    seq = run.seq
     row: list[Any] = list(run)  # as _replace does it, in a third of the time
-    row[_SEQ], row[_CRASHES], row[_MARKED], row[_UPDATED_AT] = seq, 0, 0, now
+    row[_SEQ], row[_CRASHES], row[_MARKED], row[_UPDATED_AT] = seq + 1, 0, 0, now
     for name, value in changes.items():
         row[_PLACE[name]] = value
-    new = tuple.__new__(Run, row)
+    new: Run = _new(Run, row)
     # What resumes a run made no attempt yet: it tells the step and attempt it leads to, all else those it ended.
     made = new if kind in _RESUMING else run
-    transition = Transition(run.id, seq, now, made.step, made.failures + 1, kind, duration, note, commit_id)
-    return Move(new, seq - 1, run.fence, transition)
+    line = (run.id, seq + 1, now, made.step, made.failures + 1, kind, duration, note, commit_id)
+    return Move(new, seq, run.fence, _new(Transition, line))
 
 
 def _resolve(run: Run, definition: WorkflowDefinition, command: str, target: object) -> str:

@@ -136,6 +136,21 @@ async def test_signals_are_batched_by_their_id(desk: Desk) -> None:
     assert await wait_until(lambda: desk.committer.idle)
 
 
+async def test_what_a_step_starts_shares_no_batch_with_its_key(desk: Desk) -> None:
+    """A move that brings a start along waits for the batch after one that has a run of that key."""
+    await desk.commit(*starts(1, 2))
+    named = [starting(a_run(run_id, key="a")) for run_id in (3, 4, 5)]
+    with desk.store.held():
+        await desk.busy()
+        told = desk.submit(
+            named[0], moving(a_run(1))._replace(also=(named[1],)), moving(a_run(2))._replace(also=(named[2],))
+        )
+    results = [await future for future in told]
+    assert [result.outcome for result in results] == ["applied"] * 3
+    assert [[part.outcome for part in result.also] for result in results] == [[], ["exists"], ["exists"]]
+    assert desk.store.batches[-3:] == [[3], [1], [2]]
+
+
 async def test_events_are_batched_by_their_id(desk: Desk) -> None:
     """A batch has one change of an event and of a plan; who listens is told of before what is emitted with it."""
     later = an_event(1, at=NOW + SECOND)
@@ -481,6 +496,18 @@ async def test_patience_ends_while_the_store_is_silent(desk: Desk) -> None:
     assert not early, "patience was not over yet"
     assert done, "patience was over, and nobody told"
     assert isinstance(hasty.exception(), StoreUnavailable)
+
+
+async def test_a_change_that_is_refused_after_patience_ended_was_told_of_once(desk: Desk) -> None:
+    """The caller has heard that the outcome is unknown; that the store then refuses it is nobody's news."""
+    desk.store.poison = {1}
+    told: list[object] = []
+    with desk.store.held():
+        desk.committer.offer(starting(a_run(1)), told.append, patience=0)
+        await desk.store.arrived(1)
+        assert await wait_until(lambda: told)
+    assert await wait_until(lambda: desk.committer.idle)
+    assert [type(each) for each in told] == [StoreUnavailable]
 
 
 # ---- what is decided

@@ -22,7 +22,6 @@ from aioflow.store import Store
 from aioflow_memory import MemoryStore
 from tests.support import wait_until
 
-
 #: The tasks that an engine keeps; those that run its steps may be kept by these.
 LOOPS = {f"aioflow {name}" for name in ("committer", "worker", "lease", "scheduler", "planner", "delivery", "listener")}
 
