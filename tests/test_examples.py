@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import httpx
 import pytest
+
+from tests.programs import read_until, running
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 #: Seconds for one example: it may sleep, and the machine may be busy.
@@ -110,42 +106,35 @@ LINES = {
         ["lamp: reserved", "lamp: failed, cancelled"],
         ["vase: reserved", "vase: failed, never paid"],
     ],
+    "13_fastapi.py": [
+        [
+            "the app opens its own things",
+            "ann's ticket is waiting for Answer",
+            "bob gets 403",
+            r"bob lists \[\]",
+            "ann's answer is delivered",
+            r"ann's ticket is completed: \['It was order 17\.'\]",
+            "the app closes its own things",
+        ],
+    ],
+    "14_starlette.py": [
+        [
+            "started /ops/flows/runs/1",
+            "id: 1",
+            "id: 2",
+            "id: 6",
+            "event: end",
+            r"\{'month': '2030-01', 'pages': 3\}",
+            "1 reports",
+            "This app answers only clients on its own machine",
+        ],
+        [".*the run API has no authorize=.*"],
+    ],
 }
 #: They keep a database in the reader's folder.
 CONTINUED = ["01_hello.py"]
 #: Lines are not enough for them: they have tests of their own.
 APART = ["08_service.py", "09_tracing.py"]
-
-
-@contextmanager
-def running(*command: str | Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A Python process in an empty folder, its output readable as it comes."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIOFLOW_", "COV_"))}
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=folder,
-        env=environment | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error", "PYTEST_ADDOPTS": "-p no:cacheprovider"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-def read_until(stream: IO[str] | None, pattern: str) -> re.Match[str]:
-    """Read lines up to the first that matches as a whole."""
-    assert stream is not None
-    read = []
-    for line in stream:
-        read.append(line)
-        if found := re.fullmatch(pattern, line.rstrip("\n")):
-            return found
-    raise AssertionError(f"It ended without a line like {pattern}:\n{''.join(read)}")
 
 
 def missing(patterns: list[str], output: str) -> list[str]:

@@ -1,0 +1,270 @@
+"""The run API under uvicorn, in a process of its own: mounted, under a prefix, and told to end while clients wait."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.http.test_stream import events
+from tests.programs import read_until, running
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ANN = {"authorization": "Bearer token-of-ann"}
+#: Seconds for what should take none: the machine may be busy.
+PATIENCE = 30
+
+#: A server of the run API alone, which tests tell what to do by its workflows.
+ALONE = """
+import asyncio
+from datetime import timedelta
+from pydantic import BaseModel
+from aioflow import Engine, complete, step, wait, workflow
+from aioflow.http import api
+
+@workflow("order")
+class Order:
+    class Context(BaseModel):
+        pass
+
+    @step(start=True)
+    async def ask(self):
+        return wait.for_signal("go", then=self.end)
+
+    @step
+    async def end(self):
+        return complete()
+
+app = api(Engine("sqlite:///orders.db", shutdown_timeout=timedelta(seconds=1)))
+"""
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server, and its URL."""
+    with running("-m", "uvicorn", "--port", "0", *arguments, folder=folder) as server:
+        yield server, read_until(server.stderr, r".*running on (http://\S+) .*")[1]
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of the run API alone."""
+    (tmp_path / "alone.py").write_text(ALONE)
+    with serving(tmp_path, "alone:app") as (server, url):
+        yield server, url
+
+
+@asynccontextmanager
+async def connected(url: str, **options: object) -> AsyncIterator[httpx.AsyncClient]:
+    """A client over real connections."""
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False, **options) as client:  # type: ignore[arg-type]
+        yield client
+
+
+def ended(server: subprocess.Popen[str]) -> tuple[float, str]:
+    """How many seconds a server took to end, once it is told to, and what it said on stderr."""
+    began = time.monotonic()
+    server.send_signal(signal.SIGTERM)
+    _, complaints = server.communicate(timeout=PATIENCE)
+    return time.monotonic() - began, complaints
+
+
+# ---- mounted
+
+
+async def test_uvicorn_serves_it_in_fastapi(tmp_path: Path) -> None:
+    """The example is served as its docstring says: the app's life goes around the engine's, authorize decides."""
+    with serving(tmp_path, "--app-dir", EXAMPLES, "13_fastapi:app") as (server, url):
+        read_until(server.stdout, "the app opens its own things")
+        async with connected(url, headers=ANN) as ann, connected(url) as stranger:
+            opened = await ann.post("/tickets", json={"question": "Why?"})
+            assert opened.status_code == 201
+            run = f"/flows/runs/{opened.json()['ticket']}"
+            waited = await ann.get(f"{run}/wait", params={"until": "parked"})
+            assert waited.json()["waiting_signal"] == "Answer"
+            assert (await stranger.get(run)).status_code == 401
+            assert (await stranger.get(run)).headers["www-authenticate"] == "Bearer"
+            assert (await ann.post("/flows/workflows/ticket/runs", json={})).status_code == 403
+            described = (await ann.get("/flows/openapi.json")).json()
+            assert described["servers"] == [{"url": "/flows"}]
+            assert "/runs/{run_id}/signals/Answer" in described["paths"]
+            assert (await ann.post(f"{run}/signals/close", json={})).json()["state"] == "delivered"
+            told = events((await ann.get(f"{run}/stream")).text)
+            assert told[-1]["event"] == "end"
+        server.send_signal(signal.SIGTERM)
+        output, complaints = server.communicate(timeout=PATIENCE)
+    assert "the app closes its own things" in output
+    assert "Application shutdown complete" in complaints
+    assert "Traceback" not in complaints
+
+
+async def test_uvicorn_serves_it_in_starlette(tmp_path: Path) -> None:
+    """Mounted twice over, without authorize, it is right about where it is."""
+    with serving(tmp_path, "--app-dir", EXAMPLES, "14_starlette:app") as (server, url):
+        async with connected(url) as client:
+            started = await client.post("/ops/flows/workflows/report/runs", json={"context": {"month": "2030-01"}})
+            assert started.status_code == 201
+            assert started.headers["location"] == f"/ops/flows/runs/{started.json()['id']}"
+            told = events((await client.get(f"{started.headers['location']}/stream")).text)
+            assert [each["event"] for each in told if "event" in each] == ["transition"] * 6 + ["end"]
+            assert (await client.get("/")).text == "1 reports\n"
+            foreign = await client.get("/ops/flows/runs", headers={"host": "evil.example"})
+            assert foreign.status_code == 403
+        _, complaints = ended(server)
+    assert "Application shutdown complete" in complaints
+
+
+async def test_it_is_right_about_where_it_is_behind_a_proxy(tmp_path: Path) -> None:
+    """With a root_path, as a proxy that takes a prefix away makes it necessary, addresses have the prefix."""
+    (tmp_path / "alone.py").write_text(ALONE)
+    with serving(tmp_path, "--root-path", "/behind/a proxy", "alone:app") as (server, url):
+        async with connected(url) as client:
+            started = await client.post("/workflows/order/runs", json={})
+            assert started.headers["location"] == f"/behind/a%20proxy/runs/{started.json()['id']}"
+            assert (await client.get("/openapi.json")).json()["servers"] == [{"url": "/behind/a%20proxy"}]
+        ended(server)
+
+
+async def test_a_server_alone_opens_and_closes_the_engine(alone: tuple[subprocess.Popen[str], str]) -> None:
+    """Served by itself the app has a life of its own, which is the engine's."""
+    server, url = alone
+    async with connected(url) as client:
+        assert (await client.get("/readyz")).json() == {"status": "ok"}
+        assert (await client.post("/workflows/order/runs", json={})).status_code == 201
+    took, complaints = ended(server)
+    assert took < 2 + 1
+    assert "Application shutdown complete" in complaints
+    assert "Traceback" not in complaints
+
+
+# ---- the end
+
+
+async def streamed(client: httpx.AsyncClient, run_id: int, begun: asyncio.Semaphore) -> str:
+    """All that a stream says, until it ends."""
+    text = ""
+    async with client.stream("GET", f"/runs/{run_id}/stream") as answer:
+        async for part in answer.aiter_text():
+            text += part
+            if "id: 2" in text:
+                begun.release()
+    return text
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
+async def test_it_ends_while_clients_stream_and_poll(alone: tuple[subprocess.Popen[str], str], how: str) -> None:
+    """With twenty streams and twenty long polls open, a server that is told to end has ended within two seconds, and
+    each client has got a whole answer.
+    """
+    server, url = alone
+    limits = httpx.Limits(max_connections=100)
+    async with connected(url, limits=limits) as client:
+        run_id = (await client.post("/workflows/order/runs", json={})).json()["id"]
+        await client.get(f"/runs/{run_id}/wait", params={"until": "parked"})
+        begun = asyncio.Semaphore(0)
+        streams = [asyncio.ensure_future(streamed(client, run_id, begun)) for _ in range(20)]
+        sent = asyncio.Semaphore(0)
+
+        async def trace(event: str, _: object) -> None:
+            if event == "http11.send_request_body.complete":
+                sent.release()
+
+        polling = {"trace": trace}
+        polls = [asyncio.ensure_future(client.get(f"/runs/{run_id}/wait", extensions=polling)) for _ in range(20)]
+        for _ in streams:
+            await begun.acquire()
+            await sent.acquire()
+        await client.get("/healthz")  # what was sent before has been read
+        assert not any(each.done() for each in (*streams, *polls))
+        began = time.monotonic()
+        server.send_signal(getattr(signal, how))
+        _, complaints = await asyncio.to_thread(server.communicate, timeout=PATIENCE)
+        took = time.monotonic() - began
+        texts = await asyncio.gather(*streams)
+        answers = await asyncio.gather(*polls)
+    assert took < 2
+    assert "Application shutdown complete" in complaints
+    assert "Traceback" not in complaints
+    assert all([each["id"] for each in events(text) if "id" in each] == ["1", "2"] for text in texts)
+    assert {(answer.status_code, answer.json()["status"]) for answer in answers} == {(200, "waiting")}
+
+
+async def test_a_client_that_does_not_read_does_not_hold_the_server_up(
+    alone: tuple[subprocess.Popen[str], str],
+) -> None:
+    """A connection that asks for a stream, and never reads it, ends with the server."""
+    server, url = alone
+    async with connected(url) as client:
+        run_id = (await client.post("/workflows/order/runs", json={})).json()["id"]
+    host, port = re.fullmatch(r"http://(\S+):(\d+)", url).groups()  # type: ignore[union-attr]
+    _, writer = await asyncio.open_connection(host, int(port), limit=1)
+    writer.write(f"GET /runs/{run_id}/stream HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+    await writer.drain()
+    async with connected(url) as client:
+        await client.get(f"/runs/{run_id}/wait", params={"until": "parked"})
+    began = time.monotonic()
+    server.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(server.communicate, timeout=PATIENCE)
+    took = time.monotonic() - began
+    writer.close()
+    assert took < 2
+
+
+async def test_a_naive_stream_would_hold_the_server_up(tmp_path: Path) -> None:
+    """The servers that these tests end would wait for a stream that does not look whether they end."""
+    (tmp_path / "naive.py").write_text(
+        "import asyncio\n"
+        "from starlette.applications import Starlette\n"
+        "from starlette.responses import StreamingResponse\n"
+        "from starlette.routing import Route\n"
+        "async def forever():\n"
+        "    while True:\n"
+        "        yield 'id: 2\\n\\n'\n"
+        "        await asyncio.sleep(0.1)\n"
+        "app = Starlette(routes=[Route('/', lambda request: StreamingResponse(forever()))])\n"
+    )
+    with serving(tmp_path, "naive:app") as (server, url):
+        async with connected(url) as client, client.stream("GET", "/") as answer:
+            parts = answer.aiter_raw()
+            assert await anext(parts)
+            server.send_signal(signal.SIGTERM)
+            with pytest.raises(subprocess.TimeoutExpired):
+                await asyncio.to_thread(server.wait, timeout=2.5)
+        await asyncio.to_thread(server.communicate, timeout=PATIENCE)
+
+
+# ---- bodies on the wire
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "status"),
+    [
+        (b"transfer-encoding: chunked", b"100000\r\n" + b"x" * 0x100000 + b"\r\n1\r\nx\r\n0\r\n\r\n", b"413"),
+        (b"content-length: 1048577", b"x" * 1048577, b"413"),
+        (b"content-length: 99999999999999999999", b"{}", b"413"),
+        (b"content-length: 2", b"{}" + b"x" * 2_000_000, b"201"),
+        (b"content-length: -1", b"{}", b"400"),
+        (b"content-length: 2\r\ntransfer-encoding: chunked", b"2\r\n{}\r\n0\r\n\r\n", b"400 or 201"),
+    ],
+)
+async def test_bodies_on_the_wire(
+    alone: tuple[subprocess.Popen[str], str], head: bytes, body: bytes, status: bytes
+) -> None:
+    """A body that is too large is refused however it is sent; one that lies about its length is cut there."""
+    _, url = alone
+    host, port = re.fullmatch(r"http://(\S+):(\d+)", url).groups()  # type: ignore[union-attr]
+    reader, writer = await asyncio.open_connection(host, int(port))
+    request = b"POST /workflows/order/runs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    writer.write(request + head + b"\r\n\r\n" + body)
+    async with asyncio.timeout(PATIENCE):
+        line = await reader.readline()
+    writer.close()
+    assert line.split()[1] in status.split()

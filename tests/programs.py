@@ -1,0 +1,43 @@
+"""Programs that tests run in processes of their own, and read as they go."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def running(*command: str | Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A Python process in an empty folder, its output readable as it comes."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIOFLOW_", "COV_"))}
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error", "PYTEST_ADDOPTS": "-p no:cacheprovider"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def read_until(stream: IO[str] | None, pattern: str) -> re.Match[str]:
+    """Read lines up to the first that matches as a whole."""
+    assert stream is not None
+    read = []
+    for line in stream:
+        read.append(line)
+        if found := re.fullmatch(pattern, line.rstrip("\n")):
+            return found
+    raise AssertionError(f"It ended without a line like {pattern}:\n{''.join(read)}")
