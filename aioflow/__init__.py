@@ -12,6 +12,7 @@ from aioflow.entities import entity_loader, entity_type
 from aioflow.event_workflows import event_workflow
 from aioflow.events import Event
 from aioflow.model import Failure, StartOptions, Transition, WorkflowStatus
+from aioflow.open_steps import action, statezero_action
 from aioflow.ready import engine
 from aioflow.retry import GiveUp, Retry, RetryLater
 from aioflow.run import WorkflowRun
@@ -31,6 +32,7 @@ __all__ = [
     "Transition",
     "WorkflowRun",
     "WorkflowStatus",
+    "action",
     "complete",
     "engine",
     "entity_loader",
@@ -43,6 +45,7 @@ __all__ = [
     "goto",
     "on",
     "sleep",
+    "statezero_action",
     "step",
     "wait",
     "wait_for_event",

@@ -21,14 +21,14 @@ from aioflow.committer import Committer
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextNotStorable, InternalError, StoreError, StoreRefused
 from aioflow.executor import Executor, Ran, Stopped, Watch
-from aioflow.interventions import block, overrun, poison
+from aioflow.interventions import block, overrun, park, poison, uncalled
 from aioflow.model import SUSPECT_CRASHES, Run, WorkflowStatus
 from aioflow.pool import Pool, interrupt
 from aioflow.reading import read_context
 from aioflow.registry import Registry
 from aioflow.slots import Slots
 from aioflow.tasks import TaskSet
-from aioflow.transitions import Raised, Stepped, decide
+from aioflow.transitions import Outcome, Raised, Stepped, decide
 
 #: Seconds that a step which was cancelled may take to stop, before it is left behind.
 GRACE = 1.0
@@ -179,7 +179,8 @@ class Activation(Watch):
             definition is not None
             and self._live is not None
             and self._tools.registry.generation == self._generation
-            and run.step in definition.steps
+            and (step := definition.steps.get(run.step)) is not None
+            and step.action is None
             and run.deadline is None
         )
 
@@ -196,10 +197,13 @@ class Activation(Watch):
             if move := overrun(run, definition, now=now, commit_id=commit_id):
                 return await self._prepare_late(move)
         read = read_context(run, definition)
-        if not isinstance(read, str):
+        if isinstance(read, str):
+            move = block(run, read, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
+        elif definition is not None and (action := uncalled(run, definition)) is not None:
+            move = park(run, action, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
+        else:
             self._live = read
             return run.crashes < SUSPECT_CRASHES or await self._go_alone()
-        move = block(run, read, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
         await tools.committer.submit(move)
         return False
 
@@ -270,6 +274,8 @@ class Activation(Watch):
             telemetry.fault("what a step returned cannot be followed", run_id=run.id, step=run.step, exception=trace)
             self._commit(Ran(Raised(problem), None, duration))
             return
+        if move.transition.kind == "reopen":
+            self._tell_caller(ran.outcome, move.transition.error)
         owners: list[int | None] = []
         if ran.also and not _has_failed(ran, move):
             move = move._replace(also=tuple(self._owned(part, owners) for part in ran.also))
@@ -301,6 +307,14 @@ class Activation(Watch):
             telemetry.info("transition refused, the run was cancelled or taken over", run_id=self.run.id, seq=seq)
         self._end()
 
+    def _tell_caller(self, outcome: Outcome, why: str | None) -> None:
+        """What an action raises is its caller's; the log has it, too, for he may have left."""
+        run, told = self.run, {"error": why}
+        if isinstance(outcome, Raised):
+            self._tools.executor.callers.raised(run, outcome.error)
+            told = {"exception": telemetry.plain_traceback(outcome.error)}
+        telemetry.warn("action failed, is open again", run_id=run.id, workflow=run.workflow, step=run.step, **told)
+
     def _owned(self, part: Start | Post | Emit, owners: list[int | None]) -> Start | Post | Emit:
         """A run that the step starts runs here, if there is room."""
         if not isinstance(part, Start) or part.run.status != RUNNING:
@@ -320,7 +334,7 @@ class _Offer(NamedTuple):
 def _has_failed(ran: Ran, move: Move) -> bool:
     """Whether the attempt came to nothing after all: what it returned leads nowhere."""
     meant = isinstance(ran.outcome, Stepped) and isinstance(ran.outcome.command, Fail)
-    return not meant and move.transition.kind in ("retry", "fail", "on_fail")
+    return not meant and move.transition.kind in ("retry", "fail", "on_fail", "reopen")
 
 
 def _still_own(row: Run, move: Move) -> bool:

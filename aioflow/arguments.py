@@ -23,7 +23,8 @@ from aioflow.likeness import explain
 from aioflow.model import Failure, Resumption
 from aioflow.plans import ABOUT_EVENT
 
-_EMPTY = inspect.Parameter.empty
+#: The default of a parameter that has none.
+EMPTY = inspect.Parameter.empty
 _UNKNOWN: Any = object()
 #: Models that named a wait or a message in this process, for annotations that cannot be evaluated.
 _seen: dict[str, type[BaseModel]] = {}
@@ -53,17 +54,19 @@ class Parameters:
         parameters = _parameters_of(function)
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         self._named = [p for p in parameters[1:] if p.kind in named]
-        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        #: Whether it takes whatever keywords there are.
+        self.takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self._self = parameters[0].name if parameters else ""
+        self.names = [p.name for p in self._named]
         #: Whether it takes self at all.
         self.bound = bool(parameters)
         #: Names without a default that can only be given by position: nothing can give them.
-        self.positional = [p.name for p in parameters[1:] if p.kind is p.POSITIONAL_ONLY and p.default is _EMPTY]
+        self.positional = [p.name for p in parameters[1:] if p.kind is p.POSITIONAL_ONLY and p.default is EMPTY]
         #: Names without a default.
-        self.needed = [p.name for p in self._named if p.default is _EMPTY]
+        self.needed = [p.name for p in self._named if p.default is EMPTY]
 
     def __bool__(self) -> bool:
-        return bool(self._named) or self._takes_all
+        return bool(self._named) or self.takes_all
 
     @property
     def takes_event(self) -> bool:
@@ -99,6 +102,19 @@ class Parameters:
                 "it by a signal that has it."
             )
         return values
+
+    def declared(self, *, beside: str) -> dict[str, tuple[Any, Any]]:
+        """The type (Any where there is none) and default (``EMPTY`` without one) of all parameters but one, by name.
+
+        Raises:
+            NameError: an annotation cannot be evaluated, or not yet.
+        """
+        types = self._annotations()
+        named = [parameter for parameter in self._named if parameter.name != beside]
+        for parameter in named:
+            if types[parameter.name] is _UNKNOWN and parameter.annotation is not EMPTY:
+                raise NameError(f"the type of {parameter.name}, {parameter.annotation}, is not known")
+        return {p.name: (Any if types[p.name] is _UNKNOWN else types[p.name], p.default) for p in named}
 
     def needed_beside_event(self) -> list[str]:
         """What it needs that no event gives."""
@@ -145,7 +161,7 @@ class Parameters:
                 except Exception as error:
                     raise Unfillable(f"{parameter.name}: {explain(error)}") from error
             values[parameter.name] = value
-        if self._takes_all:
+        if self.takes_all:
             known = {self._self, *(p.name for p in self._named)}
             values |= {name: value for name, value in payload.items() if name not in known}
         return values
@@ -164,7 +180,7 @@ class Parameters:
         unclear = [
             p.name
             for p in self._named
-            if types[p.name] is _UNKNOWN and (p.default is _EMPTY or message in str(p.annotation))
+            if types[p.name] is _UNKNOWN and (p.default is EMPTY or message in str(p.annotation))
         ]
         return (unclear[0], seen) if len(unclear) == 1 else (None, seen)
 
@@ -181,7 +197,7 @@ class Parameters:
             function = inspect.unwrap(self._function)
             names = {**getattr(function, "__globals__", {}), **_closure_of(function)}
             types = {p.name: _evaluated(p.annotation, names) for p in self._named}
-            if any(types[p.name] is _UNKNOWN and p.annotation is not _EMPTY for p in self._named):
+            if any(types[p.name] is _UNKNOWN and p.annotation is not EMPTY for p in self._named):
                 return types  # it may be defined later
             self._types = types
         return self._types
@@ -207,7 +223,7 @@ def _parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
-    if annotation is _EMPTY:
+    if annotation is EMPTY:
         return _UNKNOWN
     try:
         return typing.get_type_hints(_Annotated(annotation), names, include_extras=True)["parameter"]

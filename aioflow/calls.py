@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Unpack, overload
 
-from aioflow.emitting import Emitting
+from aioflow.actions import Acting
 from aioflow.model import StartOptions
 from aioflow.query import run_query
 from aioflow.run import WorkflowRun
@@ -23,7 +23,7 @@ from aioflow.shapes import (
 _DEFAULT = StartOptions()
 
 
-class Calls(Emitting):
+class Calls(Acting):
     """``start``, ``find``, ``runs``, ``iter_runs`` and ``count``, typed by the workflow class they are given."""
 
     @overload
@@ -125,8 +125,8 @@ class Calls(Emitting):
             order: "id", "created_at" or "updated_at", with "-" before it for the latest first.
             limit: how many at the most, from 1 to 10 000.
             after: the last run of the page before (or its id, when the order is by id).
-            filters: ``status``; ``step`` (names or methods); ``waiting_for`` ("sleep", "signal", "event", "retry",
-                "start", "blocked"); ``waiting_signal`` (names, or models) and ``waiting_key``, of any arm of a wait;
+            filters: ``status``; ``step`` (names or methods); ``waiting_for`` ("sleep", "signal", "event", "action",
+                "retry", "start", "blocked"); ``waiting_signal`` (names, or models) and ``waiting_key``, of any arm of a wait;
                 ``key``; ``event_id`` (of the event that started it); ``data`` (a mapping: each key of it must be in the
                 Context with a matching value, nested mappings likewise; up to 200 values, 8 deep); ``created_after``,
                 ``created_before``, ``updated_after``, ``updated_before`` (aware datetimes, exclusive).

@@ -36,7 +36,7 @@ class Stats:
     Attributes:
         runs: workflow -> status -> number of runs.
         steps: workflow -> step -> number of runs that have not ended.
-        waiting: what for ("sleep", "signal", "event", "retry", "start", "blocked") -> number of waiting runs.
+        waiting: what for ("sleep", "signal", "event", "action", "retry", "start", "blocked") -> number of waiting runs.
         blocked: runs that their code cannot take.
         overdue: waiting runs whose deadline is past.
         mailbox: signals that nobody has taken yet.

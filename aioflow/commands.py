@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeAlias, overload
 
 from pydantic import BaseModel
 
 from aioflow import clock
+from aioflow.shapes import C, HasContext, P
 
 
 class Command:
@@ -36,8 +37,35 @@ class AwaitedCommand(TypeError):
 
 #: What calling a step gives.
 Returned: TypeAlias = Command | Awaitable[Command]
-#: What a command can name: a step of the same workflow that needs no arguments (``self.ship``), or a step's name.
-Target: TypeAlias = Callable[[], Returned] | str
+
+
+class BoundAction(Generic[P]):
+    """What a type checker sees of ``self.review``, an action: a target, whatever it takes. It is the bound method."""
+
+    def __call__(self, *args: P.args, **input: P.kwargs) -> Returned:  # noqa: A002, D102 - never run
+        raise NotImplementedError
+
+
+class UnboundAction(Generic[C, P]):
+    """What a type checker sees of ``Order.review``, an action: what it takes, and whose Context. It is the function."""
+
+    def __call__(self, instance: Any, *args: P.args, **input: P.kwargs) -> Returned:  # noqa: A002, D102 - never run
+        raise NotImplementedError
+
+
+class Action(Generic[P]):
+    """What a type checker sees of a step that is an action, in its class. It is the function that it was made of."""
+
+    @overload
+    def __get__(self, instance: None, owner: HasContext[C]) -> UnboundAction[C, P]: ...
+    @overload
+    def __get__(self, instance: object, owner: Any) -> BoundAction[P]: ...
+    def __get__(self, instance: Any, owner: Any) -> Any:  # never run
+        raise NotImplementedError
+
+
+#: What a command can name: a step of the same workflow that needs no arguments (``self.ship``), an action, or a name.
+Target: TypeAlias = Callable[[], Returned] | BoundAction[...] | str
 #: Where a wait goes on: a step that may take parameters, filled from what ended the wait.
 ThenTarget: TypeAlias = Callable[..., Returned] | str
 
@@ -77,7 +105,7 @@ class Fail(Command):
 class WaitArm:
     """One arm of a wait, made by ``on``. ``model``: the model that named it, if one did."""
 
-    kind: Literal["signal", "event"]
+    kind: Literal["signal", "event", "action"]
     name: str
     key: str | None
     then: ThenTarget | None

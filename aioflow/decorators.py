@@ -7,6 +7,7 @@ the source of the steps; only what is positively read is refused, the rest is de
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar, overload
@@ -20,12 +21,14 @@ from aioflow.context import undeclared_field
 from aioflow.definition import StepDefinition, StepOptions, WorkflowDefinition
 from aioflow.edges import edge_problems, target_problems
 from aioflow.errors import DefinitionError
+from aioflow.inputs import ACTION, ActionDefinition
 from aioflow.model import MAX_NAME, check_name
 from aioflow.registry import DEFINITION, registry
 from aioflow.retry import Retry
 from aioflow.storable import problems_of
 
-_MARK = "__aioflow_step__"
+#: Where ``@step`` leaves its options, on the method.
+MARK = "__aioflow_step__"
 
 F = TypeVar("F", bound=Callable[..., Returned])
 #: A step of the class that is being defined: the function, or its name.
@@ -99,7 +102,7 @@ def step(
             raise TypeError(
                 f"@step decorates a method, got {type(method).__name__}. Options are keywords: @step(start=True)."
             )
-        setattr(method, _MARK, options)
+        setattr(method, MARK, options)
         return method
 
     return mark if function is None else mark(function)
@@ -212,7 +215,7 @@ def _step_name(option: str, step: object) -> str | None:
 def _define(cls: type, options: Mapping[str, Any], known: Iterable[str]) -> WorkflowDefinition:
     if not isinstance(cls, type):
         raise TypeError(f"@workflow decorates a class, got {type(cls).__name__}.")
-    steps, problems = _steps_of(cls, by_event=options.get("event") is not None)
+    steps, problems = _steps_of(cls, options["name"], by_event=options.get("event") is not None)
     problems += [*edge_problems(steps, options), *known]
     starts = [s.name for s in steps.values() if s.options.start]
     if not starts:
@@ -240,15 +243,17 @@ def _define(cls: type, options: Mapping[str, Any], known: Iterable[str]) -> Work
     )
 
 
-def _steps_of(cls: type, *, by_event: bool) -> tuple[dict[str, StepDefinition], list[str]]:
+def _steps_of(cls: type, workflow: str, *, by_event: bool) -> tuple[dict[str, StepDefinition], list[str]]:
     """Base classes first; a step that overrides one keeps its place. ``by_event``: whether an event starts runs."""
     steps: dict[str, StepDefinition] = {}
     problems: list[str] = []
     for klass in reversed(cls.__mro__):
         for name, member in vars(klass).items():
-            options = getattr(member, _MARK, None) or getattr(getattr(member, "__func__", None), _MARK, None)
+            options = getattr(member, MARK, None) or getattr(getattr(member, "__func__", None), MARK, None)
             if options is not None:
-                steps[name] = StepDefinition(name, member, options)
+                action = getattr(member, ACTION, None)
+                called = None if action is None else (action.name or _action_name(workflow, name), action)
+                steps[name] = StepDefinition(name, member, options, called)
             elif name in steps:
                 if member is not None:
                     problems.append(f"{klass.__qualname__}.{name} overrides a step without being one. Add @step to it.")
@@ -273,9 +278,30 @@ def _signature_problems(name: str, definition: StepDefinition, *, by_event: bool
     if parameters.positional:
         yield f"step {name!r} takes {', '.join(parameters.positional)} by position only. Leave out the '/'."
     needed = parameters.needed_beside_event() if by_event else parameters.needed
-    if definition.options.start and needed:
+    if definition.action is not None:
+        yield from _action_problems(definition, definition.action)
+    elif definition.options.start and needed:
         takes = "self and the event alone" if by_event else "self alone"
         yield f"step {name!r} needs the arguments {', '.join(needed)}. A start step takes {takes}: read the Context."
+
+
+def _action_problems(definition: StepDefinition, action: ActionDefinition) -> Iterable[str]:
+    name = definition.name
+    if definition.options.retry is not None or definition.options.on_fail is not None:
+        option = "retry=" if definition.options.retry is not None else "on_fail="
+        yield (
+            f"step {name!r} is an action, and has {option} What an action raises goes to its caller, and the run waits "
+            "as before: leave it out."
+        )
+    if isinstance(definition.function, staticmethod | classmethod) or not definition.parameters.bound:
+        return
+    yield from action.problems()
+
+
+def _action_name(workflow: str, step: str) -> str:
+    """What an action is called by that has no name of its own."""
+    name = re.sub(r"\W", "_", f"{workflow}_{step}")
+    return (name if name.isidentifier() else f"action_{name}")[:MAX_NAME]
 
 
 def _file_of(cls: type) -> str:

@@ -14,6 +14,7 @@ from aioflow.clock import Micros
 from aioflow.codec import ContextCodec
 from aioflow.errors import ContextInvalid
 from aioflow.events import Event
+from aioflow.inputs import ActionDefinition, ActionOptions
 from aioflow.likeness import explain
 from aioflow.retry import Retry
 
@@ -36,15 +37,18 @@ class StepDefinition:
 
     ``is_async``: whether it is a coroutine function, also below decorators that keep ``__wrapped__``. ``in_thread``:
     whether it runs in a worker thread, as sync steps do unless they say ``thread=False``. ``parameters``: what it takes
-    besides self.
+    besides self. ``action``: what it is called by from outside, if it is an action (``called``: its name, and what
+    ``@action`` was given).
     """
 
     name: str
     function: Callable[..., Any]
     options: StepOptions
+    called: tuple[str, ActionOptions] | None = None
     is_async: bool = field(init=False)
     in_thread: bool = field(init=False)
     parameters: Parameters = field(init=False)
+    action: ActionDefinition | None = field(init=False)
 
     def __post_init__(self) -> None:
         is_async = inspect.iscoroutinefunction(self.function) or (
@@ -53,6 +57,12 @@ class StepDefinition:
         object.__setattr__(self, "is_async", is_async)
         object.__setattr__(self, "in_thread", not is_async and self.options.thread is not False)
         object.__setattr__(self, "parameters", Parameters(self.function))
+        action = (
+            None
+            if self.called is None
+            else ActionDefinition(self.called[0], self.name, self.parameters, self.called[1])
+        )
+        object.__setattr__(self, "action", action)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,22 @@ class WorkflowDefinition:
         # Under a wrapper that hides its name; else super().step, which means the step of that name.
         hidden = next((step.name for step in self.steps.values() if step.function is function), None)
         return hidden or (named.name if named is not None else None)
+
+    @property
+    def actions(self) -> list[ActionDefinition]:
+        """Its steps that can be called from outside."""
+        return [step.action for step in self.steps.values() if step.action is not None]
+
+    def action_of(self, action: object) -> ActionDefinition | None:
+        """The action that is meant by its name, by its step's, or by the step itself (``Order.review``)."""
+        if isinstance(action, str):
+            named = next((found for found in self.actions if found.name == action), None)
+            return named or (self.steps[action].action if action in self.steps else None)
+        function = getattr(action, "__func__", action)
+        name = next(
+            (name for klass in self.cls.__mro__ for name, member in vars(klass).items() if member is function), None
+        )
+        return None if name is None or name not in self.steps else self.steps[name].action
 
     def retry_of(self, step: str) -> Retry:
         """The step's own policy, else the workflow's."""

@@ -31,6 +31,8 @@ def edge_problems(steps: Steps, options: Mapping[str, Any]) -> Iterable[str]:
             yield f"{written} names the step itself, which has just failed. Name another, or raise max_attempts."
         elif step is None:
             yield f"{written} names {target!r}, which is no step of this class (steps: {', '.join(steps)})."
+        elif step.action is not None:
+            continue  # it waits there to be called
         elif with_failure and not step.parameters.failure_only():
             yield f"{written} names {target!r}, which needs more than a 'failure: Failure'. Give the rest defaults."
         elif not with_failure and step.parameters.needed:
@@ -71,8 +73,11 @@ def _named_problems(cls: type, name: str, found: Named, steps: Steps) -> Iterato
     target, is_attribute = found.step, found.is_attribute
     step = steps.get(target)
     if step is not None:
-        if found.role != "then" or found.command == "sleep":
-            if step.parameters.needed:
+        if found.role == "action":
+            if step.action is None:
+                yield f"step {name!r}: on(self.{target}) names a step that is no action. Add @action() to {target!r}."
+        elif found.role != "then" or found.command == "sleep":
+            if step.parameters.needed and step.action is None:
                 yield _needs(f"step {name!r}: {found.written}", step)
         elif found.model is not None:
             yield from _message_problems(f"step {name!r}: {found.written} names", found.model, step)
@@ -112,7 +117,9 @@ def _fall_problems(
 
 
 def _message_problems(written: str, model: type[BaseModel], step: StepDefinition) -> Iterator[str]:
-    if not step.parameters.takes_model(model):
+    if step.action is not None:
+        yield f"{written} {step.name!r}, an action, which is given what its caller gives: the {model.__name__} would be lost."
+    elif not step.parameters.takes_model(model):
         needed = ", ".join(step.parameters.needed)
         yield f"{written} {step.name!r}, which needs the arguments {needed}; a {model.__name__} is all it will get."
 

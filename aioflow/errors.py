@@ -10,11 +10,14 @@ A constructor takes data, the class writes the sentence: what happened, to which
     │   ├── TimeStandsStill        a test waits for what no virtual time brings (also an AssertionError)
     │   ├── ContextInvalid         (also a ValueError)
     │   ├── SignalInvalid          (also a ValueError)
+    │   ├── ActionInputInvalid     (also a ValueError)
     │   ├── EventInvalid           (also a ValueError)
     │   └── EventNotFound          (also a LookupError)
     ├── RunError                   about one run; has run_id
     │   ├── RunNotFound            (also a LookupError)
     │   ├── RunEnded
+    │   ├── ActionNotOpen          the run does not wait for this call
+    │   ├── ActionFailed           the step of an action has failed, in another process or in a way that cannot be raised
     │   ├── RunFailed
     │   ├── RunCancelled
     │   ├── RunTimeout             the time of the whole run is over (also a TimeoutError)
@@ -22,6 +25,7 @@ A constructor takes data, the class writes the sentence: what happened, to which
     │       ├── NoCommand
     │       ├── CommandAwaited
     │       ├── TargetUnknown
+    │       ├── NotAnAction
     │       ├── NoNextStep
     │       ├── ArgumentsMissing
     │       ├── ContextNotStorable
@@ -39,20 +43,64 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from aioflow.run_errors import (
+    ActionFailed,
+    ActionNotOpen,
+    AioflowError,
+    ArgumentsMissing,
+    CommandAwaited,
+    ContextNotStorable,
+    NoCommand,
+    NoNextStep,
+    NotAnAction,
+    RunCancelled,
+    RunEnded,
+    RunError,
+    RunFailed,
+    RunNotFound,
+    RunTimeout,
+    StepError,
+    TargetUnknown,
+    UndeclaredField,
+)
 
-class AioflowError(Exception):
-    """The root of all errors that aioflow raises on purpose."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Errors cross process boundaries with their sentence and attributes, whatever their constructors take."""
-        return _rebuild, (type(self), self.args, dict(self.__dict__))
-
-
-def _rebuild(kind: type[AioflowError], args: tuple[object, ...], attributes: dict[str, object]) -> AioflowError:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(attributes)
-    return error
+__all__ = [
+    "ActionFailed",
+    "ActionInputInvalid",
+    "ActionNotOpen",
+    "AioflowError",
+    "ArgumentsMissing",
+    "BackendUnknown",
+    "CommandAwaited",
+    "ContextInvalid",
+    "ContextNotStorable",
+    "DefinitionError",
+    "EngineClosed",
+    "EventInvalid",
+    "EventNotFound",
+    "InternalError",
+    "LimitExceeded",
+    "NoCommand",
+    "NoNextStep",
+    "NotAnAction",
+    "RunCancelled",
+    "RunEnded",
+    "RunError",
+    "RunFailed",
+    "RunNotFound",
+    "RunTimeout",
+    "SignalInvalid",
+    "StepError",
+    "StepTimeout",
+    "StoreError",
+    "StoreRefused",
+    "StoreUnavailable",
+    "TargetUnknown",
+    "TimeStandsStill",
+    "UndeclaredField",
+    "UsageError",
+    "WorkflowUnknown",
+]
 
 
 class DefinitionError(AioflowError):
@@ -131,6 +179,17 @@ class SignalInvalid(UsageError, ValueError):
         super().__init__(f"Signal {signal!r} cannot be sent: {problem}")
 
 
+class ActionInputInvalid(UsageError, ValueError):
+    """What an action was called with is no input for it, or none that can be stored; the run waits as before.
+
+    The cause is pydantic's ValidationError, if that found it.
+    """
+
+    def __init__(self, action: str, problem: str) -> None:
+        self.action = action
+        super().__init__(f"Action {action!r} cannot be called with this input: {problem}")
+
+
 class EventInvalid(UsageError, ValueError):
     """An event's entity cannot be stored, so that nothing was emitted; or what is stored is no such entity any more."""
 
@@ -145,140 +204,6 @@ class EventNotFound(UsageError, LookupError):
     def __init__(self, event_id: str) -> None:
         self.event_id = event_id
         super().__init__(f"There is no event {event_id!r} in this store. It was never emitted here.")
-
-
-class RunError(AioflowError):
-    """About one run."""
-
-    def __init__(self, run_id: int, sentence: str) -> None:
-        self.run_id = run_id
-        super().__init__(sentence)
-
-
-class RunNotFound(RunError, LookupError):
-    """The store holds no such run."""
-
-    def __init__(self, run_id: int = 0, *, workflow: str | None = None, key: str | None = None) -> None:
-        self.workflow = workflow
-        self.key = key
-        if workflow is None:
-            sentence = f"There is no run {run_id} in this store. It was never started here, or it has been pruned."
-        else:
-            sentence = f"There is no run of workflow {workflow!r} with key {key!r} in this store."
-        super().__init__(run_id, sentence)
-
-
-class RunEnded(RunError):
-    """The run has ended: nothing can be sent to it any more."""
-
-    def __init__(self, run_id: int, workflow: str, status: str) -> None:
-        self.workflow = workflow
-        self.status = status
-        super().__init__(run_id, f"Run {run_id} of workflow {workflow!r} has ended ({status}): it takes no signals.")
-
-
-class RunTimeout(RunError, TimeoutError):
-    """The time that ``@workflow(timeout=...)`` gives a run is over, and it names no ``on_timeout``."""
-
-    def __init__(self, run_id: int, workflow: str, step: str) -> None:
-        self.workflow = workflow
-        self.step = step
-        super().__init__(run_id, f"Run {run_id} of workflow {workflow!r} was out of time at step {step!r}.")
-
-
-class RunFailed(RunError):
-    """The run whose result was asked for failed. ``error`` is its recorded reason."""
-
-    def __init__(self, run_id: int, workflow: str, step: str, error: str | None) -> None:
-        self.workflow = workflow
-        self.step = step
-        self.error = error
-        super().__init__(run_id, f"Run {run_id} of workflow {workflow!r} failed in step {step!r}: {error}")
-
-
-class RunCancelled(RunError):
-    """The run whose result was asked for was cancelled. ``reason`` is what ``cancel`` was given."""
-
-    def __init__(self, run_id: int, workflow: str, step: str, reason: str | None) -> None:
-        self.workflow = workflow
-        self.step = step
-        self.reason = reason
-        said = f": {reason}" if reason else "."
-        super().__init__(run_id, f"Run {run_id} of workflow {workflow!r} was cancelled at step {step!r}{said}")
-
-
-class StepError(RunError):
-    """A step is wrong in a way that running it again cannot mend: it is not retried."""
-
-    def __init__(self, run_id: int, workflow: str, step: str, problem: str) -> None:
-        self.workflow = workflow
-        self.step = step
-        super().__init__(run_id, f"Step {step!r} of workflow {workflow!r} (run {run_id}) {problem}")
-
-
-class NoCommand(StepError):
-    """A step returned something that is not a command."""
-
-    def __init__(self, run_id: int, workflow: str, step: str, returned: str) -> None:
-        self.returned = returned
-        advice = "'return goto(self.next_step)', 'return sleep(...)', 'return complete()' or 'return fail(reason)'."
-        problem = f"returned {returned}, not a command. Return what happens next: {advice}"
-        super().__init__(run_id, workflow, step, problem)
-
-
-class CommandAwaited(StepError):
-    """A step awaited a command instead of returning it."""
-
-    def __init__(self, run_id: int, workflow: str, step: str, command: str) -> None:
-        advice = f"A command takes effect when the step returns it: write 'return {command}(...)'."
-        super().__init__(run_id, workflow, step, f"awaited {command}(...). {advice}")
-
-
-class TargetUnknown(StepError):
-    """A command names a step that the workflow does not have."""
-
-    def __init__(self, run_id: int, workflow: str, step: str, target: str, command: str, steps: Iterable[str]) -> None:
-        self.target = target
-        super().__init__(
-            run_id,
-            workflow,
-            step,
-            f"returned {command} with the target {target}, which is no step of it (steps: {', '.join(steps)}). "
-            f"{command}() takes a step of the same workflow.",
-        )
-
-
-class NoNextStep(StepError):
-    """A wait does not say where the run goes on, and no step is declared after it."""
-
-    def __init__(self, run_id: int, workflow: str, step: str) -> None:
-        problem = "returned a wait, and no step is declared after it for the run to go on with. Say then=."
-        super().__init__(run_id, workflow, step, problem)
-
-
-class ArgumentsMissing(StepError):
-    """A step needs arguments that what resumed the run does not give."""
-
-    def __init__(self, run_id: int, workflow: str, step: str, problem: str) -> None:
-        super().__init__(run_id, workflow, step, f"cannot be called: {problem}")
-
-
-class ContextNotStorable(StepError):
-    """The Context would not come back from the store as the step left it."""
-
-    def __init__(self, run_id: int, workflow: str, step: str, problem: str) -> None:
-        super().__init__(run_id, workflow, step, f"left a Context that cannot be stored: {problem}")
-
-
-class UndeclaredField(StepError, AttributeError):
-    """A step assigned a name that the Context neither declares nor holds."""
-
-    def __init__(
-        self, run_id: int, workflow: str, step: str, context: str, field: str, declared: Iterable[str]
-    ) -> None:
-        self.field = field
-        problem = f"assigned {field!r}, which {context} does not declare (fields: {', '.join(declared) or 'none'})."
-        super().__init__(run_id, workflow, step, f"{problem} Declare the field, or mend the spelling.")
 
 
 class StepTimeout(AioflowError, TimeoutError):
@@ -332,3 +257,8 @@ class InternalError(AioflowError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what} This is a bug in aioflow: please report it.")
+
+
+# Wherever they are shown, they are called by the name that users import.
+for _name in __all__:
+    globals()[_name].__module__ = __name__

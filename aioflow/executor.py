@@ -12,6 +12,7 @@ from anyio import CapacityLimiter
 from pydantic import BaseModel
 
 from aioflow.arguments import Unfillable, note_model
+from aioflow.callers import Callers
 from aioflow.causes import trace_of
 from aioflow.changes import Emit, Post, Start
 from aioflow.clock import SECOND, Clock, Micros
@@ -23,6 +24,7 @@ from aioflow.errors import ArgumentsMissing, CommandAwaited, ContextNotStorable,
 from aioflow.events import event_from
 from aioflow.likeness import explain
 from aioflow.model import Resumption, Run, failure_of
+from aioflow.openings import call_of
 from aioflow.outbox import Orders, Outbox
 from aioflow.retry import is_a
 from aioflow.telemetry import Telemetry, bind_step
@@ -31,6 +33,7 @@ from aioflow.transitions import Outcome, Raised, Stepped
 
 _COMMANDS = (Goto, Sleep, Wait, Complete, Fail)
 _NONE: Final[Mapping[str, Any]] = {}
+REQUEST_GONE: Final = "the request that called it was in another process, which has died. Call it again."
 
 
 class Watch:
@@ -86,10 +89,14 @@ class Executor:
         store_id: the store's UUID, for step keys.
         threads: how many sync steps run at once.
         orders: takes what steps start and send.
+        callers: who has called the actions that run.
     """
 
-    def __init__(self, clock: Clock, telemetry: Telemetry, store_id: str, threads: int, orders: Orders) -> None:
+    def __init__(
+        self, clock: Clock, telemetry: Telemetry, store_id: str, threads: int, orders: Orders, callers: Callers
+    ) -> None:
         self._orders = orders
+        self.callers = callers
         self._clock = clock
         self._telemetry = telemetry
         self._store_id = store_id
@@ -129,7 +136,7 @@ class Executor:
         try:
             # Made anew for each step: nothing but the Context outlives one, as after a crash.
             instance = definition.cls()
-            arguments = await _arguments(run, step) if step.parameters else _NONE
+            arguments = await self._arguments(run, step) if step.parameters else _NONE
             if step.in_thread:
                 returned = await self._in_thread(step, instance, arguments, watch)
             else:
@@ -199,6 +206,23 @@ class Executor:
             raise ContextNotStorable(run.id, run.workflow, run.step, str(error)) from error
         return Ran(Stepped(returned, data), parsed, duration)
 
+    async def _arguments(self, run: Run, step: StepDefinition) -> dict[str, Any]:
+        """What the step's parameters get from what resumed the run."""
+        try:
+            if step.action is not None and (call := call_of(run)) is not None:
+                request = self.callers.request_of(run)
+                if call.request and request is None:
+                    raise ArgumentsMissing(run.id, run.workflow, run.step, REQUEST_GONE)
+                return step.action.fill(call.input, request)
+            resumption = Resumption.of(run)
+            event = None
+            told = None if resumption is None or resumption.kind != "event" else resumption.payload
+            if isinstance(told, dict) and step.parameters.takes_event:
+                event = await event_from(told)
+            return step.parameters.fill(resumption, failure_of(run), event)
+        except Unfillable as error:
+            raise ArgumentsMissing(run.id, run.workflow, run.step, str(error)) from error
+
     async def _in_thread(
         self, step: StepDefinition, instance: object, arguments: Mapping[str, Any], watch: Watch
     ) -> object:
@@ -263,19 +287,6 @@ def _same(one: Context, other: Context) -> bool:
         return one == other
     except BaseException:  # noqa: BLE001 - a value's own __eq__ may raise anything
         return False
-
-
-async def _arguments(run: Run, step: StepDefinition) -> dict[str, Any]:
-    """What the step's parameters get from what resumed the run."""
-    resumption = Resumption.of(run)
-    event = None
-    told = None if resumption is None or resumption.kind != "event" else resumption.payload
-    if isinstance(told, dict) and step.parameters.takes_event:
-        event = await event_from(told)
-    try:
-        return step.parameters.fill(resumption, failure_of(run), event)
-    except Unfillable as error:
-        raise ArgumentsMissing(run.id, run.workflow, run.step, str(error)) from error
 
 
 def _what(returned: object) -> str:

@@ -23,10 +23,13 @@ from aioflow.model import (
     Signal,
     Transition,
     TransitionKind,
+    WaitingFor,
+    arms_of,
     bounded,
     told_as,
 )
-from aioflow.transitions import CANCELLED, FAILED, RUNNING, WAITING, failed, move
+from aioflow.openings import call_of, called, opening
+from aioflow.transitions import CANCELLED, FAILED, RUNNING, WAITING, by_deadline, failed, move
 
 
 def start(
@@ -42,10 +45,18 @@ def start(
     now: Micros,
     commit_id: int,
 ) -> Start:
-    """A new run: running at its start step, or waiting for ``due``. Its own time counts from then."""
-    waits = due is not None and due > now
-    begins = due if due is not None and waits else now
-    timeout = definition.timeout
+    """A new run: running at its start step, or waiting for ``due`` or, if that is an action, to be called.
+
+    Its own time counts from then.
+    """
+    begins, timeout = now, definition.timeout
+    waiting_for: WaitingFor | None = None
+    wake_at = arms = None
+    if due is not None and due > now:
+        waiting_for, begins, wake_at = "start", due, due
+    deadline = None if timeout is None else min(begins + timeout, clock.LAST_INSTANT)
+    if waiting_for is None and (action := definition.steps[definition.start].action) is not None:
+        waiting_for, wake_at, arms = "action", deadline, opening(action.name, definition.start)
     run = Run(
         id=run_id,
         workflow=definition.name,
@@ -54,22 +65,22 @@ def start(
         parent_id=parent_id,
         event_id=None,
         created_at=now,
-        status=WAITING if waits else RUNNING,
+        status=RUNNING if waiting_for is None else WAITING,
         step=definition.start,
-        next_step=definition.start if waits else None,
+        next_step=definition.start if waiting_for == "start" else None,
         seq=1,
         fence=1,
-        owner=None if waits else owner,
+        owner=owner if waiting_for is None else None,
         visit=1,
         failures=0,
         hops=0,
         crashes=0,
         marked=0,
-        waiting_for="start" if waits else None,
-        wake_at=due if waits else None,
-        arms=None,
+        waiting_for=waiting_for,
+        wake_at=wake_at,
+        arms=arms,
         input=None,
-        deadline=None if timeout is None else min(begins + timeout, clock.LAST_INSTANT),
+        deadline=deadline,
         failure=None,
         progress=None,
         data=data,
@@ -92,7 +103,7 @@ def wake(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move:
         step, input_, failures = run.step, _written(Resumption("deadline")), run.failures
     elif run.waiting_for == "retry":
         visit, failures = run.visit, run.failures
-    elif run.waiting_for in ("signal", "event"):
+    elif run.waiting_for in ("signal", "event", "action"):
         kind, input_ = "timeout", _written(Resumption("timeout"))
     change = move(
         run, kind, 0, now, commit_id, status=RUNNING, step=step, next_step=None, fence=run.fence + 1, owner=owner,
@@ -113,6 +124,41 @@ def answer(run: Run, arm: Arm, signal: Signal, data: str, *, owner: int | None, 
     return change._replace(takes=(signal.id,))
 
 
+def call(run: Run, arm: Arm, input_: str, *, request: bool, owner: int | None, now: Micros, commit_id: int) -> Move:
+    """An action that is open on a waiting run is called: the run goes on with it.
+
+    Args:
+        run: the run.
+        arm: the action, as it is open.
+        input_: what it was given, a JSON object.
+        request: whether it was given a request, too.
+        owner: who runs it; None leaves it to whoever claims it.
+        now: the present instant.
+        commit_id: names the call, too.
+    """
+    change = move(
+        run, "action", 0, now, commit_id, status=RUNNING, step=arm.then, next_step=None, fence=run.fence + 1, owner=owner,
+        waiting_for=None, wake_at=None, arms=None, input=called(arm.name, input_, request, run, commit_id),
+        visit=run.seq + 1, failures=0,
+    )  # fmt: skip
+    # Whoever is first ends the wait; and what was sent to this wait alone would be lost if the action raised.
+    return change._replace(unless_mail=len(arms_of(run)) > 1)
+
+
+def uncalled(run: Run, definition: WorkflowDefinition) -> str | None:
+    """The action that a running run is at, though nobody has called it; None if its step may run."""
+    action = definition.steps[run.step].action
+    return None if action is None or call_of(run) is not None else action.name
+
+
+def park(run: Run, action: str, *, now: Micros, commit_id: int) -> Move:
+    """A running run is at an action that nobody has called: it waits for that."""
+    return move(
+        run, "wait", 0, now, commit_id, status=WAITING, owner=None, failures=0, waiting_for="action",
+        wake_at=by_deadline(run, None), arms=opening(action, run.step), hops=0, input=None,
+    )  # fmt: skip
+
+
 def reject(run: Run, signal: Signal, why: str, *, now: Micros, commit_id: int) -> Move:
     """A signal that does not fit is taken out of the mailbox, which is recorded; the run waits on."""
     what = "Signal" if signal.event is None else "Event"
@@ -126,7 +172,7 @@ def overrun(run: Run, definition: WorkflowDefinition, *, now: Micros, commit_id:
         return None
     resumption = Resumption.of(run)
     kind = None if resumption is None else resumption.kind
-    if kind != "deadline" and (run.deadline > now or kind in ("signal", "message", "event")):
+    if kind != "deadline" and (run.deadline > now or kind in ("signal", "message", "event", "action")):
         return None
     if definition.on_timeout is None:
         late = RunTimeout(run.id, run.workflow, run.step)

@@ -49,27 +49,13 @@ class WorkflowStatus(StrEnum):
 LIVE: Final = frozenset({WorkflowStatus.RUNNING, WorkflowStatus.WAITING})
 
 #: What a waiting run waits for.
-WaitingFor: TypeAlias = Literal["sleep", "signal", "event", "retry", "start", "blocked"]
+WaitingFor: TypeAlias = Literal["sleep", "signal", "event", "action", "retry", "start", "blocked"]
 
 #: What a transition did. "start" enters the history of every run, with seq 1.
 TransitionKind: TypeAlias = Literal[
-    "start",
-    "goto",
-    "sleep",
-    "wait",
-    "retry",
-    "wake",
-    "signal",
-    "event",
-    "timeout",
-    "reject",
-    "on_fail",
-    "complete",
-    "fail",
-    "cancel",
-    "block",
-    "unblock",
-]
+    "start", "goto", "sleep", "wait", "retry", "wake", "signal", "event", "action", "reopen", "timeout", "reject",
+    "on_fail", "complete", "fail", "cancel", "block", "unblock",
+]  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -107,7 +93,7 @@ class Run(NamedTuple):
     marked: int
     waiting_for: WaitingFor | None
     wake_at: Micros | None
-    #: What a run that waits for a signal can be resumed by: a JSON list of Arms.
+    #: What a run that waits for a signal, an event or a call can be resumed by: a JSON list of Arms.
     arms: str | None
     #: What resumed the run: a Resumption as JSON, until the step that it resumed has gone on.
     input: str | None
@@ -178,10 +164,10 @@ class Arm(NamedTuple):
     """One thing that a run waits for.
 
     "signal": a signal of this name that is addressed to the run, to this key, or to everybody. "event": an event of this
-    name; with a ``key``, only one of this entity_id.
+    name; with a ``key``, only one of this entity_id. "action": a call of the action of this name, which is ``then``.
     """
 
-    kind: Literal["signal", "event"]
+    kind: Literal["signal", "event", "action"]
     name: str
     key: str | None
     #: The step that it goes on with.
@@ -204,11 +190,11 @@ class Resumption(NamedTuple):
     """What resumed a run: kept with it, so that a re-execution of the step gets the same arguments.
 
     "signal" and "message" have the signal's name and payload; "event" has the event's name and ``EventRecord.payload``
-    (also a run that was started by one); "timeout" is a wait's or the run's that is over; "deadline" marks a run whose
-    own time is over and that has not gone to its ``on_timeout`` yet.
+    (also a run that was started by one); "action" has the action's name and an ``openings.Call``; "timeout" is a wait's
+    or the run's that is over; "deadline" marks a run whose own time is over and that has not gone to its ``on_timeout``.
     """
 
-    kind: Literal["signal", "message", "event", "timeout", "deadline"]
+    kind: Literal["signal", "message", "event", "action", "timeout", "deadline"]
     name: str = ""
     payload: JsonValue = None
 

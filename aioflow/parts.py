@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from aioflow.callers import Callers
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
@@ -34,6 +35,7 @@ class Parts:
     planner: Planner
     slots: Slots
     waiters: Waiters
+    callers: Callers
     office: Office
     delivery: Delivery
     signal_ids: Ids
@@ -54,9 +56,12 @@ class Parts:
                 if changed or self.clock.monotonic() >= look_again:
                     look_again = self.clock.monotonic() + SECOND
                     # Of what executes here is heard, unless somebody else has changed it.
-                    asked = [run for run in self.waiters.run_ids if changed or not self.slots.drives(run)]
+                    awaited = {*self.waiters.run_ids, *self.callers.run_ids}
+                    asked = [run for run in awaited if changed or not self.slots.drives(run)]
                     if asked:
-                        self.waiters.tell_all(await self.store.load(asked, self.clock.micros()))
+                        found = await self.store.load(asked, self.clock.micros())
+                        self.waiters.tell_all(found)
+                        self.callers.read(found)
             except Exception as error:  # noqa: BLE001 - nothing may end the listening
                 if not isinstance(error, StoreError):
                     trouble("store cannot be listened to, will try again", error)

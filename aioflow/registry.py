@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import DefinitionError, WorkflowUnknown
+from aioflow.inputs import ActionDefinition
 from aioflow.model import check_name
 from aioflow.plans import Listener
 
@@ -30,8 +31,9 @@ class Registry:
         """Register a definition; one that stands at the same place in the source is replaced.
 
         Raises:
-            DefinitionError: another class has this name and version.
+            DefinitionError: another class has this name and version, or another workflow an action of the same name.
         """
+        self._check_actions(definition)
         versions = self._by_name.setdefault(definition.name, {})
         other = versions.get(definition.version)
         if other is not None and other.source != definition.source:
@@ -47,6 +49,37 @@ class Registry:
         versions.pop(definition.version, None)
         versions[definition.version] = definition
         self.generation += 1
+
+    def _check_actions(self, definition: WorkflowDefinition) -> None:
+        """An action is called by its name alone: no two workflows may have the same."""
+        named: dict[str, str] = {}
+        problems = [
+            f"steps {before!r} and {action.step!r} are both the action {action.name!r}. Rename one."
+            for action in definition.actions
+            if (before := named.setdefault(action.name, action.step)) != action.step
+        ]
+        others = (each for name in self._by_name if name != definition.name for each in self._by_name[name].values())
+        for other in others:
+            if other.source == definition.source:
+                continue  # the same class, which is about to be known by another name
+            problems += [
+                f"action {action.name!r} is one of workflow {other.name!r} already, {other.source[1]} in "
+                f"{other.source[0]}. An action is called by its name alone: say @action(name=...)."
+                for action in other.actions
+                if action.name in named
+            ]
+        if problems:
+            raise DefinitionError(definition.cls.__qualname__, problems)
+
+    @property
+    def actions(self) -> dict[str, ActionDefinition]:
+        """Every action by its name, in order of registration; of several versions of a workflow, the last one's."""
+        return {
+            action.name: action
+            for versions in self._by_name.values()
+            for definition in versions.values()
+            for action in definition.actions
+        }
 
     @contextmanager
     def scope(self) -> Generator[None]:

@@ -135,7 +135,7 @@ class WorkflowRun(Generic[C]):
 
     @property
     def waiting_for(self) -> str | None:
-        """While it waits: "sleep", "signal", "event", "retry", "start" or "blocked"; of several arms, the first's."""
+        """While it waits: "sleep", "signal", "event", "action", "retry", "start" or "blocked"; of several arms, the first's."""
         return self._row.waiting_for
 
     @property

@@ -13,6 +13,7 @@ from typing import Self
 from anyio import CancelScope
 
 from aioflow import telemetry
+from aioflow.callers import Callers
 from aioflow.calls import Calls
 from aioflow.changes import Change, Emit, Mark, Move, Occur, Post, Result
 from aioflow.clock import SECOND, Clock, duration_micros
@@ -89,6 +90,7 @@ class Engine(Calls):
         self._telemetry = Telemetry()
         self._tasks = TaskSet()
         self._waiters: Waiters
+        self._callers: Callers
         self._delivery: Delivery
         self._planner: Planner
         self._worker: Worker | None = None
@@ -133,11 +135,11 @@ class Engine(Calls):
         store_id = await store.open(clock.micros())
         number = await store.reserve("worker", 1, clock.micros())
         ids = commit_ids(number)
-        waiters = self._waiters = Waiters()
+        waiters, callers = self._waiters, self._callers = Waiters(), Callers()
         committer = Committer(store, clock, self._committed)
         run_ids, signal_ids = Ids(store, clock, "run"), Ids(store, clock, "signal", block=500)
         office = Office(store, clock, known, run_ids, signal_ids, ids, store_id=store_id)
-        executor = Executor(clock, self._telemetry, store_id, self._threads, office)
+        executor = Executor(clock, self._telemetry, store_id, self._threads, office, callers)
         worker = Worker(
             store,
             clock,
@@ -165,6 +167,7 @@ class Engine(Calls):
             planner=planner,
             slots=worker,
             waiters=waiters,
+            callers=callers,
             office=office,
             delivery=delivery,
             signal_ids=signal_ids,
@@ -203,6 +206,7 @@ class Engine(Calls):
         transition = result.transition or getattr(change, "transition", None)
         if transition is not None:
             self._telemetry.committed(run, transition)
+            self._callers.committed(run, transition)
         if self._works:
             self._worker.follow(change, result)
         self._waiters.tell(run)
@@ -243,6 +247,7 @@ class Engine(Calls):
             self._parts = None
             parts.office.closed = True
             parts.waiters.fail(EngineClosed("engine.wait()"))
+            parts.callers.fail(EngineClosed("engine.act()"))
             parts.delivery.close()
             await parts.committer.stop(max(self._shutdown_timeout, SECOND))
             try:

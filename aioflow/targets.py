@@ -16,7 +16,7 @@ from aioflow.waits import on, wait
 _PLACES: dict[Callable[..., Any], tuple[tuple[int | None, str], ...]] = {
     commands.goto: ((0, "target"),),
     commands.sleep: ((None, "then"),),
-    on: ((None, "then"),),
+    on: ((0, "action"), (None, "then")),
     on.event: ((None, "then"),),
     wait.for_signal: ((None, "then"), (None, "on_timeout")),
     wait.for_event: ((None, "then"), (None, "on_timeout")),
@@ -41,7 +41,7 @@ class Named(NamedTuple):
     step: str
     #: Whether as ``self.step``.
     is_attribute: bool
-    #: "target", "then" or "on_timeout".
+    #: "target", "then", "on_timeout" or "action".
     role: str
     #: The command: "goto", "sleep", "on", "on.event", "wait.for_signal", "wait_for_event" or "wait.any".
     command: str
@@ -114,14 +114,14 @@ def _read(
             given.append(first)
         for value in given:
             match value:
-                case ast.Constant(value=str() as target):
+                case ast.Constant(value=str() as target) if keyword != "action":
                     is_attribute = False
                 case ast.Attribute(value=ast.Name(id=owner), attr=target) if owner == myself:
                     is_attribute = True
                 case _:
                     continue
             found[keyword] = target
-            written = f"{name}()" if index is not None else f"{name}({keyword}=)"
+            written = f"{name}({keyword}=)" if index is None else f"{name}()"
             yield Named(written, target, is_attribute, keyword, name, model if keyword == "then" else None)
     says = {keyword for keyword, value in keywords.items() if keyword is None or not _is_none(value)}
     if "timeout" in says and "on_timeout" not in says and None not in says:

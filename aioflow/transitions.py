@@ -6,19 +6,24 @@ Here: what a step makes of its run. There: what happens to a run from outside. T
     -------------------   ------------------------------   --------------------------   ---------------------
     (none)                start                            running                      this seq, 0
     (none)                start with delay                 waiting, "start"             this seq, 0
+    (none)                start, at an action              waiting, "action"            this seq, 0
     running               step returns goto(x)             running x                    this seq, 0
+    running               goto(x), x is an action          waiting, "action"            this seq, 0
     running               step returns sleep(d)            waiting, "sleep"             kept, kept
-    running               step returns wait...             waiting, "signal" or "event" kept, kept
+    running               step returns wait...             waiting, as its first arm    kept, kept
     running               step returns complete()          completed
     running               step returns fail(reason)        failed, reason
     running               step raises, attempts left       waiting, "retry"             kept, + 1
     running               step raises, none left           running on_fail, or failed   this seq, 0; kept, + 1
     running               step raises RetryLater           waiting, "retry"             kept, kept
+    running               an action raises, of any kind    waiting, as it was called    as it was called
+    running               at an action, without a call     waiting, "action"            kept, 0
     running               its code cannot take it          waiting, "blocked"           kept, kept
     running               its sixth crash                  failed
     waiting, "start"      is due                           running                      this seq, 0
     waiting, "sleep"      is due                           running then= or same step   this seq, 0
     waiting, the same     a signal or event that fits      running the arm's then=      this seq, 0
+    waiting, the same     an action of it is called        running the action           this seq, 0
     waiting, the same     is due, none came by then        running on_timeout           this seq, 0
     waiting, the same     one that does not validate       waiting, the same            kept, kept
     waiting, "retry"      is due                           running same step            kept, kept
@@ -34,6 +39,7 @@ Rules that hold for every row:
 - ``hops`` counts transitions since the last wait; at the workflow's ``max_transitions`` the run fails.
 - A transition clears ``crashes`` and ``marked``. Only a running run has an owner.
 - ``input``, what resumed a run, stays until the step that it resumed has returned what leads elsewhere.
+- An action runs only when it is called, and its call is all that it gets. It is not retried.
 - A parked run is woken at the end of its own time, if that comes first; which is over only once. Before each step of a
   running run it is looked at; a step that was resumed by a signal that came in time still runs.
 - An error that is not retried leads to the step's ``on_fail``, else to the workflow's, that one once; only then to failed.
@@ -50,9 +56,9 @@ from aioflow import clock
 from aioflow.causes import describe, traceback_of, written
 from aioflow.changes import Move
 from aioflow.clock import Micros
-from aioflow.commands import AnyCommand, Complete, Fail, Goto, Sleep, Wait
+from aioflow.commands import AnyCommand, Complete, Fail, Goto, Sleep, Wait, WaitArm
 from aioflow.definition import WorkflowDefinition
-from aioflow.errors import LimitExceeded, NoNextStep, StepError, TargetUnknown
+from aioflow.errors import LimitExceeded, NoNextStep, NotAnAction, StepError, TargetUnknown
 from aioflow.model import (
     MAX_ERROR,
     Arm,
@@ -63,6 +69,7 @@ from aioflow.model import (
     WorkflowStatus,
     bounded,
 )
+from aioflow.openings import call_of, opening
 from aioflow.retry import GiveUp, RetryLater, chance_of, is_a
 
 RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
@@ -88,7 +95,7 @@ class Raised(NamedTuple):
 
 FailureKind: TypeAlias = Literal["exhausted", "gave up", "invalid", "timeout"]
 #: Transitions that lead to a step rather than end one.
-_RESUMING = frozenset(["wake", "unblock", "signal", "event", "timeout"])
+_RESUMING = frozenset(["wake", "unblock", "signal", "event", "action", "timeout"])
 #: A named tuple of a row that is complete, in half the time that its own constructor takes.
 _new: Any = tuple.__new__
 
@@ -120,11 +127,18 @@ def decide(
         match command:
             case Goto(target, progress):
                 step: str = _resolve(run, definition, "goto", target)
+                progress = run.progress if progress is None else progress
+                if (action := definition.steps[step].action) is not None:
+                    return move(
+                        run, "goto", duration, now, commit_id, status=WAITING, owner=None, step=step, visit=run.seq + 1,
+                        failures=0, waiting_for="action", wake_at=by_deadline(run, None),
+                        arms=opening(action.name, step), hops=0, input=None, progress=progress, data=data,
+                    )  # fmt: skip
                 if run.hops + 1 >= definition.max_transitions:
                     raise _endless(run, definition, step)
                 return move(
                     run, "goto", duration, now, commit_id, step=step, visit=run.seq + 1, failures=0,
-                    hops=run.hops + 1, input=None, progress=run.progress if progress is None else progress, data=data,
+                    hops=run.hops + 1, input=None, progress=progress, data=data,
                 )  # fmt: skip
             case Sleep(length, until, then):
                 step = run.step if then is None else _resolve(run, definition, "sleep", then)
@@ -137,12 +151,7 @@ def decide(
             case Wait(arms, length, until, on_timeout):
                 late = None if on_timeout is None else _resolve(run, definition, "wait", on_timeout)
                 wake_at = None if on_timeout is None else _instant(run, "wait", length, until, now)
-                resolved = []
-                for arm in arms:
-                    then_ = arm.then
-                    step = _next(run, definition, late) if then_ is None else _resolve(run, definition, "wait", then_)
-                    key = arm.key or run.key if arm.kind == "signal" else arm.key
-                    resolved.append(Arm(arm.kind, arm.name, key, step, arm.model is not None))
+                resolved = [_arm(run, definition, arm, late) for arm in arms]
                 return move(
                     run, "wait", duration, now, commit_id, status=WAITING, owner=None, next_step=late,
                     waiting_for=arms[0].kind, wake_at=by_deadline(run, wake_at), arms=json.dumps(resolved), hops=0,
@@ -168,6 +177,11 @@ def decide(
 def _raised(
     run: Run, definition: WorkflowDefinition, error: BaseException, duration: Micros, now: Micros, commit_id: int
 ) -> Move:
+    if (call := call_of(run)) is not None:
+        return move(
+            run, "reopen", duration, now, commit_id, describe(error),
+            status=WAITING, owner=None, hops=0, input=None, **call.wait,
+        )  # fmt: skip
     if is_a(error, RetryLater) and (delay := _delay_of(error)) is not None:
         wake_at = min(now + delay, clock.LAST_INSTANT)
         return move(
@@ -260,6 +274,19 @@ def _resolve(run: Run, definition: WorkflowDefinition, command: str, target: obj
     if step is None:
         raise TargetUnknown(run.id, run.workflow, run.step, written(target), command, definition.steps)
     return step
+
+
+def _arm(run: Run, definition: WorkflowDefinition, arm: WaitArm, on_timeout: str | None) -> Arm:
+    """An arm as it is stored. Raises TargetUnknown, NoNextStep or NotAnAction."""
+    then = arm.then
+    step = _next(run, definition, on_timeout) if then is None else _resolve(run, definition, "wait", then)
+    if arm.kind == "action":
+        action = definition.steps[step].action
+        if action is None:
+            raise NotAnAction(run.id, run.workflow, run.step, written(then))
+        return Arm("action", action.name, None, step, False)
+    key = arm.key or run.key if arm.kind == "signal" else arm.key
+    return Arm(arm.kind, arm.name, key, step, arm.model is not None)
 
 
 def _next(run: Run, definition: WorkflowDefinition, on_timeout: str | None) -> str:

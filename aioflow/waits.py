@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from aioflow import clock
-from aioflow.commands import Command, Returned, Target, ThenTarget, Wait, WaitArm, check_target
+from aioflow.commands import BoundAction, Command, Returned, Target, ThenTarget, Wait, WaitArm, check_target
 from aioflow.model import check_name
 
 M = TypeVar("M", bound=BaseModel)
@@ -29,12 +29,15 @@ class _Arms:
     ) -> WaitArm: ...
     @overload
     def __call__(self, name: str, *, key: str | None = None, then: ThenTarget) -> WaitArm: ...
-    def __call__(self, name: Any, *, key: str | None = None, then: Any) -> WaitArm:
-        """A signal.
+    @overload
+    def __call__(self, name: BoundAction[...]) -> WaitArm: ...
+    def __call__(self, name: Any, *, key: str | None = None, then: Any = None) -> WaitArm:
+        """A signal, or the call of an action.
 
         Args:
             name: the signal's name, whose payload is merged into the Context; or a pydantic model, whose class name is
-                the signal's name and which is handed to the step's parameter.
+                the signal's name and which is handed to the step's parameter; or an action of the same workflow
+                (``on(self.review)``), which is the step to go on with and takes nothing else.
             key: take signals sent to this key; the run's own key if not given. Signals to the run itself always fit.
             then: the step to go on with.
 
@@ -44,6 +47,10 @@ class _Arms:
         Raises:
             TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
         """
+        if callable(name) and not isinstance(name, type):
+            if key is not None or then is not None:
+                raise TypeError("on(self.action) takes nothing else: the action is the step to go on with.")
+            return WaitArm("action", "", None, name)
         if then is None:
             raise TypeError("on(...) takes then=, the step to go on with: on('paid', then=self.ship).")
         return _signal("on", name, key, then)

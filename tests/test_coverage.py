@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 #: All that is pure, and the committer, on which everything depends.
-COVERED = ("codec", "committer", "interventions", "retry", "timers", "transitions")
+COVERED = ("codec", "committer", "interventions", "openings", "retry", "timers", "transitions")
 BY = (
+    "test_action_transitions.py",
     "test_codec_edges.py",
     "test_committer.py",
     "test_failure_edges.py",

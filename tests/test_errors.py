@@ -70,6 +70,11 @@ ROWS = [
         {"signal": "paid"},
     ),
     Row(
+        errors.ActionInputInvalid("review", "approved: Field required"),
+        "Action 'review' cannot be called with this input: approved: Field required",
+        {"action": "review"},
+    ),
+    Row(
         errors.EventInvalid("paid", "its entity cannot be stored: total: Field required"),
         "Event 'paid' is not usable: its entity cannot be stored: total: Field required",
         {"event": "paid"},
@@ -94,6 +99,23 @@ ROWS = [
         errors.RunEnded(7, "order", "completed"),
         "Run 7 of workflow 'order' has ended (completed): it takes no signals.",
         {"run_id": 7, "workflow": "order", "status": "completed"},
+    ),
+    Row(
+        errors.ActionNotOpen(7, "order", "review", "waiting", "ask", ["refund", "cancel"]),
+        "Action 'review' is not open on run 7 of workflow 'order', which is waiting at step 'ask' (open actions: 'refund', "
+        "'cancel'). It can be called once a 'goto' leads to it, or a wait has it as an arm.",
+        {"run_id": 7, "workflow": "order", "action": "review", "status": "waiting"},
+    ),
+    Row(
+        errors.ActionNotOpen(7, "order", "review", "completed", "ship", []),
+        "Action 'review' is not open on run 7 of workflow 'order', which is completed at step 'ship' (open actions: none). "
+        "It can be called once a 'goto' leads to it, or a wait has it as an arm.",
+        {"run_id": 7, "workflow": "order", "action": "review", "status": "completed"},
+    ),
+    Row(
+        errors.ActionFailed(7, "order", "review", "ValueError: no"),
+        "Action 'review' of workflow 'order' failed on run 7: ValueError: no",
+        {"run_id": 7, "workflow": "order", "action": "review", "error": "ValueError: no"},
     ),
     Row(
         errors.RunTimeout(7, "order", "pay"),
@@ -137,6 +159,12 @@ ROWS = [
         "Step 'pay' of workflow 'order' (run 7) returned goto with the target 'shpi', "
         "which is no step of it (steps: pay, ship). goto() takes a step of the same workflow.",
         {"run_id": 7, "workflow": "order", "step": "pay", "target": "'shpi'"},
+    ),
+    Row(
+        errors.NotAnAction(7, "order", "pay", "'ship'"),
+        "Step 'pay' of workflow 'order' (run 7) returned a wait with on('ship'), which is no action, so that nobody could "
+        "call it. Add @action() to it.",
+        {"run_id": 7, "workflow": "order", "step": "pay", "target": "'ship'"},
     ),
     Row(
         errors.NoNextStep(7, "order", "pay"),

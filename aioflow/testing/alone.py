@@ -13,6 +13,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import from_json
 
 from aioflow import events, interventions
+from aioflow.callers import Callers
 from aioflow.changes import Emit, Post, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import Unstorable
@@ -128,7 +129,7 @@ async def run_alone(
     )
     run = _resumed(begun.run._replace(step=name, failures=attempt - 1), resumed_by, timed_out)
     kept = _Kept(registry)
-    executor = Executor(clock, Telemetry(), _STORE_ID, 1, kept)
+    executor = Executor(clock, Telemetry(), _STORE_ID, 1, kept, Callers())
     try:
         ran = await _execute(executor, run, definition, live)
     finally:

@@ -17,6 +17,7 @@ from aioflow import (
     RetryLater,
     StartOptions,
     WorkflowRun,
+    action,
     complete,
     engine,
     entity_loader,
@@ -28,6 +29,7 @@ from aioflow import (
     goto,
     on,
     sleep,
+    statezero_action,
     step,
     wait,
     workflow,
@@ -377,3 +379,63 @@ async def test(flow: TimeMachine) -> None:
     await flow.run_step(Order.pay, 3)  # E
     flow.now()  # E
     TimeMachine(clock=None)  # E
+
+
+class Verdict(BaseModel):
+    approved: bool
+    notes: str = ""
+
+
+@workflow("acts")
+class Acts:
+    class Context(BaseModel):
+        order_id: int
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        on(self.ship)  # E
+        on(self.review, then=self.ship)  # E
+        on(self.shpi)  # E
+        return wait.any(on(self.review))
+
+    @step
+    def ship(self) -> Command:
+        goto(self.review(approved=True))  # E
+        return goto(self.review)
+
+    @action()
+    async def review(self, approved: bool, notes: str = "") -> Command:
+        return complete()
+
+    @action("decide_it", input=Verdict)
+    def decide(self, verdict: Verdict) -> Command:
+        return complete()
+
+    @statezero_action(serializer=Verdict)
+    def ported(self, approved: bool) -> Command:
+        return complete()
+
+    @action(3)  # E
+    def named(self) -> Command:
+        return complete()
+
+    @action()  # E
+    def nothing(self) -> None: ...
+
+    @action(input=Verdict, serializer=Verdict)  # E
+    def both(self, verdict: Verdict) -> Command:
+        return complete()
+
+
+async def act() -> None:
+    await engine.act(Acts.review, 1)  # E
+    await engine.act(Acts.review, 1, aproved=True)  # E
+    await engine.act(Acts.review, 1, approved="yes")  # E
+    await engine.act(Acts.review, "1", approved=True)  # E
+    await engine.act(Acts.decide, 1, verdict=Verdict(approved=True))  # E
+    await engine.act(Acts.decide, 1, notes="fine")  # E
+    await engine.act(Acts.ported, 1, approved=True, note="fine")  # E
+    await engine.act(Acts.ship, 1)  # E
+    await engine.act(Acts.shpi, 1)  # E
+    acted = await engine.act(Acts.review, 1, approved=True)
+    acted.context.order_id = "x"  # E

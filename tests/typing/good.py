@@ -25,6 +25,7 @@ from aioflow import (
     Transition,
     WorkflowRun,
     WorkflowStatus,
+    action,
     complete,
     engine,
     entity_loader,
@@ -37,10 +38,12 @@ from aioflow import (
     goto,
     on,
     sleep,
+    statezero_action,
     step,
     wait,
     workflow,
 )
+from aioflow.actions import OpenAction
 from aioflow.commands import Command
 from aioflow.testing import StepResult, TimeMachine
 
@@ -302,6 +305,65 @@ class Waits:
     @step
     async def rescue(self, failure: Failure | None = None) -> Command:
         return goto(self.late)
+
+
+class MayReview:
+    def has_permission(self, request: object, action_name: str) -> bool:
+        return True
+
+
+class Verdict(BaseModel):
+    approved: bool
+    notes: str = ""
+
+
+@workflow("acts")
+class Acts:
+    class Context(BaseModel):
+        order_id: int
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        if get_run().attempt > 1:
+            return sleep(timedelta(days=1), then=self.review)
+        return wait.any(on("paid", then=self.pay), on(self.review), timeout=timedelta(1), on_timeout=self.decide)
+
+    @action(permissions=[MayReview])
+    async def review(self, approved: bool, notes: str = Field(default="", max_length=500)) -> Command:
+        return goto(self.pay) if approved else goto(self.decide)
+
+    @action
+    def pay(self, amount: Decimal) -> Command:
+        return wait.for_signal("paid", then=self.decide)
+
+    @action("decide_it", input=Verdict)
+    @step(title="Decide")
+    def decide(self, verdict: Verdict) -> Command:
+        return goto(self.ported)
+
+    @statezero_action(name="ported", serializer=Verdict)
+    @step()
+    def ported(self, approved: bool) -> Command:
+        return complete()
+
+
+async def act(flow: TimeMachine) -> None:
+    assert_type(await engine.act(Acts.review, 1, approved=True), WorkflowRun[Acts.Context])
+    await engine.act(Acts.review, 1, approved=True, notes="fine")
+    await engine.act(Acts.pay, 1, amount=Decimal(1))
+    await engine.act(Acts.decide, 1, approved=True, notes="fine")
+    assert_type(await engine.act(Acts.ported, 1, approved=True), WorkflowRun[Acts.Context])
+    assert_type(await engine.act("decide_it", 1, anything=1), WorkflowRun[Any])
+    assert_type(await engine.open_actions(1), list[OpenAction])
+    assert_type(
+        await flow.run_step(Acts.review, Acts.Context(order_id=1), resumed_by={"approved": True}),
+        StepResult[Acts.Context],
+    )
+    assert_type(await engine.runs(step=Acts.review, waiting_for="action"), list[WorkflowRun[Any]])
+    try:
+        await engine.act(Acts.review, 1, approved=True)
+    except errors.ActionNotOpen as closed:
+        assert_type(closed.status, str)
 
 
 async def send(run: WorkflowRun[Order.Context]) -> None:

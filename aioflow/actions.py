@@ -1,0 +1,265 @@
+"""``Engine.act`` and ``Engine.open_actions``: steps that are called from outside, and what can be called now.
+
+A call first claims the run: one change takes it from waiting to running, guarded by the seq that the caller has read, so
+that of two calls one runs the step. The input is committed with it; what the step comes to is the next transition.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, NamedTuple, overload
+
+from pydantic import JsonValue
+
+from aioflow import interventions
+from aioflow.callers import Caller
+from aioflow.client import PATIENCE
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow.commands import UnboundAction
+from aioflow.definition import WorkflowDefinition
+from aioflow.emitting import Emitting
+from aioflow.errors import ActionFailed, ActionNotOpen, RunNotFound, WorkflowUnknown
+from aioflow.inputs import ACTION, REQUEST, RUN_ID, ActionDefinition
+from aioflow.model import Arm, Run, check_id
+from aioflow.openings import open_arms
+from aioflow.parts import Parts
+from aioflow.reading import read_context
+from aioflow.run import WorkflowRun
+from aioflow.shapes import C, P
+
+#: What a step that has returned may have made of its run.
+_RETURNED: Final = frozenset({"goto", "sleep", "wait", "complete", "fail"})
+#: How often a call lets mail go first that the run has, and for how long.
+_POLITE: Final = 20
+_PAUSE: Micros = SECOND // 100
+#: What nobody can raise out of a coroutine as it is.
+_UNRAISABLE: Final = (StopIteration, StopAsyncIteration)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAction:
+    """An action that can be called now.
+
+    Attributes:
+        name: what it is called by.
+        step: the step's name.
+        title: a name for people, if ``@step(title=...)`` gives one.
+        description: the step's docstring, if it has one.
+        schema: what it takes, as JSON Schema.
+    """
+
+    name: str
+    step: str
+    title: str | None
+    description: str | None
+    schema: dict[str, JsonValue]
+
+
+class ActionOutcome(NamedTuple):
+    """What came of a call: the run as its step committed it, and what the step raised, if it did."""
+
+    run: WorkflowRun[Any]
+    error: Exception | None
+
+
+class Acting(Emitting):
+    """The calls about actions."""
+
+    @overload
+    def act(
+        self, action: UnboundAction[C, P], run_id: int, /, *args: P.args, **input: P.kwargs
+    ) -> Coroutine[Any, Any, WorkflowRun[C]]: ...
+    @overload
+    def act(self, action: str, run_id: int, /, **input: Any) -> Coroutine[Any, Any, WorkflowRun[Any]]: ...
+    def act(self, action: Any, run_id: int, /, *args: Any, **input: Any) -> Any:  # noqa: A002 - public API
+        """Call an action, and wait for what its step makes of the run. Of two calls at once, one runs the step.
+
+        The step runs here, or if this engine does not work, where one works. Without ``input=`` its parameters are its
+        input, else the fields of that model; what it does not declare is left out. ``request=`` is handed to a
+        parameter of that name, within this process.
+
+        Args:
+            action: the action, as ``Order.review``, or its name or its step's.
+            run_id: the run's id.
+            args: none; keywords only.
+            input: what the action takes.
+
+        Returns:
+            The run as the step committed it; from an engine that does not work, possibly as it went on since then.
+
+        Raises:
+            ActionNotOpen: the run does not wait for it, or somebody else was faster.
+            ActionInputInvalid, LimitExceeded: the input is not what it takes, or cannot be stored.
+            RunNotFound: there is no such run.
+            Whatever the step raises, if it runs in this process: the run waits as before.
+            ActionFailed: the step has failed elsewhere, or the run was cancelled meanwhile.
+            WorkflowUnknown: this engine does not have the workflow's code.
+            TypeError: it is no action.
+            EngineClosed: the engine is not open, or was closed meanwhile; the call may go on elsewhere.
+            StoreUnavailable: the store did not answer for 15 s. Whether the action was called is not known.
+        """
+        if args:
+            raise TypeError("act() takes the action's input as keywords: act(Order.review, run_id, approved=True).")
+        return self._act(action, run_id, input)
+
+    async def _act(self, action: object, run_id: int, given: Mapping[str, Any]) -> WorkflowRun[Any]:
+        values = dict(given)
+        request = values.pop(REQUEST, None)
+        run, error = await self.call_action(action, run_id, values, request=request)
+        if error is not None:
+            raise error
+        return run
+
+    async def call_action(
+        self, action: object, run_id: int, given: Mapping[str, Any], *, request: object = None, from_json: bool = False
+    ) -> ActionOutcome:
+        """The same as ``act``, for those who hand calls on: tells what the step raised instead of raising it.
+
+        Args:
+            action: as for ``act``.
+            run_id: the run's id.
+            given: the input; what the action does not declare is left out.
+            request: what a parameter of this name is given.
+            from_json: whether the input's values come from JSON, where a date is a text.
+
+        Returns:
+            The run, and what the step raised or ActionFailed, if it did not return.
+
+        Raises:
+            As ``act``, but for that.
+        """
+        parts = self._open_for("act()")
+        if not isinstance(action, str) and getattr(getattr(action, "__func__", action), ACTION, None) is None:
+            what = getattr(action, "__qualname__", type(action).__name__)
+            raise TypeError(
+                f"act() takes an action, as Order.review, or its name; {what} is none. Add @action() to it."
+            )
+        check_id(run_id)
+        row = await self._row(parts, run_id)
+        tries = 0
+        while True:
+            wanted = self._wanted(row, action)
+            request = request if wanted.takes_request else None
+            input_ = wanted.read(given, run_id, request=request is not None, from_json=from_json)
+            arm = self._open(parts, row, wanted)
+            commit_id = next(parts.commit_ids)
+            with parts.callers.calling(run_id, commit_id, request) as caller:
+                owner = parts.slots.promise()
+                claim = interventions.call(
+                    row, arm, input_, request=request is not None, owner=owner, now=parts.clock.micros(), commit_id=commit_id
+                )  # fmt: skip
+                if tries >= _POLITE:  # it is not for this process to take, whatever it is
+                    claim = claim._replace(unless_mail=False)
+                result = await parts.committer.submit(claim, PATIENCE, partial(parts.slots.redeem, owner))
+                if result.outcome == "applied":
+                    return await self._outcome(parts, wanted, caller)
+            if result.run is None:
+                raise RunNotFound(run_id)
+            row = result.run
+            if result.mail:  # it was there before this call
+                tries += 1
+                parts.delivery.notify((run_id,))
+                await Clock().sleep(_PAUSE)
+                row = await self._row(parts, run_id)
+
+    async def _row(self, parts: Parts, run_id: int) -> Run:
+        found = await parts.office.ask(lambda: parts.store.load([run_id], parts.clock.micros()), PATIENCE)
+        if not found:
+            raise RunNotFound(run_id)
+        return found[0]
+
+    def _wanted(self, row: Run, action: object) -> ActionDefinition:
+        """The action, as the run's own code has it."""
+        definition = self.definition_of(row)
+        if definition is None:
+            raise WorkflowUnknown(row.workflow, (name for name, _ in self._registry.known()), row.version)
+        wanted = definition.action_of(action)
+        if wanted is None:
+            name = action if isinstance(action, str) else getattr(action, "__name__", "?")
+            raise _not_open(row, definition, name)
+        return wanted
+
+    def _open(self, parts: Parts, row: Run, wanted: ActionDefinition) -> Arm:
+        """Where the action is open on the run."""
+        definition = self.definition_of(row)
+        assert definition is not None
+        arm = next((arm for arm in open_arms(row, parts.clock.micros()) if arm.then == wanted.step), None)
+        if arm is None:
+            raise _not_open(row, definition, wanted.name)
+        if isinstance(unreadable := read_context(row, definition), str):
+            raise ActionFailed(row.id, row.workflow, wanted.name, unreadable)
+        return arm
+
+    async def _outcome(self, parts: Parts, action: ActionDefinition, caller: Caller) -> ActionOutcome:
+        """What the step has come to, now that the call has claimed the run."""
+        row, transition, raised = await caller.future
+        if transition is None:  # others have written it
+            found = await parts.office.ask(
+                lambda: parts.store.history(row.id, caller.seq, 1, parts.clock.micros()), PATIENCE
+            )
+            transition = found[0]
+        run = WorkflowRun[Any](self, row)
+        if transition.kind in _RETURNED:
+            return ActionOutcome(run, None)
+        if isinstance(raised, Exception) and not isinstance(raised, _UNRAISABLE):
+            return ActionOutcome(run, raised)
+        why = transition.error or "no reason was given."
+        if transition.kind != "reopen":
+            why = f"the run was {'cancelled' if transition.kind == 'cancel' else 'stopped'} meanwhile: {why}"
+        failed = ActionFailed(row.id, row.workflow, action.name, why)
+        failed.__cause__ = raised
+        return ActionOutcome(run, failed)
+
+    async def open_actions(self, run_id: int) -> list[OpenAction]:
+        """What can be called on a run now.
+
+        Args:
+            run_id: the run's id.
+
+        Returns:
+            The actions that it waits for; none if it does not wait for any, or has ended.
+
+        Raises:
+            RunNotFound: there is no such run.
+            WorkflowUnknown: this engine does not have the workflow's code.
+            TypeError: the id is no int.
+            EngineClosed, StoreUnavailable: the store cannot be asked.
+        """
+        parts = self._open_for("open_actions()")
+        row = await self.reread(run_id)
+        arms = open_arms(row, parts.clock.micros())
+        if not arms:
+            return []
+        definition = self.definition_of(row)
+        if definition is None:
+            raise WorkflowUnknown(row.workflow, (name for name, _ in self._registry.known()), row.version)
+        return [shown(definition, action) for action in _of_arms(definition, arms)]
+
+
+def shown(definition: WorkflowDefinition, action: ActionDefinition) -> OpenAction:
+    """An action as callers see it."""
+    step = definition.steps[action.step]
+    return OpenAction(action.name, action.step, step.options.title, inspect.getdoc(step.function), schema_of(action))
+
+
+def schema_of(action: ActionDefinition) -> dict[str, JsonValue]:
+    """What an action takes, as JSON Schema. The run's id is not part of it: whoever calls says it anyway."""
+    schema = action.model.model_json_schema()
+    schema.get("properties", {}).pop(RUN_ID, None)
+    if RUN_ID in schema.get("required", ()):
+        schema["required"].remove(RUN_ID)
+    return schema
+
+
+def _of_arms(definition: WorkflowDefinition, arms: list[Arm]) -> list[ActionDefinition]:
+    """The actions that these arms are, as far as the code has them still; each once."""
+    steps = dict.fromkeys(arm.then for arm in arms if arm.then in definition.steps)
+    return [action for name in steps if (action := definition.steps[name].action) is not None]
+
+
+def _not_open(row: Run, definition: WorkflowDefinition, action: str) -> ActionNotOpen:
+    open_ = [found.name for found in _of_arms(definition, open_arms(row, row.updated_at))]
+    return ActionNotOpen(row.id, row.workflow, action, row.status, row.step, open_)

@@ -1,0 +1,512 @@
+"""``@action``: what it accepts, every sentence with which it refuses a class, and the model that it makes of a signature."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, datetime
+from decimal import Decimal
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr
+
+from aioflow import (
+    Event,
+    Failure,
+    action,
+    complete,
+    errors,
+    get_context,
+    goto,
+    on,
+    statezero_action,
+    step,
+    wait,
+    workflow,
+)
+from aioflow.actions import schema_of
+from aioflow.arguments import Unfillable
+from aioflow.commands import Command
+from aioflow.errors import DefinitionError
+from aioflow.inputs import ActionDefinition
+from aioflow.registry import Registry, definition_of
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+
+class Empty(BaseModel):
+    """A Context without fields."""
+
+
+class Review(BaseModel):
+    """What a reviewer says."""
+
+    notes: str = Field(max_length=5)
+    priority: Literal["low", "high"] = "low"
+
+
+class MayAct:
+    """Says who may call."""
+
+    def has_permission(self, request: object, action_name: str) -> bool:
+        return True
+
+
+def refusal(cls: Any, name: str = "refused") -> tuple[str, ...]:
+    """Why the class cannot be a workflow."""
+    with pytest.raises(DefinitionError) as caught:
+        workflow(name)(cls)
+    return caught.value.problems
+
+
+def made(function: Any, /, **options: Any) -> ActionDefinition:
+    """The action that a function is, as the start step of a workflow."""
+    method = action(**options)(step(start=True)(function))
+    cls = type("Made", (), {"Context": Empty, "only": method, "__module__": __name__})
+    workflow("made-action")(cls)
+    (found,) = definition_of(cls).actions
+    return found
+
+
+# ---- the decorator
+
+
+def test_an_action_is_the_method_itself() -> None:
+    """The decorator marks the method and makes it a step; a step's own options stay, whichever way it is written."""
+
+    @workflow("marked")
+    class Flow:
+        Context = Empty
+
+        @action("marked_first")
+        @step(start=True, title="First")
+        def first(self) -> Command:
+            return complete()
+
+        @action
+        def second(self) -> Command:
+            return complete()
+
+        @action()
+        async def third(self) -> Command:
+            return complete()
+
+    steps = definition_of(Flow).steps
+    assert [each.action and each.action.name for each in steps.values()] == [
+        "marked_first",
+        "marked_second",
+        "marked_third",
+    ]
+    assert (steps["first"].options.title, steps["first"].function) == ("First", vars(Flow)["first"])
+    assert repr(steps["second"].action) == "<action 'marked_second', step 'second'>"
+    assert isinstance(Flow().first(), Command)
+
+
+@pytest.mark.parametrize(
+    ("workflow_name", "called"),
+    [("order", "order_only"), ("event:Paid", "event_Paid_only"), ("24 h", "action_24_h_only"), ("x" * 198, "x" * 198 + "_o")],
+    ids=["plain", "colon", "digit", "long"],
+)  # fmt: skip
+def test_an_action_without_a_name_is_called_by_workflow_and_step(workflow_name: str, called: str) -> None:
+    """Its name is an identifier, whatever the workflow is called."""
+
+    class Flow:
+        Context = Empty
+
+        @action()
+        @step(start=True)
+        def only(self) -> Command:
+            return complete()
+
+    workflow(workflow_name)(Flow)
+    (found,) = definition_of(Flow).actions
+    assert found.name == called
+    assert found.name.isidentifier()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "text"),
+    [
+        (lambda: action("not one"), ValueError, "@action(name) must be an identifier, for clients make a function of it"),
+        (lambda: action("class"), ValueError, "must be an identifier"),
+        (lambda: action("x" * 201), errors.LimitExceeded, "@action(name) is beyond the limit of 200 characters"),
+        (lambda: action(3), TypeError, "@action(name) takes a string, got int."),
+        (lambda: action(input=Review(notes="x")), TypeError, "@action(input=...) takes a pydantic model, got a Review."),
+        (lambda: action(input=dict), TypeError, "@action(input=...) takes a pydantic model, got dict."),
+        (lambda: action(permissions=MayAct), TypeError, "@action(permissions=...) takes a sequence of classes, got MayAct"),
+        (lambda: action(permissions="all"), TypeError, "takes a sequence of classes, got a str."),
+        (lambda: action(permissions=[Review]), TypeError, "Review has neither has_permission(request, action_name) nor"),
+        (lambda: statezero_action("a b"), ValueError, "@statezero_action(name) must be an identifier"),
+        (lambda: statezero_action(input=Review, serializer=Review), TypeError, "takes input= or serializer=, not both"),
+        (lambda: action()(3), TypeError, "@step decorates a method, got int."),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_refused(make: Any, kind: type[Exception], text: str) -> None:
+    """Options of the wrong type, or out of their range, are refused where they are written."""
+    with pytest.raises(kind) as caught:
+        make()
+    assert text in str(caught.value)
+
+
+def test_permissions_are_kept() -> None:
+    """Classes and instances with either question may say who calls."""
+    asked = MayAct()
+    assert made(lambda self: complete(), permissions=[MayAct, asked]).permissions == (MayAct, asked)
+
+
+# ---- what a class is refused for
+
+
+def test_an_action_is_not_retried() -> None:
+    """A retry policy or an on_fail of an action would never be asked."""
+
+    class Flow:
+        Context = Empty
+
+        @action()
+        @step(start=True, on_fail="second")
+        def first(self) -> Command:
+            return complete()
+
+        @step()
+        def second(self) -> Command:
+            return complete()
+
+    assert refusal(Flow) == (
+        (
+            "step 'first' is an action, and has on_fail= What an action raises goes to its caller, and the run waits as "
+            "before: leave it out."
+        ),
+    )
+
+
+def test_an_action_needs_what_its_input_has() -> None:
+    """Parameters that no input gives are told of: fields that the model lacks, and what events and failures give."""
+
+    class Flow:
+        Context = Empty
+
+        @action("needs_model", input=Review)
+        @step(start=True)
+        def first(self, notes: str, other: int, more: int = 3) -> Command:
+            return complete()
+
+        @action("needs_event")
+        def second(self, event: Event) -> Command:
+            return complete()
+
+        @action("needs_root", input=RootModel[int])
+        def third(self, value: int) -> Command:
+            return complete()
+
+        @action("needs_type")
+        def fourth(self, thing: MayAct) -> Command:
+            return complete()
+
+    found = refusal(Flow)
+    advice = "Add a field, or give the parameter a default."
+    lacks = "which its input does not have"
+    assert found[:3] == (
+        f"action 'needs_model' (step 'first') needs other, {lacks} (fields: notes, priority). {advice}",
+        f"action 'needs_event' (step 'second') needs event, {lacks} (fields: none). {advice}",
+        "action 'needs_root' (step 'third') says input=RootModel[int], which has no fields. Give it a model with fields.",
+    )
+    assert len(found) == 4
+    assert found[3].startswith("action 'needs_type' (step 'fourth') has a signature that no input can be made of: ")
+
+
+def test_a_step_that_is_none_is_told_of_once() -> None:
+    """A static or class method is refused for that alone."""
+
+    class Flow:
+        Context = Empty
+
+        @step(start=True)
+        def first(self) -> Command:
+            return complete()
+
+        @action()
+        @staticmethod
+        def second() -> Command:
+            return complete()
+
+    assert refusal(Flow) == ("step 'second' is a staticmethod. A step is a plain method.",)
+
+
+def test_commands_may_name_an_action_whatever_it_takes() -> None:
+    """goto, sleep, on_timeout, on_fail and on lead to an action, which gets its arguments from its caller."""
+
+    @workflow("leads", timeout=date.max - date.min, on_timeout="act", on_fail="act")
+    class Flow:
+        Context = Empty
+
+        @step(start=True, on_fail="act")
+        def first(self) -> Command:
+            return goto(self.act)
+
+        @step
+        def second(self) -> Command:
+            return wait.any(on("x", then=self.act), on(self.act), timeout=date.max - date.min, on_timeout=self.act)
+
+        @action()
+        def act(self, needed: int) -> Command:
+            return complete()
+
+    assert [found.step for found in definition_of(Flow).actions] == ["act"]
+
+
+def test_arms_name_actions() -> None:
+    """``on`` with a step that nobody can call, and a message that an action would not get, are errors in the class."""
+
+    class Flow:
+        Context = Empty
+
+        @step(start=True)
+        def first(self) -> Command:
+            return wait.any(on(self.second))  # type: ignore[call-overload]
+
+        @step
+        def second(self) -> Command:
+            return wait.for_signal(Review, then=self.act)
+
+        @step
+        def third(self) -> Command:
+            return wait.any(on(self.missing))  # type: ignore[attr-defined]
+
+        @action()
+        def act(self, review: Review) -> Command:
+            return complete()
+
+    assert refusal(Flow) == (
+        "step 'first': on(self.second) names a step that is no action. Add @action() to 'second'.",
+        (
+            "step 'second': wait.for_signal(then=) names 'act', an action, which is given what its caller gives: the "
+            "Review would be lost."
+        ),
+        "step 'third': on() names 'missing', which is no step of this class (steps: first, second, third, act).",
+    )
+
+
+@pytest.mark.parametrize("arms", [{"key": "k"}, {"then": "x"}])
+def test_an_action_as_an_arm_takes_nothing_else(arms: Any) -> None:
+    """The action is the step to go on with, and nothing is sent to a key."""
+    with pytest.raises(TypeError, match=r"on\(self\.action\) takes nothing else"):
+        on(complete, **arms)  # type: ignore[call-overload]
+
+
+# ---- names
+
+
+def flow_with(name: str, version: str = "1", *, steps: tuple[str, ...] = ("only",)) -> type:
+    """A class whose steps are all the action of this name."""
+    methods: dict[str, Any] = {}
+    for place, each in enumerate(steps):
+        methods[each] = action(name)(step(start=not place)(lambda self: complete()))
+    return type(f"Named{version}", (), {"Context": Empty, "__qualname__": f"Named.{name}.{version}", **methods})
+
+
+def test_an_action_has_a_name_of_its_own() -> None:
+    """A name that an action of another workflow has, or two steps of one, is an error at import that tells where."""
+    workflow("names-one")(flow_with("named_alike"))
+    problem = "action 'named_alike' is one of workflow 'names-one' already, Named.named_alike.1 in "
+    (found,) = refusal(type("Other", (flow_with("named_alike"),), {}), "names-two")
+    assert found.startswith(problem)
+    assert found.endswith("An action is called by its name alone: say @action(name=...).")
+    assert refusal(flow_with("named_twice", steps=("a", "b"))) == (
+        "steps 'a' and 'b' are both the action 'named_twice'. Rename one.",
+    )
+
+
+def test_versions_of_a_workflow_share_their_actions() -> None:
+    """Another version may have an action of the same name, and what is redefined takes its own name over."""
+    registry = Registry()
+    first, second = flow_with("named_again"), flow_with("named_again", "2")
+    for version, cls in (("1", first), ("2", second), ("2", second)):
+        registry.add(definition_of(workflow("names-versions", version=version)(cls)))
+    assert registry.actions["named_again"] is definition_of(second).actions[0]
+
+
+def test_a_subclass_overrides_an_action() -> None:
+    """The action of a base class means the step of that name in the class of the run; an ordinary step takes it away."""
+
+    @workflow("overridden")
+    class Base:
+        Context = Empty
+
+        @action("overridden_act")
+        @step(start=True)
+        def act(self) -> Command:
+            return complete()
+
+    class Same(Base):
+        @action("overriding_act")
+        @step(start=True)
+        def act(self) -> Command:
+            return complete()
+
+    class Plain(Base):
+        @step(start=True)
+        def act(self) -> Command:
+            return complete()
+
+    same, plain = (definition_of(workflow(cls.__name__)(cls)) for cls in (Same, Plain))
+    assert same.action_of(Base.act) is same.action_of("overriding_act") is same.action_of("act") is same.actions[0]
+    assert (plain.action_of(Base.act), plain.actions, plain.action_of("act")) == (None, [], None)
+    assert (same.action_of(len), same.action_of("nothing"), same.action_of(3)) == (None, None, None)
+
+
+# ---- inputs
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+def read(found: ActionDefinition, **given: Any) -> Any:
+    """What the step's parameters get for an input, by way of the store."""
+    return found.fill(json.loads(found.read(given, 7, request=False)), None)
+
+
+def test_a_signature_makes_a_model() -> None:
+    """Parameters are fields with their types, bounds and defaults; None as a default allows None."""
+
+    def only(
+        self: Any, a: int, b: Annotated[str, Field(max_length=3)], c: Decimal = Decimal("1.5"), *,
+        d: date = None, e: Colour = Colour.RED, model_id: int = 3, copy: bool = False, f: Any = None,  # noqa: RUF013
+        g: list[UUID] = [], h=4,  # noqa: B006
+    ) -> Command:  # fmt: skip
+        return complete()
+
+    found = made(only)
+    schema: Any = schema_of(found)
+    assert schema["required"] == ["a", "b"]
+    assert list(schema["properties"]) == ["a", "b", "c", "d", "e", "model_id", "copy", "f", "g", "h"]
+    given = read(found, a="1", b="abc", d="2030-01-01", g=[UUID(int=7)])
+    assert given == {
+        "a": 1, "b": "abc", "c": Decimal("1.5"), "d": date(2030, 1, 1), "e": Colour.RED, "model_id": 3, "copy": False,
+        "f": None, "g": [UUID(int=7)], "h": 4,
+    }  # fmt: skip
+    with pytest.raises(errors.ActionInputInvalid, match="b: String should have at most 3 characters"):
+        read(found, a=1, b="abcd")
+
+
+def test_a_step_that_takes_everything_is_given_everything() -> None:
+    """Only a step with ``**rest`` is given what it does not name."""
+
+    def only(self: Any, a: int, **rest: Any) -> Command:
+        return complete()
+
+    assert read(made(only), a=1, other="x") == {"a": 1, "other": "x"}
+
+
+def test_the_run_s_id_may_be_asked_for() -> None:
+    """A parameter or field ``workflow_run_id`` is the run's id, whatever the caller gives, and is not in the schema."""
+
+    def only(self: Any, workflow_run_id: int, note: str = "") -> Command:
+        return complete()
+
+    found = made(only)
+    assert read(found, workflow_run_id=99) == {"workflow_run_id": 7, "note": ""}
+    schema: Any = schema_of(found)
+    assert (list(schema["properties"]), schema["required"]) == (["note"], [])
+
+
+def test_a_given_model_goes_by_its_own_configuration() -> None:
+    """Aliases are accepted as well as names; what a model forbids is refused, by its own words."""
+
+    class Given(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        notes: str = Field(alias="reviewerNotes")
+
+    def only(self: Any, notes: str) -> Command:
+        return complete()
+
+    found = made(only, input=Given)
+    assert read(found, reviewerNotes="x") == read(found, notes="x") == {"notes": "x"}
+    with pytest.raises(errors.ActionInputInvalid, match="other: Extra inputs are not permitted"):
+        read(found, notes="x", other=1)
+
+
+def test_a_given_model_may_be_one_parameter_of_several() -> None:
+    """Also where it may be None, and beside parameters that have defaults; its name is free."""
+
+    def only(self: Any, said: Review | None, more: int = 3) -> Command:
+        return complete()
+
+    assert read(made(only, input=Review), notes="x") == {"said": Review(notes="x")}
+
+
+def test_what_json_cannot_hold_is_refused() -> None:
+    """An input that would not come back from the store as it was given is refused before the run is touched."""
+
+    class Secret(BaseModel):
+        password: SecretStr
+
+    class Odd(BaseModel):
+        when: datetime
+
+        def model_post_init(self, context: Any) -> None:
+            raise LookupError("odd")
+
+    def only(self: Any, **rest: Any) -> Command:
+        return complete()
+
+    with pytest.raises(errors.ActionInputInvalid, match="does not survive JSON: password"):
+        read(made(only, input=Secret), password="x")
+    with pytest.raises(errors.ActionInputInvalid, match="LookupError: odd"):
+        read(made(only, input=Odd), when="2030-01-01T00:00:00Z")
+    with pytest.raises(errors.LimitExceeded, match="The input of action 'made_action_only' is beyond the limit"):
+        read(made(only), text="x" * (1 << 20))
+    with pytest.raises(errors.LimitExceeded, match="a lone surrogate"):
+        read(made(only), text="\ud800")
+    with pytest.raises(errors.ActionInputInvalid, match="object"):
+        read(made(only), text=object())
+
+
+def test_types_may_be_defined_later() -> None:
+    """An annotation that cannot be evaluated where the class is defined is when the action is called, or says so then."""
+
+    def only(self: Any, later: Later) -> Command:  # type: ignore[name-defined]  # noqa: F821
+        return complete()
+
+    found = made(only)
+    with pytest.raises(errors.ActionInputInvalid, match="the type of later, Later, is not known"):
+        read(found, later={"x": 1})
+    globals()["Later"] = Review
+    try:
+        assert read(found, later={"notes": "x"}) == {"later": Review(notes="x")}
+    finally:
+        del globals()["Later"]
+
+
+def test_a_request_need_not_be_evaluated() -> None:
+    """The type of ``request`` may be one that only type checkers see; a model's place is found all the same."""
+
+    def only(self: Any, request: Request, review: Review) -> Command:
+        return complete()
+
+    def hidden(self: Any, request: Request, review: Hidden) -> Command:  # type: ignore[name-defined]  # noqa: F821
+        return complete()
+
+    found = made(only)
+    assert found.takes_request
+    request = object()
+    assert found.fill({"review": {"notes": "x"}}, request) == {"review": Review(notes="x"), "request": request}
+    assert made(hidden, input=Review).fill({"notes": "x"}, request) == {"review": Review(notes="x"), "request": request}
+    with pytest.raises(Unfillable, match="its input has nothing for request"):
+        found.fill({"review": {"notes": "x"}}, None)
+
+
+def test_code_that_has_changed_does_not_take_an_old_input() -> None:
+    """An input that was stored and does not validate any more is told of, without its values."""
+
+    def only(self: Any, a: int, failure: Failure | None = None) -> Command:
+        get_context()
+        return complete()
+
+    with pytest.raises(Unfillable, match="a: Input should be a valid integer"):
+        made(only).fill({"a": "secret"}, None)
+    assert made(only).fill({"a": 1, "gone": 2}, None) == {"a": 1}
