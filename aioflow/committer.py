@@ -7,7 +7,10 @@ An error from the store means that the outcome is *unknown*. The same changes, w
 until the store answers; it recognises what it has already applied. A batch that some data sinks is cut in half until
 the change that cannot be stored stands alone.
 
-The mutable state of ``Committer``: ``_batches`` (what is waiting, in order), ``_offered`` (what the store has now), and
+A store that takes several batches at once has them in lanes, one batch each. A batch begins when no other that is under
+way has one of its keys, and none before it is still waiting: of what may not be in one batch, the store has one at a time.
+
+The mutable state of ``Committer``: ``_batches`` (what is waiting, in order), ``_lanes`` (what the store has now), and
 how far it is with stopping.
 """
 
@@ -15,57 +18,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from operator import attrgetter
-from typing import TypeAlias, assert_never
 
 from aioflow import telemetry
-from aioflow.changes import Amend, Change, Emit, Listen, Mark, Move, Occur, Post, Replan, Result, Start, Withdraw
+from aioflow.batches import Batch, Lane, Pending, Told, keys_of
+from aioflow.changes import Change, Move, Result
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
 from aioflow.store import Store
 from aioflow.tasks import TaskSet, is_assaulted
 
-#: Called with what became of a change.
-Told: TypeAlias = Callable[[Result | Exception], None]
-
 _FIRST_BACKOFF: Micros = 20_000
 _LONGEST_BACKOFF: Micros = 2 * SECOND
 _WATCH: Micros = SECOND // 4
 _LAST_WAIT: Micros = SECOND
-
-
-class _Pending:
-    """A change, and who is told what became of it.
-
-    ``future``: through which he hears it, if he awaits it. ``until``: when a caller with little patience is told of the
-    failure.
-    """
-
-    __slots__ = ("change", "future", "over", "run_id", "told", "until")
-
-    def __init__(
-        self, change: Change, run_id: int, told: Told, until: Micros | None, future: asyncio.Future[Result] | None
-    ) -> None:
-        self.change = change
-        self.run_id = run_id
-        self.told = told
-        self.until = until
-        self.future = future
-        self.over = False
-
-    def tell(self, outcome: Result | Exception) -> None:
-        """It is decided what became of the change, or it is offered no more."""
-        if not self.over:
-            self.over = True
-            self.told(outcome)
-
-    @property
-    def impatient(self) -> bool:
-        """Whether somebody still listens who will not wait for ever."""
-        return self.until is not None and (self.future is None or not self.future.done())
 
 
 def _answer(future: asyncio.Future[Result], settled: Callable[[], None] | None, outcome: Result | Exception) -> None:
@@ -81,50 +50,6 @@ def _answer(future: asyncio.Future[Result], settled: Callable[[], None] | None, 
         future.set_result(outcome)
 
 
-class _Batch:
-    """At most one change per run, per start key, per signal_id, per event and per plan."""
-
-    __slots__ = ("keys", "pending")
-
-    def __init__(self) -> None:
-        self.pending: list[_Pending] = []
-        self.keys: set[Hashable] = set()
-
-
-def _keys(change: Change) -> tuple[int, tuple[Hashable, ...]]:
-    """The run that it changes, and what no other change of the same batch may have."""
-    if isinstance(change, Move):
-        run_id = change.run.id
-        return run_id, (run_id, *(key for part in change.also for key in _keys(part)[1]))
-    if isinstance(change, Start):
-        run = change.run
-        keys: tuple[Hashable, ...] = (run.id,) if run.key is None else (run.id, (run.workflow, run.key))
-        return run.id, (*keys, ("plan", change.plan)) if change.plan else keys
-    if isinstance(change, Post):
-        signal = change.signal
-        keys = (("signal", signal.id), ("signal_id", signal.signal_id)) if signal.signal_id else ()
-        return signal.run_id, keys
-    if isinstance(change, Mark | Amend):
-        return change.run_id, (change.run_id,)
-    return _keys_of_event(change)
-
-
-def _keys_of_event(change: Emit | Occur | Withdraw | Replan | Listen) -> tuple[int, tuple[Hashable, ...]]:
-    match change:
-        case Emit(event):
-            return 0, (("event", event.event_id),)
-        case Occur(plan, event_id):
-            return 0, (("event", event_id), ("plan", plan))
-        case Withdraw(event_id):
-            return 0, (("event", event_id),)
-        case Replan(plan):
-            return 0, (("plan", plan.id),)
-        case Listen():
-            return -1, ("listen",)  # first: what is emitted next is to be heard
-        case _:
-            assert_never(change)
-
-
 class Committer:
     """Commits changes in groups.
 
@@ -134,21 +59,27 @@ class Committer:
         on_commit: told of every change that was applied, in order, before whoever waits for it: what memory holds
             follows from what was committed, whether or not somebody still listens.
         max_batch: how many changes one transaction takes.
+        in_flight: how many of them the store is given at once.
     """
 
     def __init__(
-        self, store: Store, clock: Clock, on_commit: Callable[[Change, Result], None], max_batch: int = 1000
+        self,
+        store: Store,
+        clock: Clock,
+        on_commit: Callable[[Change, Result], None],
+        max_batch: int = 1000,
+        in_flight: int = 1,
     ) -> None:
         self._store = store
         self._clock = clock
         self._on_commit = on_commit
         self._max_batch = max_batch
-        self._batches: deque[_Batch] = deque()
+        self._batches: deque[Batch] = deque()
         self._wake = asyncio.Event()
         self._stopping = False
         self._given_up = False
         self.ended = False
-        self._offered: list[_Pending] = []
+        self._lanes = [Lane() for _ in range(in_flight)]
         self._watching = False
         self._tasks = TaskSet()
         self._done: asyncio.Future[None] | None = None
@@ -157,13 +88,14 @@ class Committer:
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting to be committed, or being so."""
-        return not self._batches and not self._offered
+        return not self._batches and not any(lane.offered for lane in self._lanes)
 
     def start(self) -> None:
-        """Begin to commit, in a task of its own."""
+        """Begin to commit, in tasks of its own: one for each batch that the store takes at once."""
         self._loop = asyncio.get_running_loop()
         self._done = self._loop.create_future()
-        self._tasks.keep(self._run, name="aioflow committer")
+        for lane in self._lanes:
+            self._tasks.keep(partial(self._run, lane), name="aioflow committer")
 
     async def stop(self, patience: Micros) -> None:
         """Commit what is waiting, then end. After ``patience`` what the store does not take is given up."""
@@ -223,20 +155,22 @@ class Committer:
                 batch = self._next_batch()
             batch.keys.add(run_id)
         else:
-            run_id, keys = _keys(change)
+            run_id, keys = keys_of(change)
             if batch is None or full or not batch.keys.isdisjoint(keys):
                 batch = self._next_batch()
             batch.keys.update(keys)
         until = None if patience is None else self._clock.monotonic() + patience
-        batch.pending.append(_Pending(change, run_id, told, until, future))
+        batch.pending.append(Pending(change, run_id, told, until, future))
         if until is not None and not self._watching:
             self._watching = True
             self._loop.call_later(_WATCH / SECOND, self._watch)
-        if not self._offered:
-            self._wake.set()
+        for lane in self._lanes:
+            if not lane.offered:
+                self._wake.set()
+                break
 
-    def _next_batch(self) -> _Batch:
-        batch = _Batch()
+    def _next_batch(self) -> Batch:
+        batch = Batch()
         self._batches.append(batch)
         return batch
 
@@ -244,16 +178,15 @@ class Committer:
         """Queue a change and wait for its result. See ``submit``."""
         return await self.submit(change, patience)
 
-    async def _run(self) -> None:
+    async def _run(self, lane: Lane) -> None:
         """Commit until ``stop``. Should a step cancel it, it is begun again, and goes on with what the store had."""
         try:
             while True:
-                while self._offered or self._batches:
-                    if not self._offered:
-                        # By run id: every writer takes its locks in the same order.
-                        self._offered = sorted(self._batches.popleft().pending, key=attrgetter("run_id"))
-                    await self._offer(self._offered)
-                    self._offered = []
+                while lane.offered or self._fill(lane):
+                    await self._offer(lane.offered)
+                    lane.offered = []
+                    lane.keys = set()
+                # What still waits then, for the keys of another lane, that one will take.
                 if self._stopping:
                     break
                 self._wake.clear()
@@ -263,15 +196,31 @@ class Committer:
                 raise
             self._end()  # the event loop itself is being closed: nobody may wait for what will not come
             raise
-        self._end()
+        lane.ended = True
+        if all(lane.ended for lane in self._lanes):
+            self._end()
+
+    def _fill(self, lane: Lane) -> bool:
+        """Give it the next batch, if there is one and nothing that is under way stands in its way."""
+        if not self._batches:
+            return False
+        batch = self._batches[0]
+        if not all(other.keys.isdisjoint(batch.keys) for other in self._lanes):
+            return False
+        del self._batches[0]
+        # By run id: every writer takes its locks in the same order.
+        lane.offered = sorted(batch.pending, key=attrgetter("run_id"))
+        lane.keys = batch.keys
+        return True
 
     def _end(self) -> None:
         self.ended = self._given_up = True
         self._tell(StoreUnavailable(self._store.name, "the engine has ended, the outcome is not known"))
         assert self._done is not None
-        self._done.set_result(None)
+        if not self._done.done():
+            self._done.set_result(None)
 
-    async def _offer(self, pending: list[_Pending]) -> None:
+    async def _offer(self, pending: list[Pending]) -> None:
         """Commit these together, however often it takes."""
         backoff = _FIRST_BACKOFF
         failing = False
@@ -312,19 +261,21 @@ class Committer:
     def _tell(self, error: StoreError) -> None:
         """Tell those whose patience is over, or everybody if the engine's is."""
         now = self._clock.monotonic()
-        for p in chain(self._offered, *(batch.pending for batch in self._batches)):
+        for p in self._waiting():
             if self._given_up or (p.until is not None and now >= p.until and p.impatient):
                 p.tell(error)
+
+    def _waiting(self) -> chain[Pending]:
+        return chain(*(lane.offered for lane in self._lanes), *(batch.pending for batch in self._batches))
 
     def _watch(self) -> None:
         """Look at the patience of those who wait, for a store that is silent lets nobody else look."""
         self._tell(StoreUnavailable(self._store.name, "it does not answer"))
-        waiting = chain(self._offered, *(batch.pending for batch in self._batches))
-        self._watching = any(p.impatient for p in waiting)
+        self._watching = any(p.impatient for p in self._waiting())
         if self._watching:
             self._loop.call_later(_WATCH / SECOND, self._watch)
 
-    def _resolve(self, pending: _Pending, result: Result) -> None:
+    def _resolve(self, pending: Pending, result: Result) -> None:
         if result.outcome == "applied":
             try:
                 self._on_commit(pending.change, result)

@@ -136,7 +136,7 @@ class Engine(Calls):
         number = await store.reserve("worker", 1, clock.micros())
         ids = commit_ids(number)
         waiters, callers = self._waiters, self._callers = Waiters(), Callers()
-        committer = Committer(store, clock, self._committed)
+        committer = Committer(store, clock, self._committed, in_flight=store.in_flight)
         run_ids, signal_ids = Ids(store, clock, "run"), Ids(store, clock, "signal", block=500)
         office = Office(store, clock, known, run_ids, signal_ids, ids, store_id=store_id)
         executor = Executor(clock, self._telemetry, store_id, self._threads, office, callers)

@@ -153,6 +153,13 @@ class Store(Protocol):
         """Whether one worker at a time has the whole store: then it takes runs of all workflows, known or not."""
         ...
 
+    @property
+    def in_flight(self) -> int:
+        """How many batches it is given at once, at least 1. No two of them change one run, or are about one start key,
+        signal_id, event or plan.
+        """
+        ...
+
     async def open(self, now: Micros) -> str:
         """Connect, migrate if that is due (safe when several processes do it at once), and return the store's UUID.
 

@@ -129,6 +129,10 @@ class FaultyStore:
     def exclusive(self) -> bool:
         return self.store.exclusive
 
+    @property
+    def in_flight(self) -> int:
+        return self.store.in_flight
+
     async def open(self, now: Micros) -> str:
         return await self.store.open(now)
 

@@ -65,11 +65,11 @@ def _silent() -> Any:
 class Desk:
     """A committer, its store and clock, and what its hook heard."""
 
-    def __init__(self, max_batch: int = 1000) -> None:
+    def __init__(self, max_batch: int = 1000, in_flight: int = 1) -> None:
         self.store = FaultyStore()
         self.clock = QuickClock()
         self.heard: list[tuple[Change, Result]] = []
-        self.committer = Committer(self.store, self.clock, self.hear, max_batch)
+        self.committer = Committer(self.store, self.clock, self.hear, max_batch, in_flight)
         self.max_batch = max_batch
         self.breaks: set[int] = set()
 
@@ -173,6 +173,78 @@ async def test_a_change_is_committed(desk: Desk) -> None:
     assert await row(desk.store, 1) == a_run(1)
     assert desk.store.instants == [NOW + 5]
     assert desk.clock.slept == []
+
+
+@pytest.fixture
+async def wide_desk() -> AsyncIterator[Desk]:
+    """A committer that gives the store two batches at once."""
+    desk = Desk(in_flight=2)
+    await desk.store.open(NOW)
+    desk.committer.start()
+    yield desk
+    desk.store.down = False
+    await desk.committer.stop(SECOND)
+    await desk.store.close()
+
+
+async def test_two_batches_are_under_way_at_once(wide_desk: Desk) -> None:
+    """While the store has one batch it is given another; what comes then waits, and goes together."""
+    with wide_desk.store.held():
+        first = wide_desk.submit(starting(a_run(1)))
+        await wide_desk.store.arrived(1)
+        second = wide_desk.submit(starting(a_run(2)))
+        await wide_desk.store.arrived(2)
+        rest = wide_desk.submit(starting(a_run(3)), starting(a_run(4)))
+        assert wide_desk.store.batches == [[1], [2]]
+        assert not wide_desk.committer.idle
+    assert {(await future).outcome for future in first + second + rest} == {"applied"}
+    assert wide_desk.store.batches == [[1], [2], [3, 4]]
+
+
+async def test_changes_of_one_run_are_never_under_way_together(wide_desk: Desk) -> None:
+    """A batch that shares a run with one that the store has waits for it, and all that was queued later with it."""
+    with wide_desk.store.held():
+        futures = wide_desk.submit(starting(a_run(1)), starting(a_run(5)))
+        await wide_desk.store.arrived(1)
+        futures += wide_desk.submit(moving(a_run(1)), moving(a_run(5)), starting(a_run(2)))
+        futures += wide_desk.submit(moving(moving(a_run(1)).run))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert wide_desk.store.batches == [[1, 5]]
+    assert [(await future).outcome for future in futures] == ["applied"] * 6
+    assert wide_desk.store.batches == [[1, 5], [1, 2, 5], [1]]
+    assert (await row(wide_desk.store, 1)).seq == 3
+
+
+async def test_a_lost_reply_holds_up_only_what_it_is_about(wide_desk: Desk) -> None:
+    """While one batch is offered again, others are committed, but none with a run of its own."""
+    wide_desk.store.faults.extend(["after"])
+    with wide_desk.store.held():
+        futures = wide_desk.submit(starting(a_run(1)))
+        await wide_desk.store.arrived(1)
+        futures += wide_desk.submit(starting(a_run(2)))
+        await wide_desk.store.arrived(2)
+        futures += wide_desk.submit(moving(a_run(1)))
+    assert [(await future).outcome for future in futures] == ["applied"] * 3
+    assert sorted(wide_desk.store.batches[:3]) == [[1], [1], [2]]
+    assert wide_desk.store.batches[3:] == [[1]]
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_stopping_commits_what_waits_for_the_other_batch(wide_desk: Desk, held: bool) -> None:
+    """At the end all that is queued is committed, also what only the other lane may take."""
+    with wide_desk.store.held():
+        futures = wide_desk.submit(starting(a_run(1)))
+        if held:
+            await wide_desk.store.arrived(1)
+        futures += wide_desk.submit(moving(a_run(1)), starting(a_run(2)))
+        stopping = asyncio.create_task(wide_desk.committer.stop(5 * SECOND))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not stopping.done()
+    await stopping
+    assert wide_desk.committer.ended
+    assert [(await future).outcome for future in futures] == ["applied"] * 3
 
 
 async def test_an_idle_committer_commits_at_once(desk: Desk) -> None:
@@ -643,6 +715,21 @@ async def test_a_cancelled_task_lets_nobody_hang(desk: Desk) -> None:
     with pytest.raises(StoreUnavailable):
         await desk.committer.commit(starting(a_run(3)))
     await desk.committer.stop(SECOND)
+
+
+async def test_both_tasks_cancelled_let_nobody_hang(wide_desk: Desk) -> None:
+    """The loop cancels the task of each batch that is under way: all who wait are told, once."""
+    with wide_desk.store.held():
+        futures = [await wide_desk.busy(), await wide_desk.busy(), *wide_desk.submit(*starts(1, 2))]
+        tasks = [task for task in asyncio.all_tasks() if task.get_name() == "aioflow committer"]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    assert len(tasks) == 2
+    for future in futures:
+        with pytest.raises(StoreUnavailable, match="the engine has ended, the outcome is not known"):
+            future.result()
+    await wide_desk.committer.stop(SECOND)
 
 
 class Nothing(BaseModel):

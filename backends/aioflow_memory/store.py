@@ -62,6 +62,11 @@ class MemoryStore:
         """False: workers share it, each with a lease."""
         return False
 
+    @property
+    def in_flight(self) -> int:
+        """One: a batch is done when ``apply`` begins."""
+        return 1
+
     async def open(self, now: Micros) -> str:
         """Count an opening and return the store's UUID."""
         self._opens += 1

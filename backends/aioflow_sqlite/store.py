@@ -62,6 +62,7 @@ class SQLiteStore:
     """
 
     exclusive = True
+    in_flight = 1
 
     def __init__(self, url: str) -> None:
         self._address = parse(url)

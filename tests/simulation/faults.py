@@ -332,6 +332,7 @@ class Wire:
     """
 
     name = "sim://"
+    in_flight = 1
 
     def __init__(self, server: Server, process: Process) -> None:
         self._server = server

@@ -1,0 +1,99 @@
+"""What waits to be committed: changes in batches, and what no two changes of one batch may have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import TypeAlias, assert_never
+
+from aioflow.changes import Amend, Change, Emit, Listen, Mark, Move, Occur, Post, Replan, Result, Start, Withdraw
+from aioflow.clock import Micros
+
+#: Called with what became of a change.
+Told: TypeAlias = Callable[[Result | Exception], None]
+
+
+class Pending:
+    """A change, and who is told what became of it.
+
+    ``future``: through which he hears it, if he awaits it. ``until``: when a caller with little patience is told of the
+    failure.
+    """
+
+    __slots__ = ("change", "future", "over", "run_id", "told", "until")
+
+    def __init__(
+        self, change: Change, run_id: int, told: Told, until: Micros | None, future: asyncio.Future[Result] | None
+    ) -> None:
+        self.change = change
+        self.run_id = run_id
+        self.told = told
+        self.until = until
+        self.future = future
+        self.over = False
+
+    def tell(self, outcome: Result | Exception) -> None:
+        """It is decided what became of the change, or it is offered no more."""
+        if not self.over:
+            self.over = True
+            self.told(outcome)
+
+    @property
+    def impatient(self) -> bool:
+        """Whether somebody still listens who will not wait for ever."""
+        return self.until is not None and (self.future is None or not self.future.done())
+
+
+class Batch:
+    """At most one change per run, per start key, per signal_id, per event and per plan."""
+
+    __slots__ = ("keys", "pending")
+
+    def __init__(self) -> None:
+        self.pending: list[Pending] = []
+        self.keys: set[Hashable] = set()
+
+
+class Lane:
+    """What the store has of one batch, sorted, and what no other that is under way may have; both empty at rest."""
+
+    __slots__ = ("ended", "keys", "offered")
+
+    def __init__(self) -> None:
+        self.offered: list[Pending] = []
+        self.keys: set[Hashable] = set()
+        self.ended = False
+
+
+def keys_of(change: Change) -> tuple[int, tuple[Hashable, ...]]:
+    """The run that it changes, and what no other change of the same batch may have."""
+    if isinstance(change, Move):
+        run_id = change.run.id
+        return run_id, (run_id, *(key for part in change.also for key in keys_of(part)[1]))
+    if isinstance(change, Start):
+        run = change.run
+        keys: tuple[Hashable, ...] = (run.id,) if run.key is None else (run.id, (run.workflow, run.key))
+        return run.id, (*keys, ("plan", change.plan)) if change.plan else keys
+    if isinstance(change, Post):
+        signal = change.signal
+        keys = (("signal", signal.id), ("signal_id", signal.signal_id)) if signal.signal_id else ()
+        return signal.run_id, keys
+    if isinstance(change, Mark | Amend):
+        return change.run_id, (change.run_id,)
+    return _keys_of_event(change)
+
+
+def _keys_of_event(change: Emit | Occur | Withdraw | Replan | Listen) -> tuple[int, tuple[Hashable, ...]]:
+    match change:
+        case Emit(event):
+            return 0, (("event", event.event_id),)
+        case Occur(plan, event_id):
+            return 0, (("event", event_id), ("plan", plan))
+        case Withdraw(event_id):
+            return 0, (("event", event_id),)
+        case Replan(plan):
+            return 0, (("plan", plan.id),)
+        case Listen():
+            return -1, ("listen",)  # first: what is emitted next is to be heard
+        case _:
+            assert_never(change)
