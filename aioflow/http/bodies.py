@@ -18,6 +18,7 @@ from pydantic import (
 )
 from starlette.requests import Request
 
+from aioflow.entities import id_text
 from aioflow.http.problems import Problem, invalid
 from aioflow.model import MAX_NAME, StartOptions, misfit
 
@@ -84,7 +85,9 @@ class StartBody(Body):
 class SignalBody(Body):
     """What is sent to a run."""
 
-    payload: Annotated[dict[str, JsonValue], Field(description="What is merged into the Context, or the message.")] = {}
+    payload: Annotated[
+        dict[Name, JsonValue], Field(description="What is merged into the Context, or the message.")
+    ] = {}
     signal_id: Annotated[Name | None, Field(description="Makes it idempotent, for 7 days.")] = None
     ttl: Annotated[Seconds | None, Field(gt=0, description="How many seconds it waits to be taken.")] = None
 
@@ -102,7 +105,7 @@ class SignalAllBody(SignalBody):
 class EmitBody(Body):
     """What has happened, or will."""
 
-    entity: Annotated[dict[str, JsonValue] | None, Field(description="What it is about.")] = None
+    entity: Annotated[dict[Name, JsonValue] | None, Field(description="What it is about.")] = None
     entity_id: Annotated[Name | int | None, Field(description='The id of that; without it the entity\'s own "id".')] = (
         None
     )
@@ -115,6 +118,16 @@ class EmitBody(Body):
     def _names_what_it_replaces(self) -> Self:
         if self.replace and self.event_id is None:
             raise ValueError("replace needs the event_id of what it replaces")
+        return self
+
+    @model_validator(mode="after")
+    def _has_an_id_that_is_one(self) -> Self:
+        id_ = (self.entity or {}).get("id") if self.entity_id is None else self.entity_id
+        try:
+            if id_ is not None:
+                id_text("the id", id_)
+        except (TypeError, ValueError):
+            raise ValueError(f"an entity's id is a text of 1 to {MAX_NAME} characters, or a whole number") from None
         return self
 
 

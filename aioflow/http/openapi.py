@@ -27,6 +27,7 @@ from aioflow.http.operations import (
     PROBLEM,
     RUN_ID,
     WITH_A_BODY,
+    WITH_A_NAME,
     Json,
     answer,
     operation,
@@ -37,7 +38,7 @@ from aioflow.registry import Registry
 from aioflow.runtime import Engine
 
 _READS = (*ANYWHERE, *ABOUT_A_RUN)
-_WRITES = (*ANYWHERE, *WITH_A_BODY)
+_WRITES = (*ANYWHERE, *WITH_A_BODY, *WITH_A_NAME)
 _ANSWERS = (
     views.RunView,
     views.RunPage,
@@ -103,7 +104,7 @@ def describe(registry: Registry) -> Json:
 
 def _general(schemas: Schemas) -> Iterator[tuple[str, Json]]:
     run = answer("The run.", views.RunView)
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    stream: Json = {"text/event-stream": {}}  # 3.1 has no schema for a sequence of events
     yield "/healthz", {"get": operation("live", "Whether it lives", {200: _ok()}, ("not-local",))}
     yield "/readyz", {"get": operation("ready", "Whether it can work", {200: _ok()}, ("not-local", "unavailable"))}
     page = {200: answer("Runs.", views.RunPage)}

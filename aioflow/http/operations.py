@@ -12,9 +12,10 @@ from aioflow.http.schemas import Schemas, reference
 
 Json = dict[str, Any]
 
-#: What any operation may answer, one about a run, and one that takes a body.
+#: What any operation may answer, one about a run, one with a name in its address, and one that takes a body.
 ANYWHERE: Final = ("not-local", "forbidden", "invalid", "internal", "unavailable")
 ABOUT_A_RUN: Final = ("run-not-found",)
+WITH_A_NAME: Final = ("not-found",)  # no address has a name with a line break in it
 WITH_A_BODY: Final = ("malformed", "cross-origin", "body-too-large", "not-json", "limit-exceeded")
 
 RUN_ID: Final[Json] = {

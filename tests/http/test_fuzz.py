@@ -1,0 +1,108 @@
+"""All that the description allows, and much that it does not, is asked of a real server: no fault, no surprise."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode, checks
+
+from tests.http.flows import SECRET
+from tests.programs import read_until, running
+
+ROOT = Path(__file__).parents[2]
+#: Cases for each operation, of those that fit and again of those that do not.
+FEW, MANY = 25, 1000
+
+#: A server of the workflows of these tests, but for those that fail on purpose. Its long answers are short.
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from aioflow import Engine
+from aioflow.http import api, runs, stream
+from tests.http.flows import ALL, Broken
+
+runs.LONGEST_WAIT = stream.LONGEST_STREAM = 0.02
+app = api(Engine("sqlite:///fuzz.db", workflows=[flow for flow in ALL if flow is not Broken]))
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    """A server with a few runs, its URL, and where it writes what it has to say."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "fuzzed.py").write_text(PROGRAM)
+    with running("-m", "uvicorn", "--port", "0", "--no-access-log", "fuzzed:app", folder=folder) as process:
+        url = read_until(process.stderr, r".*running on (http://\S+) .*")[1]
+        with httpx.Client(base_url=url, trust_env=False) as client:
+            for number in range(3):
+                for name, context in (("expense", {"amount": number}), ("count", {}), ("nap%2Fof the cat", {})):
+                    assert client.post(f"/workflows/{name}/runs", json={"context": context}).status_code == 201
+        yield process, url, folder
+        process.send_signal(signal.SIGTERM)
+        output, complaints = process.communicate(timeout=30)
+    for text in (output, complaints):
+        assert "Traceback" not in text, text
+        assert "request failed" not in text, text
+
+
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+def test_the_description_is_kept(server: tuple[subprocess.Popen[str], str, Path], count: int) -> None:
+    """For each operation, whatever is sent: never a 5xx, only statuses, types and shapes that the description has."""
+    _, url, _ = server
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    asked = 0
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        for mode in GenerationMode:
+            asked += _ask(operation, mode, count)
+    assert asked > 20 * count
+
+
+def _ask(operation: Any, mode: GenerationMode, count: int) -> int:
+    """Ask for so many cases of an operation: how many there were."""
+    cases = operation.as_strategy(generation_mode=mode)
+    asked = 0
+
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases, run_id=st.integers(1, 12), known=st.booleans())
+    def ask(case: Any, run_id: int, known: bool) -> None:
+        nonlocal asked
+        asked += 1
+        if known and "run_id" in (case.path_parameters or {}):
+            case.path_parameters["run_id"] = run_id
+        answer = case.call()
+        if answer.status_code == 405 and mode is GenerationMode.NEGATIVE:
+            return  # an id with a slash in it may be another address
+        assert SECRET not in answer.text
+        case.validate_response(
+            answer,
+            checks=[
+                checks.not_a_server_error,
+                checks.CHECKS.get_one("status_code_conformance"),
+                checks.CHECKS.get_one("content_type_conformance"),
+                checks.CHECKS.get_one("response_schema_conformance"),
+            ],
+        )
+
+    try:
+        ask()
+    except Unsatisfiable:  # whoever takes nothing cannot be given what does not fit
+        assert (mode, asked) == (GenerationMode.NEGATIVE, 0)
+    return asked
