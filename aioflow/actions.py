@@ -6,7 +6,6 @@ that of two calls one runs the step. The input is committed with it; what the st
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -175,7 +174,7 @@ class Acting(Emitting):
         """The action, as the run's own code has it."""
         definition = self.definition_of(row)
         if definition is None:
-            raise WorkflowUnknown(row.workflow, (name for name, _ in self._registry.known()), row.version)
+            raise WorkflowUnknown(row.workflow, (name for name, _ in self.registry.known()), row.version)
         wanted = definition.action_of(action)
         if wanted is None:
             name = action if isinstance(action, str) else getattr(action, "__name__", "?")
@@ -235,14 +234,14 @@ class Acting(Emitting):
             return []
         definition = self.definition_of(row)
         if definition is None:
-            raise WorkflowUnknown(row.workflow, (name for name, _ in self._registry.known()), row.version)
+            raise WorkflowUnknown(row.workflow, (name for name, _ in self.registry.known()), row.version)
         return [shown(definition, action) for action in _of_arms(definition, arms)]
 
 
 def shown(definition: WorkflowDefinition, action: ActionDefinition) -> OpenAction:
     """An action as callers see it."""
     step = definition.steps[action.step]
-    return OpenAction(action.name, action.step, step.options.title, inspect.getdoc(step.function), schema_of(action))
+    return OpenAction(action.name, action.step, step.options.title, action.docstring, schema_of(action))
 
 
 def schema_of(action: ActionDefinition) -> dict[str, JsonValue]:

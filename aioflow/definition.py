@@ -57,11 +57,10 @@ class StepDefinition:
         object.__setattr__(self, "is_async", is_async)
         object.__setattr__(self, "in_thread", not is_async and self.options.thread is not False)
         object.__setattr__(self, "parameters", Parameters(self.function))
-        action = (
-            None
-            if self.called is None
-            else ActionDefinition(self.called[0], self.name, self.parameters, self.called[1])
-        )
+        action = None
+        if self.called is not None:
+            name, options = self.called
+            action = ActionDefinition(name, self.name, inspect.getdoc(self.function), self.parameters, options)
         object.__setattr__(self, "action", action)
 
 

@@ -46,6 +46,7 @@ class ActionDefinition:
     Args:
         name: what it is called by.
         step: the step's name.
+        docstring: the step's.
         parameters: what the step takes.
         options: what ``@action`` was given.
 
@@ -53,9 +54,12 @@ class ActionDefinition:
     defined later).
     """
 
-    def __init__(self, name: str, step: str, parameters: Parameters, options: ActionOptions) -> None:
+    def __init__(
+        self, name: str, step: str, docstring: str | None, parameters: Parameters, options: ActionOptions
+    ) -> None:
         self.name = name
         self.step = step
+        self.docstring = docstring
         self.permissions = options.permissions
         self.takes_request = REQUEST in parameters.names
         self._needs_request = REQUEST in parameters.needed
@@ -118,25 +122,7 @@ class ActionDefinition:
             ActionInputInvalid: they do not make an input, or none that can be stored. The cause tells more.
             LimitExceeded: it is larger or deeper than aioflow stores.
         """
-        if self._needs_request and not request:
-            raise ActionInputInvalid(
-                self.name, "it takes the request that calls it. Give request=, or call it over HTTP."
-            )
-        values = {name: value for name, value in given.items() if name != RUN_ID}
-        try:
-            model = self.model
-            if RUN_ID in model.model_fields:
-                values[RUN_ID] = run_id
-            validator = model.__pydantic_validator__
-            if from_json:
-                made = validator.validate_json(to_json(values), by_alias=True, by_name=True)
-            else:
-                made = validator.validate_python(values, by_alias=True, by_name=True)
-        except Exception as error:  # a validator may raise anything
-            raise ActionInputInvalid(self.name, explain(error)) from error
-        return self._stored(made)
-
-    def _stored(self, made: BaseModel) -> str:
+        made = self.validated(given, run_id, request=request, from_json=from_json)
         what = f"The input of action {self.name!r}"
         try:
             raw = made.__pydantic_serializer__.to_json(made, by_alias=False, round_trip=True, warnings="error")
@@ -150,6 +136,30 @@ class ActionDefinition:
         if (problem := difference(made, again)) is not None:
             raise ActionInputInvalid(self.name, f"it does not survive JSON: {problem}")
         return raw.decode()
+
+    def validated(self, given: Mapping[str, Any], run_id: int, *, request: bool, from_json: bool = False) -> BaseModel:
+        """The input as its model, which may hold what cannot be stored. Arguments as for ``read``.
+
+        Raises:
+            ActionInputInvalid: they do not make an input. The cause tells more.
+        """
+        if self._needs_request and not request:
+            raise ActionInputInvalid(
+                self.name, "it takes the request that calls it. Give request=, or call it over HTTP."
+            )
+        values = {name: value for name, value in given.items() if name != RUN_ID}
+        try:
+            model = self.model
+            if RUN_ID in model.model_fields:
+                values[RUN_ID] = run_id
+            validator = model.__pydantic_validator__
+            if from_json:
+                made: BaseModel = validator.validate_json(to_json(values), by_alias=True, by_name=True)
+            else:
+                made = validator.validate_python(values, by_alias=True, by_name=True)
+        except Exception as error:  # a validator may raise anything
+            raise ActionInputInvalid(self.name, explain(error)) from error
+        return made
 
     def fill(self, stored: JsonValue, request: object) -> dict[str, Any]:
         """The keywords for the step, of an input that was stored.

@@ -1,9 +1,12 @@
 """Workflows over HTTP: ASGI apps to serve, or to mount in FastAPI and Starlette. Needs the extra ``http``.
 
-``api(engine, authorize=...)`` is the run API, with OpenAPI.
+``api(engine, authorize=...)`` is the run API, with OpenAPI. ``statezero(engine, authenticate=...)`` is actions alone, as
+StateZero's clients call them.
 """
 
 from aioflow.http.access import Authorize
 from aioflow.http.app import api
+from aioflow.http.identity import ActionRequest, Authenticate
+from aioflow.http.statezero import statezero
 
-__all__ = ["Authorize", "api"]
+__all__ = ["ActionRequest", "Authenticate", "Authorize", "api", "statezero"]

@@ -155,10 +155,15 @@ async def read(request: Request, model: type[B]) -> B:
 
 def check_json_type(request: Request) -> None:
     """Raise Problem ("not-json") unless the request says that its body is JSON, in UTF-8."""
-    kind, _, parameters = request.headers.get("content-type", "").partition(";")
-    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-    if kind.strip().lower() != "application/json" or charset not in ("", "utf-8"):
+    if not is_json(request.headers.get("content-type", "")):
         raise Problem("not-json")
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a header means JSON, in UTF-8."""
+    kind, _, parameters = content_type.partition(";")
+    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
+    return kind.strip().lower() == "application/json" and charset in ("", "utf-8")
 
 
 def name_in(request: Request) -> str:

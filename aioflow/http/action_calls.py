@@ -1,0 +1,152 @@
+"""``POST actions/<name>/``: a call of an action, one check after the other."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from pydantic_core import from_json
+from starlette.responses import Response
+
+from aioflow import errors
+from aioflow.http import refusals
+from aioflow.http.bodies import is_json
+from aioflow.http.identity import ActionRequest
+from aioflow.http.refusals import NO_FIELD, answer
+from aioflow.http.replays import Replays
+from aioflow.inputs import RUN_ID, ActionDefinition
+from aioflow.model import WorkflowStatus
+from aioflow.run import WorkflowRun
+from aioflow.runtime import Engine
+
+_NO_RUN: Final = "No WorkflowRun matches the given query."
+_LONGEST_ID: Final = len(str(1 << 53))
+
+
+class _Given(NamedTuple):
+    """What a call gives. ``values``: as JSON has them; ``data``: as the action's input has them."""
+
+    run_id: int
+    values: Mapping[str, Any]
+    data: dict[str, Any]
+
+
+class ActionCalls:
+    """Calls actions for whoever is known already.
+
+    Args:
+        engine: whose actions.
+        debug: tell callers what a step raised.
+    """
+
+    def __init__(self, engine: Engine, *, debug: bool) -> None:
+        self._engine = engine
+        self._debug = debug
+        self._replays = Replays()
+
+    async def call(self, request: ActionRequest) -> Response:
+        """Call the action that the address names.
+
+        Raises:
+            Refusal: one of the checks says no.
+            Others: what permissions raise, and what the engine raises.
+        """
+        name = str(request.path_params["name"])
+        action = self._engine.registry.actions.get(name)
+        if action is None:
+            raise refusals.not_found(f"Action '{name}' not found")
+        await _ask(action, "has_permission", request, name)
+        body = await _body_of(request)
+        given = _read(body, action)
+        request.run = request.state.run = await self._find(given.run_id)
+        request.data = given.data
+        await _ask(action, "has_action_permission", request, name, given.data)
+        return await self._replays.answer(request, body, lambda: self._call(action, given, request))
+
+    async def _find(self, run_id: int) -> WorkflowRun[Any] | None:
+        try:
+            return await self._engine.get(run_id)
+        except errors.RunNotFound:
+            return None
+
+    async def _call(self, action: ActionDefinition, given: _Given, request: ActionRequest) -> Response:
+        if request.run is None:
+            raise refusals.not_found(_NO_RUN)
+        try:
+            run, error = await self._engine.call_action(
+                action.name, given.run_id, given.values, request=request, from_json=True
+            )
+        except errors.RunNotFound:
+            raise refusals.not_found(_NO_RUN) from None
+        except (errors.ActionNotOpen, errors.WorkflowUnknown):
+            raise _misplaced(await self._engine.get(given.run_id), action) from None
+        if error is not None:
+            if isinstance(error, errors.ActionFailed) and run.status == WorkflowStatus.CANCELLED:
+                raise _misplaced(run, action)
+            raise refusals.broken(str(error)) if self._debug else refusals.broken()
+        told = {
+            "status": "success",
+            "message": f"Step {action.step} executed",
+            "workflow_status": str(run.status),
+            "current_step": run.current_step,
+        }
+        return answer(told)
+
+
+def _misplaced(run: WorkflowRun[Any], action: ActionDefinition) -> refusals.Refusal:
+    return refusals.misplaced(f"The workflow is not waiting for action '{action.name}'. Current status: {run.status}")
+
+
+async def _ask(action: ActionDefinition, question: str, *about: Any) -> None:
+    """Ask all permissions. Raise Refusal unless each says yes to what it can be asked."""
+    for permission in action.permissions:
+        asked = permission() if isinstance(permission, type) else permission
+        ask = getattr(asked, question, None)
+        if ask is None:
+            continue
+        allowed = ask(*about)
+        if not (await allowed if inspect.isawaitable(allowed) else allowed):
+            raise refusals.no_permission()
+
+
+async def _body_of(request: ActionRequest) -> bytes:
+    """The body, which says that it is JSON. Raises Refusal; HTTPException 413 by the guard."""
+    content_type = request.headers.get("content-type", "")
+    if not is_json(content_type):
+        raise refusals.unsupported(content_type)
+    return await request.body()
+
+
+def _read(body: bytes, action: ActionDefinition) -> _Given:
+    """What the body gives. Raises Refusal."""
+    try:
+        values = from_json(body or b"{}", allow_inf_nan=False)
+    except ValueError as error:  # the parser's own words: what it expected, and where
+        raise refusals.unparsable(str(error)) from None
+    if not isinstance(values, dict):
+        raise refusals.unfit({NO_FIELD: [f"Invalid data. Expected a dictionary, but got {type(values).__name__}."]})
+    problems: dict[str, list[str]] = {}
+    run_id = _run_id(values.get(RUN_ID), problems)
+    data: dict[str, Any] = {}
+    try:
+        made = action.validated(values, run_id, request=True, from_json=True)
+        data = {RUN_ID: run_id, **made.__dict__, **(made.__pydantic_extra__ or {})}
+    except errors.ActionInputInvalid as error:
+        problems |= refusals.faults_of(error)
+    if problems:
+        raise refusals.unfit(problems)
+    return _Given(run_id, values, data)
+
+
+def _run_id(value: object, problems: dict[str, list[str]]) -> int:
+    """The run's id; 0, which no run has, for a number that none can have."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _LONGEST_ID:
+        value = int(value)
+    if value is None:
+        problems[RUN_ID] = ["This field is required."]
+    elif isinstance(value, bool) or not isinstance(value, int):
+        problems[RUN_ID] = ["A valid integer is required."]
+    elif 0 < value < 1 << 53:
+        return value
+    return 0

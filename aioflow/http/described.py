@@ -1,0 +1,206 @@
+"""Actions as StateZero's code generators read them: names, docstrings, and the properties of what goes in and comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import PurePath
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from uuid import UUID
+
+from pydantic import AnyUrl, BaseModel, EmailStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined, to_json, to_jsonable_python
+from starlette.responses import Response
+
+from aioflow.http.refusals import answer
+from aioflow.inputs import RUN_ID, ActionDefinition
+
+Json = dict[str, Any]
+
+#: Python type -> (type, format). The first that a class derives from: a bool is an int, too.
+_TYPES: Final[tuple[tuple[type, str, str | None], ...]] = (
+    (bool, "boolean", None),
+    (int, "integer", None),
+    (float, "number", None),
+    (Decimal, "string", None),
+    (datetime, "string", "date-time"),
+    (date, "string", "date"),
+    (time, "string", "time"),
+    (UUID, "string", "uuid"),
+    (EmailStr, "string", "email"),
+    (AnyUrl, "string", "uri"),
+    (str, "string", None),
+    (bytes, "string", None),
+    (timedelta, "string", None),
+    (PurePath, "string", None),
+    (IPv4Address, "string", None),
+    (IPv6Address, "string", None),
+    (BaseModel, "object", None),
+    (Mapping, "object", None),
+)
+_ARRAYS: Final = (list, tuple, set, frozenset, Collection)
+_RESPONSE: Final = ("status", "message", "workflow_status", "current_step")
+
+
+def checked_sum(body: bytes) -> dict[str, str]:
+    """The headers by which clients see whether what they have is still what there is."""
+    return {
+        "x-statezero-schema-checksum": hashlib.sha256(body).hexdigest(),
+        "x-statezero-schema-checksum-alg": "sha256",
+    }
+
+
+def schema_answer(body: Any) -> Response:
+    """A part of the schema, with its checksum."""
+    return answer(body, headers=checked_sum(to_json(body)))
+
+
+def described(actions: Iterable[ActionDefinition]) -> Json:
+    """All actions, by name."""
+    found = {action.name: _action(action) for action in actions}
+    return {"actions": dict(sorted(found.items())), "count": len(found)}
+
+
+def _action(action: ActionDefinition) -> Json:
+    words = re.findall(r"[^\W_]+", action.name)
+    return {
+        "action_name": action.name,
+        "app": "workflows",
+        "title": " ".join(word[:1].upper() + word[1:] for word in words),
+        "docstring": action.docstring,
+        "class_name": "".join(word[:1].upper() + word[1:] for word in words),
+        "input_properties": _inputs(action.model),
+        "response_properties": {name: _property(name, "string") for name in _RESPONSE},
+        "relationships": {},
+        "permissions": [
+            each.__name__ if isinstance(each, type) else type(each).__name__ for each in action.permissions
+        ],
+        "display": None,
+    }
+
+
+def _inputs(model: type[BaseModel]) -> Json:
+    """In the order in which a generated client takes them: those without a default have to come first."""
+    fields = [(name, field) for name, field in model.model_fields.items() if name != RUN_ID]
+    ordered = sorted(fields, key=lambda item: not item[1].is_required())
+    return {RUN_ID: _property(RUN_ID, "integer"), **{name: _field(name, field) for name, field in ordered}}
+
+
+def _property(name: str, type_: str, *, required: bool = True, **more: Any) -> Json:
+    return {
+        "type": type_,
+        "title": name.replace("_", " ").capitalize(),
+        "required": required,
+        "description": None,
+        "nullable": False,
+        "format": None,
+        "max_length": None,
+        "choices": None,
+        "default": None,
+        "validators": [],
+        "max_digits": None,
+        "decimal_places": None,
+        "read_only": False,
+        "ref": None,
+        **more,
+    }
+
+
+def _field(name: str, field: FieldInfo) -> Json:
+    kind, metadata, nullable = _stripped(field.annotation, list(field.metadata))
+    type_, format_, choices = _type_of(kind)
+    more: Json = {"nullable": nullable, "format": format_, "choices": choices, "description": field.description}
+    if field.title is not None:
+        more["title"] = field.title
+    if not field.is_required() and field.default is not PydanticUndefined:
+        more["default"] = _default(field.default)
+    return _property(name, type_, required=field.is_required(), **more, **_bounds(kind, type_, metadata))
+
+
+def _stripped(kind: Any, metadata: list[Any]) -> tuple[Any, list[Any], bool]:
+    """A type without what is around it: what it is annotated with, and whether it may be None."""
+    nullable = False
+    while True:
+        if get_origin(kind) is Annotated:
+            kind, *more = get_args(kind)
+            metadata += more
+        elif get_origin(kind) in (Union, UnionType):
+            members = [member for member in get_args(kind) if member is not type(None)]
+            nullable = nullable or len(members) < len(get_args(kind))
+            if len(members) != 1:
+                return kind, metadata, nullable
+            (kind,) = members
+        elif get_origin(kind) is Literal and None in get_args(kind):
+            return Literal[tuple(each for each in get_args(kind) if each is not None)], metadata, True
+        else:
+            return kind, metadata, nullable
+
+
+def _type_of(kind: Any) -> tuple[str, str | None, dict[str, str] | None]:
+    """Type, format and choices."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        return _choices(get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _choices([member.value for member in kind])
+    if origin in (Union, UnionType):
+        types = {_type_of(_stripped(member, [])[0])[:2] for member in get_args(kind) if member is not type(None)}
+        names = {type_ for type_, _ in types}
+        if names == {"integer", "number"}:
+            return "number", None, None
+        return (*(types.pop() if len(types) == 1 else ("string" if names == {"string"} else "object", None)), None)
+    kind = origin or kind
+    if not isinstance(kind, type):
+        return "object", None, None
+    for base, type_, format_ in _TYPES:
+        if issubclass(kind, base):
+            return type_, format_, None
+    return ("array" if issubclass(kind, _ARRAYS) else "object"), None, None
+
+
+def _choices(values: Iterable[Any]) -> tuple[str, str | None, dict[str, str]]:
+    found = list(values)
+    integers = all(isinstance(value, int) and not isinstance(value, bool) for value in found)
+    return "integer" if integers else "string", None, {str(value): str(value) for value in found}
+
+
+def _bounds(kind: Any, type_: str, metadata: Iterable[Any]) -> Json:
+    """What a client can check before it calls."""
+    found: Json = {}
+    for each in metadata:
+        for given, name, only in (
+            ("max_length", "max_length", "string"),
+            ("min_length", "min_length", "string"),
+            ("max_digits", "max_digits", "string"),
+            ("decimal_places", "decimal_places", "string"),
+            ("ge", "min_value", ""),
+            ("le", "max_value", ""),
+        ):
+            value = getattr(each, given, None)
+            if value is not None and only in ("", type_):
+                found[name] = float(value) if isinstance(value, Decimal) else _default(value)
+        if kind is int:  # the only kind that has a next one
+            if (above := getattr(each, "gt", None)) is not None:
+                found["min_value"] = above + 1
+            if (below := getattr(each, "lt", None)) is not None:
+                found["max_value"] = below - 1
+    return found
+
+
+def _default(value: Any) -> Any:
+    """As JSON; datetimes in UTC, which clients expect."""
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        value = value.astimezone(UTC)
+    if isinstance(value, Decimal):
+        return str(value)
+    try:
+        return to_jsonable_python(value)
+    except Exception:  # noqa: BLE001 - a default that JSON cannot have is the server's own affair
+        return None

@@ -1,0 +1,151 @@
+"""What StateZero's clients are told when a call is refused: they map ``type`` to a class, and read ``detail`` by its shape.
+
+No text of an exception is part of an answer: what is told is the engine's own, or pydantic's about the caller's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from aioflow import errors, telemetry
+from aioflow.causes import describe
+
+#: Clients know these two codes.
+_INVALID: Final = "validation_error"
+_NOT_FOUND: Final = "not_found"
+#: How many faults of one input are told.
+_MOST_FAULTS: Final = 50
+_REQUIRED: Final = "This field is required."
+NO_FIELD: Final = "non_field_errors"
+
+
+class Refusal(Exception):
+    """What is answered instead.
+
+    Args:
+        status: HTTP's.
+        body: the JSON object.
+        headers: further headers.
+    """
+
+    def __init__(self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status)
+        self.status = status
+        self.body = body
+        self.headers = headers
+
+    def response(self) -> Response:
+        """The answer."""
+        return answer(self.body, self.status, self.headers)
+
+
+def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """JSON that nobody is to keep."""
+    return Response(
+        to_json(body), status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json"
+    )
+
+
+def _typed(status: int, type_: str, detail: Any, headers: Mapping[str, str] | None = None) -> Refusal:
+    return Refusal(status, {"status": status, "type": type_, "detail": detail}, headers)
+
+
+def no_credentials(*, some: bool) -> Refusal:
+    """Nobody, or somebody unknown. ``some``: whether there were credentials at all."""
+    detail = "Invalid token." if some else "Authentication credentials were not provided."
+    return Refusal(401, {"detail": detail}, {"www-authenticate": "Token"})
+
+
+def no_permission(detail: str = "Permission denied") -> Refusal:
+    """Somebody who may not."""
+    return _typed(403, "PermissionDenied", detail)
+
+
+def not_found(message: str) -> Refusal:
+    """There is no such thing."""
+    return _typed(404, "NotFound", {"message": message, "code": _NOT_FOUND})
+
+
+def no_method(method: str, allowed: str) -> Refusal:
+    """The address does not take the method."""
+    return Refusal(405, {"detail": f'Method "{method}" not allowed.'}, {"allow": allowed})
+
+
+def unsupported(content_type: str) -> Refusal:
+    """The body is not JSON by its own account."""
+    return _typed(415, "UnsupportedMediaType", f'Unsupported media type "{content_type}" in request.')
+
+
+def too_large() -> Refusal:
+    """The body is larger than anything that can be stored."""
+    return _typed(413, "PayloadTooLarge", "The request is larger than 1 MiB.")
+
+
+def unparsable(problem: str) -> Refusal:
+    """The body is not JSON."""
+    return _typed(400, "ParseError", f"JSON parse error - {problem}")
+
+
+def unfit(fields: Mapping[str, list[str]]) -> Refusal:
+    """The input does not validate: field -> messages."""
+    detail = {field: [{"message": text, "code": _INVALID} for text in texts] for field, texts in fields.items()}
+    return _typed(400, "ValidationError", detail)
+
+
+def misplaced(message: str) -> Refusal:
+    """The run does not wait for this: a list, by which clients tell it from errors of fields."""
+    return _typed(400, "ValidationError", [{"message": message, "code": _INVALID}])
+
+
+def broken(detail: str = "Internal server error") -> Refusal:
+    """It is the server's fault."""
+    return _typed(500, "RuntimeError", detail)
+
+
+def unavailable() -> Refusal:
+    """The engine cannot answer now."""
+    return _typed(503, "ServiceUnavailable", "Service unavailable", {"retry-after": "1"})
+
+
+def faults_of(error: errors.ActionInputInvalid | errors.LimitExceeded) -> dict[str, list[str]]:
+    """What is wrong with an input: field -> messages."""
+    if isinstance(error, errors.LimitExceeded):
+        return {NO_FIELD: [f"The input is beyond the limit of {error.limit}."]}
+    cause = error.__cause__
+    if not isinstance(cause, ValidationError):
+        return {NO_FIELD: ["The input is not valid."]}
+    found: dict[str, list[str]] = {}
+    for fault in cause.errors(include_url=False, include_context=False, include_input=False)[:_MOST_FAULTS]:
+        field, *rest = map(str, fault["loc"] or (NO_FIELD,))
+        text = _REQUIRED if fault["type"] == "missing" else fault["msg"]
+        found.setdefault(field, []).append(f"{'.'.join(rest)}: {text}" if rest else text)
+    return found
+
+
+def refusal_of(error: Exception, *, debug: bool = False) -> Refusal:
+    """What is answered when something is raised. ``debug``: tell what it was."""
+    match error:
+        case Refusal():
+            return error
+        case HTTPException(status_code=413):
+            return too_large()
+        case HTTPException(status_code=401):
+            return no_credentials(some=True)
+        case HTTPException(status_code=403):
+            return no_permission()
+        case errors.ActionInputInvalid() | errors.LimitExceeded():
+            return unfit(faults_of(error))
+        case errors.StoreRefused():
+            return unfit({NO_FIELD: ["The input cannot be stored."]})
+        case errors.StoreError() | errors.EngineClosed():
+            telemetry.warn("a call could not be answered", error=str(error))
+            return unavailable()
+        case _:
+            telemetry.fault("a call failed", exception=telemetry.plain_traceback(error))
+            return broken(describe(error)) if debug else broken()

@@ -1,0 +1,536 @@
+"""The action endpoints, row by row as StateZero's clients know them: status, headers and body."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from structlog.typing import EventDict
+
+from aioflow import Engine, StartOptions, WorkflowRun
+from aioflow.http import statezero
+from aioflow.http.guard import MAX_BODY
+from aioflow.store import Store
+from tests.engine.conftest import MakeEngine, kinds_of
+from tests.http.acting import ACTING, SECRET, Asked, Expense, Gates, Guarded, Other
+from tests.http.conftest import Connect
+
+REVIEW = "/actions/expense_submit_review/"
+GOOD = {"reviewer_notes": "ok", "priority": "high", "note": "n"}
+TOKEN = {"authorization": "Token right"}
+
+
+async def who(request: Any) -> str | None:
+    """Whom a token belongs to."""
+    return "ann" if request.headers.get("authorization") == "Token right" else None
+
+
+@pytest.fixture
+async def engine(store_url: str | Store) -> AsyncIterator[Engine]:
+    """An open engine that knows the workflows of these tests."""
+    async with Engine(store_url, workflows=ACTING) as engine:
+        yield engine
+
+
+@pytest.fixture
+def client(engine: Engine, connect: Connect) -> httpx.AsyncClient:
+    """A client on this machine, of an app that knows nobody."""
+    return connect(statezero(engine))
+
+
+@pytest.fixture
+def named(engine: Engine, connect: Connect) -> httpx.AsyncClient:
+    """A client elsewhere, of an app that knows who calls."""
+    return connect(statezero(engine, who), "203.0.113.5", "https://flows.example.com")
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    """Gates are closed, and permissions have not been asked."""
+    Gates.close()
+    Asked.questions, Asked.general, Asked.particular = [], True, True
+
+
+async def parked(engine: Engine, flow: Any) -> WorkflowRun[Any]:
+    """A new run, as soon as it waits."""
+    run: WorkflowRun[Any] = await engine.start(flow)
+    return await run.wait(5, until="parked")
+
+
+def refused(answer: httpx.Response, status: int, type_: str, detail: Any) -> None:
+    """The answer is exactly this refusal."""
+    assert (answer.status_code, answer.json()) == (status, {"status": status, "type": type_, "detail": detail})
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def invalid(answer: httpx.Response, **fields: str) -> None:
+    """The answer tells exactly these errors of fields."""
+    detail = {name: [{"message": text, "code": "validation_error"}] for name, text in fields.items()}
+    refused(answer, 400, "ValidationError", detail)
+
+
+# ---- 200
+
+
+@pytest.mark.parametrize("path", [REVIEW, REVIEW.rstrip("/")])
+async def test_a_call_shows_what_its_step_committed(engine: Engine, client: httpx.AsyncClient, path: str) -> None:
+    """With and without the trailing slash the action runs, and the answer has the state that its step committed."""
+    run = await parked(engine, Expense)
+    answer = await client.post(path, json={"workflow_run_id": run.id, **GOOD, "unknown": 3})
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {
+            "status": "success",
+            "message": "Step await_review executed",
+            "workflow_status": "waiting",
+            "current_step": "pay",
+        },
+    )
+    assert answer.headers["content-type"] == "application/json"
+    await run.refresh()
+    assert (run.data["reviewer_notes"], run.data["priority"]) == ("ok", "high")
+
+
+async def test_decimals_and_datetimes_travel_as_text(engine: Engine, client: httpx.AsyncClient) -> None:
+    """They are read from text; after completion current_step stays the last step's name."""
+    run = await parked(engine, Expense)
+    await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD})
+    paid = {"workflow_run_id": run.id, "amount": "12.50", "due": "2026-01-01T00:00:00Z"}
+    answer = await client.post("/actions/expense_pay/", json=paid)
+    assert (answer.json()["workflow_status"], answer.json()["current_step"]) == ("completed", "pay")
+    await run.refresh()
+    assert (run.data["amount"], run.data["due"]) == ("12.50", "2026-01-01T00:00:00Z")
+
+
+async def test_a_step_that_fails_its_run_was_called_well(engine: Engine, client: httpx.AsyncClient) -> None:
+    """``fail(reason)`` is what the step decides: the call has succeeded, and the workflow is failed."""
+    run = await parked(engine, Expense)
+    answer = await client.post(REVIEW, json={"workflow_run_id": str(run.id), **GOOD, "priority": "low"})
+    assert (answer.status_code, answer.json()["workflow_status"]) == (200, "failed")
+    assert answer.json()["current_step"] == "await_review"
+
+
+async def test_an_action_with_a_timeout_is_called(engine: Engine, named: httpx.AsyncClient) -> None:
+    """An arm of a wait is called like any other action; its step gets the request, and sees who called."""
+    run = await parked(engine, Other)
+    answer = await named.post("/actions/other_decide/", json={"workflow_run_id": run.id, "yes": False}, headers=TOKEN)
+    assert answer.json()["message"] == "Step decide executed"
+    assert (await engine.get(run.id)).data["by"] == "ann False"
+
+
+# ---- errors, in the order of the checks
+
+
+@pytest.mark.parametrize(
+    ("headers", "detail"),
+    [
+        ({}, "Authentication credentials were not provided."),
+        ({"authorization": "Token wrong"}, "Invalid token."),
+        ({"authorization": ""}, "Invalid token."),
+    ],
+)
+@pytest.mark.parametrize("path", [REVIEW, "/actions/nope/", "/actions-schema/", "/models/"])
+async def test_who_is_nobody_learns_nothing(
+    named: httpx.AsyncClient, headers: dict[str, str], detail: str, path: str
+) -> None:
+    """Before everything else there are credentials: 401 has neither status nor type, and says which scheme."""
+    answer = await named.request("GET" if path.count("/") == 2 else "POST", path, headers=headers)
+    assert (answer.status_code, answer.json()) == (401, {"detail": detail})
+    assert answer.headers["www-authenticate"] == "Token"
+
+
+async def test_an_authenticate_may_be_sync(engine: Engine, connect: Connect) -> None:
+    """A plain function will do, and somebody who is false, an empty name, is somebody."""
+    run = await parked(engine, Guarded)
+    client = connect(statezero(engine, lambda request: ""), "203.0.113.5")
+    answer = await client.post("/actions/guarded_act/", json={"workflow_run_id": run.id, "amount": 3})
+    assert answer.status_code == 200
+    assert Asked.questions[0][1] == ""
+
+
+async def test_an_unknown_action_is_not_found(client: httpx.AsyncClient) -> None:
+    """It is refused before the body is looked at, whatever that is."""
+    detail = {"message": "Action 'nope' not found", "code": "not_found"}
+    refused(await client.post("/actions/nope/", content=b"{"), 404, "NotFound", detail)
+    refused(
+        await client.post("/actions/await_review/"),
+        404,
+        "NotFound",
+        {**detail, "message": "Action 'await_review' not found"},
+    )
+
+
+async def test_no_such_run(client: httpx.AsyncClient) -> None:
+    """A run that there is not, nor can be, is not found, once the input is good."""
+    for run_id in (99, 2**60, -3, 0, str(2**53), 10**30):
+        answer = await client.post(REVIEW, json={"workflow_run_id": run_id, **GOOD})
+        if run_id == 10**30:
+            refused(
+                answer, 404, "NotFound", {"message": "No WorkflowRun matches the given query.", "code": "not_found"}
+            )
+            continue
+        refused(answer, 404, "NotFound", {"message": "No WorkflowRun matches the given query.", "code": "not_found"})
+
+
+async def test_field_errors_are_told_by_field(engine: Engine, client: httpx.AsyncClient) -> None:
+    """Each field has a list of messages with the constant code; what is missing is required, the run's id, too."""
+    answer = await client.post(REVIEW, json={"priority": "none", "reviewer_notes": "x" * 501})
+    invalid(
+        answer,
+        workflow_run_id="This field is required.",
+        reviewer_notes="String should have at most 500 characters",
+        priority="Input should be 'low', 'medium' or 'high'",
+        note="This field is required.",
+    )
+    run = await parked(engine, Expense)
+    assert await kinds_of(engine, run) == ["start", "goto"]
+
+
+@pytest.mark.parametrize("run_id", [True, "one", 1.5, [1], {}])
+async def test_the_run_s_id_is_a_number(client: httpx.AsyncClient, run_id: Any) -> None:
+    """Anything else is an error of that field."""
+    invalid(
+        await client.post(REVIEW, json={"workflow_run_id": run_id, **GOOD}),
+        workflow_run_id="A valid integer is required.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"), [("[1]", "list"), ("3", "int"), ('"x"', "str"), ("null", "NoneType"), ("true", "bool")]
+)
+async def test_a_body_that_is_no_object(client: httpx.AsyncClient, body: str, kind: str) -> None:
+    """It is told what was got instead of a dictionary."""
+    answer = await client.post(REVIEW, content=body, headers={"content-type": "application/json"})
+    invalid(answer, non_field_errors=f"Invalid data. Expected a dictionary, but got {kind}.")
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"a": NaN}', b"\xff", b'{"a": "\\ud800"}', b"[" * 5000, b"{'a': 1}"])
+async def test_malformed_json(client: httpx.AsyncClient, body: bytes) -> None:
+    """It is a ParseError, which says what the parser expected."""
+    answer = await client.post(REVIEW, content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["type"]) == (400, "ParseError")
+    assert answer.json()["detail"].startswith("JSON parse error - ")
+
+
+async def test_an_empty_body_is_an_empty_object(client: httpx.AsyncClient) -> None:
+    """So that what is missing is told, as for ``{}``."""
+    answer = await client.post("/actions/other_slow/", headers={"content-type": "application/json"})
+    invalid(answer, workflow_run_id="This field is required.")
+
+
+async def test_what_cannot_be_stored_is_refused(engine: Engine, client: httpx.AsyncClient) -> None:
+    """A NUL in a text, and a text beyond the limit, change nothing."""
+    run = await parked(engine, Expense)
+    await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD})
+    given = {"workflow_run_id": run.id, "amount": "1", "due": "2026-01-01T00:00:00Z", "note": "a\0b"}
+    answer = await client.post("/actions/expense_pay/", json=given)
+    invalid(answer, non_field_errors="The input is beyond the limit of characters that every store can hold.")
+    assert (await engine.get(run.id)).current_step == "pay"
+
+
+@pytest.mark.parametrize("state", ["elsewhere", "another workflow", "delayed", "completed", "cancelled"])
+async def test_a_run_that_is_not_at_the_action(engine: Engine, client: httpx.AsyncClient, state: str) -> None:
+    """The detail is a list, by which clients tell it from errors of fields, and names the run's status."""
+    status = {"completed": "completed", "cancelled": "cancelled"}.get(state, "waiting")
+    run = await parked(engine, Other if state == "another workflow" else Expense)
+    if state == "elsewhere":
+        await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD})
+    elif state == "delayed":
+        run = await engine.start(Expense, StartOptions(delay=timedelta(hours=1)))
+    elif state == "completed":
+        await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD})
+        await client.post("/actions/expense_pay/", json={"workflow_run_id": run.id, "amount": 1, "due": 0})
+    elif state == "cancelled":
+        await engine.cancel(run.id)
+    before = await kinds_of(engine, run)
+    answer = await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD})
+    message = f"The workflow is not waiting for action 'expense_submit_review'. Current status: {status}"
+    refused(answer, 400, "ValidationError", [{"message": message, "code": "validation_error"}])
+    assert await kinds_of(engine, run) == before
+
+
+async def test_a_double_click_runs_once(engine: Engine, client: httpx.AsyncClient) -> None:
+    """Of two calls at once one is answered with 200 and one with 400, and the step runs once."""
+    run = await parked(engine, Expense)
+    body = {"workflow_run_id": run.id, **GOOD}
+    answers = await asyncio.gather(*[client.post(REVIEW, json=body) for _ in range(4)])
+    assert sorted(answer.status_code for answer in answers) == [200, 400, 400, 400]
+    lost = next(answer for answer in answers if answer.status_code == 400)
+    assert isinstance(lost.json()["detail"], list)
+    assert await kinds_of(engine, run) == ["start", "goto", "action", "goto"]
+
+
+async def test_an_exception_in_the_step_tells_nothing(
+    engine: Engine, client: httpx.AsyncClient, log: list[EventDict]
+) -> None:
+    """The answer never has the message, which the log has; the run stays where it was, and can be called again."""
+    run = await parked(engine, Expense)
+    before = (await engine.get(run.id)).data
+    answer = await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD, "reviewer_notes": "raise"})
+    refused(answer, 500, "RuntimeError", "Internal server error")
+    assert SECRET not in f"{answer.text}{answer.headers}"
+    assert SECRET in str(log)
+    await run.refresh()
+    assert (run.status, run.current_step, run.data) == ("waiting", "await_review", before)
+    assert (await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD})).status_code == 200
+
+
+async def test_debug_tells_what_the_step_raised(engine: Engine, connect: Connect) -> None:
+    """Only where the host asks for it."""
+    run = await parked(engine, Expense)
+    client = connect(statezero(engine, debug=True))
+    answer = await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD, "reviewer_notes": "raise"})
+    refused(answer, 500, "RuntimeError", SECRET)
+
+
+async def test_a_run_that_is_cancelled_meanwhile(engine: Engine, client: httpx.AsyncClient) -> None:
+    """Whoever called it is told as one who came too late."""
+    run = await parked(engine, Other)
+    call = asyncio.create_task(client.post("/actions/other_slow/", json={"workflow_run_id": run.id}))
+    await Gates.begun.wait()
+    await engine.cancel(run.id)
+    message = "The workflow is not waiting for action 'other_slow'. Current status: cancelled"
+    refused(await call, 400, "ValidationError", [{"message": message, "code": "validation_error"}])
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "", "application/json; charset=latin-1"]
+)
+async def test_anything_but_json_is_unsupported(client: httpx.AsyncClient, kind: str) -> None:
+    """The answer names the type that was sent."""
+    answer = await client.post(REVIEW, content=b"{}", headers={"content-type": kind})
+    refused(answer, 415, "UnsupportedMediaType", f'Unsupported media type "{kind}" in request.')
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS"])
+async def test_an_action_takes_post_alone(client: httpx.AsyncClient, method: str) -> None:
+    """Any other method is not allowed."""
+    answer = await client.request(method, REVIEW)
+    assert (answer.status_code, answer.json()) == (405, {"detail": f'Method "{method}" not allowed.'})
+    assert answer.headers["allow"] == "POST, OPTIONS"
+
+
+async def test_a_body_that_is_too_large(client: httpx.AsyncClient) -> None:
+    """A body beyond 1 MiB is refused, whether it says its length or not."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(17):
+            yield b" " * (MAX_BODY // 16)
+
+    headers = {"content-type": "application/json"}
+    for content in (b" " * (MAX_BODY + 1), chunks()):
+        answer = await client.post(REVIEW, content=content, headers=headers)
+        refused(answer, 413, "PayloadTooLarge", "The request is larger than 1 MiB.")
+
+
+async def test_other_addresses_are_not_found(client: httpx.AsyncClient) -> None:
+    """Also below and beside an action."""
+    for path in ("/", "/actions", "/actions/", "/actions/a/b/", "/nothing"):
+        refused(await client.post(path), 404, "NotFound", {"message": "Not found.", "code": "not_found"})
+
+
+async def test_a_closed_engine_is_unavailable(make_engine: MakeEngine, connect: Connect) -> None:
+    """Nothing is said of why; the client may come again."""
+    answer = await connect(statezero(make_engine(*ACTING))).post(REVIEW, json={"workflow_run_id": 1, **GOOD})
+    refused(answer, 503, "ServiceUnavailable", "Service unavailable")
+    assert answer.headers["retry-after"] == "1"
+
+
+# ---- permissions
+
+
+async def test_permissions_are_asked_before_and_after_the_body(engine: Engine, named: httpx.AsyncClient) -> None:
+    """has_permission before the body is read, has_action_permission with the validated input and the run on the request."""
+    run = await parked(engine, Guarded)
+    given = {"workflow_run_id": run.id, "amount": "3", "other": 1}
+    answer = await named.post("/actions/guarded_act/", json=given, headers=TOKEN)
+    assert answer.status_code == 200
+    data = {"workflow_run_id": run.id, "amount": 3}
+    assert Asked.questions == [
+        ("general", "ann", "guarded_act", None, {}),
+        ("particular", "ann", "guarded_act", run.id, data),
+    ]
+
+
+async def test_who_may_not_is_refused_before_the_body(named: httpx.AsyncClient) -> None:
+    """The general permission is denied whatever the body is."""
+    Asked.general = False
+    answer = await named.post("/actions/guarded_act/", content=b"{", headers=TOKEN)
+    refused(answer, 403, "PermissionDenied", "Permission denied")
+
+
+async def test_who_may_not_on_this_run_is_refused_before_the_run(engine: Engine, named: httpx.AsyncClient) -> None:
+    """The particular permission is denied once the input is good, also for a run that there is not, of which it says None."""
+    Asked.particular = False
+    run = await parked(engine, Guarded)
+    bad = await named.post("/actions/guarded_act/", json={"workflow_run_id": run.id}, headers=TOKEN)
+    invalid(bad, amount="This field is required.")
+    for run_id, seen in ((run.id, run.id), (99, None)):
+        given = {"workflow_run_id": run_id, "amount": 3}
+        answer = await named.post("/actions/guarded_act/", json=given, headers=TOKEN)
+        refused(answer, 403, "PermissionDenied", "Permission denied")
+        assert Asked.questions[-1][3] == seen
+    Asked.particular = True
+    answer = await named.post("/actions/guarded_act/", json={"workflow_run_id": 99, "amount": 3}, headers=TOKEN)
+    assert answer.status_code == 404
+
+
+async def test_a_permission_that_raises_denies(
+    engine: Engine, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, log: list[EventDict]
+) -> None:
+    """An error is not a yes; its text stays in the log."""
+    run = await parked(engine, Guarded)
+    monkeypatch.setattr(Asked, "questions", None)
+    answer = await client.post("/actions/guarded_act/", json={"workflow_run_id": run.id, "amount": 3})
+    refused(answer, 500, "RuntimeError", "Internal server error")
+    assert "NoneType" in str(log)
+    assert (await engine.get(run.id)).status == "waiting"
+
+
+# ---- who gets in
+
+
+@pytest.mark.parametrize("path", [REVIEW, "/actions-schema/", "/models/"])
+@pytest.mark.parametrize("host", ["10.0.0.1", "8.8.8.8", "2001:db8::1"])
+async def test_without_authenticate_other_machines_are_refused(
+    engine: Engine, connect: Connect, path: str, host: str, log: list[EventDict]
+) -> None:
+    """Deny by default, and say so once in the log."""
+    client = connect(statezero(engine), host)
+    for _ in range(2):
+        answer = await client.request("POST" if "review" in path else "GET", path)
+        refused(answer, 403, "PermissionDenied", "Permission denied")
+    said = [entry for entry in log if entry["event"].startswith("statezero() has no authenticate=")]
+    assert len(said) == 1
+
+
+async def test_a_foreign_page_may_not_call(engine: Engine, client: httpx.AsyncClient, connect: Connect) -> None:
+    """A browser that sends a call for a page of another origin is refused, unless that origin is allowed."""
+    run = await parked(engine, Expense)
+    body = {"workflow_run_id": run.id, **GOOD}
+    for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+        refused(await client.post(REVIEW, json=body, headers=headers), 403, "PermissionDenied", "Permission denied")
+    allowed = connect(statezero(engine, allow_origins=["https://app.example.com"]))
+    headers = {"origin": "https://app.example.com", "sec-fetch-site": "cross-site"}
+    answer = await allowed.post(REVIEW, json=body, headers=headers)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://app.example.com")
+
+
+@pytest.mark.parametrize("origins", [["https://app.example.com"], ["*"]])
+async def test_a_preflight_allows_what_clients_send(engine: Engine, connect: Connect, origins: list[str]) -> None:
+    """An allowed origin may send all headers of the clients, from another machine and before it is known who calls."""
+    client = connect(statezero(engine, who, allow_origins=origins), "203.0.113.5")
+    wanted = "authorization, content-type, x-operation-id, x-canonical-id, x-sync-token, x-statezero-sync-token"
+    asked = {
+        "origin": "https://app.example.com",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": wanted,
+    }
+    answer = await client.options(REVIEW, headers=asked)
+    assert answer.status_code == 200
+    allowed = {name.strip().lower() for name in answer.headers["access-control-allow-headers"].split(",")}
+    assert set(wanted.split(", ")) | {"idempotency-key"} <= allowed
+    assert answer.headers["access-control-allow-origin"] in {"*", "https://app.example.com"}
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+async def test_no_origin_is_allowed_by_default(engine: Engine, named: httpx.AsyncClient, connect: Connect) -> None:
+    """Without allow_origins, and for an origin that it does not name, a preflight is refused."""
+    asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+    other = connect(statezero(engine, who, allow_origins=["https://app.example.com"]), "203.0.113.5")
+    for client in (named, other):
+        answer = await client.options(REVIEW, headers=asked)
+        assert answer.status_code == 400
+        assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_errors_can_be_read_by_an_allowed_page(engine: Engine, connect: Connect) -> None:
+    """A browser shows an answer to its page only with the header, which refusals have, too."""
+    client = connect(statezero(engine, who, allow_origins=["https://app.example.com"]), "203.0.113.5")
+    answer = await client.post(REVIEW, json={}, headers={"origin": "https://app.example.com"})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (401, "https://app.example.com")
+
+
+# ---- Idempotency-Key
+
+
+async def test_a_call_that_is_sent_again_has_its_answer(engine: Engine, client: httpx.AsyncClient) -> None:
+    """The same key gives the same answer, also to two at once, and nothing runs twice."""
+    run = await parked(engine, Expense)
+    body = {"workflow_run_id": run.id, **GOOD}
+    headers = {"idempotency-key": "click-1"}
+    answers = await asyncio.gather(*[client.post(REVIEW, json=body, headers=headers) for _ in range(3)])
+    answers.append(await client.post(REVIEW.rstrip("/"), json=body, headers=headers))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert len({answer.text for answer in answers}) == 1
+    assert [answer.headers.get("idempotent-replayed") for answer in answers].count("true") == 3
+    assert await kinds_of(engine, run) == ["start", "goto", "action", "goto"]
+
+
+async def test_a_key_belongs_to_one_call_of_one_caller(engine: Engine, connect: Connect) -> None:
+    """Another body with the same key is refused; another caller's key is another; a call that failed may be tried again."""
+    client = connect(statezero(engine, lambda request: "somebody"), "203.0.113.5")
+    run = await parked(engine, Expense)
+    body = {"workflow_run_id": run.id, **GOOD}
+    key = {"idempotency-key": "click-1", "authorization": "Token a"}
+    failed = await client.post(REVIEW, json={**body, "reviewer_notes": "raise"}, headers=key)
+    assert failed.status_code == 500
+    assert (await client.post(REVIEW, json=body, headers=key)).status_code == 200
+    other = await client.post(REVIEW, json={**body, "note": "m"}, headers=key)
+    message = "This Idempotency-Key was used for another call."
+    refused(other, 400, "ValidationError", [{"message": message, "code": "validation_error"}])
+    foreign = await client.post(REVIEW, json=body, headers={**key, "authorization": "Token b"})
+    assert "Current status: waiting" in foreign.json()["detail"][0]["message"]
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201])
+async def test_a_key_has_a_length(engine: Engine, client: httpx.AsyncClient, key: str) -> None:
+    """A key that is empty, or longer than anything that aioflow keeps, is refused."""
+    run = await parked(engine, Expense)
+    answer = await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD}, headers={"idempotency-key": key})
+    invalid(answer, non_field_errors="The Idempotency-Key must have from 1 to 200 characters.")
+
+
+# ---- where it is served
+
+
+async def test_it_is_served_below_a_prefix(engine: Engine, connect: Connect) -> None:
+    """Mounted, it has the same addresses below the prefix."""
+    run = await parked(engine, Expense)
+    client = connect(Starlette(routes=[Mount("/statezero", statezero(engine))]))
+    answer = await client.post(f"/statezero{REVIEW}", json={"workflow_run_id": run.id, **GOOD})
+    assert answer.status_code == 200
+    assert (await client.get("/statezero/models/")).json() == []
+
+
+async def test_a_client_engine_calls_where_one_works(make_engine: MakeEngine, connect: Connect) -> None:
+    """A process that executes nothing hands the call on, and has the answer of the one that works."""
+    async with make_engine(*ACTING) as engine, make_engine(*ACTING, worker=False) as other:
+        run = await parked(engine, Expense)
+        client = connect(statezero(other))
+        failed = await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD, "reviewer_notes": "raise"})
+        refused(failed, 500, "RuntimeError", "Internal server error")
+        answer = await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD})
+        assert (answer.status_code, answer.json()["current_step"]) == (200, "pay")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"sync_token": ""}, ValueError, "sync_token=...) must not be empty"),
+        ({"sync_token": 3}, TypeError, "takes a string, got int"),
+        ({"allow_origins": "https://a.example"}, TypeError, "takes a sequence of origins"),
+    ],
+)
+def test_wrong_options_are_refused(options: Any, kind: type[Exception], text: str) -> None:
+    """Options that cannot be meant are refused when the app is made."""
+    with pytest.raises(kind) as caught:
+        statezero(Engine("memory://"), **options)
+    assert text in str(caught.value)

@@ -1,0 +1,232 @@
+"""The schema that StateZero's code generators read: its shape, its order, its checksum, and who may have it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import pytest
+from pydantic import BaseModel, EmailStr
+
+from aioflow import Engine, action, complete, step, workflow
+from aioflow.commands import Command
+from aioflow.http import statezero
+from aioflow.http.described import _type_of
+from tests.http.acting import ACTING, Described, Expense
+from tests.http.conftest import Connect
+
+PATHS = ["/actions-schema/", "/models/"]
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    """An open engine that knows the workflows of these tests."""
+    async with Engine("memory://", workflows=ACTING) as engine:
+        yield engine
+
+
+@pytest.fixture
+def client(engine: Engine, connect: Connect) -> httpx.AsyncClient:
+    """A client on this machine."""
+    return connect(statezero(engine))
+
+
+def prop(type_: str, title: str, **more: Any) -> dict[str, Any]:
+    """A property as clients expect it, required and with nothing else said."""
+    return {
+        "type": type_, "title": title, "required": True, "description": None, "nullable": False, "format": None,
+        "max_length": None, "choices": None, "default": None, "validators": [], "max_digits": None,
+        "decimal_places": None, "read_only": False, "ref": None, **more,
+    }  # fmt: skip
+
+
+async def test_an_action_is_described(client: httpx.AsyncClient) -> None:
+    """Every key is there, in the clients' words; the run's id comes first."""
+    answer = await client.get("/actions-schema/")
+    schema = answer.json()
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    names = ["described_act", "expense_pay", "expense_submit_review", "guarded_act", "other_decide", "other_slow"]
+    assert (list(schema), list(schema["actions"]), schema["count"]) == (["actions", "count"], names, 6)
+    assert schema["actions"]["expense_submit_review"] == {
+        "action_name": "expense_submit_review",
+        "app": "workflows",
+        "title": "Expense Submit Review",
+        "docstring": "Step callable as StateZero action.",
+        "class_name": "ExpenseSubmitReview",
+        "input_properties": {
+            "workflow_run_id": prop("integer", "Workflow run id"),
+            "reviewer_notes": prop("string", "Reviewer notes", max_length=500),
+            "priority": prop("string", "Priority", choices={"low": "low", "medium": "medium", "high": "high"}),
+            "note": prop("string", "Note"),
+        },
+        "response_properties": {
+            "status": prop("string", "Status"),
+            "message": prop("string", "Message"),
+            "workflow_status": prop("string", "Workflow status"),
+            "current_step": prop("string", "Current step"),
+        },
+        "relationships": {},
+        "permissions": [],
+        "display": None,
+    }
+
+
+async def test_an_inferred_input_is_described_without_the_request(client: httpx.AsyncClient) -> None:
+    """A signature makes the same properties as a model; ``request`` is none of them."""
+    actions = (await client.get("/actions-schema")).json()["actions"]
+    decide = actions["other_decide"]
+    assert decide["input_properties"] == {
+        "workflow_run_id": prop("integer", "Workflow run id"),
+        "yes": prop("boolean", "Yes", required=False, default=True),
+    }
+    assert decide["docstring"] is None
+    assert actions["guarded_act"]["permissions"] == ["MayAct", "MayActOn"]
+
+
+async def test_every_type_is_told(client: httpx.AsyncClient) -> None:
+    """Types, formats, choices, bounds and defaults of each kind of field."""
+    found = (await client.get("/actions-schema/")).json()["actions"]["described_act"]["input_properties"]
+    ab, colours = {"a": "a", "b": "b"}, {"red": "red", "blue": "blue"}
+    expected = {
+        "workflow_run_id": prop("integer", "Workflow run id"),
+        "a_bool": prop("boolean", "A bool"),
+        "an_int": prop("integer", "An int", min_value=1, max_value=9),
+        "a_float": prop("number", "The float", description="How much"),
+        "a_text": prop("string", "A text", min_length=1, max_length=9),
+        "a_choice": prop("string", "A choice", choices=ab, nullable=True),
+        "optional_first": prop("string", "Optional first", required=False, default="x"),
+        "a_level": prop("integer", "A level", required=False, choices={"1": "1", "2": "2"}, default=1),
+        "a_colour": prop("string", "A colour", required=False, choices=colours, default="blue"),
+        "a_decimal": prop(
+            "string", "A decimal", required=False, default="1.50", max_digits=6, decimal_places=2, min_value=0.5
+        ),
+        "a_datetime": prop("string", "A datetime", required=False, format="date-time", default="2030-01-01T02:00:00Z"),
+        "a_date": prop("string", "A date", required=False, format="date", default="2030-01-01"),
+        "a_time": prop("string", "A time", required=False, nullable=True, format="time"),
+        "a_url": prop("string", "A url", required=False, nullable=True, format="uri"),
+        "a_uuid": prop("string", "A uuid", required=False, nullable=True, format="uuid"),
+        "a_list": prop("array", "A list", required=False, default=[]),
+        "a_dict": prop("object", "A dict", required=False),
+        "anything": prop("object", "Anything", required=False),
+        "a_line": prop("object", "A line", required=False, nullable=True),
+        "a_number": prop("number", "A number", required=False, default=1),
+        "either": prop("object", "Either", required=False, default=1),
+        "above": prop("integer", "Above", required=False, default=3, min_value=2, max_value=8),
+    }
+    assert found == expected
+    assert list(found) == list(expected)
+
+
+async def test_what_is_required_comes_first(client: httpx.AsyncClient) -> None:
+    """Generated clients take arguments in this order, where none without a default may follow one with."""
+    for described in (await client.get("/actions-schema/")).json()["actions"].values():
+        names = list(described["input_properties"])
+        required = [described["input_properties"][name]["required"] for name in names]
+        assert names[0] == "workflow_run_id"
+        assert required == sorted(required, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (EmailStr, ("string", "email")),
+        (Path, ("string", None)),
+        (bytes, ("string", None)),
+        (Literal["a", 1], ("string", None)),
+        (Literal[1, 2], ("integer", None)),
+        (set[int], ("array", None)),
+        (tuple[int, ...], ("array", None)),
+        (dict, ("object", None)),
+        (Path | bytes, ("string", None)),
+        (list[Any] | set[int], ("array", None)),
+        (object, ("object", None)),
+        ("whatever", ("object", None)),
+    ],
+)
+def test_other_types_have_their_names(kind: Any, told: Any) -> None:
+    """What is text in JSON is a string; what nothing is known of is an object."""
+    assert _type_of(kind)[:2] == told
+
+
+@pytest.mark.parametrize("path", [*PATHS, *(path.rstrip("/") for path in PATHS)])
+async def test_the_checksum_is_that_of_the_body(client: httpx.AsyncClient, path: str) -> None:
+    """So that clients see whether what they have generated is still what there is."""
+    answer = await client.get(path)
+    assert answer.headers["X-StateZero-Schema-Checksum"] == hashlib.sha256(answer.content).hexdigest()
+    assert answer.headers["X-StateZero-Schema-Checksum-Alg"] == "sha256"
+    again = await client.get(path)
+    assert again.content == answer.content
+
+
+async def test_models_are_none(client: httpx.AsyncClient) -> None:
+    """What is fetched first is an empty list."""
+    answer = await client.get("/models/")
+    assert (answer.status_code, answer.content) == (200, b"[]")
+
+
+async def test_the_schema_is_that_of_the_engine(connect: Connect) -> None:
+    """An engine that knows few workflows has few actions, and one that is defined later is there at once."""
+    async with Engine("memory://", workflows=[Expense]) as engine:
+        actions = (await connect(statezero(engine)).get("/actions-schema/")).json()["actions"]
+        assert list(actions) == ["expense_pay", "expense_submit_review"]
+
+    @workflow("sz-later")
+    class Later:
+        class Context(BaseModel):
+            pass
+
+        @action("later_act")
+        @step(start=True)
+        def act(self) -> Command:
+            return complete()
+
+    async with Engine("memory://") as engine:
+        actions = (await connect(statezero(engine)).get("/actions-schema/")).json()["actions"]
+        assert {"later_act", "described_act"} <= set(actions)
+        assert Described.act
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_sync_token_reads_the_schema(engine: Engine, connect: Connect, path: str) -> None:
+    """Without it 403, with a wrong one 409, with the right one in either header 200, from anywhere and as nobody."""
+
+    def nobody(request: Any) -> None:
+        return None
+
+    client = connect(statezero(engine, nobody, sync_token="sésame"), "203.0.113.5")
+    none = await client.get(path)
+    assert (none.status_code, none.json()) == (403, {"detail": "Schema sync requires the header X-Sync-Token."})
+    for header in ("X-Sync-Token", "X-StateZero-Sync-Token"):
+        wrong = await client.get(path, headers={header: "sesame"})
+        detail = {"detail": "Sync token mismatch: it is not the one that this server has."}
+        assert (wrong.status_code, wrong.json()) == (409, detail)
+        right = await client.get(path, headers={header: "sésame".encode()})
+        assert right.status_code == 200
+    action_ = await client.post("/actions/expense_pay/", json={}, headers={"X-Sync-Token": "sésame".encode()})
+    assert action_.status_code == 401
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_without_a_sync_token_the_schema_is_for_who_is_known(engine: Engine, connect: Connect, path: str) -> None:
+    """The normal authentication decides."""
+    client = connect(statezero(engine, lambda request: request.headers.get("authorization")), "203.0.113.5")
+    assert (await client.get(path, headers={"x-sync-token": "x"})).status_code == 401
+    assert (await client.get(path, headers={"authorization": "Token x"})).status_code == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_the_schema_is_only_read(client: httpx.AsyncClient, path: str) -> None:
+    """Anything but GET and HEAD is not allowed."""
+    answer = await client.post(path)
+    assert (answer.status_code, answer.json()) == (405, {"detail": 'Method "POST" not allowed.'})
+    assert (await client.head(path)).status_code == 200
+
+
+async def test_no_datetime_has_an_offset(client: httpx.AsyncClient) -> None:
+    """Clients refuse ``+00:00``: every datetime ends in Z."""
+    assert "+00:00" not in json.dumps((await client.get("/actions-schema/")).json())
