@@ -71,31 +71,8 @@ def statezero(
         raise ValueError("statezero(sync_token=...) must not be empty.")
     if isinstance(allow_origins, str):
         raise TypeError("statezero(allow_origins=...) takes a sequence of origins: allow_origins=['https://...'].")
-    identity, calls = Identity(authenticate), ActionCalls(engine, debug=debug)
-
-    async def call(request: ActionRequest) -> Response:
-        await identity.check(request)
-        if request.method != "POST":
-            raise refusals.no_method(request.method, "POST, OPTIONS")
-        return await calls.call(request)
-
-    async def schema(request: ActionRequest) -> Response:
-        await admit(request)
-        return schema_answer(described(engine.registry.actions.values()))
-
-    async def models(request: ActionRequest) -> Response:
-        await admit(request)
-        return schema_answer([])
-
-    async def admit(request: ActionRequest) -> None:
-        if sync_token is None:
-            await identity.check(request)
-        else:
-            _check_token(request, sync_token)
-        if request.method not in ("GET", "HEAD"):
-            raise refusals.no_method(request.method, "GET, HEAD, OPTIONS")
-
-    endpoints = {"/actions/{name}": call, "/actions-schema": schema, "/models": models}
+    found = _Endpoints(engine, Identity(authenticate), sync_token, debug=debug)
+    endpoints = {"/actions/{name}": found.call, "/actions-schema": found.schema, "/models": found.models}
     app = Starlette(
         routes=[
             Route(path + slash, _Answering(endpoint, debug=debug))
@@ -114,6 +91,38 @@ def statezero(
     )  # fmt: skip
     app.router.redirect_slashes = False  # clients do not follow, and a redirect would name whatever host they say
     return app
+
+
+class _Endpoints:
+    """What is asked first, and who answers. ``sync_token``: what opens the schema, in place of the identity."""
+
+    def __init__(self, engine: Engine, identity: Identity, sync_token: str | None, *, debug: bool) -> None:
+        self._engine = engine
+        self._identity = identity
+        self._sync_token = sync_token
+        self._calls = ActionCalls(engine, debug=debug)
+
+    async def call(self, request: ActionRequest) -> Response:
+        await self._identity.check(request)
+        if request.method != "POST":
+            raise refusals.no_method(request.method, "POST, OPTIONS")
+        return await self._calls.call(request)
+
+    async def schema(self, request: ActionRequest) -> Response:
+        await self._admit(request)
+        return schema_answer(described(self._engine.registry.actions.values()))
+
+    async def models(self, request: ActionRequest) -> Response:
+        await self._admit(request)
+        return schema_answer([])
+
+    async def _admit(self, request: ActionRequest) -> None:
+        if self._sync_token is None:
+            await self._identity.check(request)
+        else:
+            _check_token(request, self._sync_token)
+        if request.method not in ("GET", "HEAD"):
+            raise refusals.no_method(request.method, "GET, HEAD, OPTIONS")
 
 
 def _check_token(request: Request, token: str) -> None:

@@ -22,8 +22,10 @@ from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextInvalid, TargetUnknown, UsageError
 from aioflow.events import Event, EventDraft
 from aioflow.executor import Executor, Ran, Stopped, Watch
+from aioflow.inputs import REQUEST, ActionDefinition
 from aioflow.likeness import explain
 from aioflow.model import Failure, Run, StartOptions, check_name
+from aioflow.openings import called
 from aioflow.outbox import Order, Outbox, StartOrder
 from aioflow.registry import Registry, definition_of
 from aioflow.shapes import C
@@ -127,11 +129,20 @@ async def run_alone(
     begun = interventions.start(
         definition, data, run_id=0, key=key, reuse="never", due=None, owner=None, now=clock.micros(), commit_id=0
     )
-    run = _resumed(begun.run._replace(step=name, failures=attempt - 1), resumed_by, timed_out)
-    kept = _Kept(registry)
-    executor = Executor(clock, Telemetry(), _STORE_ID, 1, kept, Callers())
+    run = begun.run._replace(
+        status="running", step=name, next_step=None, waiting_for=None, wake_at=None, arms=None, failures=attempt - 1
+    )
+    action = definition.steps[name].action
+    request = None
+    if action is None or isinstance(resumed_by, Failure):
+        run = _resumed(run, resumed_by, timed_out)
+    else:
+        run, request = _called(run, action, resumed_by)
+    kept, callers = _Kept(registry), Callers()
+    executor = Executor(clock, Telemetry(), _STORE_ID, 1, kept, callers)
     try:
-        ran = await _execute(executor, run, definition, live)
+        with callers.calling(0, 0, request):
+            ran = await _execute(executor, run, definition, live)
     finally:
         executor.close()
     if isinstance(ran.outcome, Raised):
@@ -159,6 +170,14 @@ def _resumed(run: Run, by: BaseModel | Mapping[str, Any] | Failure | None, timed
         kind = "message" if asked.message else "signal"
         run = run._replace(input=json.dumps([kind, asked.name, json.loads(asked.payload)]))
     return run._replace(input='["timeout"]') if timed_out else run
+
+
+def _called(run: Run, action: ActionDefinition, by: BaseModel | Mapping[str, Any] | None) -> tuple[Run, object]:
+    """The run as a call of the action found it, and the request that called it."""
+    given = dict(by or {})
+    request = given.pop(REQUEST, None) if action.takes_request else None
+    input_ = action.read(given, 0, request=request is not None)
+    return run._replace(input=called(action.name, input_, request is not None, run, 0)), request
 
 
 async def _execute(executor: Executor, run: Run, definition: WorkflowDefinition, live: BaseModel) -> Ran:

@@ -186,7 +186,8 @@ class TimeMachine(Engine):
             workflow: the workflow class, where several have the same step from a base class.
             key: what ``get_run().key`` says.
             attempt: what ``get_run().attempt`` says, from 1.
-            resumed_by: what fills the step's parameters: a message, the payload of a signal, or a Failure.
+            resumed_by: what fills the step's parameters: a message, the payload of a signal, a Failure, or what an action
+                is called with.
             timed_out: what ``get_run().timed_out`` says.
 
         Returns:
@@ -195,6 +196,7 @@ class TimeMachine(Engine):
         Raises:
             Whatever the step raises; RetryLater and GiveUp, too.
             ContextInvalid, LimitExceeded: the Context that it is to find is not valid, or cannot be stored.
+            ActionInputInvalid: what an action is called with is not what it takes.
             NoCommand, CommandAwaited, TargetUnknown, ContextNotStorable: what it returned, or left, is no good.
             StepTimeout: it took longer than its timeout.
             UsageError: it is no step of a workflow known to the machine, or of several.
@@ -266,7 +268,6 @@ class TimeMachine(Engine):
             counted,
             self._parts,
             self._worker,
-            source=self,
             patience=self._patience,
         )
         self._tasks.keep(self._travel.drive, name="aioflow time")

@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 from aioflow.clock import LAST_INSTANT, SECOND, Micros
 from aioflow.errors import EngineClosed, StoreError, TimeStandsStill, UsageError
-from aioflow.model import Run, WorkflowStatus
+from aioflow.model import Run, WorkflowStatus, arms_of
 from aioflow.parts import Parts
-from aioflow.run import Source, WorkflowRun
 from aioflow.telemetry import trouble
 from aioflow.testing.virtual import REAL, Activity, Counted, VirtualClock
 from aioflow.worker import Worker
@@ -37,7 +35,6 @@ class Travel:
         activity: told of whatever goes on.
         store: the engine's.
         parts, worker: the engine's.
-        source: the engine, as its runs know it.
         patience: how long a wait that no timer can end is left alone, real time.
     """
 
@@ -49,7 +46,6 @@ class Travel:
         parts: Parts,
         worker: Worker,
         *,
-        source: Source,
         patience: Micros,
     ) -> None:
         self._clock = clock
@@ -57,7 +53,6 @@ class Travel:
         self._store = store
         self._parts = parts
         self._worker = worker
-        self._source = source
         self._patience = patience
         self._moving = asyncio.Lock()
         self._advancing = False
@@ -220,5 +215,5 @@ class Travel:
             return f"{which} is running, at step {run.step!r}, but not here"
         if run.waiting_for == "blocked":
             return f"{which} is blocked: {run.error}"
-        name = WorkflowRun[Any](self._source, run).waiting_signal
+        name = next((arm.name for arm in arms_of(run) if arm.kind == run.waiting_for), None)
         return f"{which} waits for {run.waiting_for}{f' {name!r}' if name else ''}, at step {run.step!r}"

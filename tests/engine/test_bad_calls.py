@@ -147,6 +147,7 @@ ROWS: dict[str, Row] = {
     "events: status": (lambda e: e.events(status="done"), ValueError, "'done' is not a valid EventStatus"),
     "events: naive": (lambda e: e.events(at_after=NAIVE), ValueError, "events(at_after=...) must be aware"),
     "events: at": (lambda e: e.events(at_before="now"), TypeError, "events(at_before=...) takes an aware datetime"),
+    "watch: id": (lambda e: anext(e.watch(None)), TypeError, "A run's id is an int, got NoneType."),
     "events: order": (lambda e: e.events(order="at"), ValueError, "events(order=...) takes 'id' or '-id', got 'at'."),
     "events: limit": (lambda e: e.events(limit=0), ValueError, "limit must be from 1 to 10000, got 0."),
     "events: after": (lambda e: e.events(after=3), TypeError, "events(after=...) takes a string, got int."),
@@ -188,6 +189,7 @@ CALLS: dict[str, Callable[[Any], Awaitable[Any]]] = {
     "cancel_event": lambda e: e.cancel_event("x"),
     "events": lambda e: e.events(),
     "history": lambda e: e.history(1),
+    "watch": lambda e: anext(e.watch(1)),
     "signal": lambda e: e.signal("x"),
     "act": lambda e: e.act("review", 1),
     "call_action": lambda e: e.call_action("review", 1, {}),
@@ -214,7 +216,7 @@ async def test_a_closed_engine_says_so(make_engine: MakeEngine, name: str, when:
 
 def test_every_call_is_in_the_tables() -> None:
     """A new public coroutine of the engine needs its rows here."""
-    others = {"run_forever", "lifespan", "instruments", "definition_of", "reread"}
+    others = {"run_forever", "lifespan", "instruments", "registry", "definition_of", "reread", "select"}
     public = {name for name in dir(Engine) if not name.startswith("_")} - others
     assert public == set(CALLS)
     assert {row.split(":")[0] for row in ROWS} | {"process_scheduled", "stats"} == public
