@@ -53,7 +53,9 @@ class Move(NamedTuple):
             there (any more) is a guard that does not hold. A transition of kind "reject" also forgets their signal_ids:
             nobody took them.
         unless_mail: it is also stale, and the result says ``mail``, if the mailbox holds a signal for an arm of the
-            row as it stands that was sent by the row's ``wake_at``, or at any time if it has none.
+            row as it stands that was sent by the row's ``wake_at``, or at any time if it has none. And it is stale, with
+            that plan in ``plans``, if the occurring of an event that an arm would hear of is due by ``wake_at`` and by now:
+            of several, the first.
         also: what the step started and sent, committed with it. What "exists" or is "stale" among it is left out, and
             does not hold the move back; a Start's key is looked at as the move leaves it.
     """
@@ -163,7 +165,8 @@ class Result(NamedTuple):
     as many as the mailbox has signals of this name and key); of one that "exists": who has taken it; of an event that has
     occurred by this change: the runs that it has mail for. ``also``: what became of the Move's ``also``, in order, when
     this offer applied it. ``event``: of Emit, Occur and Withdraw: the event as it stands, if there is one. ``plans``: of an
-    Emit and a Replan: when its plans are due (id, due, attempts), if this offer made them; after another offer, none.
+    Emit and a Replan: when its plans are due (id, due, attempts), if this offer made them; after another offer, none. Of
+    a Move that is stale by ``unless_mail``: what is in its way.
     """
 
     outcome: Literal["applied", "exists", "stale"]

@@ -54,6 +54,11 @@ class EventRecord(NamedTuple):
         }
         return f'{json.dumps(told)[:-1]}, "entity": {self.entity or "null"}}}'
 
+    @property
+    def arrived_at(self) -> Micros:
+        """Whether it comes in time for a wait is told by this: its own time, however late its occurring was committed."""
+        return max(self.at, self.recorded_at)
+
     def copy_for(self, run_id: int) -> Signal:
         """What the mailbox gets for a run that waits for this event, once it has occurred."""
         return Signal(
@@ -65,7 +70,7 @@ class EventRecord(NamedTuple):
             message=0,
             broadcast=1,
             signal_id=None,
-            sent_at=self.at if self.occurred_at is None else self.occurred_at,
+            sent_at=self.arrived_at,
             expires_at=None,
             event=self.id,
         )

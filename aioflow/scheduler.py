@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from aioflow.changes import Occur, Result
 from aioflow.clock import Clock
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
@@ -12,7 +13,7 @@ from aioflow.dueloop import DueLoop
 from aioflow.interventions import wake
 from aioflow.model import Deadline, Run, WorkflowStatus
 from aioflow.slots import Slots
-from aioflow.store import Store
+from aioflow.store import PlanQuery, Store
 from aioflow.timers import Timers
 
 
@@ -58,39 +59,54 @@ class Scheduler(DueLoop):
             self._timers.drop(Deadline(run.wake_at, run.id, run.seq))
 
     async def _fire(self, due: list[Deadline]) -> int:
-        """Wake these if they still wait for it; what could not be tried is put back."""
         todo = {deadline.run_id: deadline for deadline in due if deadline.run_id not in self._firing}
         self._firing.update(todo)
-        fired = 0
         try:
-            now = self._clock.micros()
-            runs = await self._store.load(list(todo), now)
-            waking = []
-            for run in runs:
-                if run.status != WorkflowStatus.WAITING or run.wake_at is None:
-                    continue
-                if run.wake_at > now:  # the clock went back, or it waits for something else: never early
-                    self.arm(run)
-                    continue
-                owner = self._slots.promise()
-                move = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))
-                waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))
-            problem: Exception | None = None
-            for future in waking:
-                try:
-                    result = await future
-                    fired += result.outcome == "applied"
-                    if result.outcome == "stale" and result.mail and result.run is not None:
-                        # The signal may expire, or go to somebody else, before it gets there: then the time is over.
-                        self._delivery.notify_or(result.run.id, partial(self.arm, result.run))
-                except Exception as error:  # noqa: BLE001 - raised below, when all others are through
-                    problem = error
-            if problem is not None:
-                raise problem
+            return await self._wake(await self._store.load(list(todo), self._clock.micros()))
         except BaseException:  # also when a step has cancelled this task
             for deadline in todo.values():
                 self._timers.push(deadline)
             raise
         finally:
             self._firing.difference_update(todo)
-        return fired
+
+    async def _wake(self, runs: list[Run]) -> int:
+        """Wake these if their time is over, and nothing else comes first. How many did; raises when all were tried."""
+        now = self._clock.micros()
+        waking = []
+        for run in runs:
+            if run.status != WorkflowStatus.WAITING or run.wake_at is None:
+                continue
+            if run.wake_at > now:  # the clock went back, or it waits for something else: never early
+                self.arm(run)
+                continue
+            owner = self._slots.promise()
+            move = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))
+            waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))
+        results: list[Result] = []
+        problem: Exception | None = None
+        for future in waking:
+            try:
+                results.append(await future)
+            except Exception as error:  # noqa: BLE001 - raised below, when all others are through
+                problem = error
+        for result in results:
+            if result.outcome == "stale" and result.mail and result.run is not None:
+                # The signal may expire, or go to somebody else, before it gets there: then the time is over.
+                self._delivery.notify_or(result.run.id, partial(self.arm, result.run))
+        if problem is not None:
+            raise problem
+        held_up = [result for result in results if result.outcome == "stale" and result.plans]
+        if held_up:
+            await self._let_occur({plan.run_id for result in held_up for plan in result.plans})
+        for result in held_up:
+            if result.run is not None:
+                self.arm(result.run)
+        return sum(result.outcome == "applied" for result in results)
+
+    async def _let_occur(self, plans: set[int]) -> None:
+        """Let these events occur: their time has come, and so has that of runs which wait for them until then."""
+        planned = await self._store.select(PlanQuery(ids=tuple(sorted(plans))), self._clock.micros())
+        occurring = [self._committer.submit(Occur(plan.id, event.event_id)) for plan, event in planned]
+        for future in occurring:
+            await future

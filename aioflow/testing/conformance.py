@@ -9,6 +9,7 @@ pytest.register_assert_rewrite(
     "aioflow.testing.conformance_apply",
     "aioflow.testing.conformance_concurrency",
     "aioflow.testing.conformance_events",
+    "aioflow.testing.conformance_in_time",
     "aioflow.testing.conformance_lifecycle",
     "aioflow.testing.conformance_mail",
     "aioflow.testing.conformance_mailbox",
@@ -28,6 +29,7 @@ from aioflow.testing.conformance_also import AlsoConformance  # noqa: E402
 from aioflow.testing.conformance_apply import ApplyConformance  # noqa: E402
 from aioflow.testing.conformance_concurrency import ConcurrencyConformance  # noqa: E402
 from aioflow.testing.conformance_events import EventsConformance  # noqa: E402
+from aioflow.testing.conformance_in_time import InTimeConformance  # noqa: E402
 from aioflow.testing.conformance_lifecycle import LifecycleConformance  # noqa: E402
 from aioflow.testing.conformance_mail import MailConformance  # noqa: E402
 from aioflow.testing.conformance_mailbox import MailboxConformance  # noqa: E402
@@ -53,6 +55,7 @@ class StoreConformance(
     SignalsConformance,
     AlsoConformance,
     EventsConformance,
+    InTimeConformance,
     MissedConformance,
     PlansConformance,
     OwnershipConformance,

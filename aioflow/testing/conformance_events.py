@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from aioflow.changes import Change, Emit, Move, Occur, Post, Result, Withdraw
+from aioflow.changes import Change, Emit, Occur, Post, Result, Withdraw
 from aioflow.clock import SECOND
 from aioflow.errors import StoreRefused
 from aioflow.model import Deadline
@@ -301,17 +301,6 @@ class EventsConformance:
         await do(store, cancelling(2, commit_id=77))
         assert await mailbox(store) == [(3, [1001])]
         assert sorted(signal.run_id for signal in await store.expire(9, NOW)) == [1, 2]
-
-    async def test_a_wait_is_over_in_time_unless_it_occurred_before(self, store: Store) -> None:
-        """``unless_mail`` holds for events: what occurred by wake_at is in the way, what occurred later is not."""
-        await put(store, an_event_waiter(1, wake_at=NOW), an_event_waiter(2, wake_at=NOW - 1))
-        await emit(store, an_event())
-        moves: list[Move] = [
-            resuming(an_event_waiter(1, wake_at=NOW))._replace(unless_mail=True),
-            resuming(an_event_waiter(2, wake_at=NOW - 1))._replace(unless_mail=True),
-        ]
-        results = await store.apply(moves, NOW + 1)
-        assert [(result.outcome, result.mail) for result in results] == [("stale", True), ("applied", False)]
 
     # ---- questions
 

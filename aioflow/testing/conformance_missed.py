@@ -47,8 +47,9 @@ class MissedConformance:
         """The move that parks has mail: of its name and entity, since created_at, that instant included."""
         await emit(store, an_event(1), now=NOW + 1)
         await put(store, a_run(1, created_at=NOW + 2), a_run(2, created_at=NOW + 2))
-        await emit(store, an_event(2), an_event(3, entity_id="e2"), an_event(4, name="paid"), now=NOW + 2)
-        await emit(store, an_event(5), an_event(6, entity_id=None), now=NOW + 3)
+        others = [an_event(3, entity_id="e2"), an_event(4, name="paid")]
+        await emit(store, an_event(2, recorded_at=NOW + 2), *others, now=NOW + 2)
+        await emit(store, an_event(5, at=NOW + 3), an_event(6, entity_id=None), now=NOW + 3)
         await emit(store, an_event(7, at=NOW + HOUR), now=NOW + 3)
         results = await store.apply(
             [

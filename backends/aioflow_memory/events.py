@@ -12,7 +12,7 @@ from aioflow.clock import Micros
 from aioflow.model import Deadline, Run, arms_of
 from aioflow.plans import EventRecord, EventStatus, Listener, Plan
 from aioflow.store import EventQuery, Planned
-from aioflow_memory.mailbox import Mailbox
+from aioflow_memory.mailbox import Mailbox, hears
 
 #: The filters that are columns of the same name.
 _COLUMNS: Final = ("event_id", "name", "namespace", "entity_id", "status")
@@ -137,6 +137,21 @@ class Events:
                     since = event.occurred_at is not None and event.occurred_at >= run.created_at
                     if since and event.status == EventStatus.OCCURRED:
                         yield event
+
+    def in_the_way(self, run: Run, now: Micros) -> Deadline | None:
+        """The first occurring that is due by the end of the run's wait, and by now, and that the run would hear of."""
+        waits = [arm for arm in arms_of(run) if arm.kind == "event"]
+        if run.wake_at is None or not waits:
+            return None
+        for deadline in self._due:
+            if deadline.at > min(run.wake_at, now):
+                return None
+            plan = self._plans[deadline.run_id]
+            event = self._events[plan.event]
+            heard = not plan.workflow and any(hears(arm, event) for arm in waits)
+            if heard and not self._mailbox.has_seen(run.id, event.mail_id):
+                return deadline
+        return None
 
     def begin(self) -> None:
         """A batch begins, which ``undo`` would undo."""

@@ -95,10 +95,11 @@ class Judge:
         was = offered.run
         if was is None or (was.seq, was.fence) != (change.seq, change.fence):
             return offered
-        if change.unless_mail and any(
-            was.wake_at is None or signal.sent_at <= was.wake_at for signal in mailbox.of(run.id, self._now)
-        ):
-            return Result("stale", was, mail=True)
+        if change.unless_mail:
+            if any(was.wake_at is None or signal.sent_at <= was.wake_at for signal in mailbox.of(run.id, self._now)):
+                return Result("stale", was, mail=True)
+            if (first := self._rows.events.in_the_way(was, self._now)) is not None:
+                return Result("stale", was, plans=(first,))
         if change.takes and not mailbox.take(run.id, change.takes, self._now, rejects=transition.kind == "reject"):
             return Result("stale", was)
         result = self._catch_up(self._write(Write(was, run, transition)))

@@ -121,16 +121,17 @@ class Mailbox:
     def tell(self, event: EventRecord) -> None:
         """It has occurred: a copy for each run that now waits for it."""
         for run_id, waiting in sorted(self._waits.items()):
-            if any(
-                arm.kind == "event" and arm.name == event.name and arm.key in (None, event.entity_id)
-                for arm in waiting.arms
-            ):
+            if any(hears(arm, event) for arm in waiting.arms):
                 self.copy(event, run_id)
 
     def copy(self, event: EventRecord, run_id: int) -> None:
         """A copy of what has occurred, unless the run has taken it; one for an earlier wait is there again."""
         if (run_id, event.mail_id) not in self._seen:
             self._put((event.mail_id, run_id), _Kept(event.copy_for(run_id)))
+
+    def has_seen(self, run_id: int, mail_id: int) -> bool:
+        """Whether the run has taken this occurrence."""
+        return (run_id, mail_id) in self._seen
 
     def see(self, run_id: int, mail_id: int) -> None:
         """The run has taken this occurrence."""
@@ -235,6 +236,11 @@ class Mailbox:
             if id_ == found.signal.id and kept.taken_by is not None
         )
         return Result("exists", mail=found.taken_at is None, run_ids=tuple(takers))
+
+
+def hears(arm: Arm, event: EventRecord) -> bool:
+    """Whether a run that waits with this arm is told of the event."""
+    return arm.kind == "event" and arm.name == event.name and arm.key in (None, event.entity_id)
 
 
 def _waits_for(waiting: _Waiting, signal: Signal) -> bool:

@@ -32,7 +32,7 @@ from aioflow.changes import (
 from aioflow.clock import Micros
 from aioflow.model import LIVE, Run, Signal, Transition, WorkflowStatus
 from aioflow_sqlite import mailbox
-from aioflow_sqlite.events import EventBatch, catch_up
+from aioflow_sqlite.events import EventBatch, catch_up, in_the_way
 from aioflow_sqlite.rows import RUN_COLUMNS, SELECT_RUNS, row_of
 from aioflow_sqlite.writing import placeholders, write
 
@@ -85,7 +85,7 @@ class _Batch:
     """The rows to write, collected: a statement runs once for all of its kind.
 
     The mutable state: the guards (run id -> (seq, fence)), signals that can be taken, waiting runs whose deadline has
-    come and that have mail, whether some result is told last; what it does to events, if anything; the rows that are not
+    come and that have mail, or will have it by what is to occur first; whether some result is told last; what it does to events, if anything; the rows that are not
     written yet, and their ids and keys; which of the new rows wait, and have mail, once those are written; runs that begin
     with the batch; whether it has posted something.
     """
@@ -123,6 +123,7 @@ class _Batch:
         self._guards = {id_: (seq, fence) for id_, seq, fence in json.loads(found)}
         self._untaken = mailbox.untaken(db, takes, now) if takes else set()
         self._in_time = mailbox.with_mail(db, waiting, now, by_wake_at=True) if waiting else set()
+        self._in_the_way = in_the_way(db, waiting, now) if waiting else {}
         self._events = EventBatch(db, events, now) if events else None
         self._runs: list[Run] = []
         self._marked: list[tuple[int]] = []
@@ -208,6 +209,8 @@ class _Batch:
             self._in_time |= mailbox.with_mail(self._db, [run.id], self._now, by_wake_at=True)
         if run.id in self._in_time:
             return Result("stale", row_of(self._db, run.id), mail=True)
+        if run.id in self._in_the_way:  # only of moves that ask for it
+            return Result("stale", row_of(self._db, run.id), plans=(self._in_the_way[run.id],))
         found = [place for id_ in move.takes for place in ((id_, run.id), (id_, 0)) if place in self._untaken]
         if len(found) != len(move.takes):
             return Result("stale", row_of(self._db, run.id))

@@ -65,6 +65,35 @@ CROSS JOIN events AS e ON e.name = w.name AND e.entity_id = w.key AND e.occurred
 WHERE +e.status = 'occurred'
     AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.run_id = w.run_id AND seen.mail_id = e.mail_id)
 """
+#: The first plan of an event to occur that is in the way of the end of a wait: (run id, due, id, attempts). An arm with a
+#: key finds the few events of its entity, one without the first of its name that are pending.
+_IN_THE_WAY: Final = """
+SELECT json_group_array(json_array(run_id, due, id, attempts)) FROM (
+    SELECT found.run_id, p.due, p.id, p.attempts,
+        row_number() OVER (PARTITION BY found.run_id ORDER BY p.due, p.id) AS place
+    FROM (
+        SELECT runs.id AS run_id, iif(w.key IS NULL,
+            (SELECT e.id FROM events AS e WHERE e.status = 'pending' AND e.name = w.name
+                AND e.at <= min(runs.wake_at, :now)
+                AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.run_id = runs.id AND seen.mail_id = e.mail_id)
+                ORDER BY e.at, e.id LIMIT 1),
+            (SELECT e.id FROM events AS e WHERE +e.status = 'pending' AND e.name = w.name AND e.entity_id = w.key
+                AND +e.at <= min(runs.wake_at, :now)
+                AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.run_id = runs.id AND seen.mail_id = e.mail_id)
+                ORDER BY +e.at, e.id LIMIT 1)
+            ) AS event
+        FROM json_each(:ids) AS j CROSS JOIN runs ON runs.id = j.value
+        CROSS JOIN waits AS w ON w.run_id = runs.id AND w.kind = 'event'
+    ) AS found
+    CROSS JOIN plans AS p ON p.event = found.event AND p.workflow = ''
+) WHERE place = 1
+"""
+
+
+def in_the_way(db: sqlite3.Connection, run_ids: Iterable[int], now: Micros) -> dict[int, Deadline]:
+    """What is to occur first, by the end of the waits of these runs and by now, that they would hear of."""
+    (found,) = db.execute(_IN_THE_WAY, {"ids": json.dumps(list(run_ids)), "now": now}).fetchone()
+    return {run_id: Deadline._make(plan) for run_id, *plan in json.loads(found)}
 
 
 def catch_up(db: sqlite3.Connection, runs: Iterable[Run]) -> None:

@@ -138,12 +138,12 @@ MUTANTS = [
     # ---- time
     Mutant("fire early", _TIMERS, "Timers.pop", "heap[0].at <= now and", "heap[0].at <= now + 300_000 and",
            tests="tests/test_timers.py"),
-    Mutant("fire early, and wake", _SCHEDULER, "Scheduler._fire", "run.wake_at > now:", "run.wake_at > now + 300_000:", seed=9),
-    Mutant("issue a due timer twice", _SCHEDULER, "Scheduler._fire",
-           "            waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n",
-           "            waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n"
-           "            again = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))\n"
-           "            waking.append(self._committer.submit(again))\n"),
+    Mutant("fire early, and wake", _SCHEDULER, "Scheduler._wake", "run.wake_at > now:", "run.wake_at > now + 300_000:", seed=9),
+    Mutant("issue a due timer twice", _SCHEDULER, "Scheduler._wake",
+           "        waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n",
+           "        waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n"
+           "        again = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))\n"
+           "        waking.append(self._committer.submit(again))\n"),
     Mutant("lose the timer at refill", _TIMERS, "Timers.refill", "self._heap.extend(entries)", "self._heap.extend(entries[1:])",
            tests="tests/test_timers.py"),
     Mutant("read before the edge is raised", _LOOP, "DueLoop._refill",

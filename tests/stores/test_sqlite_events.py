@@ -37,6 +37,8 @@ from aioflow_sqlite.connection import migrate
 #: How many events the file has that no question is about.
 CROWD = 20_000
 SECOND_COLUMNS = Signal._fields[:-1]
+#: Its time is over, but something that it waits for is to occur first.
+LATE = an_event_waiter(6_001, "x", "ordered", ("other", "e3"), ("other", "none"), wake_at=NOW + 100 * SECOND)
 
 
 # ---- migration
@@ -104,7 +106,7 @@ def db() -> Iterator[sqlite3.Connection]:
     batch.apply(db, [Listen(("order",), (a_listener(),))], NOW)
     mine = [Emit(an_event(CROWD + number, at=NOW + number - 2, entity_id="e1")) for number in (1, 2, 3)]
     batch.apply(db, mine, NOW)
-    batch.apply(db, [starting(an_event_waiter(6_000, ("ordered", "e1")))], NOW)
+    batch.apply(db, [starting(an_event_waiter(6_000, ("ordered", "e1"))), starting(LATE)], NOW)
     db.execute("COMMIT")
     yield db
     db.close()
@@ -127,6 +129,11 @@ def _of_plan(make: Callable[[int], Change], event: int, workflow: str) -> Callab
     return lambda db: _applied(make(_plan_of(db, event, workflow)))(db)
 
 
+def _time_out(db: sqlite3.Connection) -> None:
+    [result] = batch.apply(db, [resuming(LATE)._replace(unless_mail=True)], NOW + 1_000 * SECOND)
+    assert (result.outcome, len(result.plans)) == ("stale", 1)
+
+
 def _replan(db: sqlite3.Connection) -> None:
     [(plan, _)] = questions.plans(db, PlanQuery(ids=(_plan_of(db, CROWD + 3, "order"),)))
     _applied(Replan(plan, NOW + 9, "no"))(db)
@@ -141,6 +148,7 @@ ASKED: dict[str, Callable[[sqlite3.Connection], object]] = {
     "start": _of_plan(lambda plan: starting(a_run(7_000))._replace(plan=plan), CROWD + 1, "order"),
     "replan": _replan,
     "listen": _applied(Listen(("order",), (a_listener(),))),
+    "time out": _time_out,
     "park": _applied(starting(an_event_waiter(7_000, ("ordered", "e1"), created_at=NOW - 9))),
     "due plans": lambda db: questions.due_plans(db, (NOW, 0), (NOW + 9, 0), 9),
     "plans": lambda db: questions.plans(db, PlanQuery(ids=(1, 2, CROWD))),

@@ -101,11 +101,14 @@ class LastCall:
     class Context(BaseModel):
         until: datetime
         came: str = ""
+        entity_id: str | None = None
 
     @step(start=True)
     async def begin(self) -> Command:
-        until = get_context(self.Context).until
-        return wait_for_event("tm-visit", timeout=until, on_timeout=self.late, then=self.came)
+        context = get_context(self.Context)
+        return wait_for_event(
+            "tm-visit", entity_id=context.entity_id, timeout=context.until, on_timeout=self.late, then=self.came
+        )
 
     @step
     async def came(self, event: Event) -> Command:
@@ -220,15 +223,57 @@ async def test_an_event_answers_a_wait(machine: TimeMachine) -> None:
         assert (run.data["path"], run.data["event_id"], flow.now) == (["paid p 17"], "p", begin + HOUR)
 
 
-@pytest.mark.parametrize(("microseconds", "came"), [(-1, "e"), (1, "nobody")])
-async def test_an_event_against_a_timeout(machine: TimeMachine, microseconds: int, came: str) -> None:
-    """What occurs before the end of the wait comes in time, what occurs after it does not."""
+@pytest.mark.parametrize("entity_id", [None, 17], ids=["any", "entity"])
+@pytest.mark.parametrize("first", ["event", "wait"])
+@pytest.mark.parametrize(("microseconds", "came"), [(-1, "e"), (0, "e"), (1, "nobody")])
+async def test_an_event_against_a_timeout(
+    machine: TimeMachine, microseconds: int, came: str, first: str, entity_id: int | None
+) -> None:
+    """What occurs by the end of the wait, that instant included, comes in time; what occurs after it does not."""
+
+    async def emit() -> None:
+        at = until + timedelta(microseconds=microseconds)
+        await flow.emit("tm-visit", event_id="e", entity_id=17, at=at)
+        await flow.emit("tm-visit", event_id="other", entity_id=18, at=until + HOUR)
+
+    async with machine as flow:
+        until = flow.now + 2 * HOUR
+        if first == "event":
+            await emit()
+        runs = [await flow.start(LastCall, until=until, entity_id=entity_id and str(entity_id)) for _ in range(9)]
+        await flow.settle()
+        if first == "wait":
+            await emit()
+        assert [(await run.wait()).data["came"] for run in runs] == [came] * 9
+        assert flow.now == until + timedelta(microseconds=min(microseconds, 0))
+        await flow.advance(hours=3)
+        assert (await flow.stats()).mailbox == 0
+
+
+@pytest.mark.parametrize(("minutes", "came"), [(-1, "e"), (0, "e"), (1, "nobody")])
+async def test_an_event_and_a_timeout_while_nobody_works(tmp_path: Path, minutes: int, came: str) -> None:
+    """What was to occur by the end of the wait answers it, though the engine opens long after both."""
+    url = f"sqlite:///{tmp_path}/x.db"
+    async with TimeMachine(url, workflows=[LastCall]) as flow:
+        until = flow.now + 2 * HOUR
+        runs = [await flow.start(LastCall, until=until) for _ in range(9)]
+        await flow.settle()
+        await flow.emit("tm-visit", event_id="e", at=until + minutes * MINUTE)
+    async with TimeMachine(url, workflows=[LastCall], now=until + timedelta(days=1)) as flow:
+        await flow.settle()
+        assert [(await flow.get(run.id)).data["came"] for run in runs] == [came] * 9
+
+
+async def test_a_wait_whose_event_is_cancelled_at_the_last_instant(machine: TimeMachine) -> None:
+    """It times out as if there had been none, at its own time."""
     async with machine as flow:
         until = flow.now + 2 * HOUR
         run = await flow.start(LastCall, until=until)
-        await flow.settle()
-        await flow.emit("tm-visit", event_id="e", at=until + timedelta(microseconds=microseconds))
-        assert (await run.wait()).data["came"] == came
+        await flow.emit("tm-visit", event_id="e", at=until)
+        await flow.advance(minutes=119)
+        await flow.cancel_event("e")
+        assert (await run.wait()).data["came"] == "nobody"
+        assert flow.now == until
 
 
 async def test_a_signal_and_an_event(machine: TimeMachine) -> None:

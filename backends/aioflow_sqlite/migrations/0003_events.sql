@@ -18,6 +18,7 @@ CREATE TABLE events (
 ) STRICT;
 CREATE INDEX events_entity ON events (name, entity_id, occurred_at);
 CREATE INDEX events_status ON events (status, at);
+CREATE INDEX events_pending ON events (name, at) WHERE status = 'pending';
 
 -- The columns stand in the order of aioflow.plans.Plan. Ids come from the table of ids: they never name another plan.
 CREATE TABLE plans (
