@@ -130,6 +130,29 @@ LINES = {
         ],
         [".*the run API has no authorize=.*"],
     ],
+    "15_expenses.py": [
+        [
+            "train: review_expense takes approved, note",
+            r".*action failed, is open again .*",
+            "train: say why; it is waiting still",
+            r"train: completed, approved\. click [12]",
+            "yacht, meg reviews: 400 .*Current status: waiting",
+            "yacht, meg decides: 403 Permission denied",
+            "yacht, dora decides: 200 completed",
+            "yacht: refused by dora, a director",
+        ],
+        ["train: the second click is too late"],
+    ],
+    "16_statezero.py": [
+        [
+            r"expense_submit_review\(workflow_run_id, reviewer_notes, priority\)",
+            r"nobody: Authentication credentials were not provided\.",
+            "rita: ValidationError Input should be 'low', 'medium' or 'high'",
+            "rita: .*'Step await_review executed', 'workflow_status': 'completed', 'current_step': 'await_review'.*",
+            "rita, again: .*Current status: completed",
+            "the expense is reviewed",
+        ],
+    ],
 }
 #: They keep a database in the reader's folder.
 CONTINUED = ["01_hello.py"]

@@ -37,6 +37,21 @@ def test_its_workflow_runs(tmp_path: Path) -> None:
     ]
 
 
+async def test_its_code_of_actions_runs(
+    flow: TimeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does what its comments say: the open action is shown with its schema, and called."""
+    (actions,) = [block for block in blocks("python") if "@action" in block]
+    imports = "from datetime import *\nfrom pydantic import BaseModel\nfrom aioflow import *\n"
+    lines = "".join(f"    {line}\n" for line in actions.splitlines())
+    (tmp_path / "readme_actions.py").write_text(f"{imports}\nasync def main(engine):\n{lines}    return run\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = await importlib.import_module("readme_actions").main(flow)
+    assert (run.status, run.current_step) == ("completed", "review")
+    shown = capsys.readouterr().out
+    assert shown.startswith("review_expense {'properties': {'approved': {'title': 'Approved', 'type': 'boolean'}")
+
+
 def test_its_workflow_has_at_most_20_lines() -> None:
     """A newcomer sees a whole workflow at once."""
     program = blocks("python")[0]
@@ -75,7 +90,7 @@ async def test_its_code_of_events_runs(
     monkeypatch.syspath_prepend(tmp_path)
     at = await importlib.import_module("readme_events").main(flow)
     await flow.settle()
-    (deposit,) = await flow.runs(event_id="booked-7")
+    (deposit,) = await flow.runs(workflow="event:Deposit", event_id="booked-7")
     assert (deposit.status, deposit.data["entity_id"], deposit.data["amount"]) == ("completed", "7", 20)
     assert capsys.readouterr().out == ""
     await flow.advance(at + timedelta(days=1, minutes=1) - flow.now)

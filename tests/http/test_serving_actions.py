@@ -1,0 +1,48 @@
+"""The action endpoints under uvicorn, in a process of its own: mounted in FastAPI, called by several at once, and ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.http.test_serving import EXAMPLES, connected, ended, serving
+from tests.support import wait_until
+
+RITA = {"authorization": "Token of-rita"}
+CALL = "/statezero/actions/expense_submit_review/"
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """Where the example is served, as its docstring says; in the end the server ends when it is told to."""
+    with serving(tmp_path, "--app-dir", EXAMPLES, "16_statezero:app") as (server, url):
+        yield url
+        seconds, complaints = ended(server)
+    assert seconds < 2
+    assert "Application shutdown complete" in complaints
+    assert "Traceback" not in complaints
+
+
+async def test_uvicorn_serves_actions_in_fastapi(url: str) -> None:
+    """Of many clicks one runs the step; generators, browsers and nobody are answered as they should be."""
+    async with connected(url, headers=RITA) as rita, connected(url) as nobody:
+        run_id = (await rita.post("/expenses/17")).json()["workflow_run_id"]
+        given = {"workflow_run_id": run_id, "reviewer_notes": "Approved", "priority": "high"}
+        assert (await nobody.post(CALL, json=given)).status_code == 401
+        clicks: list[int] = []
+
+        async def clicked() -> bool:  # the first ones may come before the run is there
+            answers = await asyncio.gather(*[rita.post(CALL, json=given) for _ in range(5)])
+            clicks.extend(answer.status_code for answer in answers)
+            return 200 in clicks
+
+        await wait_until(clicked)
+        assert (clicks.count(200), set(clicks)) == (1, {200, 400})
+        schema = await nobody.get("/statezero/actions-schema/", headers={"x-sync-token": "for-generators"})
+        assert list(schema.json()["actions"]) == ["expense_submit_review"]
+        preflight = {"origin": "https://app.example.com", "access-control-request-method": "POST"}
+        allowed = await nobody.options(CALL, headers=preflight)
+        assert allowed.headers["access-control-allow-origin"] == "https://app.example.com"
