@@ -43,7 +43,7 @@ class Expense:
     async def start_review(self) -> Command:
         return goto(self.await_review)
 
-    @statezero_action(name="expense_submit_review", serializer=ReviewInput)
+    @statezero_action(name="expense_file_review", serializer=ReviewInput)
     @step()
     async def await_review(self, reviewer_notes: str, priority: str) -> Command:
         """Step callable as StateZero action."""

@@ -21,7 +21,7 @@ from tests.engine.conftest import MakeEngine, kinds_of
 from tests.http.acting import ACTING, SECRET, Asked, Expense, Gates, Guarded, Other
 from tests.http.conftest import Connect
 
-REVIEW = "/actions/expense_submit_review/"
+REVIEW = "/actions/expense_file_review/"
 GOOD = {"reviewer_notes": "ok", "priority": "high", "note": "n"}
 TOKEN = {"authorization": "Token right"}
 
@@ -251,7 +251,7 @@ async def test_a_run_that_is_not_at_the_action(engine: Engine, client: httpx.Asy
         await engine.cancel(run.id)
     before = await kinds_of(engine, run)
     answer = await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD})
-    message = f"The workflow is not waiting for action 'expense_submit_review'. Current status: {status}"
+    message = f"The workflow is not waiting for action 'expense_file_review'. Current status: {status}"
     refused(answer, 400, "ValidationError", [{"message": message, "code": "validation_error"}])
     assert await kinds_of(engine, run) == before
 

@@ -50,14 +50,14 @@ async def test_an_action_is_described(client: httpx.AsyncClient) -> None:
     schema = answer.json()
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
-    names = ["described_act", "expense_pay", "expense_submit_review", "guarded_act", "other_decide", "other_slow"]
+    names = ["described_act", "expense_file_review", "expense_pay", "guarded_act", "other_decide", "other_slow"]
     assert (list(schema), list(schema["actions"]), schema["count"]) == (["actions", "count"], names, 6)
-    assert schema["actions"]["expense_submit_review"] == {
-        "action_name": "expense_submit_review",
+    assert schema["actions"]["expense_file_review"] == {
+        "action_name": "expense_file_review",
         "app": "workflows",
-        "title": "Expense Submit Review",
+        "title": "Expense File Review",
         "docstring": "Step callable as StateZero action.",
-        "class_name": "ExpenseSubmitReview",
+        "class_name": "ExpenseFileReview",
         "input_properties": {
             "workflow_run_id": prop("integer", "Workflow run id"),
             "reviewer_notes": prop("string", "Reviewer notes", max_length=500),
@@ -173,7 +173,7 @@ async def test_the_schema_is_that_of_the_engine(connect: Connect) -> None:
     """An engine that knows few workflows has few actions, and one that is defined later is there at once."""
     async with Engine("memory://", workflows=[Expense]) as engine:
         actions = (await connect(statezero(engine)).get("/actions-schema/")).json()["actions"]
-        assert list(actions) == ["expense_pay", "expense_submit_review"]
+        assert list(actions) == ["expense_file_review", "expense_pay"]
 
     @workflow("sz-later")
     class Later:
