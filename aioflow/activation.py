@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pydantic import BaseModel
 
@@ -84,10 +84,14 @@ class Activation(Watch):
     """Drives one run.
 
     The mutable state: ``run`` (the row as last committed), its Context, the code that was ready to take it, the task that
-    runs its step, the alarm of a step with a timeout, what is being committed, and whether it holds the lock of suspects.
+    runs its step, the alarm of a step with a timeout, the transition that is being committed (what was promised to the
+    runs that it starts, whether its step raised), and whether it holds the lock of suspects.
     """
 
-    __slots__ = ("_alarm", "_alone", "_definition", "_generation", "_live", "_offer", "_task", "_tools", "run")
+    __slots__ = (
+        "_alarm", "_alone", "_definition", "_generation", "_had_raised", "_live", "_move", "_owners", "_task", "_tools",
+        "run",
+    )  # fmt: skip
 
     def __init__(self, run: Run, tools: Tools) -> None:
         super().__init__()
@@ -97,7 +101,9 @@ class Activation(Watch):
         self._definition: WorkflowDefinition | None = None
         self._generation = -1
         self._task: asyncio.Task[None] | None = None
-        self._offer: _Offer | None = None
+        self._move: Move | None = None
+        self._owners: list[int | None] | None = None
+        self._had_raised = False
         self._alone = False
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -209,9 +215,8 @@ class Activation(Watch):
 
     async def _prepare_late(self, move: Move) -> bool:
         """The run's own time is over: it goes to its ``on_timeout`` first, or ends."""
-        result = await self._tools.committer.submit(move)
-        run = result.run
-        if result.outcome != "applied" or run is None or run.status != RUNNING or not _still_own(run, move):
+        run = _still_own(await self._tools.committer.submit(move), move)
+        if run is None or run.status != RUNNING:
             return False
         self.run = run
         return await self._prepare()
@@ -276,35 +281,37 @@ class Activation(Watch):
             return
         if move.transition.kind == "reopen":
             self._tell_caller(ran.outcome, move.transition.error)
-        owners: list[int | None] = []
+        owners: list[int | None] | None = None
         if ran.also and not _has_failed(ran, move):
+            owners = []
             move = move._replace(also=tuple(self._owned(part, owners) for part in ran.also))
-        self._offer = _Offer(move, raised, owners)
+        self._move, self._owners, self._had_raised = move, owners, raised
         tools.committer.offer(move, self._told)
 
     def _told(self, outcome: Result | Exception) -> None:
         """What became of the transition: go on with the row after it, unless the run is not this worker's any more."""
-        offer, self._offer = self._offer, None
-        assert offer is not None
-        for owner in offer.owners:
-            self._tools.home.redeem(owner)
+        move, self._move = self._move, None
+        assert move is not None
+        if self._owners is not None:
+            for owner in self._owners:
+                self._tools.home.redeem(owner)
+        was = self.run
         if isinstance(outcome, Exception):
-            run, move = self.run, offer.move
-            if isinstance(outcome, StoreRefused) and not offer.raised:
-                error = ContextNotStorable(run.id, run.workflow, run.step, str(outcome))
+            if isinstance(outcome, StoreRefused) and not self._had_raised:
+                error = ContextNotStorable(was.id, was.workflow, was.step, str(outcome))
                 error.__cause__ = outcome
                 self._commit(Ran(Raised(error), None, move.transition.duration_micros))
                 return
             self._adrift(outcome)
-        elif outcome.outcome == "applied" and outcome.run is not None and _still_own(outcome.run, offer.move):
-            if outcome.run.status == RUNNING:
-                self._not_alone()
-                self.run = outcome.run
+        elif (run := _still_own(outcome, move)) is not None:
+            if run.status == RUNNING:
+                if self._alone:
+                    self._not_alone()
+                self.run = run
                 self._tools.pool.put(self)
                 return
         else:
-            seq = offer.move.run.seq
-            telemetry.info("transition refused, the run was cancelled or taken over", run_id=self.run.id, seq=seq)
+            telemetry.info("transition refused, the run was cancelled or taken over", run_id=was.id, seq=move.run.seq)
         self._end()
 
     def _tell_caller(self, outcome: Outcome, why: str | None) -> None:
@@ -323,20 +330,17 @@ class Activation(Watch):
         return part._replace(run=part.run._replace(owner=owners[-1]))
 
 
-class _Offer(NamedTuple):
-    """A transition that is being committed. ``owners``: what was promised to the runs that it starts."""
-
-    move: Move
-    raised: bool
-    owners: list[int | None]
-
-
 def _has_failed(ran: Ran, move: Move) -> bool:
     """Whether the attempt came to nothing after all: what it returned leads nowhere."""
     meant = isinstance(ran.outcome, Stepped) and isinstance(ran.outcome.command, Fail)
     return not meant and move.transition.kind in ("retry", "fail", "on_fail", "reopen")
 
 
-def _still_own(row: Run, move: Move) -> bool:
-    """Whether the row is as the move left it: an offer whose reply was lost may be answered with what came after it."""
-    return (row.seq, row.fence) == (move.run.seq, move.run.fence)
+def _still_own(result: Result, move: Move) -> Run | None:
+    """The row as the move left it; None if it was refused.
+
+    Also if it is not as that left it: an offer whose reply was lost may be answered with what came after it.
+    """
+    run = result.run
+    own = result.outcome == "applied" and run is not None and (run.seq, run.fence) == (move.run.seq, move.run.fence)
+    return run if own else None

@@ -17,7 +17,7 @@ from aioflow.changes import Amend, Result
 from aioflow.clock import SECOND, Micros
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import EngineClosed, RunNotFound
-from aioflow.model import Run, StartOptions, Transition, WorkflowStatus, check_id, check_name
+from aioflow.model import Run, StartOptions, Transition, check_id, check_name
 from aioflow.parts import Parts
 from aioflow.query import check_limit
 from aioflow.registry import Registry, workflow_name
@@ -106,11 +106,10 @@ class Client:
                 f"got {type(options).__name__}."
             )
         definition = parts.registry.find(workflow)
-        start = await parts.office.start_of(definition, options, keywords, patience=PATIENCE)
-        owner = None
-        if start.run.status == WorkflowStatus.RUNNING and (owner := parts.slots.promise()) is not None:
-            start = start._replace(run=start.run._replace(owner=owner))
-        result = await parts.committer.submit(start, PATIENCE, partial(parts.slots.redeem, owner))
+        start = await parts.office.start_of(
+            definition, options, keywords, patience=PATIENCE, promise=parts.slots.promise
+        )
+        result = await parts.committer.submit(start, PATIENCE, partial(parts.slots.redeem, start.run.owner))
         assert result.run is not None
         return WorkflowRun(self, result.run, created=result.outcome == "applied")
 

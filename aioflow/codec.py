@@ -121,7 +121,7 @@ class ContextCodec:
             raw = _write(live)
         except Exception as error:  # custom serializers may raise anything
             raise self._why_not(live, error) from error
-        check_json(raw, "The Context")
+        text = check_json(raw, "The Context")
         try:
             parsed = self.decode(raw)
         except Exception as error:
@@ -138,7 +138,7 @@ class ContextCodec:
             self._check_classes(live)
         if not same and (found := difference(live, parsed)) is not None:
             raise Unstorable(found)
-        return raw.decode(), parsed
+        return text, parsed
 
     def _check_classes(self, live: BaseModel) -> None:
         """Raise Unstorable for a value of a class that its field does not have, though it may be equal to what reads back."""

@@ -32,6 +32,11 @@ from aioflow.openings import call_of, called, opening
 from aioflow.transitions import CANCELLED, FAILED, RUNNING, WAITING, by_deadline, failed, move
 
 
+def begins(definition: WorkflowDefinition, due: Micros | None, now: Micros) -> bool:
+    """Whether a new run is to run at once, so that it may have an owner."""
+    return (due is None or due <= now) and definition.steps[definition.start].action is None
+
+
 def start(
     definition: WorkflowDefinition,
     data: str,
@@ -49,12 +54,12 @@ def start(
 
     Its own time counts from then.
     """
-    begins, timeout = now, definition.timeout
+    begun, timeout = now, definition.timeout
     waiting_for: WaitingFor | None = None
     wake_at = arms = None
     if due is not None and due > now:
-        waiting_for, begins, wake_at = "start", due, due
-    deadline = None if timeout is None else min(begins + timeout, clock.LAST_INSTANT)
+        waiting_for, begun, wake_at = "start", due, due
+    deadline = None if timeout is None else min(begun + timeout, clock.LAST_INSTANT)
     if waiting_for is None and (action := definition.steps[definition.start].action) is not None:
         waiting_for, wake_at, arms = "action", deadline, opening(action.name, definition.start)
     run = Run(

@@ -175,8 +175,17 @@ class Office:
         keywords: Mapping[str, Any],
         parent: Run | None = None,
         patience: Micros | None = None,
+        promise: Callable[[], int | None] | None = None,
     ) -> Start:
-        """The change that starts a run; nobody owns it yet. ``patience``: see ``ask``.
+        """The change that starts a run.
+
+        Args:
+            definition: its workflow.
+            options: how it is started.
+            keywords: what its Context is made of.
+            parent: the run whose step starts it.
+            patience: see ``ask``.
+            promise: gives the owner, if it begins to run at once, see ``Slots``; nobody owns it, if this is not given.
 
         Raises:
             TypeError, ContextInvalid, LimitExceeded: the keywords make no Context that can be stored.
@@ -187,15 +196,16 @@ class Office:
             raise ContextInvalid(definition.name, f"it cannot be stored: {error}") from error
         run_id = await self._take(self.run_ids, patience)
         now = self.clock.micros()
+        due = options.due(now)
         return interventions.start(
             definition,
             data,
             run_id=run_id,
             key=options.key,
             reuse=options.reuse,
-            due=options.due(now),
+            due=due,
             parent_id=None if parent is None else parent.id,
-            owner=None,
+            owner=promise() if promise is not None and interventions.begins(definition, due, now) else None,
             now=now,
             commit_id=next(self.commit_ids),
         )

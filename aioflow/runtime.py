@@ -15,7 +15,7 @@ from anyio import CancelScope
 from aioflow import telemetry
 from aioflow.callers import Callers
 from aioflow.calls import Calls
-from aioflow.changes import Change, Emit, Mark, Move, Occur, Post, Result
+from aioflow.changes import Change, Emit, Move, Occur, Post, Result, Start
 from aioflow.clock import SECOND, Clock, duration_micros
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
@@ -23,6 +23,7 @@ from aioflow.discovery import find_store
 from aioflow.errors import EngineClosed, StoreError, UsageError
 from aioflow.executor import Executor
 from aioflow.ids import Ids, commit_ids
+from aioflow.model import Transition
 from aioflow.outbox import Office
 from aioflow.parts import Parts
 from aioflow.planner import Planner
@@ -195,20 +196,23 @@ class Engine(Calls):
     def _committed(self, change: Change, result: Result) -> None:
         """A change was committed: everything in memory follows from here."""
         run = result.run
-        if isinstance(change, Post):
-            self._delivery.posted(change.signal, result)
-        elif isinstance(change, Emit | Occur):
-            self._delivery.notify(result.run_ids)
+        # Moves and starts, of which there are many, come first.
+        if isinstance(change, (Move, Start)):
+            transition: Transition | None = change.transition
+        else:
+            if isinstance(change, Post):
+                self._delivery.posted(change.signal, result)
+            elif isinstance(change, (Emit, Occur)):
+                self._delivery.notify(result.run_ids)
+            transition = result.transition
         if result.plans:
             self._planner.push(result.plans)
-        if run is None or isinstance(change, Mark) or self._worker is None:
+        if run is None or transition is None or self._worker is None:
             return
-        transition = result.transition or getattr(change, "transition", None)
-        if transition is not None:
-            self._telemetry.committed(run, transition)
-            self._callers.committed(run, transition)
+        self._telemetry.committed(run, transition)
+        self._callers.committed(run, transition)
         if self._works:
-            self._worker.follow(change, result)
+            self._worker.follow(run)
         self._waiters.tell(run)
         if result.mail:
             self._delivery.notify((run.id,))

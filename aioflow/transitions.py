@@ -125,9 +125,9 @@ def decide(
     command, data = outcome.command, outcome.data
     try:
         match command:
-            case Goto(target, progress):
-                step: str = _resolve(run, definition, "goto", target)
-                progress = run.progress if progress is None else progress
+            case Goto():
+                step: str = _resolve(run, definition, "goto", command.target)
+                progress = run.progress if command.progress is None else command.progress
                 if (action := definition.steps[step].action) is not None:
                     return move(
                         run, "goto", duration, now, commit_id, status=WAITING, owner=None, step=step, visit=run.seq + 1,

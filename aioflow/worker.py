@@ -17,7 +17,6 @@ from functools import partial
 
 from aioflow import telemetry
 from aioflow.activation import GRACE, Activation, Tools
-from aioflow.changes import Change, Mark, Result
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
@@ -128,11 +127,8 @@ class Worker:
 
     # ---- memory follows the store
 
-    def follow(self, change: Change, result: Result) -> None:
-        """A change was committed."""
-        run = result.run
-        if run is None or isinstance(change, Mark):
-            return
+    def follow(self, run: Run) -> None:
+        """A transition was committed; ``run`` is the row after it."""
         self._heard[run.id] = run.seq
         activation = self._activations.get(run.id)
         if run.status == RUNNING:

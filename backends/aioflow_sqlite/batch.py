@@ -2,9 +2,7 @@
 
 The thread and the event loop share the GIL. sqlite3 lets go of it for every row that it steps through, and getting it
 back from a busy loop takes up to a switch interval of 5 ms. So a batch is a handful of statements that each step
-once: all rows of a kind in one VALUES list. Nearly every batch is *plain*: its guards stand in the statement that
-writes the runs, which tells how many held. If not all did, and for any other batch, the guards are read first, as one
-JSON value.
+once: all rows of a kind in one VALUES list. The guards are read first, as one JSON value; plain.py does without.
 """
 
 from __future__ import annotations
@@ -33,35 +31,16 @@ from aioflow.clock import Micros
 from aioflow.model import LIVE, Run, Signal, Transition, WorkflowStatus
 from aioflow_sqlite import mailbox
 from aioflow_sqlite.events import EventBatch, catch_up, in_the_way
-from aioflow_sqlite.rows import RUN_COLUMNS, SELECT_RUNS, row_of
+from aioflow_sqlite.plain import apply_plain
+from aioflow_sqlite.rows import NULLABLE, RUN_COLUMNS, SELECT_RUNS, WRITE_HISTORY, row_of
 from aioflow_sqlite.writing import placeholders, write
 
-_NULLABLE = frozenset(
-    [
-        "key",
-        "parent_id",
-        "event_id",
-        "next_step",
-        "owner",
-        "waiting_for",
-        "wake_at",
-        "arms",
-        "input",
-        "deadline",
-        "failure",
-        "progress",
-        "error",
-        "traceback",
-        "ended_at",
-    ]
-)
 _MUTABLE = ", ".join(f"{name} = excluded.{name}" for name in Run._fields[Run._fields.index("status") :])
 _WRITE_RUNS = (
     f"INSERT INTO runs ({RUN_COLUMNS}) VALUES ",
-    placeholders(Run._fields, _NULLABLE),
+    placeholders(Run._fields, NULLABLE),
     f" ON CONFLICT (id) DO UPDATE SET {_MUTABLE}",
 )
-_WRITE_HISTORY = ("INSERT INTO history VALUES ", placeholders(Transition._fields, _NULLABLE), " ON CONFLICT DO NOTHING")
 _GUARDS = "SELECT json_group_array(json_array(id, seq, fence)) FROM runs WHERE id IN (SELECT value FROM json_each(?))"
 _SAME_COMMIT = "SELECT * FROM history WHERE run_id = ? AND commit_id = ?"
 _AT_ITS_PLACE = "SELECT 1 FROM history WHERE run_id = ? AND seq = ? AND commit_id = ?"
@@ -72,7 +51,9 @@ ORDER BY iif(id = ?, ?, status IN ('running', 'waiting')) DESC, created_at DESC,
 
 
 def apply(db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> list[Result]:
-    """Check each change's guards and write those that hold. The transaction is the caller's."""
+    """Check each change's guards and write those that hold, in the transaction that has been begun."""
+    if (results := apply_plain(db, changes)) is not None:
+        return results
     batch = _Batch(db, changes, now)
     results = [batch.add(change) for change in changes]
     batch.write()
@@ -178,7 +159,7 @@ class _Batch:
             mailbox.take(self._db, self._taken, self._now)
         if self._runs:
             write(self._db, _WRITE_RUNS, self._runs)
-            write(self._db, _WRITE_HISTORY, self._transitions)
+            write(self._db, WRITE_HISTORY, self._transitions)
         self._waiting += [run for run in self._runs if run.arms is not None]
         self._taken, self._runs, self._transitions = [], [], []
         self._moved.clear()

@@ -6,10 +6,36 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Final
 
-from aioflow.model import Run
+from aioflow.model import Run, Transition
 from aioflow.plans import EventRecord, Plan
+from aioflow_sqlite.writing import placeholders
 
 RUN_COLUMNS: Final = ", ".join(Run._fields)
+#: Of runs and of history.
+NULLABLE: Final = frozenset(
+    [
+        "key",
+        "parent_id",
+        "event_id",
+        "next_step",
+        "owner",
+        "waiting_for",
+        "wake_at",
+        "arms",
+        "input",
+        "deadline",
+        "failure",
+        "progress",
+        "error",
+        "traceback",
+        "ended_at",
+    ]
+)
+WRITE_HISTORY: Final = (
+    "INSERT INTO history VALUES ",
+    placeholders(Transition._fields, NULLABLE),
+    " ON CONFLICT DO NOTHING",
+)
 SELECT_RUNS: Final = f"SELECT {RUN_COLUMNS} FROM runs"
 
 
