@@ -33,7 +33,10 @@ from aioflow.transitions import Outcome, Raised, Stepped
 
 _COMMANDS = (Goto, Sleep, Wait, Complete, Fail)
 _NONE: Final[Mapping[str, Any]] = {}
-REQUEST_GONE: Final = "the request that called it was in another process, which has died. Call it again."
+REQUEST_GONE: Final = (
+    "the request that called it is gone with the process that had it, or is in one that executes nothing. Call it again, "
+    "where the engine works."
+)
 
 
 class Watch:
