@@ -45,6 +45,7 @@ class Stats:
         planned: starts that events have planned and that are not made yet.
         failing: those of them whose create_context or should_run_for_event raised the last time. They are tried again;
             the log says why.
+        blocked_starts: those of them whose workflow no code knows any more. They are made when a worker has it again.
         lag: how long the earliest of the overdue runs has been due; zero if none is.
         running_here: runs that this engine executes now.
         bytes: the size of the store, None where it has none.
@@ -60,6 +61,7 @@ class Stats:
     events: Mapping[str, int]
     planned: int
     failing: int
+    blocked_starts: int
     lag: timedelta
     running_here: int
     bytes: int | None
@@ -320,6 +322,7 @@ class Client:
             events=found.events,
             planned=found.planned,
             failing=found.failing,
+            blocked_starts=found.blocked,
             lag=timedelta(microseconds=lag),
             running_here=parts.running(),
             bytes=found.bytes,

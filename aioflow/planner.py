@@ -2,7 +2,8 @@
 
 A plan is a row of the store, and is taken away by the very transaction that fulfils it: so a run is started exactly once,
 from however many processes that is tried, and a process that dies in between leaves it for the next. A start whose code
-raises is planned again, later and later; the others do not wait for it.
+raises is planned again, later and later; the others do not wait for it. One whose workflow no code knows is blocked: it
+is due no more, until a worker comes that knows it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from aioflow.interventions import start
 from aioflow.likeness import one_line
 from aioflow.model import MAX_ERROR, Deadline, bounded
 from aioflow.outbox import Office
+from aioflow.plans import BLOCKED, Plan
 from aioflow.registry import Registry, listeners
 from aioflow.slots import Slots
 from aioflow.store import Planned, PlanQuery, Store
@@ -48,7 +50,7 @@ class Planner(DueLoop):
         commit_ids: makes commit ids.
 
     The mutable state, beside that of DueLoop: the starts that are under way, which generation of the registry the store
-    has been told of, and whether it is being stopped.
+    has been told of, which workflows were missed, and whether it is being stopped.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Planner(DueLoop):
         self._context = contextvars.copy_context()
         self._tasks = TaskSet()
         self._told = -1
+        self._missed: set[str] = set()
         self._stopping = False
 
     @property
@@ -92,6 +95,18 @@ class Planner(DueLoop):
         if names:
             await self._committer.commit(Listen(names, heard), patience)
         self._told = generation
+
+    async def unblock(self) -> None:
+        """Make those blocked starts due again whose workflow is known here."""
+        query = PlanQuery(blocked=tuple(sorted({name for name, _ in self._registry.known()})))
+        self._missed.difference_update(query.blocked)
+        while query.blocked:
+            planned = await self._store.select(query, self._clock.micros())
+            if not planned:
+                return
+            freed = [self._committer.submit(Replan(plan, event.at + plan.offset)) for plan, event in planned]
+            for future in freed:
+                await future
 
     async def stop(self, patience: float) -> None:
         """End what is under way: it is planned still."""
@@ -148,10 +163,15 @@ class Planner(DueLoop):
     async def _begin(self, planned: Planned) -> None:
         """Start the run, or put it off, or drop it."""
         plan, event = planned
+        generation = self._registry.generation
         try:
             definition = self._registry.find(plan.workflow)
-        except WorkflowUnknown:
-            return  # it may be known elsewhere, or later: the scan finds it again
+        except WorkflowUnknown as error:
+            if self.working:  # a client leaves it to those who work
+                await self._block(plan, error)
+                if self._registry.generation != generation:  # its code may have come meanwhile, and not have seen it
+                    await self.unblock()
+            return
         try:
             context = await definition.context_for(await event_of(event))
             data = None if context is None else definition.codec.encode(context)[0]
@@ -177,6 +197,15 @@ class Planner(DueLoop):
         )  # fmt: skip
         resumption = f'["event", {json.dumps(event.name)}, {event.payload}]'
         return change._replace(run=change.run._replace(event_id=event.event_id, input=resumption), plan=plan.id)
+
+    async def _block(self, plan: Plan, error: WorkflowUnknown) -> None:
+        text = bounded(one_line(error), MAX_ERROR)
+        if plan.workflow not in self._missed:
+            self._missed.add(plan.workflow)
+            telemetry.warn(
+                "starts of a workflow that no code here knows are blocked", workflow=plan.workflow, error=text
+            )
+        await self._committer.commit(Replan(plan, BLOCKED, text))
 
     async def _put_off(self, planned: Planned, error: BaseException) -> None:
         """Plan a start again whose code raised."""

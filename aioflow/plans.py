@@ -84,11 +84,16 @@ class EventStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+#: The ``due`` of a start that is blocked, because no code knows its workflow: later than every instant.
+BLOCKED: Final[Micros] = 1 << 62
+
+
 class Plan(NamedTuple):
     """What is to happen at an instant because of an event: the event itself, or the start of a run."""
 
     #: Given by the store.
     id: int
+    #: When; or ``BLOCKED``.
     due: Micros
     #: The ``EventRecord.id``.
     event: int
@@ -97,9 +102,9 @@ class Plan(NamedTuple):
     workflow: str
     #: Of a start: how long after the event's ``at`` it is planned; negative: before.
     offset: Micros
-    #: How often the start has failed.
+    #: How often it was put off: because the start failed, or was blocked, or is not blocked any more.
     attempts: int
-    #: Why, the last time.
+    #: Why, the last time; None of what is not blocked any more.
     error: str | None
 
 

@@ -91,9 +91,13 @@ class EventQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanQuery:
-    """The plans of these ids that there still are, in any order, each with its event."""
+    """Plans, each with its event, in any order: those of the ids that there still are; or, with names of workflows in
+    ``blocked``, starts of these whose ``due`` is ``BLOCKED``, ``limit`` at most.
+    """
 
-    ids: tuple[int, ...]
+    ids: tuple[int, ...] = ()
+    blocked: tuple[str, ...] = ()
+    limit: int = 500
 
 
 class Planned(NamedTuple):
@@ -135,9 +139,10 @@ class Stats:
     bytes: int | None
     #: status -> number of events.
     events: dict[str, int] = field(default_factory=dict)
-    #: Starts that are planned, and how many of them have failed at least once.
+    #: Starts that are planned, how many of them have an error and are to be tried again, and how many are blocked.
     planned: int = 0
     failing: int = 0
+    blocked: int = 0
 
 
 class Store(Protocol):

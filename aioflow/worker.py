@@ -253,6 +253,7 @@ class Worker:
         # Where others work, too, they may park what this worker's code can take.
         if began or learnt or (compare and not self._store.exclusive):
             await self._unblock()
+            await self.planner.unblock()
             self._known_generation = generation
 
     async def _unblock(self) -> None:

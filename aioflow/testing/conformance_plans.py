@@ -10,7 +10,7 @@ from aioflow.changes import Change, Emit, Listen, Replan, Result, Start, Withdra
 from aioflow.clock import SECOND
 from aioflow.errors import StoreRefused
 from aioflow.model import Deadline
-from aioflow.plans import EventRecord, Plan
+from aioflow.plans import BLOCKED, EventRecord, Plan
 from aioflow.store import Planned, PlanQuery, Store
 from aioflow.testing.conformance_samples import (
     NOW,
@@ -217,6 +217,35 @@ class PlansConformance:
         assert await plans(store) == [other, new]
         assert await outcomes(store, Replan(new, NOW + 1)) == ["applied"]
         assert (await plans(store))[1] == plan._replace(due=NOW + 1, attempts=2, error=None)
+
+    async def test_a_start_is_blocked(self, store: Store) -> None:
+        """It is due at no instant, counted apart, found by its workflow, and due again when it is planned anew."""
+        await listen(store, a_listener(), a_listener("other"), a_listener("third", 9))
+        await emit(store, an_event(1), an_event(2))
+        mine = [plan for plan in await plans(store) if plan.workflow in ("order", "other")]
+        assert await outcomes(store, *(Replan(plan, BLOCKED, "gone") for plan in mine)) == ["applied"] * 4
+        assert {plan.workflow for plan in await plans(store)} == {"third"}
+        stats = await store.stats(NOW)
+        assert (stats.planned, stats.failing, stats.blocked) == (6, 0, 4)
+        for workflows, expected in [
+            (("order",), [1, 2]),
+            (("other", "order", "third", "order"), [1, 1, 2, 2]),
+            (("third", "", "no"), []),
+            ((), []),
+        ]:
+            found = await store.select(PlanQuery(blocked=workflows), NOW)
+            assert sorted(plan.event for plan, _ in found) == expected
+            assert all(plan.due == BLOCKED and event.id == plan.event for plan, event in found)
+        assert len(await store.select(PlanQuery(blocked=("other", "order"), limit=3), NOW)) == 3
+        first, second = sorted(await store.select(PlanQuery(blocked=("order",)), NOW))
+        [result] = await store.apply([Replan(first.plan, NOW)], NOW)
+        assert result.plans == (Deadline(NOW, first.plan.id, 2),)
+        assert (
+            await outcomes(store, _by_plan(first.plan), _by_plan(second.plan, 2), Withdraw("event-1"))
+            == ["applied"] * 3
+        )
+        stats = await store.stats(NOW)
+        assert (stats.planned, stats.failing, stats.blocked) == (2, 0, 1)
 
     async def test_a_plan_is_given_up(self, store: Store) -> None:
         """Without a due it is taken away, unless it was tried since; what is gone is stale."""

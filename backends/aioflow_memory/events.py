@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from aioflow.changes import Emit, Listen, Occur, Replan, Result, Withdraw
 from aioflow.clock import Micros
 from aioflow.model import Deadline, Run, arms_of
-from aioflow.plans import EventRecord, EventStatus, Listener, Plan
-from aioflow.store import EventQuery, Planned
+from aioflow.plans import BLOCKED, EventRecord, EventStatus, Listener, Plan
+from aioflow.store import EventQuery, Planned, PlanQuery
 from aioflow_memory.mailbox import Mailbox, hears
 
 #: The filters that are columns of the same name.
@@ -182,9 +182,14 @@ class Events:
         ]
         return sorted(found, key=lambda event: event.id, reverse=query.descending)[: query.limit]
 
-    def planned(self, ids: Iterable[int]) -> list[Planned]:
+    def planned(self, query: PlanQuery) -> list[Planned]:
         """The plans that there are, each once."""
-        return [planned for id_ in dict.fromkeys(ids) if (planned := self.plan(id_)) is not None]
+        ids = dict.fromkeys(query.ids)
+        if query.blocked:
+            first = bisect_left(self._due, (BLOCKED, 0), key=_moment)
+            workflows = ((deadline.run_id, self._plans[deadline.run_id].workflow) for deadline in self._due[first:])
+            ids.update(dict.fromkeys([id_ for id_, name in workflows if name in query.blocked][: query.limit]))
+        return [planned for id_ in ids if (planned := self.plan(id_)) is not None]
 
     def due(self, after: tuple[Micros, int], until: tuple[Micros, int], limit: int) -> list[Deadline]:
         """A slice of the sorted deadlines."""
@@ -192,11 +197,12 @@ class Events:
         last = bisect_right(self._due, until, key=_moment)
         return self._due[first : min(last, first + limit)]
 
-    def count(self) -> tuple[dict[str, int], int, int]:
-        """Events by status, planned starts, and those that have failed."""
+    def count(self) -> tuple[dict[str, int], int, int, int]:
+        """Events by status, planned starts, those that have failed, and those that are blocked."""
         starts = [plan for plan in self._plans.values() if plan.workflow]
         events = Counter(event.status for event in self._events.values())
-        return dict(events), len(starts), sum(plan.attempts > 0 for plan in starts)
+        blocked = sum(plan.due == BLOCKED for plan in starts)
+        return dict(events), len(starts), sum(plan.error is not None for plan in starts) - blocked, blocked
 
     # ---- rows, and what follows from them
 

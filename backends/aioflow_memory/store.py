@@ -119,7 +119,7 @@ class MemoryStore:
         if isinstance(query, EventQuery):
             return self._rows.events.select(query)
         if isinstance(query, PlanQuery):
-            return self._rows.events.planned(query.ids)
+            return self._rows.events.planned(query)
 
         def position(run: Run) -> tuple[int, int]:
             return (getattr(run, query.order), run.id)
@@ -238,7 +238,7 @@ class MemoryStore:
             if run.status == WorkflowStatus.WAITING and run.waiting_for is not None:
                 waiting[run.waiting_for] += 1
         deadlines = self._rows.deadlines
-        events, planned, failing = self._rows.events.count()
+        events, planned, failing, blocked = self._rows.events.count()
         overdue = bisect_right(deadlines, now, key=attrgetter("at"))
         return Stats(
             runs={workflow: dict(counts) for workflow, counts in runs.items()},
@@ -251,6 +251,7 @@ class MemoryStore:
             events=events,
             planned=planned,
             failing=failing,
+            blocked=blocked,
         )
 
     # ---- conditions

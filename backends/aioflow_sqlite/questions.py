@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from aioflow.model import Deadline, Run
-from aioflow.plans import EventRecord, Plan
+from aioflow.plans import BLOCKED, EventRecord, Plan
 from aioflow.store import EventQuery, Planned, PlanQuery, RunQuery, Stats
 from aioflow_sqlite.rows import EVENT_COLUMNS, PLAN_COLUMNS, SELECT_RUNS
 
@@ -73,8 +73,13 @@ def plans(db: sqlite3.Connection, query: PlanQuery) -> list[Planned]:
         f"SELECT {PLAN_COLUMNS}, {EVENT_COLUMNS} FROM plans AS p CROSS JOIN events AS e ON e.id = p.event "
         "WHERE p.id IN (SELECT value FROM json_each(?))"
     )
+    ids = query.ids
+    if query.blocked:
+        names = "SELECT DISTINCT value FROM json_each(?)"
+        blocked = f"SELECT id FROM plans WHERE due = {BLOCKED} AND workflow IN ({names}) LIMIT ?"
+        ids += tuple(id_ for (id_,) in db.execute(blocked, (json.dumps(query.blocked), query.limit)))
     width = len(Plan._fields)
-    rows = db.execute(sql, (json.dumps(query.ids),))
+    rows = db.execute(sql, (json.dumps(ids),))
     return [Planned(Plan._make(row[:width]), EventRecord._make(row[width:])) for row in rows]
 
 
@@ -106,12 +111,13 @@ def stats(db: sqlite3.Connection, now: int) -> Stats:
     return Stats(runs, steps, waiting, overdue, oldest, mailbox, size, *_events_and_plans(db))
 
 
-def _events_and_plans(db: sqlite3.Connection) -> tuple[dict[str, int], int, int]:
-    """How many events there are of each status, planned starts, and how many of these have failed."""
+def _events_and_plans(db: sqlite3.Connection) -> tuple[dict[str, int], int, int, int]:
+    """How many events there are of each status, planned starts, and how many of these have failed, and are blocked."""
     events = dict(db.execute("SELECT status, count(*) FROM events GROUP BY status"))
     (planned,) = db.execute("SELECT count(*) FROM plans WHERE workflow <> ''").fetchone()
-    (failing,) = db.execute("SELECT count(*) FROM plans WHERE attempts > 0 AND workflow <> ''").fetchone()
-    return events, planned, failing
+    (put_off,) = db.execute("SELECT count(*) FROM plans WHERE error IS NOT NULL").fetchone()
+    (blocked,) = db.execute(f"SELECT count(*) FROM plans WHERE due = {BLOCKED}").fetchone()
+    return events, planned, put_off - blocked, blocked
 
 
 def _and(where: list[str]) -> str:

@@ -13,6 +13,7 @@ import pytest
 from aioflow.changes import Change, Emit, Listen, Occur, Post, Replan, Withdraw
 from aioflow.clock import SECOND
 from aioflow.model import Signal
+from aioflow.plans import BLOCKED
 from aioflow.store import EventQuery, PlanQuery
 from aioflow.testing.conformance_samples import (
     NOW,
@@ -39,6 +40,8 @@ CROWD = 20_000
 SECOND_COLUMNS = Signal._fields[:-1]
 #: Its time is over, but something that it waits for is to occur first.
 LATE = an_event_waiter(6_001, "x", "ordered", ("other", "e3"), ("other", "none"), wake_at=NOW + 100 * SECOND)
+#: Plans that are blocked.
+GONE = tuple(range(1, 2_001))
 
 
 # ---- migration
@@ -103,6 +106,7 @@ def db() -> Iterator[sqlite3.Connection]:
     waiters: list[Change] = [starting(an_event_waiter(number, "x", ("y", f"e{number}"))) for number in range(1, 5_001)]
     batch.apply(db, crowd, NOW)
     batch.apply(db, waiters, NOW)
+    batch.apply(db, [Replan(plan, BLOCKED, "gone") for plan, _ in questions.plans(db, PlanQuery(ids=GONE))], NOW)
     batch.apply(db, [Listen(("order",), (a_listener(),))], NOW)
     mine = [Emit(an_event(CROWD + number, at=NOW + number - 2, entity_id="e1")) for number in (1, 2, 3)]
     batch.apply(db, mine, NOW)
@@ -152,6 +156,7 @@ ASKED: dict[str, Callable[[sqlite3.Connection], object]] = {
     "park": _applied(starting(an_event_waiter(7_000, ("ordered", "e1"), created_at=NOW - 9))),
     "due plans": lambda db: questions.due_plans(db, (NOW, 0), (NOW + 9, 0), 9),
     "plans": lambda db: questions.plans(db, PlanQuery(ids=(1, 2, CROWD))),
+    "blocked plans": lambda db: questions.plans(db, PlanQuery(blocked=("other", "none"), limit=20)),
     "an event": lambda db: questions.events(db, EventQuery(event_id=("event-9",))),
     "pages of events": lambda db: questions.events(db, EventQuery(after=9_000, limit=10)),
     "events of an entity": lambda db: questions.events(db, EventQuery(name=("ordered",), entity_id=("e1",))),

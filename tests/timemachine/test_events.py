@@ -276,6 +276,25 @@ async def test_a_wait_whose_event_is_cancelled_at_the_last_instant(machine: Time
         assert flow.now == until
 
 
+async def test_a_start_whose_workflow_is_unknown(tmp_path: Path) -> None:
+    """It holds up neither time nor others, and is made at the very instant at which its workflow is known again."""
+    url = f"sqlite:///{tmp_path}/x.db"
+    async with TimeMachine(url, workflows=[Remind]) as flow:
+        at = flow.now + 2 * HOUR
+        await flow.emit("tm-visit", event_id="e", at=at)
+    async with TimeMachine(url, workflows=[Order]) as flow:
+        run = await flow.start(Order)
+        assert (await run.wait()).data["path"] == ["late True"]
+        await flow.advance(days=1)
+        stats = await flow.stats()
+        assert (stats.planned, stats.blocked_starts, stats.events) == (2, 2, {"occurred": 1})
+        end = flow.now
+    async with TimeMachine(url, workflows=[Remind], now=end) as flow:
+        await flow.settle()
+        assert await begun(flow, "e", at) == [("tm-remind", 24.0 * 60)] * 2
+        assert ((await flow.stats()).blocked_starts, flow.now) == (0, end)
+
+
 async def test_a_signal_and_an_event(machine: TimeMachine) -> None:
     """Of the arms of one wait the first to come is taken; without any the timeout comes."""
     async with machine as flow:

@@ -33,7 +33,9 @@ CREATE TABLE plans (
     UNIQUE (event, occurrence, workflow, "offset")
 ) STRICT;
 CREATE INDEX plans_due ON plans (due, id, attempts);
-CREATE INDEX plans_failing ON plans (id) WHERE attempts > 0;
+CREATE INDEX plans_put_off ON plans (id) WHERE error IS NOT NULL;
+-- Blocked: aioflow.plans.BLOCKED.
+CREATE INDEX plans_blocked ON plans (workflow, id) WHERE due = 4611686018427387904;
 
 -- The columns stand in the order of aioflow.plans.Listener.
 CREATE TABLE listeners (

@@ -1,0 +1,199 @@
+"""Events whose workflow nobody has any more: their starts are blocked, and made when somebody comes who has it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from pydantic import BaseModel
+from structlog.typing import EventDict
+
+from aioflow import Engine, complete, event_workflow, step, workflow
+from aioflow.changes import Listen
+from aioflow.clock import LAST_INSTANT
+from aioflow.commands import Command
+from aioflow.model import Deadline
+from aioflow.plans import Listener
+from aioflow.store import Store
+from aioflow.timers import START
+from tests.engine.conftest import MakeEngine, ShiftedClock
+from tests.support import wait_until
+
+HOUR = timedelta(hours=1)
+BLOCKED = "starts of a workflow that no code here knows are blocked"
+
+
+@workflow("bs-other")
+class Other:
+    """What the engine has beside."""
+
+    class Context(BaseModel):
+        pass
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        return complete()
+
+
+def release(name: str, event: str, begun: list[str] | None = None) -> type:
+    """The workflow that an event starts, in code that still has it, or has it again."""
+
+    @event_workflow(event, name=name)
+    class Greets:
+        @step(start=True)
+        async def begin(self) -> Command:
+            if begun is not None:
+                begun.append(name)
+            return complete()
+
+    return Greets
+
+
+async def counts(engine: Engine) -> tuple[int, int, int]:
+    """Planned starts, those that fail, and those that are blocked."""
+    stats = await engine.stats()
+    return stats.planned, stats.failing, stats.blocked_starts
+
+
+async def all_blocked(engine: Engine, count: int) -> None:
+    """Until so many are."""
+
+    async def blocked() -> bool:
+        return await counts(engine) == (count, 0, count)
+
+    await wait_until(blocked, what=f"{count} blocked starts")
+
+
+async def due(engine: Engine) -> list[Deadline]:
+    """Every plan that anybody will ever look at."""
+    assert engine._parts is not None
+    return await engine._parts.store.due(START, (LAST_INSTANT, 1 << 62), 1_000, engine._parts.clock.micros(), "plan")
+
+
+async def tell(engine: Engine, name: str, event: str) -> None:
+    """Tell the store what an earlier release of the code listened to."""
+    assert engine._parts is not None
+    await engine._parts.committer.commit(Listen((name,), (Listener(name, event, "*", 0),)))
+
+
+async def test_a_start_without_code_is_blocked(make_engine: MakeEngine, log: list[EventDict]) -> None:
+    """It is seen in stats() and once in the log, and nobody looks at it any more; a restart with the code makes it."""
+    begun: list[str] = []
+    flow = release("bs-gone", "bs-visit", begun)
+    async with make_engine(flow):
+        pass  # tells the store who listens
+    for blocked in (2, 4):
+        async with make_engine(Other) as engine:
+            await engine.emit("bs-visit")
+            await engine.emit("bs-visit")
+            await engine.emit("bs-free")
+            await all_blocked(engine, blocked)
+            assert await due(engine) == []
+            assert await engine.count() == 0
+    lines = [entry for entry in log if entry["event"] == BLOCKED]
+    assert [(line["workflow"], line["log_level"]) for line in lines] == [("bs-gone", "warning")] * 2
+    assert "No workflow 'bs-gone' is known to this engine (known: bs-other)" in lines[0]["error"]
+    async with make_engine(Other, flow) as engine:
+        await wait_until(lambda: len(begun) == 4)
+        assert await counts(engine) == (0, 0, 0)
+        assert (await engine.stats()).events == {"occurred": 6}
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "an hour later"])
+async def test_code_that_is_defined_later_makes_it_at_once(
+    make_engine: MakeEngine, clock: ShiftedClock, later: bool
+) -> None:
+    """In the very process that has blocked it."""
+    name, begun = f"bs-{uuid4()}", []  # no engine has ever known it
+    async with make_engine() as engine:
+        await tell(engine, name, name)
+        await engine.emit(name)
+        await all_blocked(engine, 1)
+        if later:
+            clock.shift(HOUR)
+        release(name, name, begun)
+        await wait_until(lambda: begun)
+        assert await counts(engine) == (0, 0, 0)
+
+
+async def test_code_that_comes_while_it_is_being_blocked(make_engine: MakeEngine, store_url: str | Store) -> None:
+    """Is told apart from code that came before: the start is made."""
+    names = [f"bs-{uuid4()}" for _ in range(20)]
+    begun: list[str] = []
+    async with make_engine() as engine:
+        for name in names:
+            await tell(engine, name, name)
+        for number, name in enumerate(names):
+            await engine.emit(name)
+            if number % 2:
+                await all_blocked(engine, 1)
+            release(name, name, begun)
+            await wait_until(lambda name=name: name in begun)  # type: ignore[misc]
+        assert sorted(begun) == sorted(names)
+
+
+async def test_a_client_blocks_nothing(make_engine: MakeEngine) -> None:
+    """Its process_scheduled leaves to workers what it does not know."""
+    begun: list[str] = []
+    flow = release("bs-workers", "bs-visit", begun)
+    async with make_engine(flow):
+        pass
+    async with make_engine(Other, worker=False) as client:
+        await client.emit("bs-visit")
+        await client.process_scheduled()
+        assert await counts(client) == (1, 0, 0)
+    async with make_engine(flow):
+        await wait_until(lambda: begun)
+
+
+async def test_what_a_cancelled_or_moved_event_has_blocked(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """Goes with it: of one that was moved only the new occurrence is started."""
+    begun: list[str] = []
+    flow = release("bs-moved", "bs-visit", begun)
+    async with make_engine(flow):
+        pass
+    async with make_engine(Other) as engine:
+        await engine.emit("bs-visit", event_id="cancelled")
+        await engine.emit("bs-visit", event_id="moved")
+        await all_blocked(engine, 2)
+        await engine.cancel_event("cancelled")
+        assert await counts(engine) == (1, 0, 1)
+        await engine.emit("bs-visit", event_id="moved", at=clock.now() + HOUR, replace=True)
+        assert await counts(engine) == (1, 0, 0)
+        clock.shift(2 * HOUR)
+        await all_blocked(engine, 1)
+    async with make_engine(flow) as engine:
+        await wait_until(lambda: begun)
+        assert (await counts(engine), begun) == ((0, 0, 0), ["bs-moved"])
+
+
+@pytest.mark.parametrize("store_url", ["memory"], indirect=True)
+async def test_a_worker_that_has_the_code_makes_what_another_has_blocked(make_engine: MakeEngine) -> None:
+    """Where several work, whoever comes first to what is due need not be the one who has its code."""
+    begun: list[str] = []
+    flow = release("bs-elsewhere", "bs-visit", begun)
+    async with make_engine(flow), make_engine(Other) as other:
+        for _ in range(5):
+            await other.emit("bs-visit")
+        await wait_until(lambda: len(begun) == 5)
+        assert await counts(other) == (0, 0, 0)
+
+
+async def test_many_are_blocked_and_made(make_engine: MakeEngine) -> None:
+    """More than are looked at together, and each is started once."""
+    begun: list[str] = []
+    flow = release("bs-many", "bs-visit", begun)
+    async with make_engine(flow):
+        pass
+    async with make_engine(Other) as engine:
+        await asyncio.gather(*(engine.emit("bs-visit", event_id=f"e{number}") for number in range(1_200)))
+        await all_blocked(engine, 1_200)
+    async with make_engine(flow) as engine:
+
+        async def ended() -> bool:
+            return await engine.count(status="completed") == 1_200
+
+        await wait_until(ended)
+        assert (len(begun), await counts(engine), await engine.count()) == (1_200, (0, 0, 0), 1_200)
