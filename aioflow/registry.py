@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 
 from aioflow.definition import WorkflowDefinition
@@ -18,12 +18,13 @@ class Registry:
     """The workflows that an engine knows, by name and version.
 
     The mutable state: ``_by_name`` (name -> version -> definition, in order of registration) and ``generation``,
-    which rises with every addition.
+    which rises with every addition; the actions of one generation.
     """
 
     def __init__(self, definitions: Iterable[WorkflowDefinition] = ()) -> None:
         self._by_name: dict[str, dict[str, WorkflowDefinition]] = {}
         self.generation = 0
+        self._actions: tuple[int, Mapping[str, ActionDefinition]] = (-1, {})
         for definition in definitions:
             self.add(definition)
 
@@ -72,14 +73,18 @@ class Registry:
             raise DefinitionError(definition.cls.__qualname__, problems)
 
     @property
-    def actions(self) -> dict[str, ActionDefinition]:
+    def actions(self) -> Mapping[str, ActionDefinition]:
         """Every action by its name, in order of registration; of several versions of a workflow, the last one's."""
-        return {
-            action.name: action
-            for versions in self._by_name.values()
-            for definition in versions.values()
-            for action in definition.actions
-        }
+        generation, found = self._actions
+        if generation != self.generation:
+            found = {
+                action.name: action
+                for versions in self._by_name.values()
+                for definition in versions.values()
+                for action in definition.actions
+            }
+            self._actions = self.generation, found
+        return found
 
     @contextmanager
     def scope(self) -> Generator[None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import random
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -341,6 +343,34 @@ async def test_a_closed_engine_is_unavailable(make_engine: MakeEngine, connect: 
     answer = await connect(statezero(make_engine(*ACTING))).post(REVIEW, json={"workflow_run_id": 1, **GOOD})
     refused(answer, 503, "ServiceUnavailable", "Service unavailable")
     assert answer.headers["retry-after"] == "1"
+
+
+def anything(rng: random.Random, depth: int = 0) -> Any:
+    """A JSON value of any kind, some of them odd."""
+    kind = rng.randrange(8 if depth < 3 else 6)
+    if kind < 6:
+        odd = [2**70, -1, "", "a\0", "\U0001f30a", "1e400", 1e308, 0.1, "2030-01-01T00:00:00+02:00", "low", "x" * 700]
+        return [None, rng.random() < 0.5, rng.choice(odd), rng.choice(odd), rng.randrange(10), str(rng.random())][kind]
+    items = [anything(rng, depth + 1) for _ in range(rng.randrange(4))]
+    return items if kind == 6 else {rng.choice(["a", "", "priority", "workflow_run_id", "\0"]): item for item in items}
+
+
+async def test_nothing_that_is_sent_breaks_it(engine: Engine, client: httpx.AsyncClient, rng: random.Random) -> None:
+    """Whatever the body, the headers and the address are, the answer is a refusal that clients understand, never a 5xx."""
+    run = await parked(engine, Expense)
+    fields = ["workflow_run_id", "reviewer_notes", "priority", "note", "amount", "due", "yes", "other", "everything"]
+    for _ in range(400):
+        name = rng.choice(["expense_file_review", "expense_pay", "guarded_act", "described_act", "other_slow", "nope"])
+        body = {field: anything(rng) for field in fields if rng.random() < 0.6}
+        if rng.random() < 0.5:
+            body["workflow_run_id"] = rng.choice([run.id, str(run.id), run.id + 1])
+        content = json.dumps(rng.choice([body, body, anything(rng)])).encode()
+        if rng.random() < 0.2:
+            content = content[: rng.randrange(len(content) + 1)] + rng.randbytes(3)
+        headers = {"content-type": "application/json", "idempotency-key": str(rng.randrange(50))}
+        answer = await client.post(f"/actions/{name}", content=content, headers=headers)
+        assert answer.status_code in {200, 400, 404}, (content, answer.text)
+        assert isinstance(answer.json(), dict)
 
 
 # ---- permissions
