@@ -31,6 +31,10 @@ class Files:
         )
         self._files = [each for each in files if each.identity is not None]
 
+    def in_place(self) -> bool:
+        """Whether all of them have their names still."""
+        return all(_identity(file.path) == file.identity for file in self._files)
+
     def check_database(self) -> None:
         """Raise StoreUnavailable if its path holds another by now.
 
@@ -41,7 +45,7 @@ class Files:
             raise StoreUnavailable(self._store, problem, "Put the file back, or restart to begin with the one there.")
 
     def check(self, db: sqlite3.Connection) -> None:
-        """The same of all of them."""
+        """Raise StoreUnavailable if one of them is not in its place."""
         self.check_database()
         lost = next((file for file in self._files[1:] if _identity(file.path) != file.identity), None)
         if lost is None:

@@ -266,11 +266,13 @@ class SQLiteStore:
 
     async def _write(self, function: Callable[[sqlite3.Connection], T], data: int = 0) -> T:
         """Run it on the writer. ``data``: how many bytes it writes, if they are many."""
-        writer = self._writer
+        writer, files = self._writer, self._files
+        # Looked at here: in the writer's thread each of these system calls, which read no disk, would let go of the GIL,
+        # and a busy event loop gives it back after milliseconds.
+        if files is not None and not files.in_place():
+            await self._run(writer, files.check)
 
         def write(db: sqlite3.Connection) -> T:
-            if self._files is not None:
-                self._files.check(db)
             result = function(db)
             if self._works and self._wal is not None and writer is not None:
                 self._keep_short(self._wal, writer, db, data)
