@@ -66,7 +66,7 @@ class Calls(Acting):
         """
         if args:
             raise TypeError("start() takes the Context's values as keywords: start(Order, order_id=1).")
-        return self._start(workflow, options, context)
+        return self.start_run(workflow, options, context)
 
     @overload
     async def find(self, workflow: HasContext[C], key: str) -> WorkflowRun[C]: ...

@@ -100,7 +100,17 @@ class Client:
             raise RunNotFound(run_id)
         return rows[0]
 
-    async def _start(self, workflow: object, options: StartOptions, keywords: Mapping[str, Any]) -> WorkflowRun[Any]:
+    async def start_run(
+        self, workflow: object, options: StartOptions, keywords: Mapping[str, Any], *, from_json: bool = False
+    ) -> WorkflowRun[Any]:
+        """The same as ``start``, for those who hand calls on. Raises as that does.
+
+        Args:
+            workflow: the workflow class, or its name.
+            options: as for ``start``.
+            keywords: what makes the Context.
+            from_json: whether a Context's values come from JSON, where a date is a text, also for a strict Context.
+        """
         parts = self._open_for("start()")
         if not isinstance(options, StartOptions):
             raise TypeError(
@@ -109,7 +119,7 @@ class Client:
             )
         definition = parts.registry.find(workflow)
         start = await parts.office.start_of(
-            definition, options, keywords, patience=PATIENCE, promise=parts.slots.promise
+            definition, options, keywords, from_json=from_json, patience=PATIENCE, promise=parts.slots.promise
         )
         result = await parts.committer.submit(start, PATIENCE, partial(parts.slots.redeem, start.run.owner))
         assert result.run is not None

@@ -16,7 +16,7 @@ from pydantic import (
     BaseModel,
     ValidationError,
 )
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, to_json
 
 from aioflow.canon import beyond, check_json
 from aioflow.likeness import alike, difference, explain, loose_fields, one_line
@@ -65,13 +65,16 @@ class ContextCodec:
         self._check_classes(live)
         return live
 
-    def build(self, keywords: Mapping[str, Any]) -> BaseModel:
-        """A live Context from the keywords of its class.
+    def build(self, keywords: Mapping[str, Any], *, from_json: bool = False) -> BaseModel:
+        """A live Context from the keywords of its class; ``from_json``: as JSON has them, where a date is a text.
 
         Raises:
             ValidationError: they do not validate.
         """
         # By name and by alias: pydantic itself would ignore the name of a field that has an alias.
+        if from_json:
+            raw = to_json(keywords, inf_nan_mode="constants")
+            return self.live.__pydantic_validator__.validate_json(raw, by_alias=True, by_name=True)  # type: ignore[no-any-return]
         return self.live.__pydantic_validator__.validate_python(dict(keywords), by_alias=True, by_name=True)  # type: ignore[no-any-return]
 
     def merge(self, live: BaseModel, data: Mapping[str, Any]) -> BaseModel:

@@ -145,8 +145,8 @@ class WorkflowDefinition:
                 return next((after for after in names if after != on_timeout), None)
         return None
 
-    async def new_context(self, keywords: Mapping[str, Any]) -> BaseModel:
-        """A live Context from the keywords given to ``start``.
+    async def new_context(self, keywords: Mapping[str, Any], *, from_json: bool = False) -> BaseModel:
+        """A live Context from the keywords given to ``start``. ``from_json``: a Context's own come from JSON.
 
         Raises:
             TypeError: a keyword that neither create_context nor the Context takes.
@@ -157,7 +157,7 @@ class WorkflowDefinition:
         try:
             self.check_keywords(keywords)
             if create is None:
-                return self.codec.build(keywords)
+                return self.codec.build(keywords, from_json=from_json)
             return await self._adopted(create(**keywords))
         except ValidationError as error:
             raise ContextInvalid(self.name, explain(error)) from error

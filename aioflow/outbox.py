@@ -174,6 +174,7 @@ class Office:
         options: StartOptions,
         keywords: Mapping[str, Any],
         parent: Run | None = None,
+        from_json: bool = False,
         patience: Micros | None = None,
         promise: Callable[[], int | None] | None = None,
     ) -> Start:
@@ -184,6 +185,7 @@ class Office:
             options: how it is started.
             keywords: what its Context is made of.
             parent: the run whose step starts it.
+            from_json: see ``WorkflowDefinition.new_context``.
             patience: see ``ask``.
             promise: gives the owner, if it begins to run at once, see ``Slots``; nobody owns it, if this is not given.
 
@@ -191,7 +193,7 @@ class Office:
             TypeError, ContextInvalid, LimitExceeded: the keywords make no Context that can be stored.
         """
         try:
-            data, _ = definition.codec.encode(await definition.new_context(keywords))
+            data, _ = definition.codec.encode(await definition.new_context(keywords, from_json=from_json))
         except Unstorable as error:
             raise ContextInvalid(definition.name, f"it cannot be stored: {error}") from error
         run_id = await self._take(self.run_ids, patience)

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
 from pydantic_core import to_json
 
 from aioflow.definition import WorkflowDefinition
@@ -77,21 +77,37 @@ def arguments(definition: WorkflowDefinition, values: Mapping[str, JsonValue]) -
         made = context_model(definition).__pydantic_validator__.validate_json(to_json(values), by_alias=True)
     except ValidationError as error:
         raise invalid(error, at=("context",)) from None
-    return {name: getattr(made, name) for name in made.model_fields_set}
+    fields = type(made).model_fields
+    given = {fields[name].alias or name: getattr(made, name) for name in made.model_fields_set if name in fields}
+    return {**given, **(made.__pydantic_extra__ or {})}
 
 
 def _parameters(create: Callable[..., Any], name: str) -> type[BaseModel]:
-    """A model of a function's parameters, by their annotations, as far as these can be evaluated here."""
-    names = getattr(inspect.unwrap(create), "__globals__", {})
+    """A model of a function's parameters, by their annotations, as far as these can be evaluated here.
+
+    Its fields have names of our own, with the parameters' as aliases: a parameter may be called what no field may.
+    """
     fields: dict[str, Any] = {}
     extra: Literal["allow", "forbid"] = "forbid"
-    for parameter in inspect.signature(create).parameters.values():
+    names = _names_of(create)
+    for number, parameter in enumerate(inspect.signature(create).parameters.values()):
         if parameter.kind is parameter.VAR_KEYWORD:
             extra = "allow"
         elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             default = ... if parameter.default is parameter.empty else parameter.default
-            fields[parameter.name] = (_evaluated(parameter.annotation, names), default)
+            kind = _evaluated(parameter.annotation, names)
+            fields[f"parameter_{number}"] = (kind, Field(default, alias=parameter.name))
     return create_model(name, __config__=ConfigDict(extra=extra, arbitrary_types_allowed=True), **fields)
+
+
+def _names_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """What the names in a function's annotations may mean."""
+    inner = inspect.unwrap(getattr(function, "__func__", function))
+    try:
+        closed_over = dict(inspect.getclosurevars(inner).nonlocals)
+    except (TypeError, ValueError):
+        closed_over = {}
+    return {**getattr(inner, "__globals__", {}), **closed_over}
 
 
 def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:

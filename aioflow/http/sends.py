@@ -33,7 +33,7 @@ class Sends:
         context_model(definition)
         context = arguments(definition, asked.context)
         try:
-            run = await self._engine.start(definition.name, asked.options(), **context)
+            run = await self._engine.start_run(definition.name, asked.options(), context, from_json=True)
         except ContextInvalid as error:
             match error.__cause__:
                 case ValidationError() as cause:

@@ -157,6 +157,36 @@ class Aliased:
         return complete()
 
 
+@workflow("strict")
+class Strict:
+    """Takes nothing from Python but what is of the very type."""
+
+    class Context(BaseModel):
+        model_config = ConfigDict(strict=True)
+        day: date
+        price: Decimal = Decimal(0)
+
+    @step(start=True)
+    async def work(self) -> Command:
+        return complete()
+
+
+@workflow("peculiar")
+class Peculiar:
+    """Has parameters whose names no field of a model could have, and takes any other."""
+
+    class Context(BaseModel):
+        text: str
+
+    @classmethod
+    def create_context(cls, copy: int, model_id: date | None = None, _hidden: str = "", **more: object) -> Context:
+        return cls.Context(text=f"{copy!r} {model_id!r} {_hidden!r} {more!r}")
+
+    @step(start=True)
+    async def work(self) -> Command:
+        return complete()
+
+
 @event_workflow("visit.booked")
 class Visit:
     """Is started by an event."""
@@ -174,4 +204,4 @@ class Visit:
         return complete()
 
 
-ALL = [Expense, Count, Nap, Invite, Broken, Fails, Aliased, Visit]
+ALL = [Expense, Count, Nap, Invite, Broken, Fails, Aliased, Strict, Peculiar, Visit]

@@ -102,6 +102,22 @@ async def test_start_with_names_of_the_context_alone(client: httpx.AsyncClient) 
     assert (await start(client, "aliased", context={"size": 6}))["data"] == {"size": 6}
 
 
+async def test_start_with_a_strict_context(client: httpx.AsyncClient) -> None:
+    """A Context that takes no text for a date from Python takes it from JSON, which has nothing else."""
+    run = await start(client, "strict", context={"day": "2030-05-01", "price": "1.50"})
+    assert run["data"] == {"day": "2030-05-01", "price": "1.50"}
+    answer = await client.post("/workflows/strict/runs", json={"context": {"day": 5}})
+    assert problem(answer, 422, "invalid")["errors"][0]["pointer"] == "#/context/day"
+
+
+async def test_start_by_parameters_of_any_name(client: httpx.AsyncClient) -> None:
+    """A parameter may be called what no field of a model may, and ``**more`` takes the rest."""
+    run = await start(client, "peculiar", context={"copy": "7", "model_id": "2030-05-01", "_hidden": "x", "y": [1]})
+    assert run["data"]["text"] == "7 datetime.date(2030, 5, 1) 'x' {'y': [1]}"
+    answer = await client.post("/workflows/peculiar/runs", json={"context": {"copy": "x"}})
+    assert problem(answer, 422, "invalid")["errors"][0]["pointer"] == "#/context/copy"
+
+
 async def test_start_of_what_has_a_name_with_slashes(client: httpx.AsyncClient) -> None:
     """A workflow's name is quoted in the address."""
     assert (await start(client, "nap/of the cat"))["workflow"] == "nap/of the cat"
