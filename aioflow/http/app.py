@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from aioflow import telemetry
 from aioflow.http.access import Access, Authorize
+from aioflow.http.acts import Acts
 from aioflow.http.exits import Exits
 from aioflow.http.guard import is_foreign, is_local, limited
 from aioflow.http.health import Health
@@ -28,7 +29,7 @@ _Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
-    """The run API: start, list, get, history, wait, a stream of transitions, signal, emit, cancel.
+    """The run API: start, list, get, history, wait, a stream of transitions, signal, emit, cancel, actions.
 
     Serve it, or mount it: ``app.mount("/flows", api(engine, authorize))`` in FastAPI and Starlette. Served by itself it
     opens and closes the engine; mounted, it has no life of its own, and the host's does: ``lifespan=engine.lifespan``.
@@ -38,7 +39,8 @@ def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
         engine: whose runs.
         authorize: ``authorize(request, operation, run)``, sync or async, says whether a request is allowed: anything
             but a true value forbids it, and it may raise Starlette's HTTPException. ``operation`` is "start", "list"
-            (asked for each run of a list), "get", "history", "wait", "watch", "signal", "emit", "cancel" or "describe".
+            (asked for each run of a list), "get", "history", "wait", "watch", "signal", "cancel", "actions", "act",
+            "emit" or "describe". An action's own ``permissions`` are asked, too.
             ``run`` is the run as it was loaded, None for what is about no single one: "start", "emit", "describe",
             "signal" to a key or to everybody, and a run that there is not. Without ``authorize`` only clients on this
             machine are answered.
@@ -47,7 +49,8 @@ def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
         A Starlette app.
     """
     access, exits = Access(engine, authorize), Exits()
-    runs, sends, health = Runs(engine, access, exits), Sends(engine, access), Health(engine)
+    runs, acts = Runs(engine, access, exits), Acts(engine, access, exits)
+    sends, health = Sends(engine, access), Health(engine)
     endpoints: list[tuple[str, str, _Endpoint]] = [
         ("GET", "/healthz", health.live),
         ("GET", "/readyz", health.ready),
@@ -60,6 +63,8 @@ def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
         ("GET", "/runs/{run_id}/stream", runs.stream),
         ("POST", "/runs/{run_id}/signals/{name:path}", runs.signal),
         ("POST", "/runs/{run_id}/cancel", runs.cancel),
+        ("GET", "/runs/{run_id}/actions", acts.open),
+        ("POST", "/runs/{run_id}/actions/{name:path}", acts.act),
         ("POST", "/signals/{name:path}", sends.signal),
         ("POST", "/events/{name:path}", sends.emit),
     ]

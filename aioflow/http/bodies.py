@@ -131,6 +131,12 @@ class EmitBody(Body):
         return self
 
 
+class ActBody(Body):
+    """What an action is called with."""
+
+    input: Annotated[dict[str, JsonValue], Field(description="What the action takes.")] = {}
+
+
 class CancelBody(Body):
     """Why a run is cancelled."""
 

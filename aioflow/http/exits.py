@@ -7,6 +7,7 @@ nothing of the kind, what is bounded in time ends in its time.
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from aioflow.clock import SECOND, Clock, Micros
 from aioflow.tasks import TaskSet
 
 _LOOK: Final[Micros] = SECOND // 10
+#: Seconds that what should not be broken off is given after the server was told to end.
+_GRACE: Final = 5.0
 
 
 def server_exits() -> bool:
@@ -34,13 +37,13 @@ def server_exits() -> bool:
 class Exits:
     """Ends what waits when its time is over, its client has gone, or the server ends.
 
-    The mutable state: the scopes of those who wait now, the task that looks at the server while there are any, and a
-    task for each that listens to its client.
+    The mutable state: the scopes of those who wait now, with how many seconds they have after the server was told to
+    end (None once these have begun); the task that looks at the server while there are any; and a task for each that listens to its client.
     """
 
     def __init__(self) -> None:
         self._clock = Clock()
-        self._scopes: dict[CancelScope, None] = {}
+        self._scopes: dict[CancelScope, float | None] = {}
         self._looking = TaskSet()
         self._listening = TaskSet()
 
@@ -52,23 +55,42 @@ class Exits:
             seconds: how long it may take.
             receive: where the client is heard; whose body has been read, as far as it matters.
         """
-        with move_on_after(seconds) as scope:
-            self._scopes[scope] = None
-            if not len(self._looking):
-                self._looking.spawn(self._look(), name="aioflow http exit")
+        with move_on_after(seconds) as scope, self._watched(scope, 0):
             listener = self._listening.spawn(self._listen(receive, scope), name="aioflow http client")
             try:
                 yield scope
             finally:
-                self._scopes.pop(scope, None)
                 listener.cancel()
 
+    @contextmanager
+    def patient(self) -> Generator[CancelScope]:
+        """A block that takes its time, and ends early only some seconds after the server was told to end."""
+        with CancelScope() as scope, self._watched(scope, _GRACE):
+            yield scope
+
+    @contextmanager
+    def _watched(self, scope: CancelScope, grace: float) -> Generator[None]:
+        self._scopes[scope] = grace
+        if not len(self._looking):
+            self._looking.spawn(self._look(), name="aioflow http exit")
+        try:
+            yield
+        finally:
+            self._scopes.pop(scope, None)
+
     async def _look(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._scopes:
             if server_exits():
-                for scope in list(self._scopes):
-                    scope.cancel()
+                for scope, grace in list(self._scopes.items()):
+                    if grace is not None:
+                        self._scopes[scope] = None
+                        loop.call_later(grace, self._end, scope)
             await self._clock.sleep(_LOOK)
+
+    def _end(self, scope: CancelScope) -> None:
+        if scope in self._scopes:
+            scope.cancel()
 
     async def _listen(self, receive: Receive, scope: CancelScope) -> None:
         try:

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 from aioflow.definition import WorkflowDefinition
 from aioflow.http.problems import Problem, fault, invalid
+from aioflow.inputs import ActionDefinition
 from aioflow.targets import NoWayOut, named_targets
 
 
@@ -80,6 +81,14 @@ def arguments(definition: WorkflowDefinition, values: Mapping[str, JsonValue]) -
     fields = type(made).model_fields
     given = {fields[name].alias or name: getattr(made, name) for name in made.model_fields_set if name in fields}
     return {**given, **(made.__pydantic_extra__ or {})}
+
+
+def action_model(action: ActionDefinition) -> type[BaseModel] | None:
+    """The model of an action's input; None as long as its annotations name what is not defined."""
+    try:
+        return action.model
+    except Exception:  # noqa: BLE001 - whatever evaluating them, or making a model of them, raises
+        return None
 
 
 def _parameters(create: Callable[..., Any], name: str) -> type[BaseModel]:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from aioflow.definition import WorkflowDefinition
 from aioflow.http import bodies, listing, runs, views
 from aioflow.http.access import Access
-from aioflow.http.messages import context_model, is_started, messages_of
+from aioflow.http.messages import action_model, context_model, is_started, messages_of
 from aioflow.http.operations import (
     ABOUT_A_RUN,
     ANYWHERE,
@@ -34,6 +34,7 @@ from aioflow.http.operations import (
     query_of,
 )
 from aioflow.http.schemas import Schemas, word
+from aioflow.inputs import RUN_ID as RUN_ID_FIELD
 from aioflow.registry import Registry
 from aioflow.runtime import Engine
 
@@ -46,6 +47,7 @@ _ANSWERS = (
     views.ReceiptView,
     views.EventView,
     views.CancelView,
+    views.OpenActionsView,
     views.HealthView,
     views.TransitionView,
 )
@@ -93,6 +95,7 @@ def describe(registry: Registry) -> Json:
         **dict(_starts(schemas, definitions)),
         **dict(_messages(schemas, definitions)),
         **dict(_events(schemas, definitions)),
+        **dict(_actions(schemas, registry)),
     }
     return {
         "openapi": "3.1.0",
@@ -149,6 +152,19 @@ def _general(schemas: Schemas) -> Iterator[tuple[str, Json]]:
         "/runs/{run_id}/cancel",
         {"post": operation("cancel_run", "End a run", cancelled, problems, parameters=[RUN_ID], body=body)},
     )
+    yield (
+        "/runs/{run_id}/actions",
+        {
+            "get": operation(
+                "list_open_actions",
+                "The actions that a run waits for",
+                {200: answer("Actions.", views.OpenActionsView)},
+                (*_READS, "workflow-unknown"),
+                parameters=[RUN_ID],
+            )
+        },
+    )
+    yield "/runs/{run_id}/actions/{name}", {"post": _act("act", "Call an action", schemas.of(bodies.ActBody), [NAME])}
     yield from _signals(
         "{name}", "signal", "Send a signal", schemas.of(bodies.SignalBody), schemas.of(bodies.SignalAllBody), [NAME]
     )
@@ -235,6 +251,34 @@ def _events(schemas: Schemas, definitions: Iterable[WorkflowDefinition]) -> Iter
     for name, workflows in heard.items():
         summary = f"Record {name}, which starts {', '.join(workflows)}"
         yield f"/events/{quote(name)}", {"post": _emit(f"emit_{word(name)}", summary, schemas, [])}
+
+
+def _act(id_: str, summary: str, body: Json, name: list[Json]) -> Json:
+    answers = {200: answer("The run, as the action's step committed it.", views.RunView)}
+    problems = (
+        *_WRITES,
+        *ABOUT_A_RUN,
+        "workflow-unknown",
+        "action-unknown",
+        "run-ended",
+        "action-not-open",
+        "action-failed",
+    )
+    return operation(
+        id_, summary, answers, problems, parameters=[RUN_ID, *name], body=body, needs_body="required" in body
+    )
+
+
+def _actions(schemas: Schemas, registry: Registry) -> Iterator[tuple[str, Json]]:
+    for name, action in registry.actions.items():
+        model = action_model(action)
+        schema: Json = {"type": "object"} if model is None else schemas.of(model, f"action.{name}")
+        schema.get("properties", {}).pop(RUN_ID_FIELD, None)  # the address says which run
+        if needed := [each for each in schema.pop("required", ()) if each != RUN_ID_FIELD]:
+            schema["required"] = needed
+        body = _with(schemas.of(bodies.ActBody), "input", schema)
+        act = _act(f"act_{word(name)}", f"Call {name}", body, [])
+        yield f"/runs/{{run_id}}/actions/{quote(name)}", {"post": act}
 
 
 def _with(body: Json, name: str, schema: Json) -> Json:

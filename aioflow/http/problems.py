@@ -39,13 +39,16 @@ KINDS: Final[Mapping[str, Kind]] = {
     "not-found": Kind(404, "There is nothing at this address"),
     "run-not-found": Kind(404, "There is no such run"),
     "workflow-unknown": Kind(404, "There is no such workflow"),
+    "action-unknown": Kind(404, "The run's workflow has no such action"),
     "method-not-allowed": Kind(405, "This address does not take the method"),
     "run-ended": Kind(409, "The run has ended"),
+    "action-not-open": Kind(409, "The run does not wait for this action"),
     "body-too-large": Kind(413, "The body is too large"),
     "not-json": Kind(415, "The body has to be application/json"),
     "invalid": Kind(422, "The request does not validate"),
     "limit-exceeded": Kind(422, "The request is beyond a limit"),
     "internal": Kind(500, "Something unforeseen went wrong"),
+    "action-failed": Kind(500, "The action's step did not come to an end"),
     "unavailable": Kind(503, "The engine cannot answer now"),
 }
 
@@ -132,6 +135,8 @@ def answer_of(error: Exception) -> Response:
             return Problem("run-not-found").response()
         case errors.RunEnded(run_id=run_id, status=status):
             return Problem("run-ended", "It takes no signals any more.", run_id=run_id, run_status=status).response()
+        case errors.ActionNotOpen(run_id=run_id, status=status):
+            return Problem("action-not-open", run_id=run_id, run_status=status).response()
         case errors.WorkflowUnknown():
             return Problem("workflow-unknown").response()
         case errors.LimitExceeded(limit=limit):

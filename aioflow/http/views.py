@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.responses import Response
 
+from aioflow.actions import OpenAction
 from aioflow.events import Event
 from aioflow.model import Transition, WorkflowStatus
 from aioflow.run import WorkflowRun
@@ -140,6 +141,33 @@ class CancelView(View):
     """What became of a cancellation."""
 
     cancelled: Annotated[bool, Field(description="False if the run had ended already.")]
+
+
+class ActionView(View):
+    """An action that can be called now."""
+
+    name: str
+    step: str
+    title: str | None
+    description: str | None
+    input_schema: Annotated[dict[str, JsonValue], Field(description="What it takes, as JSON Schema.")]
+
+    @classmethod
+    def of(cls, action: OpenAction) -> ActionView:
+        """What is shown of an action."""
+        return cls(
+            name=action.name,
+            step=action.step,
+            title=action.title,
+            description=action.description,
+            input_schema=action.schema,
+        )
+
+
+class OpenActionsView(View):
+    """The actions that a run waits for."""
+
+    actions: list[ActionView]
 
 
 class HealthView(View):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import date, timedelta
 from decimal import Decimal
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
 
 from aioflow import (
     Event,
+    action,
     complete,
     event_workflow,
     fail,
@@ -187,6 +189,52 @@ class Peculiar:
         return complete()
 
 
+class Auditors:
+    """Who may audit: whoever says so, and only what is not hidden."""
+
+    def has_permission(self, request: Request, action_name: str) -> bool:
+        assert action_name == "audit"
+        return request.headers.get("x-role") == "auditor"
+
+    async def has_action_permission(self, request: Request, action_name: str, data: dict[str, Any]) -> bool:
+        return data["note"] != "hide it"
+
+
+@workflow("claim")
+class Claim:
+    """Is reviewed, and perhaps audited, by people."""
+
+    class Context(BaseModel):
+        amount: Decimal = Decimal(0)
+        day: date | None = None
+        notes: list[str] = []
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        return goto(self.review)
+
+    @action("review_claim")
+    @step(title="Review it")
+    async def review(self, approved: bool, amount: Annotated[Decimal, Field(gt=0)], day: date | None = None) -> Command:
+        """Say what is to be paid."""
+        if amount == 13:
+            raise RuntimeError(SECRET)
+        context = get_context(self.Context)
+        context.amount, context.day = amount, day
+        if not approved:
+            return fail("refused")
+        return wait.any(on(self.audit), on("pay", then=self.pay), timeout=timedelta(days=1), on_timeout=self.pay)
+
+    @action("audit", permissions=[Auditors])
+    async def audit(self, note: str, request: Request) -> Command:
+        get_context(self.Context).notes.append(f"{note} by {request.headers['x-role']}")
+        return goto(self.pay)
+
+    @step
+    async def pay(self) -> Command:
+        return complete()
+
+
 @event_workflow("visit.booked")
 class Visit:
     """Is started by an event."""
@@ -204,4 +252,4 @@ class Visit:
         return complete()
 
 
-ALL = [Expense, Count, Nap, Invite, Broken, Fails, Aliased, Strict, Peculiar, Visit]
+ALL = [Expense, Count, Nap, Invite, Broken, Fails, Aliased, Strict, Peculiar, Claim, Visit]

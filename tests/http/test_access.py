@@ -13,7 +13,7 @@ from starlette.requests import Request
 from aioflow import Engine, StartOptions, WorkflowRun
 from aioflow.http import Authorize
 from tests.http.conftest import problem
-from tests.http.flows import Expense
+from tests.http.flows import Claim, Expense
 
 Guarded = Callable[[Authorize], httpx.AsyncClient]
 
@@ -26,6 +26,8 @@ OPERATIONS: dict[str, list[tuple[str, str]]] = {
     "watch": [("GET", "/runs/{run_id}/stream")],
     "signal": [("POST", "/runs/{run_id}/signals/withdrawn"), ("POST", "/signals/withdrawn")],
     "cancel": [("POST", "/runs/{run_id}/cancel")],
+    "actions": [("GET", "/runs/{run_id}/actions")],
+    "act": [("POST", "/runs/{run_id}/actions/review_claim")],
     "emit": [("POST", "/events/visit.booked")],
     "describe": [("GET", "/openapi.json")],
 }
@@ -35,7 +37,8 @@ each = pytest.mark.parametrize(
 
 
 async def ask(client: httpx.AsyncClient, method: str, path: str, run_id: int) -> httpx.Response:
-    body = {"context": {"amount": 1}} if path.endswith("expense/runs") else {}
+    bodies = {"runs": {"context": {"amount": 1}}, "review_claim": {"input": {"approved": True, "amount": 1}}}
+    body = bodies.get(path.rpartition("/")[2], {})
     return await client.request(method, path.format(run_id=run_id), json=None if method == "GET" else body)
 
 
@@ -47,7 +50,7 @@ async def changes(engine: Engine) -> tuple[object, ...]:
 @pytest.fixture
 async def run(engine: Engine) -> WorkflowRun[Any]:
     """A run of somebody."""
-    run = await engine.start(Expense, StartOptions(key="ann"), amount=1)
+    run = await engine.start(Claim, StartOptions(key="ann"))
     return await run.wait(5, until="parked")
 
 
@@ -64,13 +67,13 @@ async def test_authorize_is_asked_about_the_loaded_run(
         return operation != "watch"  # whose answer would go on
 
     answer = await ask(guarded(authorize), method, path, run.id)
-    assert answer.status_code == 403 if operation == "watch" else answer.is_success
+    assert answer.status_code == 403 if operation == "watch" else answer.is_success, answer.text
     ((told, loaded),) = asked
     assert told == operation
     if "{run_id}" in path:
         assert loaded == run
         assert isinstance(loaded, WorkflowRun)
-        assert (loaded.key, loaded.data["amount"]) == ("ann", 1)
+        assert (loaded.key, loaded.data["amount"]) == ("ann", "0")
     else:
         assert loaded is None
 
@@ -148,10 +151,10 @@ async def test_a_list_is_asked_about_one_by_one(engine: Engine, guarded: Guarded
 async def test_a_key_that_is_taken_does_not_show_whose_run_it_is(guarded: Guarded, run: WorkflowRun[Any]) -> None:
     """Who may start runs, but not get this one, does not get it by its key."""
     client = guarded(lambda request, operation, run: operation == "start")
-    answer = await client.post("/workflows/expense/runs", json={"context": {"amount": 5}, "key": "ann"})
+    answer = await client.post("/workflows/claim/runs", json={"key": "ann"})
     problem(answer, 403, "forbidden")
     allowed = guarded(lambda request, operation, run: operation == "start" or (operation == "get" and run is not None))
-    answer = await allowed.post("/workflows/expense/runs", json={"context": {"amount": 5}, "key": "ann"})
+    answer = await allowed.post("/workflows/claim/runs", json={"key": "ann"})
     assert (answer.status_code, answer.json()["id"]) == (200, run.id)
 
 

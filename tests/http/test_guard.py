@@ -14,7 +14,7 @@ from aioflow import Engine
 from aioflow.http import Authorize, api
 from aioflow.http.guard import MAX_BODY, is_foreign
 from tests.http.conftest import Connect, problem
-from tests.http.flows import SECRET, Expense
+from tests.http.flows import SECRET, Claim, Expense
 
 JSON = {"content-type": "application/json"}
 #: Each write, with the least that it takes.
@@ -22,6 +22,7 @@ WRITES = [
     ("/workflows/expense/runs", b'{"context": {"amount": 1}}'),
     ("/runs/{run_id}/signals/hello", b"{}"),
     ("/runs/{run_id}/cancel", b"{}"),
+    ("/runs/{run_id}/actions/review_claim", b'{"input": {"approved": true, "amount": 1}}'),
     ("/signals/hello", b"{}"),
     ("/events/hello", b"{}"),
 ]
@@ -35,7 +36,7 @@ async def everyone(*_: object) -> bool:
 @pytest.fixture
 async def run_id(engine: Engine) -> int:
     """A run to do things to."""
-    run = await engine.start(Expense, amount=1)
+    run = await engine.start(Claim)
     await run.wait(5, until="parked")
     return run.id
 

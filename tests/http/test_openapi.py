@@ -94,6 +94,8 @@ def test_it_describes_what_every_engine_has() -> None:
         ("get", "/runs/{run_id}/wait"),
         ("get", "/runs/{run_id}/stream"),
         ("post", "/runs/{run_id}/cancel"),
+        ("get", "/runs/{run_id}/actions"),
+        ("post", "/runs/{run_id}/actions/{name}"),
         ("post", "/runs/{run_id}/signals/{name}"),
         ("post", "/signals/{name}"),
         ("post", "/events/{name}"),
@@ -113,8 +115,11 @@ def test_it_describes_the_workflows(document: dict[str, Any]) -> None:
         "/workflows/aliased/runs",
         "/workflows/strict/runs",
         "/workflows/peculiar/runs",
+        "/workflows/claim/runs",
         "/runs/{run_id}/signals/Review",
         "/signals/Review",
+        "/runs/{run_id}/actions/review_claim",
+        "/runs/{run_id}/actions/audit",
         "/events/visit.booked",
     }
 
@@ -149,6 +154,16 @@ def test_a_message_is_described_by_its_model(document: dict[str, Any]) -> None:
         payload = resolved(document, body["properties"]["payload"])
         assert set(payload["properties"]) == {"approved", "by"}
         assert body["required"] == ["payload"]
+
+
+def test_an_action_is_described_by_its_input(document: dict[str, Any]) -> None:
+    """What it takes, without the request that it may be given."""
+    body = body_of(document, "/runs/{run_id}/actions/review_claim")
+    given = resolved(document, body["properties"]["input"])
+    assert (set(given["properties"]), given["required"]) == ({"approved", "amount", "day"}, ["approved", "amount"])
+    assert body["required"] == ["input"]
+    given = resolved(document, body_of(document, "/runs/{run_id}/actions/audit")["properties"]["input"])
+    assert set(given["properties"]) == {"note"}
 
 
 def test_messages_of_one_name_are_alternatives() -> None:

@@ -7,8 +7,8 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -47,18 +47,19 @@ app = api(Engine("sqlite:///orders.db", shutdown_timeout=timedelta(seconds=1)))
 """
 
 
-@contextmanager
-def serving(folder: Path, *arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+@asynccontextmanager
+async def serving(folder: Path, *arguments: str | Path) -> AsyncIterator[tuple[subprocess.Popen[str], str]]:
     """A server, and its URL."""
     with running("-m", "uvicorn", "--port", "0", *arguments, folder=folder) as server:
-        yield server, read_until(server.stderr, r".*running on (http://\S+) .*")[1]
+        found = await asyncio.to_thread(read_until, server.stderr, r".*running on (http://\S+) .*")
+        yield server, found[1]
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+async def alone(tmp_path: Path) -> AsyncIterator[tuple[subprocess.Popen[str], str]]:
     """A server of the run API alone."""
     (tmp_path / "alone.py").write_text(ALONE)
-    with serving(tmp_path, "alone:app") as (server, url):
+    async with serving(tmp_path, "alone:app") as (server, url):
         yield server, url
 
 
@@ -69,12 +70,12 @@ async def connected(url: str, **options: object) -> AsyncIterator[httpx.AsyncCli
         yield client
 
 
-def ended(server: subprocess.Popen[str]) -> tuple[float, str]:
-    """How many seconds a server took to end, once it is told to, and what it said on stderr."""
+async def ended(server: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) -> tuple[float, str, str]:
+    """How many seconds a server took to end, once it is told to, and what it said on stdout and stderr."""
     began = time.monotonic()
-    server.send_signal(signal.SIGTERM)
-    _, complaints = server.communicate(timeout=PATIENCE)
-    return time.monotonic() - began, complaints
+    server.send_signal(how)
+    output, complaints = await asyncio.to_thread(server.communicate, timeout=PATIENCE)
+    return time.monotonic() - began, output, complaints
 
 
 # ---- mounted
@@ -82,8 +83,8 @@ def ended(server: subprocess.Popen[str]) -> tuple[float, str]:
 
 async def test_uvicorn_serves_it_in_fastapi(tmp_path: Path) -> None:
     """The example is served as its docstring says: the app's life goes around the engine's, authorize decides."""
-    with serving(tmp_path, "--app-dir", EXAMPLES, "13_fastapi:app") as (server, url):
-        read_until(server.stdout, "the app opens its own things")
+    async with serving(tmp_path, "--app-dir", EXAMPLES, "13_fastapi:app") as (server, url):
+        await asyncio.to_thread(read_until, server.stdout, "the app opens its own things")
         async with connected(url, headers=ANN) as ann, connected(url) as stranger:
             opened = await ann.post("/tickets", json={"question": "Why?"})
             assert opened.status_code == 201
@@ -99,8 +100,7 @@ async def test_uvicorn_serves_it_in_fastapi(tmp_path: Path) -> None:
             assert (await ann.post(f"{run}/signals/close", json={})).json()["state"] == "delivered"
             told = events((await ann.get(f"{run}/stream")).text)
             assert told[-1]["event"] == "end"
-        server.send_signal(signal.SIGTERM)
-        output, complaints = server.communicate(timeout=PATIENCE)
+        _, output, complaints = await ended(server)
     assert "the app closes its own things" in output
     assert "Application shutdown complete" in complaints
     assert "Traceback" not in complaints
@@ -108,7 +108,7 @@ async def test_uvicorn_serves_it_in_fastapi(tmp_path: Path) -> None:
 
 async def test_uvicorn_serves_it_in_starlette(tmp_path: Path) -> None:
     """Mounted twice over, without authorize, it is right about where it is."""
-    with serving(tmp_path, "--app-dir", EXAMPLES, "14_starlette:app") as (server, url):
+    async with serving(tmp_path, "--app-dir", EXAMPLES, "14_starlette:app") as (server, url):
         async with connected(url) as client:
             started = await client.post("/ops/flows/workflows/report/runs", json={"context": {"month": "2030-01"}})
             assert started.status_code == 201
@@ -118,19 +118,19 @@ async def test_uvicorn_serves_it_in_starlette(tmp_path: Path) -> None:
             assert (await client.get("/")).text == "1 reports\n"
             foreign = await client.get("/ops/flows/runs", headers={"host": "evil.example"})
             assert foreign.status_code == 403
-        _, complaints = ended(server)
+        _, _, complaints = await ended(server)
     assert "Application shutdown complete" in complaints
 
 
 async def test_it_is_right_about_where_it_is_behind_a_proxy(tmp_path: Path) -> None:
     """With a root_path, as a proxy that takes a prefix away makes it necessary, addresses have the prefix."""
     (tmp_path / "alone.py").write_text(ALONE)
-    with serving(tmp_path, "--root-path", "/behind/a proxy", "alone:app") as (server, url):
+    async with serving(tmp_path, "--root-path", "/behind/a proxy", "alone:app") as (server, url):
         async with connected(url) as client:
             started = await client.post("/workflows/order/runs", json={})
             assert started.headers["location"] == f"/behind/a%20proxy/runs/{started.json()['id']}"
             assert (await client.get("/openapi.json")).json()["servers"] == [{"url": "/behind/a%20proxy"}]
-        ended(server)
+        await ended(server)
 
 
 async def test_a_server_alone_opens_and_closes_the_engine(alone: tuple[subprocess.Popen[str], str]) -> None:
@@ -139,8 +139,8 @@ async def test_a_server_alone_opens_and_closes_the_engine(alone: tuple[subproces
     async with connected(url) as client:
         assert (await client.get("/readyz")).json() == {"status": "ok"}
         assert (await client.post("/workflows/order/runs", json={})).status_code == 201
-    took, complaints = ended(server)
-    assert took < 2 + 1
+    took, _, complaints = await ended(server)
+    assert took < 2
     assert "Application shutdown complete" in complaints
     assert "Traceback" not in complaints
 
@@ -159,8 +159,10 @@ async def streamed(client: httpx.AsyncClient, run_id: int, begun: asyncio.Semaph
     return text
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
-async def test_it_ends_while_clients_stream_and_poll(alone: tuple[subprocess.Popen[str], str], how: str) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_it_ends_while_clients_stream_and_poll(
+    alone: tuple[subprocess.Popen[str], str], how: signal.Signals
+) -> None:
     """With twenty streams and twenty long polls open, a server that is told to end has ended within two seconds, and
     each client has got a whole answer.
     """
@@ -184,10 +186,7 @@ async def test_it_ends_while_clients_stream_and_poll(alone: tuple[subprocess.Pop
             await sent.acquire()
         await client.get("/healthz")  # what was sent before has been read
         assert not any(each.done() for each in (*streams, *polls))
-        began = time.monotonic()
-        server.send_signal(getattr(signal, how))
-        _, complaints = await asyncio.to_thread(server.communicate, timeout=PATIENCE)
-        took = time.monotonic() - began
+        took, _, complaints = await ended(server, how)
         texts = await asyncio.gather(*streams)
         answers = await asyncio.gather(*polls)
     assert took < 2
@@ -210,10 +209,7 @@ async def test_a_client_that_does_not_read_does_not_hold_the_server_up(
     await writer.drain()
     async with connected(url) as client:
         await client.get(f"/runs/{run_id}/wait", params={"until": "parked"})
-    began = time.monotonic()
-    server.send_signal(signal.SIGTERM)
-    await asyncio.to_thread(server.communicate, timeout=PATIENCE)
-    took = time.monotonic() - began
+    took, _, _ = await ended(server)
     writer.close()
     assert took < 2
 
@@ -231,7 +227,7 @@ async def test_a_naive_stream_would_hold_the_server_up(tmp_path: Path) -> None:
         "        await asyncio.sleep(0.1)\n"
         "app = Starlette(routes=[Route('/', lambda request: StreamingResponse(forever()))])\n"
     )
-    with serving(tmp_path, "naive:app") as (server, url):
+    async with serving(tmp_path, "naive:app") as (server, url):
         async with connected(url) as client, client.stream("GET", "/") as answer:
             parts = answer.aiter_raw()
             assert await anext(parts)

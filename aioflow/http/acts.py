@@ -1,0 +1,64 @@
+"""What can be called on a run, and calling it."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aioflow.errors import ActionFailed, ActionInputInvalid, WorkflowUnknown
+from aioflow.http import bodies
+from aioflow.http.access import Access
+from aioflow.http.exits import Exits
+from aioflow.http.permissions import permits
+from aioflow.http.problems import Problem, invalid
+from aioflow.http.views import ActionView, OpenActionsView, RunView
+from aioflow.model import WorkflowStatus
+from aioflow.runtime import Engine
+
+
+class Acts:
+    """The endpoints."""
+
+    def __init__(self, engine: Engine, access: Access, exits: Exits) -> None:
+        self._engine = engine
+        self._access = access
+        self._exits = exits
+
+    async def open(self, request: Request) -> Response:
+        """The actions that a run waits for."""
+        run = await self._access.load(request, "actions")
+        found = await self._engine.open_actions(run.id)
+        return OpenActionsView(actions=[ActionView.of(each) for each in found]).response()
+
+    async def act(self, request: Request) -> Response:
+        """Call an action: the run as its step committed it."""
+        run = await self._access.load(request, "act")
+        name = bodies.name_in(request)
+        definition = self._engine.definition_of(run.row)
+        if definition is None:
+            raise WorkflowUnknown(run.workflow, (), run.version)
+        action = definition.action_of(name)
+        if action is None:
+            raise Problem("action-unknown")
+        if not await permits(action, "has_permission", request, action.name):
+            raise Problem("forbidden")
+        given = (await bodies.read(request, bodies.ActBody)).input
+        try:
+            about = from_json(action.read(given, run.id, request=True, from_json=True))
+            if not await permits(action, "has_action_permission", request, action.name, about):
+                raise Problem("forbidden")
+            with self._exits.patient() as scope:
+                outcome = await self._engine.call_action(action.name, run.id, given, request=request, from_json=True)
+        except ActionInputInvalid as error:
+            if isinstance(error.__cause__, ValidationError):
+                raise invalid(error.__cause__, at=("input",)) from None
+            raise Problem("invalid", "The input cannot be stored as it is.") from None
+        if scope.cancelled_caught:
+            raise Problem("unavailable", "The server ends; the action goes on.", headers={"retry-after": "1"})
+        if outcome.error is None:
+            return RunView.of(outcome.run).response()
+        if isinstance(outcome.error, ActionFailed) and outcome.run.status == WorkflowStatus.CANCELLED:
+            raise Problem("run-ended", "It was cancelled meanwhile.", run_id=run.id, run_status=outcome.run.status)
+        raise Problem("action-failed", "The run waits as before. The log of the server has more.", run_id=run.id)

@@ -1,0 +1,139 @@
+"""Actions over HTTP: what can be called on a run, and calls of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from structlog.typing import EventDict
+
+from aioflow import Engine, WorkflowRun
+from aioflow.http import api
+from tests.http.conftest import Connect, problem
+from tests.http.flows import SECRET, Claim
+
+AUDITOR = {"x-role": "auditor"}
+
+
+@pytest.fixture
+async def run(engine: Engine) -> WorkflowRun[Any]:
+    """A claim that waits for its review."""
+    run = await engine.start(Claim)
+    return await run.wait(5, until="parked")
+
+
+async def act(client: httpx.AsyncClient, run: WorkflowRun[Any], name: str, **given: Any) -> httpx.Response:
+    return await client.post(f"/runs/{run.id}/actions/{name}", json={"input": given})
+
+
+async def test_a_run_tells_what_can_be_called(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
+    """Its open actions, with what they take; none when it is elsewhere."""
+    (told,) = (await client.get(f"/runs/{run.id}/actions")).json()["actions"]
+    schema = told.pop("input_schema")
+    assert told == {
+        "name": "review_claim",
+        "step": "review",
+        "title": "Review it",
+        "description": "Say what is to be paid.",
+    }
+    assert (set(schema["properties"]), schema["required"]) == ({"approved", "amount", "day"}, ["approved", "amount"])
+    assert (await act(client, run, "review_claim", approved=True, amount=5)).status_code == 200
+    (told,) = (await client.get(f"/runs/{run.id}/actions")).json()["actions"]
+    assert told["name"] == "audit"
+    assert set(told["input_schema"]["properties"]) == {"note"}
+    await client.post(f"/runs/{run.id}/cancel", json={})
+    assert (await client.get(f"/runs/{run.id}/actions")).json() == {"actions": []}
+
+
+async def test_a_call_answers_what_the_step_committed(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
+    """The step is given its input as its types have it, and the answer is the run behind it."""
+    answer = await act(client, run, "review_claim", approved=True, amount="1.50", day="2030-05-01", more="ignored")
+    assert answer.status_code == 200
+    told = answer.json()
+    assert (told["status"], told["current_step"], told["waiting_for"]) == ("waiting", "review", "action")
+    assert told["data"] == {"amount": "1.50", "day": "2030-05-01", "notes": []}
+    answer = await client.post(f"/runs/{run.id}/actions/audit", json={"input": {"note": "fine"}}, headers=AUDITOR)
+    assert answer.status_code == 200, answer.text
+    await run.wait(5)
+    assert (run.status, run.data["notes"]) == ("completed", ["fine by auditor"])
+
+
+async def test_input_that_does_not_fit_is_told(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
+    """The problem points at what is wrong, and the run waits as before."""
+    answer = await act(client, run, "review_claim", amount=-1, day="soon")
+    told = {(each["pointer"], each["code"]) for each in problem(answer, 422, "invalid")["errors"]}
+    assert told == {
+        ("#/input/approved", "missing"),
+        ("#/input/amount", "greater_than"),
+        ("#/input/day", "date_from_datetime_parsing"),
+    }
+    answer = await client.post(f"/runs/{run.id}/actions/review_claim", json={"approved": True})
+    assert problem(answer, 422, "invalid")["errors"][0]["pointer"] == "#/approved"
+    await run.refresh()
+    assert (run.status, run.row.seq) == ("waiting", 2)
+
+
+async def test_an_action_that_is_not_open_is_a_conflict(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
+    """An action of the workflow that the run does not wait for is 409, and one that there is not is 404."""
+    answer = await client.post(f"/runs/{run.id}/actions/audit", json={"input": {"note": "early"}}, headers=AUDITOR)
+    told = problem(answer, 409, "action-not-open")
+    assert (told["run_id"], told["run_status"]) == (run.id, "waiting")
+    for name in ("begin", "pay", "Claim.review", "__init__", "nothing"):
+        problem(await act(client, run, name), 404, "action-unknown")
+    problem(await client.post("/runs/4711/actions/review_claim", json={}), 404, "run-not-found")
+
+
+async def test_of_two_calls_one_runs_the_step(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
+    """A double click gives one answer of the step, and one conflict."""
+    calls = [act(client, run, "review_claim", approved=False, amount=1) for _ in range(5)]
+    answers = await asyncio.gather(*calls)
+    assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409]
+    await run.wait(5)
+    assert run.error == "refused"
+
+
+async def test_a_step_that_raises_is_not_quoted(
+    client: httpx.AsyncClient, run: WorkflowRun[Any], log: list[EventDict]
+) -> None:
+    """The answer says that it failed, the log why, and the run can be called again."""
+    answer = await act(client, run, "review_claim", approved=True, amount=13)
+    assert problem(answer, 500, "action-failed")["run_id"] == run.id
+    assert SECRET not in answer.text
+    assert SECRET in str(log)
+    assert (await act(client, run, "review_claim", approved=True, amount=14)).status_code == 200
+
+
+async def test_the_actions_own_permissions_are_asked(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
+    """What belongs to the action holds here, too: before the body is read, and again on what it holds."""
+    assert (await act(client, run, "review_claim", approved=True, amount=1)).status_code == 200
+    path = f"/runs/{run.id}/actions/audit"
+    problem(await client.post(path, content=b"{", headers={"content-type": "x/y"}), 403, "forbidden")
+    problem(await client.post(path, json={"input": {"note": "x"}}, headers={"x-role": "clerk"}), 403, "forbidden")
+    problem(await client.post(path, json={"input": {}}, headers=AUDITOR), 422, "invalid")
+    problem(await client.post(path, json={"input": {"note": "hide it"}}, headers=AUDITOR), 403, "forbidden")
+    assert (await client.post(path, json={"input": {"note": "x"}}, headers=AUDITOR)).status_code == 200
+
+
+async def test_a_client_calls_what_a_worker_runs(store_url: Any, connect: Connect) -> None:
+    """From an engine that executes nothing a call waits for the step elsewhere, and a failure is told as one."""
+    async with (
+        Engine(store_url, workflows=[Claim]) as worker,
+        Engine(store_url, workflows=[Claim], worker=False) as other,
+    ):
+        run = await (await worker.start(Claim)).wait(5, until="parked")
+        client = connect(api(other))
+        problem(await act(client, run, "review_claim", approved=True, amount=13), 500, "action-failed")
+        answer = await act(client, run, "review_claim", approved=False, amount=1)
+        assert (answer.status_code, answer.json()["status"]) == (200, "failed")
+
+
+async def test_a_run_without_its_code_has_no_actions(
+    engine: Engine, run: WorkflowRun[Any], connect: Connect, store_url: Any
+) -> None:
+    """A process that does not know the run's workflow says so."""
+    async with Engine(store_url, workflows=[], worker=False) as stranger:
+        client = connect(api(stranger))
+        problem(await client.get(f"/runs/{run.id}/actions"), 404, "workflow-unknown")
+        problem(await act(client, run, "review_claim", approved=True, amount=1), 404, "workflow-unknown")
