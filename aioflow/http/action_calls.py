@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -13,6 +12,7 @@ from aioflow import errors
 from aioflow.http import refusals
 from aioflow.http.bodies import is_json
 from aioflow.http.identity import ActionRequest
+from aioflow.http.permissions import Question, permits
 from aioflow.http.refusals import NO_FIELD, answer
 from aioflow.http.replays import Replays
 from aioflow.inputs import RUN_ID, ActionDefinition
@@ -98,16 +98,10 @@ def _misplaced(run: WorkflowRun[Any], action: ActionDefinition) -> refusals.Refu
     return refusals.misplaced(f"The workflow is not waiting for action '{action.name}'. Current status: {run.status}")
 
 
-async def _ask(action: ActionDefinition, question: str, *about: Any) -> None:
-    """Ask all permissions. Raise Refusal unless each says yes to what it can be asked."""
-    for permission in action.permissions:
-        asked = permission() if isinstance(permission, type) else permission
-        ask = getattr(asked, question, None)
-        if ask is None:
-            continue
-        allowed = ask(*about)
-        if not (await allowed if inspect.isawaitable(allowed) else allowed):
-            raise refusals.no_permission()
+async def _ask(action: ActionDefinition, question: Question, *about: Any) -> None:
+    """Raise Refusal unless the action's permissions permit it."""
+    if not await permits(action, question, *about):
+        raise refusals.no_permission()
 
 
 async def _body_of(request: ActionRequest) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -11,9 +10,11 @@ from aioflow.errors import ActionFailed, ActionInputInvalid, WorkflowUnknown
 from aioflow.http import bodies
 from aioflow.http.access import Access
 from aioflow.http.exits import Exits
+from aioflow.http.identity import ActionRequest
 from aioflow.http.permissions import permits
 from aioflow.http.problems import Problem, invalid
 from aioflow.http.views import ActionView, OpenActionsView, RunView
+from aioflow.inputs import RUN_ID
 from aioflow.model import WorkflowStatus
 from aioflow.runtime import Engine
 
@@ -32,7 +33,7 @@ class Acts:
         found = await self._engine.open_actions(run.id)
         return OpenActionsView(actions=[ActionView.of(each) for each in found]).response()
 
-    async def act(self, request: Request) -> Response:
+    async def act(self, request: ActionRequest) -> Response:
         """Call an action: the run as its step committed it."""
         run = await self._access.load(request, "act")
         name = bodies.name_in(request)
@@ -46,8 +47,10 @@ class Acts:
             raise Problem("forbidden")
         given = (await bodies.read(request, bodies.ActBody)).input
         try:
-            about = from_json(action.read(given, run.id, request=True, from_json=True))
-            if not await permits(action, "has_action_permission", request, action.name, about):
+            made = action.validated(given, run.id, request=True, from_json=True)
+            request.run = request.state.run = run
+            request.data = {RUN_ID: run.id, **made.__dict__, **(made.__pydantic_extra__ or {})}
+            if not await permits(action, "has_action_permission", request, action.name, request.data):
                 raise Problem("forbidden")
             with self._exits.patient() as scope:
                 outcome = await self._engine.call_action(action.name, run.id, given, request=request, from_json=True)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,13 +19,14 @@ from aioflow.http.acts import Acts
 from aioflow.http.exits import Exits
 from aioflow.http.guard import is_foreign, is_local, limited
 from aioflow.http.health import Health
+from aioflow.http.identity import ActionRequest
 from aioflow.http.openapi import Description
 from aioflow.http.problems import Problem, answer_of, on_http_exception
 from aioflow.http.runs import Runs
 from aioflow.http.sends import Sends
 from aioflow.runtime import Engine
 
-_Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
+_Endpoint: TypeAlias = Callable[[ActionRequest], Awaitable[Response]]
 
 
 def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
@@ -40,7 +41,8 @@ def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
         authorize: ``authorize(request, operation, run)``, sync or async, says whether a request is allowed: anything
             but a true value forbids it, and it may raise Starlette's HTTPException. ``operation`` is "start", "list"
             (asked for each run of a list), "get", "history", "wait", "watch", "signal", "cancel", "actions", "act",
-            "emit" or "describe". An action's own ``permissions`` are asked, too.
+            "emit" or "describe". An action's own ``permissions`` are asked after it: who calls is for them what it has
+            left as ``request.scope["user"]``.
             ``run`` is the run as it was loaded, None for what is about no single one: "start", "emit", "describe",
             "signal" to a key or to everybody, and a run that there is not. Without ``authorize`` only clients on this
             machine are answered.
@@ -69,7 +71,7 @@ def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
         ("POST", "/events/{name:path}", sends.emit),
     ]
     app = Starlette(
-        routes=[Route(path, _answering(endpoint), methods=[method]) for method, path, endpoint in endpoints],
+        routes=[Route(path, _Answering(endpoint), methods=[method]) for method, path, endpoint in endpoints],
         middleware=[Middleware(_Guarded, local_only=authorize is None)],
         exception_handlers={HTTPException: on_http_exception},
         lifespan=engine.lifespan,
@@ -78,16 +80,19 @@ def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
     return app
 
 
-def _answering(endpoint: _Endpoint) -> _Endpoint:
-    """An endpoint that answers, whatever happens in it."""
+class _Answering:
+    """An endpoint that answers, whatever happens in it. A class, so that Starlette takes it as an app."""
 
-    async def answering(request: Request) -> Response:
+    def __init__(self, endpoint: _Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, as ASGI has it."""
         try:
-            return await endpoint(request)
+            response = await self._endpoint(ActionRequest(scope, receive))
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, it is told as a problem
-            return answer_of(error)
-
-    return answering
+            response = answer_of(error)
+        await response(scope, receive, send)
 
 
 class _Guarded:

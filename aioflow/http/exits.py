@@ -22,7 +22,7 @@ from aioflow.tasks import TaskSet
 
 _LOOK: Final[Micros] = SECOND // 10
 #: Seconds that what should not be broken off is given after the server was told to end.
-_GRACE: Final = 5.0
+GRACE = 5.0
 
 
 def server_exits() -> bool:
@@ -65,7 +65,7 @@ class Exits:
     @contextmanager
     def patient(self) -> Generator[CancelScope]:
         """A block that takes its time, and ends early only some seconds after the server was told to end."""
-        with CancelScope() as scope, self._watched(scope, _GRACE):
+        with CancelScope() as scope, self._watched(scope, GRACE):
             yield scope
 
     @contextmanager

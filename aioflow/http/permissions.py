@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from aioflow.inputs import ActionDefinition
 
+#: The methods that permissions may have, sync or async.
+Question: TypeAlias = Literal["has_permission", "has_action_permission"]
 
-async def permits(
-    action: ActionDefinition, question: Literal["has_permission", "has_action_permission"], *about: Any
-) -> bool:
+
+async def permits(action: ActionDefinition, question: Question, *about: Any) -> bool:
     """Whether each of an action's permissions says yes to what it can be asked.
 
     Args:
         action: the action.
-        question: a method that permissions may have, sync or async.
+        question: which method is asked.
         about: what it is asked about: the request, the action's name, and for the second one the input.
 
     Raises:

@@ -24,6 +24,7 @@ from aioflow import (
     workflow,
 )
 from aioflow.commands import Command
+from aioflow.http import ActionRequest
 
 SECRET = "the password is swordfish"
 
@@ -196,7 +197,9 @@ class Auditors:
         assert action_name == "audit"
         return request.headers.get("x-role") == "auditor"
 
-    async def has_action_permission(self, request: Request, action_name: str, data: dict[str, Any]) -> bool:
+    async def has_action_permission(self, request: ActionRequest, action_name: str, data: dict[str, Any]) -> bool:
+        assert request.run is not None
+        assert (request.run.id, request.run.workflow, request.data) == (data["workflow_run_id"], "claim", data)
         return data["note"] != "hide it"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.http.conftest import problem
 from tests.http.test_stream import events
 from tests.programs import read_until, running
 
@@ -27,8 +28,10 @@ ALONE = """
 import asyncio
 from datetime import timedelta
 from pydantic import BaseModel
-from aioflow import Engine, complete, step, wait, workflow
-from aioflow.http import api
+from aioflow import Engine, action, complete, on, step, wait, workflow
+from aioflow.http import api, exits
+
+exits.GRACE = 0.3
 
 @workflow("order")
 class Order:
@@ -37,7 +40,11 @@ class Order:
 
     @step(start=True)
     async def ask(self):
-        return wait.for_signal("go", then=self.end)
+        return wait.any(on("go", then=self.end), on(self.dawdle))
+
+    @action("dawdle")
+    async def dawdle(self):
+        await asyncio.Event().wait()
 
     @step
     async def end(self):
@@ -194,6 +201,22 @@ async def test_it_ends_while_clients_stream_and_poll(
     assert "Traceback" not in complaints
     assert all([each["id"] for each in events(text) if "id" in each] == ["1", "2"] for text in texts)
     assert {(answer.status_code, answer.json()["status"]) for answer in answers} == {(200, "waiting")}
+
+
+async def test_it_ends_while_an_action_goes_on(alone: tuple[subprocess.Popen[str], str]) -> None:
+    """A step that does not come to an end is left some seconds, and then its caller is told that the server ends."""
+    server, url = alone
+    async with connected(url) as client:
+        run_id = (await client.post("/workflows/order/runs", json={})).json()["id"]
+        await client.get(f"/runs/{run_id}/wait", params={"until": "parked"})
+        call = asyncio.ensure_future(client.post(f"/runs/{run_id}/actions/dawdle", json={}))
+        while (await client.get(f"/runs/{run_id}")).json()["status"] != "running":
+            assert not call.done()
+        took, _, complaints = await ended(server)
+        problem(await call, 503, "unavailable")
+    assert took < 4  # of which a second is the engine's, which lets the step end
+    assert "Application shutdown complete" in complaints
+    assert "Traceback" not in complaints
 
 
 async def test_a_client_that_does_not_read_does_not_hold_the_server_up(
