@@ -173,6 +173,7 @@ class Office:
         definition: WorkflowDefinition,
         options: StartOptions,
         keywords: Mapping[str, Any],
+        *,
         parent: Run | None = None,
         from_json: bool = False,
         patience: Micros | None = None,

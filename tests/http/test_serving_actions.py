@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,11 @@ CALL = "/statezero/actions/expense_submit_review/"
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
+async def url(tmp_path: Path) -> AsyncIterator[str]:
     """Where the example is served, as its docstring says; in the end the server ends when it is told to."""
-    with serving(tmp_path, "--app-dir", EXAMPLES, "16_statezero:app") as (server, url):
+    async with serving(tmp_path, "--app-dir", EXAMPLES, "16_statezero:app") as (server, url):
         yield url
-        seconds, complaints = ended(server)
+        seconds, _, complaints = await ended(server)
     assert seconds < 2
     assert "Application shutdown complete" in complaints
     assert "Traceback" not in complaints
