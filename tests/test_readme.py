@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 
 from aioflow.testing import TimeMachine
@@ -98,3 +100,33 @@ async def test_its_code_of_events_runs(
     assert await flow.cancel_event("visit-7", runs=True)
     await flow.advance(days=2)
     assert capsys.readouterr().out == ""
+
+
+async def test_its_code_over_http_runs(
+    flow: TimeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its app answers each of the requests that stand below it, and nobody else."""
+    (mounted,) = [block for block in blocks("python") if "app.mount(" in block]
+    (actions,) = [block for block in blocks("python") if "@action" in block]
+    requests = re.search(r"^```\n(POST /flows/workflows.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert requests is not None
+    imports = "from datetime import timedelta\nfrom pydantic import BaseModel\nfrom aioflow import *\n"
+    classes = actions[: actions.index("run = await")]
+    (tmp_path / "readme_http.py").write_text(f"{imports}{classes}\n{mounted}")
+    monkeypatch.syspath_prepend(tmp_path)
+    app = importlib.import_module("readme_http").app
+    asked = [re.fullmatch(r"(GET|POST) +(\S+) *(.*)", line) for line in requests[1].splitlines()]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://any.where") as client:
+        for line in sorted(asked, key=lambda line: line is not None and line[1], reverse=True):  # first what is done
+            assert line is not None
+            body = json.JSONDecoder().raw_decode(line[3])[0] if line[1] == "POST" else None
+            stranger = await client.request(line[1], line[2], json=body)
+            answer = await client.request(line[1], line[2], json=body, headers={"x-team": "finance"})
+            assert answer.is_success, (line[0], answer.text)
+            if line[2].startswith("/flows/runs?"):
+                assert stranger.json()["runs"] == []
+            elif not line[2].endswith("readyz"):
+                assert stranger.status_code == 403, line[0]
+            await flow.settle()
+    run = await flow.get(1)
+    assert (run.key, run.status, run.data["amount"]) == ("expense-7", "completed", 40)
