@@ -103,13 +103,9 @@ class Client:
     async def start_run(
         self, workflow: object, options: StartOptions, keywords: Mapping[str, Any], *, from_json: bool = False
     ) -> WorkflowRun[Any]:
-        """The same as ``start``, for those who hand calls on. Raises as that does.
+        """The same as ``start``, for those who hand calls on; it raises as that does.
 
-        Args:
-            workflow: the workflow class, or its name.
-            options: as for ``start``.
-            keywords: what makes the Context.
-            from_json: whether a Context's values come from JSON, where a date is a text, also for a strict Context.
+        ``from_json``: the Context's keywords come from JSON, where a date is a text, also for a strict Context.
         """
         parts = self._open_for("start()")
         if not isinstance(options, StartOptions):
