@@ -56,7 +56,7 @@ class Parts:
                 if changed or self.clock.monotonic() >= look_again:
                     look_again = self.clock.monotonic() + SECOND
                     # Of what executes here is heard, unless somebody else has changed it.
-                    awaited = {*self.waiters.run_ids, *self.callers.run_ids}
+                    awaited = dict.fromkeys([*self.waiters.run_ids, *self.callers.run_ids])
                     asked = [run for run in awaited if changed or not self.slots.drives(run)]
                     if asked:
                         found = await self.store.load(asked, self.clock.micros())

@@ -251,7 +251,7 @@ class Store(Protocol):
     async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
         """Waiting runs, of these or of all, that the mailbox holds something for: oldest wait first, ``limit`` at most.
 
-        A copy of an event fits an "event" arm of its name, all else a "signal" arm.
+        A copy of an event fits an "event" arm of its name, all else a "signal" arm; an "action" arm takes nothing.
         A signal fits an arm of its name if it is addressed to the run, or to the arm's key. What has expired or was
         taken is not in the mailbox any more. A signal to a key may stand in several Mails; of many signals for one run
         the first few will do.

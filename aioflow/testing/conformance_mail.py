@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 import pytest
 
 from aioflow.changes import Move, Post, Result
 from aioflow.clock import SECOND
-from aioflow.model import Signal
+from aioflow.model import Arm, Signal
 from aioflow.store import RunQuery, Store
 from aioflow.testing.conformance_samples import (
     NOW,
@@ -16,8 +17,11 @@ from aioflow.testing.conformance_samples import (
     a_signal,
     a_sleeper,
     a_waiter,
+    an_event,
+    an_event_waiter,
     cancelling,
     do,
+    emit,
     ids,
     mailbox,
     outcomes,
@@ -64,6 +68,21 @@ class MailConformance:
         tied = [a_signal(number, 3, sent_at=NOW + 5) for number in (3, 2)]
         await post(store, late, *tied, a_signal(5, key="k", sent_at=NOW + 7), a_signal(6, 1), a_signal(7, 2))
         assert await mailbox(store) == [(3, [2, 3, 5, 1]), (1, [6]), (2, [7])]
+
+    async def test_an_action_takes_nothing_that_is_sent(self, store: Store) -> None:
+        """Of arms of one name, that of an action is for calls alone: signals and events of this name are not for it."""
+        action = json.dumps([Arm("action", "paid", None, "ship", message=False)])
+        waiter = a_waiter(1, arms=action, waiting_for="action")
+        event_waiter = an_event_waiter(2, "paid")
+        both = json.dumps([*json.loads(action), *json.loads(event_waiter.arms or "[]")])
+        await put(store, waiter, event_waiter._replace(arms=both, waiting_for="action"))
+        sent = [Post(signal) for signal in (a_signal(1, 1), a_signal(2, 2), a_signal(3, key="k"), a_signal(4))]
+        assert [result.run_ids for result in await store.apply(sent, NOW)] == [(), (), (), ()]
+        assert [result.run_ids for result in await emit(store, an_event(5, name="paid"))] == [(2,)]
+        (mail,) = await store.mail(None, 9, NOW)
+        assert (mail.run.id, [signal.event for signal in mail.signals]) == (2, [5])
+        (moved,) = await store.apply([resuming(waiter)._replace(unless_mail=True)], NOW)
+        assert (moved.outcome, moved.mail) == ("applied", False)
 
     async def test_mail_is_limited_and_asked_for_by_run(self, store: Store) -> None:
         """At most ``limit`` Mails, of these runs or of all; other ids are passed over."""
