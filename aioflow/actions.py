@@ -113,7 +113,14 @@ class Acting(Emitting):
         return run
 
     async def call_action(
-        self, action: object, run_id: int, given: Mapping[str, Any], *, request: object = None, from_json: bool = False
+        self,
+        action: object,
+        run_id: int,
+        given: Mapping[str, Any],
+        *,
+        request: object = None,
+        from_json: bool = False,
+        known: Run | None = None,
     ) -> ActionOutcome:
         """The same as ``act``, for those who hand calls on: tells what the step raised instead of raising it.
 
@@ -123,6 +130,7 @@ class Acting(Emitting):
             given: the input; what the action does not declare is left out.
             request: what a parameter of this name is given.
             from_json: whether the input's values come from JSON, where a date is a text.
+            known: the run as it was read just now, which saves another read if it was open then.
 
         Returns:
             The run, and what the step raised or ActionFailed, if it did not return.
@@ -137,7 +145,8 @@ class Acting(Emitting):
                 f"act() takes an action, as Order.review, or its name; {what} is none. Add @action() to it."
             )
         check_id(run_id)
-        row = await self._row(parts, run_id)
+        still = known is not None and open_arms(known, parts.clock.micros())
+        row = known if known is not None and still else await self._row(parts, run_id)
         tries = 0
         while True:
             wanted = self._wanted(row, action)

@@ -75,7 +75,7 @@ class ActionCalls:
             raise refusals.not_found(_NO_RUN)
         try:
             run, error = await self._engine.call_action(
-                action.name, given.run_id, given.values, request=request, from_json=True
+                action.name, given.run_id, given.values, request=request, from_json=True, known=request.run.row
             )
         except errors.RunNotFound:
             raise refusals.not_found(_NO_RUN) from None

@@ -53,7 +53,9 @@ class Acts:
             if not await permits(action, "has_action_permission", request, action.name, request.data):
                 raise Problem("forbidden")
             with self._exits.patient() as scope:
-                outcome = await self._engine.call_action(action.name, run.id, given, request=request, from_json=True)
+                outcome = await self._engine.call_action(
+                    action.name, run.id, given, request=request, from_json=True, known=run.row
+                )
         except ActionInputInvalid as error:
             if isinstance(error.__cause__, ValidationError):
                 raise invalid(error.__cause__, at=("input",)) from None

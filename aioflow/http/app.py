@@ -20,6 +20,7 @@ from aioflow.http.exits import Exits
 from aioflow.http.guard import is_foreign, is_local, limited
 from aioflow.http.health import Health
 from aioflow.http.identity import ActionRequest
+from aioflow.http.messages import Models
 from aioflow.http.openapi import Description
 from aioflow.http.problems import Problem, answer_of, on_http_exception
 from aioflow.http.runs import Runs
@@ -50,13 +51,13 @@ def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
     Returns:
         A Starlette app.
     """
-    access, exits = Access(engine, authorize), Exits()
-    runs, acts = Runs(engine, access, exits), Acts(engine, access, exits)
-    sends, health = Sends(engine, access), Health(engine)
+    access, exits, models = Access(engine, authorize), Exits(), Models()
+    runs, acts = Runs(engine, access, exits, models), Acts(engine, access, exits)
+    sends, health = Sends(engine, access, models), Health(engine)
     endpoints: list[tuple[str, str, _Endpoint]] = [
         ("GET", "/healthz", health.live),
         ("GET", "/readyz", health.ready),
-        ("GET", "/openapi.json", Description(engine, access).document),
+        ("GET", "/openapi.json", Description(engine, access, models).document),
         ("POST", "/workflows/{name:path}/runs", sends.start),
         ("GET", "/runs", runs.list),
         ("GET", "/runs/{run_id}", runs.get),

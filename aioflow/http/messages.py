@@ -6,6 +6,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
 from pydantic_core import to_json
@@ -16,33 +17,76 @@ from aioflow.inputs import ActionDefinition
 from aioflow.targets import NoWayOut, named_targets
 
 
-def messages_of(definition: WorkflowDefinition) -> dict[str, list[type[BaseModel]]]:
-    """The models that its waits name, as far as they can be read, by the names that their signals have."""
-    found: dict[str, list[type[BaseModel]]] = {}
-    for step in definition.steps.values():
-        for reading in named_targets(step.function):
-            model = None if isinstance(reading, NoWayOut) else reading.model
-            if model is not None and model not in found.setdefault(model.__name__, []):
-                found[model.__name__].append(model)
-    return found
+class Models:
+    """Finds the models of workflows.
 
-
-def check_message(definition: WorkflowDefinition | None, name: str, payload: Mapping[str, JsonValue]) -> None:
-    """Refuse at once what no wait of the run's workflow would take. Raises Problem ("invalid").
-
-    What it says nothing about may still be rejected by the run, which the receipt then tells.
+    The mutable state: what was found out of each class, for reading its source, and making a model, take milliseconds.
     """
-    models = [] if definition is None else messages_of(definition).get(name, [])
-    refused: ValidationError | None = None
-    for model in models:
+
+    def __init__(self) -> None:
+        self._messages: WeakKeyDictionary[type, dict[str, list[type[BaseModel]]]] = WeakKeyDictionary()
+        self._contexts: WeakKeyDictionary[type, type[BaseModel]] = WeakKeyDictionary()
+
+    def messages(self, definition: WorkflowDefinition) -> dict[str, list[type[BaseModel]]]:
+        """The models that its waits name, as far as they can be read, by the names that their signals have."""
+        found = self._messages.get(definition.cls)
+        if found is None:
+            found = self._messages[definition.cls] = _messages_in(definition)
+        return found
+
+    def context(self, definition: WorkflowDefinition) -> type[BaseModel]:
+        """The model of what it is started with: the Context, or the parameters of ``create_context``.
+
+        Raises:
+            Problem: "workflow-unknown", for one that only events start.
+        """
+        if not is_started(definition):
+            raise Problem("workflow-unknown", "It is started by events.")
+        create = getattr(definition.cls, "create_context", None)
+        if create is None:
+            return definition.codec.context
+        found = self._contexts.get(definition.cls)
+        if found is None:
+            found = self._contexts[definition.cls] = _parameters(create, definition.name)
+        return found
+
+    def check_message(self, definition: WorkflowDefinition | None, name: str, payload: Mapping[str, JsonValue]) -> None:
+        """Refuse at once what no wait of the run's workflow would take. Raises Problem ("invalid").
+
+        What it says nothing about may still be rejected by the run, which the receipt then tells.
+        """
+        refused: ValidationError | None = None
+        for model in () if definition is None else self.messages(definition).get(name, ()):
+            try:
+                model.__pydantic_validator__.validate_json(to_json(payload), by_alias=False, by_name=True)
+            except ValidationError as error:
+                refused = error
+            else:
+                return
+        if refused is not None:
+            raise invalid(refused, at=("payload",)) from None
+
+    def arguments(self, definition: WorkflowDefinition, values: Mapping[str, JsonValue]) -> dict[str, Any]:
+        """What ``start_run`` is given, of JSON: for a ``create_context``, each value as its parameter's type has it.
+
+        Raises:
+            Problem: "invalid", for names that it is not started with, and values that its parameters do not take;
+                "workflow-unknown", for one that only events start.
+        """
+        model = self.context(definition)
+        codec = definition.codec
+        if model is codec.context:
+            unknown = [] if codec.takes_any_keyword else [name for name in values if name not in codec.declared]
+            if unknown:
+                raise fault("Extra inputs are not permitted", "extra_forbidden", at=("context", unknown[0]))
+            return dict(values)
         try:
-            model.__pydantic_validator__.validate_json(to_json(payload), by_alias=False, by_name=True)
+            made = model.__pydantic_validator__.validate_json(to_json(values), by_alias=True)
         except ValidationError as error:
-            refused = error
-        else:
-            return
-    if refused is not None:
-        raise invalid(refused, at=("payload",)) from None
+            raise invalid(error, at=("context",)) from None
+        fields = model.model_fields
+        given = {fields[name].alias or name: getattr(made, name) for name in made.model_fields_set if name in fields}
+        return {**given, **(made.__pydantic_extra__ or {})}
 
 
 def is_started(definition: WorkflowDefinition) -> bool:
@@ -50,37 +94,14 @@ def is_started(definition: WorkflowDefinition) -> bool:
     return definition.event is None or getattr(definition.cls, "create_context", None) is None
 
 
-def context_model(definition: WorkflowDefinition) -> type[BaseModel]:
-    """The model of what it is started with: the Context, or the parameters of ``create_context``.
-
-    Raises:
-        Problem: "workflow-unknown", for one that only events start.
-    """
-    if not is_started(definition):
-        raise Problem("workflow-unknown", "It is started by events.")
-    create = getattr(definition.cls, "create_context", None)
-    return definition.codec.context if create is None else _parameters(create, definition.name)
-
-
-def arguments(definition: WorkflowDefinition, values: Mapping[str, JsonValue]) -> dict[str, Any]:
-    """What ``engine.start`` is given, of JSON: for a ``create_context``, each value as its parameter's type has it.
-
-    Raises:
-        Problem: "invalid", for names that it is not started with, and values that its parameters do not take.
-    """
-    if getattr(definition.cls, "create_context", None) is None:
-        codec = definition.codec
-        unknown = [] if codec.takes_any_keyword else [name for name in values if name not in codec.declared]
-        if unknown:
-            raise fault("Extra inputs are not permitted", "extra_forbidden", at=("context", unknown[0]))
-        return dict(values)
-    try:
-        made = context_model(definition).__pydantic_validator__.validate_json(to_json(values), by_alias=True)
-    except ValidationError as error:
-        raise invalid(error, at=("context",)) from None
-    fields = type(made).model_fields
-    given = {fields[name].alias or name: getattr(made, name) for name in made.model_fields_set if name in fields}
-    return {**given, **(made.__pydantic_extra__ or {})}
+def _messages_in(definition: WorkflowDefinition) -> dict[str, list[type[BaseModel]]]:
+    found: dict[str, list[type[BaseModel]]] = {}
+    for step in definition.steps.values():
+        for reading in named_targets(step.function):
+            model = None if isinstance(reading, NoWayOut) else reading.model
+            if model is not None and model not in found.setdefault(model.__name__, []):
+                found[model.__name__].append(model)
+    return found
 
 
 def action_model(action: ActionDefinition) -> type[BaseModel] | None:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from aioflow.definition import WorkflowDefinition
 from aioflow.http import bodies, listing, runs, views
 from aioflow.http.access import Access
-from aioflow.http.messages import action_model, context_model, is_started, messages_of
+from aioflow.http.messages import Models, action_model, is_started
 from aioflow.http.operations import (
     ABOUT_A_RUN,
     ANYWHERE,
@@ -61,11 +61,13 @@ class Description:
     Args:
         engine: whose workflows are described.
         access: who may read it.
+        models: where the workflows' models are found.
     """
 
-    def __init__(self, engine: Engine, access: Access) -> None:
+    def __init__(self, engine: Engine, access: Access, models: Models) -> None:
         self._engine = engine
         self._access = access
+        self._models = models
         self._made: tuple[Registry, int, Json] | None = None
 
     async def document(self, request: Request) -> Response:
@@ -74,7 +76,7 @@ class Description:
         registry = self._engine.registry
         made = self._made
         if made is None or made[0] is not registry or made[1] != registry.generation:
-            made = self._made = (registry, registry.generation, describe(registry))
+            made = self._made = (registry, registry.generation, describe(registry, self._models))
         servers = [{"url": quote(request.scope.get("root_path", "")) or "/"}]
         return Response(
             to_json({**made[2], "servers": servers}),
@@ -83,7 +85,7 @@ class Description:
         )
 
 
-def describe(registry: Registry) -> Json:
+def describe(registry: Registry, models: Models) -> Json:
     """The document for these workflows, without ``servers``."""
     schemas = Schemas()
     schemas.add_answers(_ANSWERS)
@@ -92,8 +94,8 @@ def describe(registry: Registry) -> Json:
     definitions = [registry.find(name) for name in names]
     paths = {
         **dict(_general(schemas)),
-        **dict(_starts(schemas, definitions)),
-        **dict(_messages(schemas, definitions)),
+        **dict(_starts(schemas, models, definitions)),
+        **dict(_messages(schemas, models, definitions)),
         **dict(_events(schemas, definitions)),
         **dict(_actions(schemas, registry)),
     }
@@ -207,7 +209,7 @@ def _emit(id_: str, summary: str, schemas: Schemas, name: list[Json]) -> Json:
     return operation(id_, summary, answers, _WRITES, parameters=name, body=schemas.of(bodies.EmitBody))
 
 
-def _starts(schemas: Schemas, definitions: Iterable[WorkflowDefinition]) -> Iterator[tuple[str, Json]]:
+def _starts(schemas: Schemas, models: Models, definitions: Iterable[WorkflowDefinition]) -> Iterator[tuple[str, Json]]:
     answers = {
         201: answer("The run that was started.", views.RunView),
         200: answer("The run that has the key already.", views.RunView),
@@ -215,7 +217,7 @@ def _starts(schemas: Schemas, definitions: Iterable[WorkflowDefinition]) -> Iter
     for definition in definitions:
         if not is_started(definition):
             continue
-        context = schemas.of(context_model(definition), f"workflow.{definition.name}")
+        context = schemas.of(models.context(definition), f"workflow.{definition.name}")
         body = _with(schemas.of(bodies.StartBody), "context", context)
         start = operation(
             f"start_{word(definition.name)}",
@@ -228,11 +230,13 @@ def _starts(schemas: Schemas, definitions: Iterable[WorkflowDefinition]) -> Iter
         yield f"/workflows/{quote(definition.name)}/runs", {"post": start}
 
 
-def _messages(schemas: Schemas, definitions: Iterable[WorkflowDefinition]) -> Iterator[tuple[str, Json]]:
+def _messages(
+    schemas: Schemas, models: Models, definitions: Iterable[WorkflowDefinition]
+) -> Iterator[tuple[str, Json]]:
     found: dict[str, dict[Any, Json]] = {}
     for definition in definitions:
-        for name, models in messages_of(definition).items():
-            for model in models:
+        for name, named in models.messages(definition).items():
+            for model in named:
                 schema = schemas.of(model, f"message.{definition.name}", by_alias=False)
                 found.setdefault(name, {}).setdefault(model, schema)
     for name, by_model in found.items():

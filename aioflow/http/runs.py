@@ -11,7 +11,7 @@ from starlette.responses import Response
 from aioflow.http import bodies, listing
 from aioflow.http.access import Access
 from aioflow.http.exits import Exits
-from aioflow.http.messages import check_message
+from aioflow.http.messages import Models
 from aioflow.http.stream import Stream, position
 from aioflow.http.views import (
     CancelView,
@@ -50,10 +50,11 @@ class StreamParameters(listing.Parameters):
 class Runs:
     """The endpoints."""
 
-    def __init__(self, engine: Engine, access: Access, exits: Exits) -> None:
+    def __init__(self, engine: Engine, access: Access, exits: Exits, models: Models) -> None:
         self._engine = engine
         self._access = access
         self._exits = exits
+        self._models = models
 
     async def list(self, request: Request) -> Response:
         """The runs that match, as far as they may be listed: each is asked about."""
@@ -104,7 +105,7 @@ class Runs:
         run = await self._access.load(request, "signal")
         asked = await bodies.read(request, bodies.SignalBody)
         name = bodies.name_in(request)
-        check_message(self._engine.definition_of(run.row), name, asked.payload)
+        self._models.check_message(self._engine.definition_of(run.row), name, asked.payload)
         receipt = await self._engine.signal(
             name, asked.payload, run_id=run.id, signal_id=asked.signal_id, ttl=asked.lifetime()
         )

@@ -12,7 +12,7 @@ from aioflow.codec import Unstorable
 from aioflow.errors import ContextInvalid, EventInvalid, SignalInvalid
 from aioflow.http import bodies
 from aioflow.http.access import Access
-from aioflow.http.messages import arguments, context_model
+from aioflow.http.messages import Models
 from aioflow.http.problems import Problem, invalid
 from aioflow.http.views import EventView, ReceiptView, RunView
 from aioflow.runtime import Engine
@@ -21,17 +21,17 @@ from aioflow.runtime import Engine
 class Sends:
     """The endpoints."""
 
-    def __init__(self, engine: Engine, access: Access) -> None:
+    def __init__(self, engine: Engine, access: Access, models: Models) -> None:
         self._engine = engine
         self._access = access
+        self._models = models
 
     async def start(self, request: Request) -> Response:
         """Start a run; 201. 200 with the run that has the key already, if that may be got."""
         await self._access.check(request, "start")
         asked = await bodies.read(request, bodies.StartBody)
         definition = self._engine.registry.find(bodies.name_in(request))
-        context_model(definition)
-        context = arguments(definition, asked.context)
+        context = self._models.arguments(definition, asked.context)
         try:
             run = await self._engine.start_run(definition.name, asked.options(), context, from_json=True)
         except ContextInvalid as error:

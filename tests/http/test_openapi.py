@@ -14,6 +14,7 @@ from pydantic import BaseModel, create_model
 from aioflow import Engine, complete, on, step, wait, workflow
 from aioflow.commands import Command
 from aioflow.http import api
+from aioflow.http.messages import Models
 from aioflow.http.openapi import describe
 from aioflow.http.problems import KINDS
 from aioflow.registry import Registry, definition_of
@@ -24,7 +25,7 @@ from tests.http.flows import ALL
 @pytest.fixture
 def document() -> dict[str, Any]:
     """The description of the workflows of these tests."""
-    return describe(Registry(map(definition_of, ALL)))
+    return describe(Registry(map(definition_of, ALL)), Models())
 
 
 def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +85,7 @@ async def test_it_knows_what_is_defined_later(connect: Connect) -> None:
 
 def test_it_describes_what_every_engine_has() -> None:
     """An engine without workflows has these operations, and each write is a POST."""
-    found = {(method, path) for path, method, _ in operations(describe(Registry()))}
+    found = {(method, path) for path, method, _ in operations(describe(Registry(), Models()))}
     assert found == {
         ("get", "/healthz"),
         ("get", "/readyz"),
@@ -104,7 +105,7 @@ def test_it_describes_what_every_engine_has() -> None:
 
 def test_it_describes_the_workflows(document: dict[str, Any]) -> None:
     """Each workflow that can be started, each message, and each event that a workflow listens to has its own path."""
-    general = describe(Registry())["paths"]
+    general = describe(Registry(), Models())["paths"]
     assert set(document["paths"]) - set(general) == {
         "/workflows/expense/runs",
         "/workflows/count/runs",
@@ -187,7 +188,7 @@ def test_messages_of_one_name_are_alternatives() -> None:
 
         return Flow
 
-    document = describe(Registry(map(definition_of, (flow("one", a=int), flow("two", b=str)))))
+    document = describe(Registry(map(definition_of, (flow("one", a=int), flow("two", b=str)))), Models())
     payload = body_of(document, "/signals/Go")["properties"]["payload"]
     assert [set(resolved(document, each)["properties"]) for each in payload["anyOf"]] == [{"a"}, {"b"}]
 
@@ -247,5 +248,5 @@ def test_a_context_without_a_schema_is_an_object() -> None:
         async def work(self) -> Command:
             return complete()
 
-    document = describe(Registry([definition_of(Indescribable)]))
+    document = describe(Registry([definition_of(Indescribable)]), Models())
     assert body_of(document, "/workflows/indescribable/runs")["properties"]["context"] == {"type": "object"}
