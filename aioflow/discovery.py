@@ -12,15 +12,16 @@ from aioflow.store import Store
 
 DEFAULT_URL = "sqlite:///aioflow.db"
 _GROUP = "aioflow.backends"
-#: Backends that are optional parts of this distribution: scheme -> extra.
-_EXTRAS: dict[str, str] = {}
+#: Backends that need what is an optional part of this distribution: scheme -> extra.
+_EXTRAS: dict[str, str] = {"postgres": "postgres", "postgresql": "postgres"}
 
 
 def find_store(url_or_store: str | Store | None) -> Store:
     """The store to work with.
 
     Args:
-        url_or_store: a store, a URL (``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``memory://``), or None
+        url_or_store: a store, a URL (``sqlite:///relative.db``, ``sqlite:////absolute.db``,
+            ``postgresql://host/database``, ``memory://``), or None
             for the environment's ``AIOFLOW_DATABASE_URL``, and without it ``sqlite:///aioflow.db``.
 
     Returns:
@@ -41,7 +42,12 @@ def find_store(url_or_store: str | Store | None) -> Store:
     installed = {point.name: point for point in entry_points(group=_GROUP)}
     point = installed.get(scheme)
     if point is None:
-        extra = _EXTRAS.get(scheme)
-        hint = f" Try: pip install 'aioflow-engine[{extra}]'." if extra else ""
-        raise BackendUnknown(scheme, installed, hint)
-    return cast("Store", point.load()(url_or_store))
+        raise BackendUnknown(scheme, installed)
+    try:
+        store = point.load()
+    except ModuleNotFoundError:
+        if scheme not in _EXTRAS:
+            raise
+        hint = f" Try: pip install 'aioflow-engine[{_EXTRAS[scheme]}]'."
+        raise BackendUnknown(scheme, installed.keys() - _EXTRAS.keys(), hint) from None
+    return cast("Store", store(url_or_store))

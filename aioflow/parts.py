@@ -21,6 +21,7 @@ from aioflow.telemetry import trouble
 from aioflow.waiters import Waiters
 
 _LISTEN: Micros = SECOND // 10
+_SHORT: Micros = SECOND // 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,14 @@ class Parts:
         """Notice what other processes write, and tell those who wait here; until cancelled."""
         seen: int | None = None  # what was written before, or while nobody listened, is new
         look_again = self.clock.monotonic()
+        pause = _SHORT if self.store.pushes_hints else _LISTEN
         while True:
-            await self.clock.sleep(_LISTEN)
+            await self.clock.sleep(pause)
             try:
                 hint = await self.store.hint(self.clock.micros())
                 changed, seen = hint != seen, hint
+                if self.store.pushes_hints:  # the first is followed at once, many in a row are followed together
+                    pause = min(2 * pause, _LISTEN) if changed else _SHORT
                 if changed:
                     foreign()
                 if changed or self.clock.monotonic() >= look_again:

@@ -165,6 +165,11 @@ class Store(Protocol):
         """
         ...
 
+    @property
+    def pushes_hints(self) -> bool:
+        """Whether ``hint`` holds its answer back until there is something new, a tenth of a second at most."""
+        ...
+
     async def open(self, now: Micros) -> str:
         """Connect, migrate if that is due (safe when several processes do it at once), and return the store's UUID.
 

@@ -7,6 +7,7 @@ what a fixture opens and closes is checked as well; a broken one shows as an err
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sqlite3
 import sys
@@ -70,6 +71,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def anyio_backend() -> str:
     """Run async tests and fixtures of every scope on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The address of a PostgreSQL server: that of AIOFLOW_TEST_POSTGRES, or one that the session starts."""
+    from tests.postgres import PostgresServer
+
+    if url := os.environ.get("AIOFLOW_TEST_POSTGRES"):
+        yield url
+        return
+    # What a power loss would do is not tested here, and to wait for the disk would take minutes.
+    server = PostgresServer("fsync=off", "max_connections=200")
+    yield server.url
+    server.close()
+
+
+@pytest.fixture
+async def postgres_url(postgres_server: str) -> AsyncIterator[str]:
+    """The address of a PostgreSQL store without any data."""
+    from tests.postgres import drop, fresh
+
+    url = fresh(postgres_server)
+    yield url
+    await drop(postgres_server, url)
 
 
 @pytest.fixture(autouse=True)

@@ -133,6 +133,10 @@ class FaultyStore:
     def in_flight(self) -> int:
         return self.store.in_flight
 
+    @property
+    def pushes_hints(self) -> bool:
+        return self.store.pushes_hints
+
     async def open(self, now: Micros) -> str:
         return await self.store.open(now)
 

@@ -67,6 +67,11 @@ class MemoryStore:
         """One: a batch is done when ``apply`` begins."""
         return 1
 
+    @property
+    def pushes_hints(self) -> bool:
+        """False: whoever shares the object looks."""
+        return False
+
     async def open(self, now: Micros) -> str:
         """Count an opening and return the store's UUID."""
         self._opens += 1

@@ -63,6 +63,7 @@ class SQLiteStore:
 
     exclusive = True
     in_flight = 1
+    pushes_hints = False
 
     def __init__(self, url: str) -> None:
         self._address = parse(url)

@@ -333,6 +333,7 @@ class Wire:
 
     name = "sim://"
     in_flight = 1
+    pushes_hints = False
 
     def __init__(self, server: Server, process: Process) -> None:
         self._server = server

@@ -1,0 +1,95 @@
+"""A PostgreSQL URL, read: aioflow's own options are taken off it, the rest is the driver's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+SCHEMES: Final = ("postgresql", "postgres")
+#: Bytes of an identifier that PostgreSQL keeps.
+_LONGEST_SCHEMA: Final = 63
+_LEAST_POOL: Final = 3
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Address:
+    """Where the database is, and how it is used.
+
+    Attributes:
+        dsn: what the driver is given.
+        name: for messages and logs, without any password.
+        schema: where the tables are.
+        pool_size: how many connections one engine has at the most, the one that listens not counted.
+        timeout: seconds until a change that the server has not answered counts as unknown; a question may take four
+            times as long.
+        listen: where to listen for hints, if not at ``dsn``: a connection pooler cannot be listened through.
+    """
+
+    dsn: str
+    name: str
+    schema: str
+    pool_size: int
+    timeout: float
+    listen: str | None
+
+    def __repr__(self) -> str:
+        return f"<Address {self.name}>"
+
+
+def parse(url: str) -> Address:
+    """Read ``postgresql://user:password@host:port/database`` or ``postgres://…``.
+
+    Options after ``?``: ``schema`` ("aioflow" if not given), ``pool_size`` (10), ``timeout`` (seconds, 15) and
+    ``listen`` (a URL that reaches the server itself, where the first one is that of a pooler) are aioflow's, the rest
+    is passed to asyncpg.
+
+    Raises:
+        ValueError: it is no such URL, or an option has no such value. The message has no password.
+    """
+    shown = masked(url)
+    try:
+        parts = urlsplit(url)
+        scheme, port = parts.scheme, parts.port  # the port is only looked at when it is asked for
+    except ValueError:
+        raise ValueError(
+            f"The URL {shown} cannot be read: write special characters of user and password as %XX."
+        ) from None
+    if scheme not in SCHEMES or "://" not in url:
+        raise ValueError(f"A PostgreSQL URL looks like postgresql://user:password@host:5432/database, got {shown}.")
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    own = dict(options)
+    schema = own.get("schema", "aioflow")
+    if not schema or len(schema.encode()) > _LONGEST_SCHEMA or "\0" in schema or schema.startswith("pg_"):
+        raise ValueError(f"schema takes the name of a schema, up to {_LONGEST_SCHEMA} bytes, got {schema!r}.")
+    pool_size = own.get("pool_size", "10")
+    if not pool_size.isdecimal() or int(pool_size) < _LEAST_POOL:
+        raise ValueError(f"pool_size takes a number from {_LEAST_POOL} upwards, got {pool_size!r}.")
+    timeout = own.get("timeout", "15")
+    if not re.fullmatch(r"\d+(\.\d+)?", timeout) or float(timeout) <= 0:
+        raise ValueError(f"timeout takes seconds, got {timeout!r}.")
+    listen = own.get("listen")
+    if listen is not None:
+        listen = parse(listen).dsn
+    rest = [(name, value) for name, value in options if name not in ("schema", "pool_size", "timeout", "listen")]
+    place = f"{parts.hostname or 'localhost'}{f':{port}' if port else ''}{parts.path}"
+    user = f"{parts.username}@" if parts.username else ""
+    return Address(
+        dsn=urlunsplit(parts._replace(query=urlencode(rest))),
+        name=f"postgresql://{user}{place}{f'?schema={schema}' if schema != 'aioflow' else ''}",
+        schema=schema,
+        pool_size=int(pool_size),
+        timeout=float(timeout),
+        listen=listen,
+    )
+
+
+def masked(url: str) -> str:
+    """The URL as a message may show it: nothing of what may be a password, or a query that may hold one."""
+    head, separator, rest = url.partition("://")
+    if not separator:
+        return "something without '://'"
+    rest = rest.partition("?")[0]
+    user, at, place = rest.rpartition("@")
+    return f"{head}://{user.partition(':')[0]}:***@{place}" if at else f"{head}://{place}"

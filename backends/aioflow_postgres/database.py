@@ -1,0 +1,304 @@
+"""Connections, and operations on them.
+
+What breaks with asyncpg is a connection on which something was cancelled half-way: a BEGIN whose cancellation goes
+unnoticed makes savepoints of all later transactions, which nobody commits. So nothing is ever cancelled inside of
+asyncpg. An operation is a task of its own, which runs to its end whoever leaves; one that takes too long loses its
+connection, and so does one of which there is any doubt.
+
+Behind a pooler that hands each transaction to another server, every operation is a transaction, and no statement is
+kept prepared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Protocol, TypeVar
+
+import asyncpg
+from anyio import CancelScope
+
+from aioflow.errors import StoreError, StoreRefused, StoreUnavailable
+from aioflow_postgres.address import Address
+
+T = TypeVar("T")
+
+#: What the server says of a transaction that another stood in the way of: nothing of it was done.
+_IN_THE_WAY: Final = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+)
+_TRIES: Final = 8
+#: Milliseconds for which the server keeps a transaction of ours, and its locks, while it hears nothing: a process that
+#: is stopped in the middle of one must not hold up others.
+_IDLE: Final = 5000
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_LOOK: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+#: The plans are all alike, few rows by an index, however many parameters there are: planned once, not each time.
+_SETTINGS: Final = (
+    "SET plan_cache_mode = force_generic_plan; SET jit = off; "
+    "SET default_transaction_isolation = 'read committed'; "
+    f"SET idle_in_transaction_session_timeout = {_IDLE}"
+)
+
+
+class Doubt(Exception):
+    """It is not known what state a connection is in, or whether a transaction was committed."""
+
+
+class Connection(Protocol):
+    """What is used of asyncpg's connections."""
+
+    async def execute(self, query: str, *args: Any) -> str:
+        """Run it, and give the server's tag."""
+        ...
+
+    async def fetch(self, query: str, *args: Any) -> list[Any]:
+        """Run it, and give its rows."""
+        ...
+
+    def is_in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        ...
+
+    def is_closed(self) -> bool:
+        """Whether it is of no use any more."""
+        ...
+
+    def terminate(self) -> None:
+        """Drop it."""
+        ...
+
+
+class Session:
+    """A connection for the length of one operation. Statements name the schema "aioflow"."""
+
+    __slots__ = ("_connection", "_sql")
+
+    def __init__(self, connection: Connection, sql: Statements) -> None:
+        self._connection = connection
+        self._sql = sql
+
+    async def fetch(self, sql: str, *values: Any) -> list[Any]:
+        """Run a statement, and give its rows."""
+        return await self._connection.fetch(self._sql[sql], *values)
+
+    async def execute(self, sql: str, *values: Any) -> None:
+        """Run a statement."""
+        await self._connection.execute(self._sql[sql], *values)
+
+
+class Statements(dict[str, str]):
+    """Statements with the address's schema in the place of ``aioflow``: made once each."""
+
+    def __init__(self, schema: str) -> None:
+        super().__init__()
+        self._schema = quoted(schema)
+
+    def __missing__(self, sql: str) -> str:
+        made = self[sql] = sql.replace("aioflow.", f"{self._schema}.")
+        return made
+
+
+def quoted(name: str) -> str:
+    """An identifier, quoted."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+Operation = Callable[[Session], Awaitable[T]]
+
+
+class Database:
+    """A pool of connections, and the operations that are under way.
+
+    The mutable state: the pool, whether a pooler stands before the server, and the tasks of the operations.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._sql = Statements(address.schema)
+        self._pool: asyncpg.Pool[Any] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.pooled = False
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            StoreUnavailable: that cannot be done.
+        """
+        try:
+            self.pooled = await self._behind_a_pooler()
+            self._pool = await asyncpg.create_pool(
+                self._address.dsn,
+                min_size=0,
+                max_size=self._address.pool_size,
+                timeout=self._address.timeout,
+                init=None if self.pooled else _set_up,
+                reset=_leave,
+                statement_cache_size=0 if self.pooled else 200,
+                max_cached_statement_lifetime=0,
+            )
+        except Exception as error:
+            raise told_apart(self._address.name, error) from error
+
+    async def close(self) -> None:
+        """Let what is under way end, then disconnect; what does not end in time is dropped."""
+        pool, self._pool = self._pool, None
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=self._address.timeout)
+        if pool is not None:
+            try:
+                await asyncio.wait_for(pool.close(), timeout=2.0)
+            except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                pool.terminate()
+
+    async def ask(self, operation: Operation[T]) -> T:
+        """Do one statement. It may take four times as long as a change."""
+        return await self._under_way(self._do(operation, transaction=self.pooled, patience=4))
+
+    async def snapshot(self, operation: Operation[T]) -> T:
+        """Do several statements, all of which read what was there at one instant."""
+        return await self._under_way(self._do(operation, transaction=True, patience=4, begin=_LOOK))
+
+    async def say(self, operation: Operation[T]) -> T:
+        """Do one statement that changes something: a transaction by itself."""
+        return await self._under_way(self._again(operation, transaction=self.pooled))
+
+    async def transact(self, operation: Operation[T], patience: float = 1) -> T:
+        """Do it in a transaction: wholly or not at all. It is done again if others stood in its way."""
+        return await self._under_way(self._again(operation, transaction=True, patience=patience))
+
+    async def _under_way(self, doing: Coroutine[Any, Any, T]) -> T:
+        if self._pool is None:
+            doing.close()
+            raise StoreUnavailable(self._address.name, "it is not open", "Call 'await store.open(now)' first.")
+        task = asyncio.get_running_loop().create_task(doing, name="aioflow postgres")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # the event loop is being closed
+                raise StoreUnavailable(self._address.name, "the event loop is being closed") from None
+            raise
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked may have left
+
+    async def _again(self, operation: Operation[T], *, transaction: bool, patience: float = 1) -> T:
+        for _ in range(_TRIES - 1):
+            try:
+                return await self._do(operation, transaction=transaction, patience=patience)
+            except StoreUnavailable as error:
+                if not isinstance(error.__cause__, _IN_THE_WAY):
+                    raise
+        return await self._do(operation, transaction=transaction, patience=patience)
+
+    async def _do(self, operation: Operation[T], *, transaction: bool, patience: float, begin: str = _BEGIN) -> T:
+        pool = self._pool
+        try:
+            if pool is None:
+                raise asyncpg.InterfaceError("the pool is closed")
+            connection = await pool.acquire(timeout=self._address.timeout)
+        except Exception as error:
+            raise told_apart(self._address.name, error) from error
+        late = asyncio.get_running_loop().call_later(self._address.timeout * patience, connection.terminate)
+        try:
+            session = Session(connection, self._sql)
+            return await (_transaction(connection, session, operation, begin) if transaction else operation(session))
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, Doubt, UnicodeEncodeError) as error:
+            if not isinstance(error, asyncpg.PostgresError | UnicodeEncodeError):
+                connection.terminate()
+            raise told_apart(self._address.name, error) from error
+        except BaseException:
+            if connection.is_closed() or connection.is_in_transaction():
+                connection.terminate()
+            raise
+        finally:
+            late.cancel()
+            with CancelScope(shield=True):
+                await _give_back(pool, connection)
+
+    async def _behind_a_pooler(self) -> bool:
+        """Whether the server's process is not the one that greeted: then each transaction may have another."""
+        connection = await asyncpg.connect(self._address.dsn, timeout=self._address.timeout, statement_cache_size=0)
+        late = asyncio.get_running_loop().call_later(self._address.timeout, connection.terminate)
+        try:
+            await connection.execute("BEGIN")
+            pid = await connection.fetchval("SELECT pg_backend_pid()")
+            await connection.execute("COMMIT")
+            return bool(pid != connection.get_server_pid())
+        finally:
+            late.cancel()
+            await hang_up(connection)
+
+
+async def hang_up(connection: Any) -> None:
+    """Close a connection, or drop it."""
+    try:
+        await connection.close(timeout=2.0)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection.terminate()
+
+
+async def _transaction(connection: Connection, session: Session, operation: Operation[T], begin: str) -> T:
+    if connection.is_in_transaction():
+        raise Doubt("a transaction was left open on the connection")
+    await connection.execute(begin)
+    try:
+        result = await operation(session)
+    except BaseException:
+        if not connection.is_closed():
+            try:
+                await connection.execute("ROLLBACK")
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                connection.terminate()
+        raise
+    if (tag := await connection.execute("COMMIT")) != "COMMIT":
+        raise Doubt(f"the server answered {tag} to COMMIT")
+    return result
+
+
+async def _set_up(connection: Connection) -> None:
+    await connection.execute(_SETTINGS)
+
+
+async def _leave(connection: Connection) -> None:
+    """Nothing is set that would have to be reset."""
+
+
+async def _give_back(pool: Any, connection: Any) -> None:
+    try:
+        await pool.release(connection)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        connection.terminate()
+
+
+def told_apart(name: str, error: Exception) -> StoreError:
+    """The data's fault, or the store's."""
+    if isinstance(error, StoreError):
+        return error
+    text = " ".join(str(error).split()) or type(error).__name__
+    refused = asyncpg.DataError | asyncpg.IntegrityConstraintViolationError | asyncpg.ProgramLimitExceededError
+    if isinstance(error, refused | UnicodeEncodeError):
+        return StoreRefused(name, text)
+    advice = next((words for kinds, words in _ADVICE if isinstance(error, kinds)), "")
+    if isinstance(error, TimeoutError):
+        text = "it does not answer in time, or all connections are taken"
+    return StoreUnavailable(name, text.rstrip("."), advice)
+
+
+_ADVICE: Final[tuple[tuple[tuple[type[Exception], ...], str], ...]] = (
+    (
+        (asyncpg.InvalidAuthorizationSpecificationError,),
+        "Check user and password, and the server's pg_hba.conf.",
+    ),
+    ((asyncpg.InvalidCatalogNameError,), "Create the database first; aioflow makes its own schema and tables."),
+    ((asyncpg.InsufficientPrivilegeError,), "Give the user CREATE on the database, or name a schema that it owns."),
+    ((asyncpg.TooManyConnectionsError,), "Raise the server's max_connections, or lower pool_size."),
+    ((ConnectionRefusedError,), "Check host and port, and that the server runs."),
+)

@@ -1,0 +1,137 @@
+"""Hints: that somebody else has written. NOTIFY without payload, on a connection of its own, outside of transactions.
+
+A hint may be lost, and everything works without, later. A connection that looks alive may be half open, so it is used
+every few seconds; whenever it listens anew, that counts as a hint, for some may have been missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any, Final
+
+import asyncpg
+
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow_postgres.database import hang_up, quoted
+
+#: How often the connection is used, if there is nothing to tell.
+_PING: Final[Micros] = 5 * SECOND
+#: The least time between two hints that are sent: of many commits in a row others need not hear one by one.
+_REST: Final[Micros] = SECOND // 100
+_FIRST_BACKOFF: Final[Micros] = SECOND // 10
+_LONGEST_BACKOFF: Final[Micros] = 2 * SECOND
+
+
+class Ear:
+    """Listens, and tells others.
+
+    Args:
+        dsn: the server itself, not a pooler.
+        schema: whose writes are meant.
+        timeout: seconds after which a silent connection is dropped.
+
+    The mutable state: how many hints were heard, whether there is something to tell, and the task with its connection.
+    """
+
+    def __init__(self, dsn: str, schema: str, timeout: float) -> None:
+        self._dsn = dsn
+        self._channel = f"aioflow {schema}"[:60]
+        self._timeout = timeout
+        self._clock = Clock()
+        self.heard = 0
+        self.listening = False
+        self._news = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._untold = False
+        self._ending = asyncio.Event()
+        self._connection: Any = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Listen until ``close``."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="aioflow postgres ear")
+
+    async def close(self) -> None:
+        """Tell what is still to be told, and stop."""
+        self._ending.set()
+        self._wake.set()
+        if self._task is not None:
+            late = asyncio.get_running_loop().call_later(1.0, self._drop)
+            await asyncio.wait({self._task}, timeout=self._timeout)
+            late.cancel()
+            self._task.cancel()  # it still connects, which may be cancelled
+            await asyncio.wait({self._task})
+
+    def tell(self) -> None:
+        """Others are to hear that something was written."""
+        self._untold = True
+        self._wake.set()
+
+    async def news(self, seen: int, patience: Micros) -> int:
+        """How many hints were heard; waits a little for another than ``seen``."""
+        if self.heard == seen:
+            self._news.clear()
+            await self._clock.wait(self._news, patience)
+        return self.heard
+
+    def _hear(self, _: Any, pid: int, __: str, ___: object) -> None:
+        if self._connection is None or pid != self._connection.get_server_pid():
+            self._count()
+
+    def _count(self) -> None:
+        self.heard += 1
+        self._news.set()
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+
+    async def _run(self) -> None:
+        backoff = _FIRST_BACKOFF
+        while not self._ending.is_set():
+            try:
+                connection = self._connection = await asyncpg.connect(self._dsn, timeout=self._timeout)
+                try:
+                    await self._in_time(connection.add_listener(self._channel, self._hear))
+                    backoff = _FIRST_BACKOFF
+                    self.listening = True
+                    self._count()
+                    while not self._ending.is_set() or self._untold:
+                        await self._use(connection)
+                finally:
+                    self.listening = False
+                    self._connection = None
+                    with suppress(asyncpg.InterfaceError):
+                        connection.remove_termination_listener(self._lost)
+                    await hang_up(connection)
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                self._wake.clear()
+                if not self._ending.is_set():
+                    await self._clock.wait(self._wake, backoff)
+                backoff = min(2 * backoff, _LONGEST_BACKOFF)
+
+    async def _use(self, connection: Any) -> None:
+        """Tell others, or see whether the connection is still alive."""
+        connection.add_termination_listener(self._lost)
+        if not self._untold and not self._ending.is_set():
+            self._wake.clear()
+            await self._clock.wait(self._wake, _PING)
+        untold, self._untold = self._untold, False
+        try:
+            await self._in_time(connection.execute(f"NOTIFY {quoted(self._channel)}" if untold else ""))
+        except BaseException:
+            self._untold = self._untold or untold
+            raise
+        if untold and not self._ending.is_set():
+            await self._clock.sleep(_REST)
+
+    def _lost(self, _: object) -> None:
+        self._wake.set()  # it is noticed by using it
+
+    async def _in_time(self, doing: Any) -> None:
+        late = asyncio.get_running_loop().call_later(self._timeout, self._drop)
+        try:
+            await doing
+        finally:
+            late.cancel()

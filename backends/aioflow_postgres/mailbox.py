@@ -1,0 +1,246 @@
+"""The mailbox: signals on their way to runs.
+
+Tables ``signals`` and ``waits``; the latter follows ``runs.arms`` by triggers. Copies of events (``signals.event``) lie
+there as those of broadcasts do, for arms of their own kind (``waits.kind``). A taken signal stays as a tombstone, so
+that the same Post offered twice is stored once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from aioflow.clock import SECOND, Micros
+from aioflow.model import Run, Signal
+from aioflow.store import Mail
+from aioflow_postgres.database import Session
+from aioflow_postgres.rows import SELECT_RUNS, SIGNAL_COLUMNS, columns, named, rows_of, unnest
+
+_COLUMNS: Final = named(Signal._fields)
+_HOUR: Final = 3600 * SECOND
+#: How long a taken signal is remembered: by its signal_id, or only for the sake of a Post that is offered again.
+_MEMORY: Final = 7 * 24 * _HOUR
+_SHORT_MEMORY: Final = _HOUR
+#: How many signals of one run a Mail has at the most: a run takes one at a time.
+_FEW: Final = 8
+
+#: Pairs of a wait and a signal that fits it. ``$1``: now; ``{of}`` narrows the waits.
+_FITTING: Final = """
+SELECT w.since, w.run_id AS waiter, s.id, s.run_id, s.sent_at FROM aioflow.waits AS w
+JOIN aioflow.signals AS s ON s.run_id = w.run_id AND s.name = w.name
+WHERE {of} s.taken_at IS NULL AND s.run_id <> 0 AND (s.expires_at IS NULL OR s.expires_at > $1)
+    AND w.kind = CASE WHEN s.event IS NULL THEN 'signal' ELSE 'event' END
+UNION
+SELECT w.since, w.run_id, s.id, s.run_id, s.sent_at FROM aioflow.waits AS w
+JOIN aioflow.signals AS s ON s.name = w.name AND s.key = w.key
+WHERE {of} s.taken_at IS NULL AND s.run_id = 0 AND (s.expires_at IS NULL OR s.expires_at > $1) AND w.kind = 'signal'
+"""
+_OF_ALL: Final = _FITTING.format(of="")
+_OF_THESE: Final = _FITTING.format(of="w.run_id = ANY($2::bigint[]) AND")
+_MAIL: Final = f"""
+SELECT f.waiter, {SIGNAL_COLUMNS} FROM (
+    SELECT *, row_number() OVER (PARTITION BY waiter ORDER BY sent_at, id) AS place,
+        dense_rank() OVER (ORDER BY since, waiter) AS rank
+    FROM ({{fitting}}) AS fitting
+) AS f JOIN aioflow.signals AS s ON s.id = f.id AND s.run_id = f.run_id
+WHERE place <= {_FEW} AND rank <= {{limit}} ORDER BY rank, place
+"""
+_IN_TIME: Final = f"""
+SELECT DISTINCT f.waiter FROM ({_OF_THESE}) AS f
+JOIN aioflow.runs AS r ON r.id = f.waiter AND f.sent_at <= coalesce(r.wake_at, f.sent_at)
+"""
+_UNTAKEN: Final = """
+SELECT id, run_id FROM aioflow.signals
+WHERE id = ANY($1::bigint[]) AND taken_at IS NULL AND (expires_at IS NULL OR expires_at > $2)
+ORDER BY id, run_id FOR NO KEY UPDATE
+"""
+#: What is taken of events is remembered for as long as the run is.
+_TAKE: Final = f"""
+WITH taken AS (
+    UPDATE aioflow.signals AS s SET taken_at = $1, taken_by = t.taker,
+        signal_id = CASE WHEN t.taker IS NULL THEN NULL ELSE s.signal_id END
+    FROM {unnest(["id", "run_id", "taker"], ["bigint"] * 3, "t", 2)} WHERE s.id = t.id AND s.run_id = t.run_id
+    RETURNING s.run_id, s.id, s.event
+)
+INSERT INTO aioflow.seen SELECT run_id, id FROM taken WHERE event IS NOT NULL ON CONFLICT DO NOTHING
+"""
+_POSTED: Final = "SELECT DISTINCT id FROM aioflow.signals WHERE id = ANY($1::bigint[])"
+_SENT: Final = """
+SELECT signal_id, id, taken_at IS NULL AS waits, taken_at IS NULL AND expires_at <= $2 AS expired
+FROM aioflow.signals WHERE signal_id = ANY($1::text[])
+"""
+_TAKERS: Final = """
+SELECT id, taken_by FROM aioflow.signals WHERE id = ANY($1::bigint[]) AND taken_by IS NOT NULL ORDER BY taken_by
+"""
+_FREE_SIGNAL_IDS: Final = """
+UPDATE aioflow.signals SET signal_id = NULL WHERE signal_id = ANY($1::text[]) AND taken_at IS NULL AND expires_at <= $2
+"""
+#: One that is there already was put there by an earlier offer, which was still under way when this one looked.
+_POST: Final = f"""
+INSERT INTO aioflow.signals ({_COLUMNS}) SELECT * FROM {rows_of(Signal, "p")} ON CONFLICT (id, run_id) DO NOTHING
+"""
+#: The rows of the waits are held until the copies are committed: whoever ends a wait then sees them.
+_BROADCAST: Final = f"""
+WITH heard AS (
+    SELECT DISTINCT w.run_id, w.name FROM (
+        SELECT run_id, name FROM aioflow.waits
+        WHERE name = ANY($1::text[]) AND kind = 'signal' ORDER BY run_id, arm FOR KEY SHARE
+    ) AS w
+)
+INSERT INTO aioflow.signals ({_COLUMNS})
+SELECT {", ".join("h.run_id" if column == "run_id" else f"p.{column}" for column in Signal._fields)}
+FROM {rows_of(Signal, "p", 2)} JOIN heard AS h ON h.name = p.name ON CONFLICT (id, run_id) DO NOTHING
+"""
+#: So that it is known as sent, whoever was there to hear it.
+_RECORD: Final = f"""
+INSERT INTO aioflow.signals ({_COLUMNS}, taken_at) SELECT p.*, $1::bigint FROM {rows_of(Signal, "p", 2)}
+ON CONFLICT (id, run_id) DO NOTHING
+"""
+_ADDRESSED: Final = f"""
+SELECT DISTINCT w.run_id, w.name FROM {unnest(["run_id", "name"], ["bigint", "text"], "p")}
+JOIN aioflow.waits AS w ON w.run_id = p.run_id AND w.name = p.name AND w.kind = 'signal'
+"""
+#: As many of the oldest waits as there are signals for them: others may be on their way to the same runs.
+_KEYED: Final = f"""
+SELECT p.name, p.key, w.run_id FROM {unnest(["name", "key"], ["text", "text"], "p", 2)} CROSS JOIN LATERAL (
+    SELECT DISTINCT since, run_id FROM aioflow.waits
+    WHERE name = p.name AND key = p.key AND kind = 'signal' ORDER BY since, run_id LIMIT (
+        SELECT count(*) FROM aioflow.signals WHERE run_id = 0 AND taken_at IS NULL AND name = p.name AND key = p.key
+            AND (expires_at IS NULL OR expires_at > $1)
+    )
+) AS w ORDER BY w.since, w.run_id
+"""
+_HOLDERS: Final = """
+SELECT id, run_id FROM aioflow.signals WHERE id = ANY($1::bigint[]) AND run_id <> 0 AND taken_at IS NULL
+    AND (expires_at IS NULL OR expires_at > $2) ORDER BY id, run_id
+"""
+_FORGET: Final = """
+DELETE FROM aioflow.signals WHERE (id, run_id) IN (
+    SELECT id, run_id FROM aioflow.signals WHERE taken_at <= $1 AND (signal_id IS NULL OR taken_at <= $2)
+    ORDER BY taken_at LIMIT $3 FOR UPDATE SKIP LOCKED
+)
+"""
+_EXPIRE: Final = f"""
+DELETE FROM aioflow.signals AS s WHERE (id, run_id) IN (
+    SELECT id, run_id FROM aioflow.signals WHERE taken_at IS NULL AND expires_at <= $1
+    ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+) RETURNING {SIGNAL_COLUMNS}
+"""
+
+
+class Sent(NamedTuple):
+    """An earlier send of a signal_id."""
+
+    waits: bool
+    takers: tuple[int, ...]
+
+
+class Before(NamedTuple):
+    """What the mailbox knows of signals that are to be posted: ids that it has, and signal_ids in whose way one is."""
+
+    ids: frozenset[int]
+    sent: dict[str, Sent]
+
+
+async def before(session: Session, signals: Sequence[Signal], now: Micros) -> Before:
+    """Look for what was posted before. What has expired is not in the way."""
+    if not signals:
+        return Before(frozenset(), {})
+    ids = frozenset(id_ for (id_,) in await session.fetch(_POSTED, [signal.id for signal in signals]))
+    wanted = [signal.signal_id for signal in signals if signal.signal_id is not None and signal.id not in ids]
+    if not wanted:
+        return Before(ids, {})
+    found = await session.fetch(_SENT, wanted, now)
+    if any(expired for _, _, _, expired in found):
+        await session.execute(_FREE_SIGNAL_IDS, wanted, now)
+    found = [row for row in found if not row["expired"]]
+    takers: defaultdict[int, list[int]] = defaultdict(list)
+    for id_, taker in await session.fetch(_TAKERS, [row["id"] for row in found]) if found else ():
+        takers[id_].append(taker)
+    return Before(ids, {row["signal_id"]: Sent(row["waits"], tuple(takers[row["id"]])) for row in found})
+
+
+async def post(session: Session, signals: Sequence[Signal], now: Micros) -> None:
+    """Put signals there; those to everybody as a copy for each run that waits."""
+    width = len(Signal._fields)
+    everybody = [signal for signal in signals if not signal.run_id and signal.key is None]
+    if addressed := [signal for signal in signals if signal.run_id or signal.key is not None]:
+        await session.execute(_POST, *columns(addressed, width))
+    if everybody:
+        copies = [signal._replace(signal_id=None, broadcast=1) for signal in everybody]
+        await session.execute(_BROADCAST, [signal.name for signal in everybody], *columns(copies, width))
+        await session.execute(_RECORD, now, *columns(everybody, width))
+
+
+async def receivers(session: Session, signals: Iterable[Signal], now: Micros) -> dict[int, tuple[int, ...]]:
+    """Waiting runs that may take each of these."""
+    addressed = {(signal.run_id, signal.name) for signal in signals if signal.run_id}
+    keyed = {(signal.name, signal.key) for signal in signals if not signal.run_id and signal.key is not None}
+    everybody = [signal.id for signal in signals if not signal.run_id and signal.key is None]
+    waits: set[tuple[int, str]] = set()
+    if addressed:
+        waits = {(run_id, name) for run_id, name in await session.fetch(_ADDRESSED, *columns([*addressed], 2))}
+    found: defaultdict[tuple[str, str | None], list[int]] = defaultdict(list)
+    if keyed:
+        for name, key, run_id in await session.fetch(_KEYED, now, *columns([*keyed], 2)):
+            found[name, key].append(run_id)
+    copies = await holders(session, everybody, now) if everybody else {}
+    told: dict[int, tuple[int, ...]] = {}
+    for signal in signals:
+        if signal.run_id:
+            told[signal.id] = (signal.run_id,) if (signal.run_id, signal.name) in waits else ()
+        elif signal.key is not None:
+            told[signal.id] = tuple(found[signal.name, signal.key])
+        else:
+            told[signal.id] = copies.get(signal.id, ())
+    return told
+
+
+async def holders(session: Session, ids: Collection[int], now: Micros) -> dict[int, tuple[int, ...]]:
+    """Runs that a copy of each of these lies there for."""
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for id_, run_id in await session.fetch(_HOLDERS, list(ids), now):
+        found[id_].append(run_id)
+    return {id_: tuple(runs) for id_, runs in found.items()}
+
+
+async def untaken(session: Session, ids: Collection[int], now: Micros) -> set[tuple[int, int]]:
+    """(id, run id) of those that can still be taken; nobody else can until the transaction ends."""
+    return {(id_, run_id) for id_, run_id in await session.fetch(_UNTAKEN, list(ids), now)}
+
+
+async def take(session: Session, taken: Sequence[tuple[int, int, int | None]], now: Micros) -> None:
+    """Mark as taken: (id, run id, the run that took it, None if that rejected it)."""
+    await session.execute(_TAKE, now, *columns(taken, 3))
+
+
+async def with_mail(session: Session, run_ids: Collection[int], now: Micros) -> set[int]:
+    """Which of these waiting runs have mail."""
+    found = await session.fetch(f"SELECT DISTINCT f.waiter FROM ({_OF_THESE}) AS f", now, list(run_ids))
+    return {waiter for (waiter,) in found}
+
+
+async def in_time(session: Session, run_ids: Collection[int], now: Micros) -> set[int]:
+    """Which of these waiting runs have mail that was sent by their deadline."""
+    return {waiter for (waiter,) in await session.fetch(_IN_TIME, now, list(run_ids))}
+
+
+async def mail(session: Session, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+    """Waiting runs and the first of what they can take."""
+    if run_ids is None:
+        rows = await session.fetch(_MAIL.format(fitting=_OF_ALL, limit="$2"), now, limit)
+    else:
+        rows = await session.fetch(_MAIL.format(fitting=_OF_THESE, limit="$3"), now, list(run_ids), limit)
+    signals: dict[int, list[Signal]] = {}
+    for waiter, *of_signal in rows:
+        signals.setdefault(waiter, []).append(Signal._make(of_signal))
+    found = await session.fetch(f"{SELECT_RUNS} WHERE id = ANY($1::bigint[])", list(signals)) if signals else []
+    runs = {run.id: run for run in map(Run._make, found)}
+    return [Mail(runs[waiter], mail) for waiter, mail in signals.items() if waiter in runs]
+
+
+async def expire(session: Session, limit: int, now: Micros) -> list[Signal]:
+    """Take out what nobody took in its time, and forget what was taken long ago."""
+    await session.execute(_FORGET, now - _SHORT_MEMORY, now - _MEMORY, limit)
+    return [Signal._make(row) for row in await session.fetch(_EXPIRE, now, limit)]

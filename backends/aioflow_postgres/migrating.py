@@ -1,0 +1,55 @@
+"""The schema: numbered scripts, run once each, by whoever comes first."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+from aioflow_postgres.database import Session, quoted
+
+#: Says with the schema's name which lock is meant ("aflw").
+LOCK_CLASS: Final = 0x61666C77
+
+
+class NewerSchema(Exception):
+    """The schema was written by a newer version than this code knows."""
+
+
+@cache
+def scripts() -> tuple[str, ...]:
+    """The migrations, in order."""
+    found = sorted(
+        (file.name, file.read_text(encoding="utf-8"))
+        for file in (files("aioflow_postgres") / "migrations").iterdir()
+        if file.name.endswith(".sql")
+    )
+    return tuple(script for _, script in found)
+
+
+async def migrate(session: Session, schema: str) -> str:
+    """Bring the schema up to date, and give the store's UUID. Of several that do this at once, one does.
+
+    Raises:
+        NewerSchema: this code is too old for it.
+    """
+    await session.fetch("SELECT pg_advisory_xact_lock($1::int, hashtext($2))", LOCK_CLASS, schema)
+    [(is_there, has_store)] = await session.fetch(
+        "SELECT to_regnamespace($1) IS NOT NULL, to_regclass($2) IS NOT NULL",
+        quoted(schema),
+        f"{quoted(schema)}.store",
+    )
+    if not is_there:
+        await session.execute(f"CREATE SCHEMA {quoted(schema)}")
+    version = 0
+    if has_store:
+        [(version,)] = await session.fetch("SELECT version FROM aioflow.store")
+    if version > len(scripts()):
+        raise NewerSchema(f"its schema is version {version}, this code knows up to {len(scripts())}")
+    if version < len(scripts()):
+        await session.execute(f"SET LOCAL search_path TO {quoted(schema)}, pg_catalog")
+        for script in scripts()[version:]:
+            await session.execute(script)
+        await session.execute("UPDATE aioflow.store SET version = $1", len(scripts()))
+    [(uuid,)] = await session.fetch("SELECT uuid FROM aioflow.store")
+    return str(uuid)

