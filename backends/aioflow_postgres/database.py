@@ -35,12 +35,19 @@ _TRIES: Final = 8
 _IDLE: Final = 5000
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 _LOOK: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-#: The plans are all alike, few rows by an index, however many parameters there are: planned once, not each time.
+#: The plans are all alike, few rows by an index, however many parameters there are and whatever the server believes of
+#: tables that grow quickly. They are made once, not each time.
 _SETTINGS: Final = (
-    "SET plan_cache_mode = force_generic_plan; SET jit = off; "
-    "SET default_transaction_isolation = 'read committed'; "
-    f"SET idle_in_transaction_session_timeout = {_IDLE}"
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_seqscan", "off"),
+    ("jit", "off"),
+    ("default_transaction_isolation", "'read committed'"),
+    ("idle_in_transaction_session_timeout", _IDLE),
 )
+_SET: Final = "; ".join(f"SET {name} = {value}" for name, value in _SETTINGS)
+_SET_LOCAL: Final = "; ".join(f"SET LOCAL {name} = {value}" for name, value in _SETTINGS)
 
 
 class Doubt(Exception):
@@ -209,7 +216,11 @@ class Database:
         late = asyncio.get_running_loop().call_later(self._address.timeout * patience, connection.terminate)
         try:
             session = Session(connection, self._sql)
-            return await (_transaction(connection, session, operation, begin) if transaction else operation(session))
+            if not transaction:
+                return await operation(session)
+            # Behind a pooler nothing outlasts a transaction.
+            begin = f"{begin}; {_SET_LOCAL}" if self.pooled else begin
+            return await _transaction(connection, session, operation, begin)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, Doubt, UnicodeEncodeError) as error:
             if not isinstance(error, asyncpg.PostgresError | UnicodeEncodeError):
                 connection.terminate()
@@ -264,7 +275,7 @@ async def _transaction(connection: Connection, session: Session, operation: Oper
 
 
 async def _set_up(connection: Connection) -> None:
-    await connection.execute(_SETTINGS)
+    await connection.execute(_SET)
 
 
 async def _leave(connection: Connection) -> None:

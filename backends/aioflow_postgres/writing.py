@@ -31,27 +31,31 @@ def _value(column: str, table: str) -> str:
     return f"{table}.{column}{'::json' if column == 'data' else ''}"
 
 
+_HISTORY: Final = ", ".join(f"o.of_{name}" for name in _LOGGED)
 #: Guards are checked under the lock that the row is written with: a row that somebody else has just changed is looked at
-#: once more. The rows come sorted by id, and are locked in this order.
+#: once more. The rows come sorted by id, and are locked in this order. A run and row 1 of its history are there both or
+#: neither, so what begins needs no join of the two, which would be planned for a few rows and take as long as all pairs.
 _WRITE: Final = f"""
 WITH offered AS (SELECT * FROM {_OFFERED}),
 moved AS (
     UPDATE aioflow.runs AS r SET {", ".join(f"{column} = {_value(column, 'o')}" for column in _MUTABLE)}
     FROM offered AS o WHERE r.id = o.id AND r.seq = o.was_seq AND r.fence = o.was_fence AND o.was_seq > 0
-    RETURNING r.id
+    RETURNING o.id, o.seq, {_HISTORY}
 ),
 begun AS (
     INSERT INTO aioflow.runs ({RUN_COLUMNS})
     SELECT {", ".join(_value(column, "o") for column in Run._fields)} FROM offered AS o WHERE o.was_seq = 0
     ON CONFLICT (id) DO NOTHING RETURNING id
 ),
-written AS (SELECT id FROM moved UNION ALL SELECT id FROM begun),
 logged AS (
     INSERT INTO aioflow.history ({HISTORY_COLUMNS})
-    SELECT o.id, o.seq, {", ".join(f"o.of_{name}" for name in _LOGGED)}
-    FROM offered AS o WHERE o.id IN (SELECT id FROM written)
+    SELECT * FROM moved
+),
+logged_as_begun AS (
+    INSERT INTO aioflow.history ({HISTORY_COLUMNS})
+    SELECT o.id, o.seq, {_HISTORY} FROM offered AS o WHERE o.was_seq = 0 ON CONFLICT (run_id, seq) DO NOTHING
 )
-SELECT id FROM written
+SELECT id FROM moved UNION ALL SELECT id FROM begun
 """
 
 
