@@ -19,7 +19,7 @@ from aioflow.clock import Micros
 from aioflow.model import Run
 from aioflow_postgres import mailbox
 from aioflow_postgres.database import Database, Session
-from aioflow_postgres.events import awaits_entities
+from aioflow_postgres.hearing import awaits_entities
 from aioflow_postgres.judging import Batch, waits_in
 from aioflow_postgres.locks import lock_entities, lock_keys
 from aioflow_postgres.rows import SELECT_RUNS, unnest

@@ -10,10 +10,11 @@ from typing import Final, assert_never
 
 from aioflow.changes import Change, Emit, Listen, Occur, Replan, Result, Start, Withdraw
 from aioflow.clock import Micros
-from aioflow.model import Deadline, Run, Signal, arms_of
+from aioflow.model import Deadline, Signal
 from aioflow.plans import EventRecord, EventStatus, Listener, Plan
 from aioflow_postgres import mailbox
 from aioflow_postgres.database import Session
+from aioflow_postgres.hearing import WRITE_COPIES
 from aioflow_postgres.rows import EVENT_COLUMNS, PLAN_COLUMNS, columns, named, rows_of, unnest
 
 _BY_EVENT_ID: Final = f"SELECT {EVENT_COLUMNS} FROM aioflow.events AS e WHERE e.event_id = ANY($1::text[])"
@@ -33,11 +34,6 @@ ON CONFLICT (id) DO UPDATE SET due = excluded.due, attempts = excluded.attempts,
 _LISTEN: Final = f"""
 INSERT INTO aioflow.listeners ({named(Listener._fields)}) SELECT * FROM {rows_of(Listener, "n")} ON CONFLICT DO NOTHING
 """
-#: A copy that was there for an earlier wait of the run is there again.
-_WRITE_COPIES: Final = f"""
-INSERT INTO aioflow.signals ({named(Signal._fields)}) SELECT * FROM {rows_of(Signal, "n")}
-ON CONFLICT (id, run_id) DO UPDATE SET expires_at = NULL WHERE signals.taken_at IS NULL
-"""
 _RESERVE: Final = """
 INSERT INTO aioflow.ids AS i VALUES ('plan', $1 + 1) ON CONFLICT (kind) DO UPDATE SET next = i.next + $1
 RETURNING next - $1
@@ -55,38 +51,9 @@ SELECT DISTINCT o.mail_id, h.run_id FROM occurred AS o JOIN heard AS h ON h.name
 WHERE (h.key IS NULL OR h.key = o.entity_id)
     AND NOT EXISTS (SELECT 1 FROM aioflow.seen AS s WHERE s.run_id = h.run_id AND s.mail_id = o.mail_id)
 """
-#: What runs that wait for an event of an entity have missed.
-_MISSED: Final = f"""
-SELECT w.run_id, {EVENT_COLUMNS} FROM {unnest(["run_id", "since"], ["bigint", "bigint"], "r")}
-JOIN aioflow.waits AS w ON w.run_id = r.run_id AND w.kind = 'event' AND w.key IS NOT NULL
-JOIN aioflow.events AS e ON e.name = w.name AND e.entity_id = w.key AND e.occurred_at >= r.since
-WHERE e.status = 'occurred'
-    AND NOT EXISTS (SELECT 1 FROM aioflow.seen AS s WHERE s.run_id = w.run_id AND s.mail_id = e.mail_id)
-"""
 _SEE: Final = f"""
 INSERT INTO aioflow.seen SELECT * FROM {unnest(["run_id", "mail_id"], ["bigint", "bigint"], "s")} ON CONFLICT DO NOTHING
 """
-
-
-def awaits_entities(run: Run) -> bool:
-    """Whether the run waits for an event of an entity, and so hears also of what has occurred before."""
-    return bool(entities_of(run))
-
-
-def entities_of(run: Run) -> list[tuple[str, str]]:
-    """The (event, entity_id) pairs that the run waits for."""
-    if run.arms is None or '"event"' not in run.arms:
-        return []
-    return [(arm.name, arm.key) for arm in arms_of(run) if arm.kind == "event" and arm.key is not None]
-
-
-async def catch_up(session: Session, runs: Iterable[Run]) -> None:
-    """Give runs that now wait for an event of an entity the copies of what they have missed."""
-    if waiting := [(run.id, run.created_at) for run in runs if awaits_entities(run)]:
-        found = await session.fetch(_MISSED, *columns(waiting, 2))
-        copies = {(row[0], row["mail_id"]): EventRecord._make(list(row)[1:]).copy_for(row[0]) for row in found}
-        if copies:
-            await session.execute(_WRITE_COPIES, *columns([*copies.values()], len(Signal._fields)))
 
 
 class Events:
@@ -304,7 +271,7 @@ class Events:
             self._told.setdefault(mail_id, []).append(run_id)
             copies.append(events[mail_id].copy_for(run_id))
         if copies:
-            await session.execute(_WRITE_COPIES, *columns(copies, len(Signal._fields)))
+            await session.execute(WRITE_COPIES, *columns(copies, len(Signal._fields)))
 
     async def look(self, session: Session, results: Iterable[Result]) -> None:
         """Ask for what ``told`` has to know of events that an earlier offer has recorded."""

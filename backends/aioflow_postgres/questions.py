@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from aioflow.clock import Micros
 from aioflow.model import Deadline, Run, Transition
-from aioflow.plans import EventRecord, Plan
+from aioflow.plans import BLOCKED, EventRecord, Plan
 from aioflow.store import EventQuery, Planned, PlanQuery, RunQuery, Stats
 from aioflow_postgres.database import Session
 from aioflow_postgres.rows import EVENT_COLUMNS, HISTORY_COLUMNS, PLAN_COLUMNS, SELECT_RUNS
@@ -146,7 +146,11 @@ async def plans(session: Session, query: PlanQuery) -> list[Planned]:
         "WHERE p.id = ANY($1::bigint[])"
     )
     width = len(Plan._fields)
-    rows = [tuple(row) for row in await session.fetch(sql, list(query.ids))]
+    ids = list(query.ids)
+    if query.blocked:
+        blocked = f"SELECT id FROM aioflow.plans WHERE due = {BLOCKED} AND workflow = ANY($1::text[]) LIMIT $2"
+        ids += [id_ for (id_,) in await session.fetch(blocked, list(query.blocked), query.limit)]
+    rows = [tuple(row) for row in await session.fetch(sql, ids)]
     return [Planned(Plan._make(row[:width]), EventRecord._make(row[width:])) for row in rows]
 
 
@@ -175,10 +179,12 @@ async def stats(session: Session, now: Micros) -> Stats:
     sizes = " + ".join(f"pg_total_relation_size('aioflow.{table}')" for table in tables)
     [(size,)] = await session.fetch(f"SELECT {sizes}")
     told = dict([tuple(row) for row in await session.fetch("SELECT status, count(*) FROM aioflow.events GROUP BY 1")])
-    [(planned, failing)] = await session.fetch(
-        "SELECT count(*), count(*) FILTER (WHERE attempts > 0) FROM aioflow.plans WHERE workflow <> ''"
+    starts = (
+        f"SELECT count(*), count(*) FILTER (WHERE error IS NOT NULL AND due <> {BLOCKED}), "
+        f"count(*) FILTER (WHERE due = {BLOCKED}) FROM aioflow.plans WHERE workflow <> ''"
     )
-    return Stats(runs, steps, waiting, overdue, oldest, mailbox, size, told, planned, failing)
+    [(planned, failing, blocked)] = await session.fetch(starts)
+    return Stats(runs, steps, waiting, overdue, oldest, mailbox, size, told, planned, failing, blocked)
 
 
 def _clamped(number: int) -> int:

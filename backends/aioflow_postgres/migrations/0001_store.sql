@@ -115,6 +115,7 @@ CREATE TABLE events (
     occurred_at BIGINT
 );
 CREATE INDEX events_entity ON events (name, entity_id, occurred_at);
+CREATE INDEX events_pending ON events (name, at) WHERE status = 'pending';
 CREATE INDEX events_status ON events (status, at);
 
 -- The columns stand in the order of aioflow.plans.Plan. Ids come from the table of ids: they never name another plan.
@@ -130,7 +131,8 @@ CREATE TABLE plans (
     UNIQUE (event, occurrence, workflow, "offset")
 );
 CREATE INDEX plans_due ON plans (due, id);
-CREATE INDEX plans_failing ON plans (id) WHERE attempts > 0;
+-- Blocked: aioflow.plans.BLOCKED.
+CREATE INDEX plans_blocked ON plans (workflow, id) WHERE due = 4611686018427387904;
 
 -- The columns stand in the order of aioflow.plans.Listener.
 CREATE TABLE listeners (
