@@ -15,6 +15,8 @@ from starlette.types import Message, Receive, Scope
 MAX_BODY: Final = 1024 * 1024
 #: What proxies add: whoever asks through one is not on this machine, though the proxy may be.
 _FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+#: This machine's name, and what clients within a process call it, as tests have them: no web page can have these.
+_OWN_NAMES: Final = frozenset({"localhost", "test", "testserver"})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -30,7 +32,7 @@ def is_local(connection: HTTPConnection) -> bool:
     if any(name in connection.headers for name in _FORWARDED):
         return False
     host = _host_of(f"//{connection.headers.get('host', '')}")
-    return host is not None and (host == "localhost" or host.endswith(".localhost") or _is_loopback(host))
+    return host is not None and (host in _OWN_NAMES or host.endswith(".localhost") or _is_loopback(host))
 
 
 def is_foreign(connection: HTTPConnection, allowed: Collection[str] = ()) -> bool:
