@@ -32,8 +32,9 @@ from aioflow.store import Planned, PlanQuery, Store
 from aioflow.tasks import TaskSet
 from aioflow.timers import Timers
 
-#: How many starts may be under way at once: each runs code of the workflow's author, which may take its time.
-_MOST = 200
+#: How many may be under way at once. Each start runs code of the workflow's author, which may take its time; and what is
+#: committed together is what a signal that comes meanwhile waits for: twice as many double that, and start no more a second.
+_MOST = 100
 #: Seconds.
 _LONGEST = 3600.0
 _FIRST_BACKOFF: Micros = SECOND
