@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -105,6 +106,8 @@ def beyond(values: Mapping[str, Any], what: str) -> LimitExceeded | None:
         members: Iterable[tuple[str, Any]] = ()
         if isinstance(value, BaseModel):
             members = ((f"{path}.{name}", item) for name, item in value)
+        elif is_dataclass(value) and not isinstance(value, type):
+            members = ((f"{path}.{field.name}", getattr(value, field.name, None)) for field in fields(value))
         elif isinstance(value, Mapping):
             if any(isinstance(key, str) and not _encodes(key) for key in value):
                 return LimitExceeded(what, CHARACTERS, f"a lone surrogate in a key below {path[:MAX_NAME]}")

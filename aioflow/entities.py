@@ -19,7 +19,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import from_json
 from pydantic_core import to_json as write_json
 
-from aioflow.canon import check_json
+from aioflow.canon import beyond, check_json, doubled
 from aioflow.errors import EventInvalid, LimitExceeded
 from aioflow.likeness import difference, explain, one_line
 from aioflow.model import check_name
@@ -231,7 +231,7 @@ def _write(event: str, known: Known, entity: Any) -> bytes:
     except LimitExceeded:
         raise
     except Exception as error:  # serializers and validators may raise anything
-        raise EventInvalid(event, f"its entity cannot be stored: {explain(error)}") from error
+        raise _cannot(event, entity, error) from error
     if not raw.startswith(b"{"):
         raise EventInvalid(event, "an entity is a model with fields; a RootModel has none.")
     if (problem := difference(entity, again)) is not None:
@@ -245,9 +245,27 @@ def _write_mapping(event: str, entity: Mapping[Any, Any]) -> bytes:
     try:
         raw = write_json(dict(entity), inf_nan_mode="constants")
     except Exception as error:  # serializers may raise anything
-        raise EventInvalid(event, f"its entity cannot be stored: {explain(error)}") from error
+        raise _cannot(event, entity, error) from error
     check_json(raw, f"Event {event!r}")
+    if (key := doubled(raw)) is not None:
+        problem = f"its entity has a mapping with the key {key!r} twice, once it is JSON, where all keys are text"
+        raise EventInvalid(event, f"{problem}: a value would be lost. Use text for keys.")
     return raw
+
+
+def _cannot(event: str, entity: Any, error: Exception) -> Exception:
+    """What to tell of an entity that could not be written."""
+    try:
+        limit = beyond(entity if isinstance(entity, Mapping) else _values(entity), f"Event {event!r}")
+    except Exception:  # noqa: BLE001 - a mapping of a class of its own: it is the first error that is to be explained
+        limit = None
+    return limit or EventInvalid(event, f"its entity cannot be stored: {explain(error)}")
+
+
+def _values(entity: Any) -> dict[str, Any]:
+    if isinstance(entity, BaseModel):
+        return dict(entity)
+    return {field.name: getattr(entity, field.name, None) for field in dataclasses.fields(entity)}
 
 
 def _id_of(event: str, entity: object) -> Any:

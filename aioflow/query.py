@@ -115,18 +115,14 @@ def event_query(
 ) -> EventQuery:
     """The filters that ``events`` was given, checked. Raises TypeError, ValueError and LimitExceeded, as that tells."""
     if order not in ("id", "-id"):
-        raise ValueError(f"events(order=...) takes 'id' or '-id', got {order!r}.")
+        raise ValueError(f"events(order=...) takes 'id' or '-id', got {order!r:.{MAX_NAME}}.")
     check_limit(limit)
-    for filter_, value in (("event_id", event_id), ("name", name), ("namespace", namespace)):
-        for item in _several(value):
-            if not isinstance(item, str):
-                raise TypeError(f"events({filter_}=...) takes a string or several, got {type(item).__name__}.")
     return EventQuery(
-        event_id=tuple(_several(event_id)),
-        name=tuple(_several(name)),
-        namespace=tuple(_several(namespace)),
+        event_id=_texts("event_id", event_id),
+        name=_texts("name", name),
+        namespace=_texts("namespace", namespace),
         entity_id=tuple(id_text("events(entity_id=...)", item) for item in _several(entity_id)),
-        status=tuple(str(EventStatus(item)) for item in _several(status)),
+        status=tuple(map(_event_status, _several(status))),
         at_after=_instant("events(at_after=...)", at_after),
         at_before=_instant("events(at_before=...)", at_before),
         descending=order == "-id",
@@ -144,6 +140,21 @@ def _status(value: object) -> str:
     if value not in set(WorkflowStatus):
         raise ValueError(f"runs(status=...) takes one of {', '.join(WorkflowStatus)}; got {value!r:.{MAX_NAME}}.")
     return str(value)
+
+
+def _event_status(value: object) -> str:
+    if value not in set(EventStatus):
+        raise ValueError(f"events(status=...) takes one of {', '.join(EventStatus)}; got {value!r:.{MAX_NAME}}.")
+    return str(value)
+
+
+def _texts(filter_: str, value: object) -> tuple[str, ...]:
+    found = []
+    for item in _several(value):
+        if not isinstance(item, str):
+            raise TypeError(f"events({filter_}=...) takes a string or several, got {type(item).__name__}.")
+        found.append(check_name(f"events({filter_}=...)", item) if item else item)
+    return tuple(found)
 
 
 def _check_data(data: Mapping[str, Any]) -> None:
@@ -225,4 +236,4 @@ def check_limit(limit: object) -> None:
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise TypeError(f"limit takes an int, got {type(limit).__name__}.")
     if not 1 <= limit <= 10_000:
-        raise ValueError(f"limit must be from 1 to 10000, got {limit}. Page with after=, or use iter_runs().")
+        raise ValueError(f"limit must be from 1 to 10000, got {limit}. Page with after=.")

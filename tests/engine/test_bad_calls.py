@@ -47,6 +47,8 @@ async def _all(engine: Engine, **filters: Any) -> list[Any]:
 Row: TypeAlias = tuple[Callable[[Any], Awaitable[Any]], type[Exception], str]
 NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001 - what is to be refused
 HUGE = "x" * 201
+LARGE = "x" * (1 << 20)
+DAY = timedelta(days=1)
 
 ROWS: dict[str, Row] = {
     # ---- start
@@ -57,11 +59,35 @@ ROWS: dict[str, Row] = {
     "start: by position": (lambda e: e.start(Known, StartOptions(), 3), TypeError, "Context's values as keywords"),
     "start: keyword": (lambda e: e.start(Known, key="k"), TypeError, "go into StartOptions(...), before them."),
     "start: value": (lambda e: e.start(Known, amount="x"), errors.ContextInvalid, "amount: Input should be a valid"),
+    "start: empty": (lambda e: e.start(""), errors.WorkflowUnknown, "No workflow '' is known to this engine (known: "),
+    "start: long": (lambda e: e.start("x" * (1 << 26)), errors.WorkflowUnknown, "x'... is known to this engine"),
+    "start: no key": (lambda e: e.start(Known, StartOptions(key="")), ValueError, "(key=...) must not be empty."),
+    "start: reuse": (
+        lambda e: e.start(Known, StartOptions(key="k", reuse="x")),
+        ValueError,
+        "takes 'never', 'ended' or",
+    ),
+    "start: negative": (
+        lambda e: e.start(Known, StartOptions(delay=-DAY)),
+        ValueError,
+        "(delay=...) must not be negative",
+    ),
+    "start: a delay": (lambda e: e.start(Known, StartOptions(delay=3)), TypeError, "takes a timedelta, got int."),
+    "start: naive": (
+        lambda e: e.start(Known, StartOptions(start_at=NAIVE)),
+        ValueError,
+        "Write datetime(..., tzinfo=UTC)",
+    ),
     # ---- one run
     "get: a string": (lambda e: e.get("1"), TypeError, "A run's id is an int, got str."),
     "get: a bool": (lambda e: e.get(True), TypeError, "A run's id is an int, got bool."),
     "get: unknown": (lambda e: e.get(10**6), errors.RunNotFound, "There is no run 1000000 in this store."),
     "get: beyond": (lambda e: e.get(2**53), errors.RunNotFound, "There is no run 9007199254740992 in this store."),
+    "get: negative": (
+        lambda e: e.get(-1),
+        errors.RunNotFound,
+        "There is no run -1 in this store. It was never started",
+    ),
     "find: no key": (lambda e: e.find(Known, None), TypeError, "find(key) takes a string, got NoneType."),
     "find: empty": (lambda e: e.find(Known, ""), ValueError, "find(key) must not be empty."),
     "find: long": (lambda e: e.find(Known, HUGE), errors.LimitExceeded, "find(key) is beyond the limit of 200"),
@@ -77,6 +103,7 @@ ROWS: dict[str, Row] = {
     "wait: unknown": (lambda e: e.wait(9), errors.RunNotFound, "There is no run 9 in this store."),
     "wait: timeout": (lambda e: e.wait(1, "5"), TypeError, "timeout takes seconds or a timedelta, got str."),
     "wait: negative": (lambda e: e.wait(1, -1), ValueError, "timeout must not be negative, got -1."),
+    "wait: NaN": (lambda e: e.wait(1, float("nan")), ValueError, "timeout must not be negative, got nan."),
     "wait: until": (lambda e: e.wait(1, until="done"), ValueError, "takes 'ended' or 'parked', got 'done'."),
     "result: id": (lambda e: e.result(""), TypeError, "A run's id is an int, got str."),
     "result: unknown": (lambda e: e.result(9), errors.RunNotFound, "There is no run 9 in this store."),
@@ -113,9 +140,24 @@ ROWS: dict[str, Row] = {
     "signal: key": (lambda e: e.signal("x", key=HUGE), errors.LimitExceeded, "signal(key=...) is beyond the limit"),
     "signal: signal_id": (lambda e: e.signal("x", signal_id=3), TypeError, "signal(signal_id=...) takes a string"),
     "signal: ttl": (lambda e: e.signal("x", key="k", ttl=3), TypeError, "signal(ttl=...) takes a timedelta, got int."),
+    "signal: negative": (
+        lambda e: e.signal("x", key="k", ttl=-DAY),
+        ValueError,
+        "signal(ttl=...) must not be negative",
+    ),
+    "signal: no key": (lambda e: e.signal("x", key=""), ValueError, "signal(key=...) must not be empty."),
+    "signal: large": (lambda e: e.signal("x", {"a": LARGE}), errors.LimitExceeded, "1048576 bytes of JSON: it has"),
     "signal: no ttl": (lambda e: e.signal("x", key="k", ttl=timedelta()), ValueError, "must be longer than zero."),
     # ---- events
     "emit: name": (lambda e: e.emit(3), TypeError, "emit(name) takes a string, got int."),
+    "emit: empty": (lambda e: e.emit(""), ValueError, "emit(name) must not be empty."),
+    "emit: long": (lambda e: e.emit(HUGE), errors.LimitExceeded, "emit(name) is beyond the limit of 200 characters"),
+    "emit: a message": (lambda e: e.emit(Message()), TypeError, "emit(name) takes a string, got Message."),
+    "emit: large": (lambda e: e.emit("x", {"a": LARGE}), errors.LimitExceeded, "1048576 bytes of JSON: it has"),
+    "emit: keys": (lambda e: e.emit("x", {1: 2}), TypeError, "Event 'x': a key of its entity takes a string, got int."),
+    "emit: no id": (lambda e: e.emit("x", entity_id=""), ValueError, "emit(entity_id=...) must not be empty."),
+    "emit: a time": (lambda e: e.emit("x", at="now"), TypeError, "emit(at=...) takes an aware datetime, got str."),
+    "emit: a number": (lambda e: e.emit("x", event_id="e", replace=1), TypeError, "emit(replace=...) takes a bool"),
     "emit: entity": (
         lambda e: e.emit("x", [1]),
         TypeError,
@@ -130,6 +172,8 @@ ROWS: dict[str, Row] = {
     "emit: event_id": (lambda e: e.emit("x", event_id=HUGE), errors.LimitExceeded, "emit(event_id=...) is beyond"),
     "emit: replace": (lambda e: e.emit("x", replace=True), TypeError, "emit(replace=True) needs event_id="),
     "cancel_event: id": (lambda e: e.cancel_event(3), TypeError, "cancel_event(event_id) takes a string, got int."),
+    "cancel_event: empty": (lambda e: e.cancel_event(""), ValueError, "cancel_event(event_id) must not be empty."),
+    "cancel_event: long": (lambda e: e.cancel_event(HUGE), errors.LimitExceeded, "cancel_event(event_id) is beyond"),
     "cancel_event: runs": (lambda e: e.cancel_event("x", runs=1), TypeError, "cancel_event(runs=...) takes a bool"),
     "cancel_event: unknown": (
         lambda e: e.cancel_event("x"),
@@ -141,10 +185,17 @@ ROWS: dict[str, Row] = {
         TypeError,
         "events(event_id=...) takes a string or several, got int.",
     ),
+    "events: long": (lambda e: e.events(event_id=[HUGE]), errors.LimitExceeded, "events(event_id=...) is beyond the"),
+    "events: NUL": (lambda e: e.events(name="\0"), errors.LimitExceeded, "events(name=...) is beyond the limit of"),
+    "events: surrogate": (lambda e: e.events(namespace="\ud800"), errors.LimitExceeded, "it holds a lone surrogate."),
     "events: name": (lambda e: e.events(name=["a", 3]), TypeError, "events(name=...) takes a string or several"),
     "events: namespace": (lambda e: e.events(namespace=Known), TypeError, "events(namespace=...) takes a string or"),
     "events: entity_id": (lambda e: e.events(entity_id=True), TypeError, "events(entity_id=...) takes a str, an int"),
-    "events: status": (lambda e: e.events(status="done"), ValueError, "'done' is not a valid EventStatus"),
+    "events: status": (
+        lambda e: e.events(status="done"),
+        ValueError,
+        "takes one of pending, occurred, cancelled; got 'done'.",
+    ),
     "events: naive": (lambda e: e.events(at_after=NAIVE), ValueError, "events(at_after=...) must be aware"),
     "events: at": (lambda e: e.events(at_before="now"), TypeError, "events(at_before=...) takes an aware datetime"),
     "watch: id": (lambda e: anext(e.watch(None)), TypeError, "A run's id is an int, got NoneType."),

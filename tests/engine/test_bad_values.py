@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from aioflow import StartOptions, complete, errors, step, wait, workflow
+from aioflow import Retry, StartOptions, complete, errors, get_run, step, wait, workflow
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine
 
@@ -85,6 +86,62 @@ async def test_signal_that_cannot_be_kept_is_not_sent(make_engine: MakeEngine, w
         assert f"Signal {'Anything' if message else 'go'!r}" in str(caught.value)
         assert "Pydantic" not in str(caught.value)
         assert (await engine.stats()).mailbox == 0
+
+
+@dataclass
+class Thing:
+    """An entity that takes all."""
+
+    value: Any = None
+
+
+class Article(BaseModel):
+    """Another one, with a place for one more."""
+
+    value: Any = None
+    thing: Thing | None = None
+
+
+ENTITIES: dict[str, Callable[[Any], Any]] = {
+    "mapping": lambda value: {"value": value},
+    "model": lambda value: Article(value=value),
+    "dataclass": Thing,
+    "nested": lambda value: Article(thing=Thing({"in": value})),
+}
+
+
+@pytest.mark.parametrize("what", VALUES)
+@pytest.mark.parametrize("kind_of_entity", ENTITIES)
+async def test_event_that_cannot_be_kept_is_not_emitted(
+    make_engine: MakeEngine, what: str, kind_of_entity: str
+) -> None:
+    """As of a signal: the error names the event and the place, in our words; nothing was recorded, nor by a step."""
+    make, kind, text = VALUES[what]
+    if kind is errors.SignalInvalid:
+        lost = "its entity does not survive JSON: " + ("thing" if kind_of_entity == "nested" else "value")
+        kind, text = errors.EventInvalid, TWICE.replace("payload", "entity") if kind_of_entity == "mapping" else lost
+    if kind_of_entity == "nested":
+        text = text.replace(" value", " thing.value.in")
+
+    @workflow("bad-values-emits", default_retry=Retry(max_attempts=1))
+    class Emits:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            get_run().emit("seen", ENTITIES[kind_of_entity](make()))
+            return complete()
+
+    async with make_engine(Emits) as engine:
+        with pytest.raises(kind) as caught:
+            await engine.emit("seen", ENTITIES[kind_of_entity](make()))
+        assert text in str(caught.value)
+        assert "Event 'seen'" in str(caught.value)
+        assert "Pydantic" not in str(caught.value)
+        run = await (await engine.start(Emits)).wait(5)
+        assert (run.status, run.error) == ("failed", str(caught.value).encode("utf-8", "backslashreplace").decode())
+        assert await engine.events() == []
 
 
 async def test_payload_whose_keys_stay_apart_is_sent(make_engine: MakeEngine) -> None:

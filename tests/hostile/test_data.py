@@ -12,20 +12,23 @@ from pydantic import BaseModel
 
 from aioflow import (
     Engine,
+    Event,
     Retry,
     StartOptions,
     WorkflowRun,
     complete,
+    event_workflow,
     fail,
     get_context,
     get_run,
     goto,
     step,
     wait,
+    wait_for_event,
     workflow,
 )
 from aioflow.commands import Command
-from aioflow.errors import AioflowError, ContextInvalid, LimitExceeded, SignalInvalid
+from aioflow.errors import AioflowError, ContextInvalid, EventInvalid, LimitExceeded, SignalInvalid
 from tests.engine.conftest import MakeEngine, kinds_of
 from tests.hostile.crowd import crowded, whole
 
@@ -120,6 +123,23 @@ class Reader:
         return complete()
 
 
+@workflow("hostile-watcher", default_retry=ONCE)
+class Watcher:
+    """Waits for an event, whose entity it takes."""
+
+    Context = Note
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        return wait_for_event("seen", then=self.see)
+
+    @step
+    async def see(self, event: Event) -> Command:
+        entity = event.entity
+        get_context(Note).note = entity["note"] if isinstance(entity, dict) else entity.note
+        return complete()
+
+
 def filler(hostile: Hostile) -> Any:
     """A workflow whose step brings the value by a way of its choice."""
 
@@ -143,6 +163,8 @@ def filler(hostile: Hostile) -> Any:
                     get_run().signal("go", {"note": hostile.make()}, key="nobody")
                 case "message":
                     get_run().signal(Letter(note=hostile.make()), key="nobody")
+                case "emit":
+                    get_run().emit("seen", {"note": hostile.make()})
             return goto(self.end)
 
         @step
@@ -160,6 +182,10 @@ def said(hostile: Hostile, what: str, workflow: str) -> tuple[type[Exception], s
             text = f"it does not survive JSON: {hostile.differs}"
             return SignalInvalid, f"Signal 'Letter' cannot be sent: {text}"
         return LimitExceeded, f"Signal {what!r} is beyond the limit of {other or hostile.limit}."
+    if what in ("seen", "an entity"):
+        if what == "an entity" and hostile.differs:
+            return EventInvalid, f"Event 'seen' is not usable: its entity does not survive JSON: {hostile.differs}"
+        return LimitExceeded, f"Event 'seen' is beyond the limit of {hostile.payload or hostile.limit}."
     if hostile.differs:
         text = f"it cannot be stored: {hostile.differs}"
         return ContextInvalid, f"These arguments do not make a Context of workflow {workflow!r}: {text}"
@@ -194,11 +220,11 @@ async def test_step_that_brings_what_cannot_be_stored_fails_alone(make_engine: M
     """By a change of the Context, by complete, or by what a step starts and sends: its own run fails, with the text."""
     flow = filler(hostile)
     async with make_engine() as engine, crowded(engine):
-        ways = ("change", "complete", "start", "signal", "message")
+        ways = ("change", "complete", "start", "signal", "message", "emit")
         runs = [await engine.start(flow, way=way) for way in ways]
         for way, run in zip(ways, runs, strict=True):
             await run.wait(5)
-            what = {"signal": "go", "message": "Letter"}.get(way, "context")
+            what = {"signal": "go", "message": "Letter", "emit": "seen"}.get(way, "context")
             _, text = said(hostile, what, "hostile-child")
             if way in ("change", "complete"):
                 if hostile.differs:
@@ -209,7 +235,23 @@ async def test_step_that_brings_what_cannot_be_stored_fails_alone(make_engine: M
             assert (way, run.status, run.error) == (way, "failed", spelled(text))
             assert run.data == {"way": way, "note": None}
             assert await kinds_of(engine, run) == ["start", "fail"]
-        assert (await engine.count(workflow=Child), (await engine.stats()).mailbox) == (0, 0)
+        stats = await engine.stats()
+        assert (await engine.count(workflow=Child), stats.mailbox, stats.events) == (0, 0, {})
+
+
+@all_hostile
+async def test_event_that_cannot_be_stored_is_not_emitted(make_engine: MakeEngine, hostile: Hostile) -> None:
+    """Whoever emits it gets the error, nothing is recorded, and what waits for it takes the next one."""
+    async with make_engine() as engine, crowded(engine):
+        run = await (await engine.start(Watcher)).wait(5, until="parked")
+        for what, entity in (("seen", {"note": hostile.make()}), ("an entity", Note(note=hostile.make()))):
+            kind, text = said(hostile, what, "")
+            with pytest.raises(AioflowError) as caught:
+                await engine.emit("seen", entity)
+            assert (type(caught.value), str(caught.value)) == (kind, text)
+        assert (await engine.events(), (await engine.stats()).mailbox) == ([], 0)
+        event = await engine.emit("seen", {"note": 1})
+        assert (await run.wait(5)).data == {"note": 1, "event_id": event.id, "event_name": "seen", "entity_id": None}
 
 
 @all_hostile
@@ -266,6 +308,12 @@ async def test_strange_values_come_through(make_engine: MakeEngine, value: Any) 
                 else engine.signal(Letter(note=value), run_id=run.id)
             )
             runs.append(run)
+        for entity in ({"note": value}, Note(note=value)):
+            run = await (await engine.start(Watcher)).wait(5, until="parked")
+            event = await engine.emit("seen", entity)
+            assert await engine.events(event_id=event.id) == [event]
+            assert (await run.wait(5)).data["note"] == value
+            runs.append(run)
         for run in runs:
             assert (await run.wait(5)).error is None
         (started,) = [child for child in await engine.runs(workflow=Child) if child.parent_id == runs[2].id]
@@ -300,6 +348,15 @@ async def test_hostile_names_are_refused_where_they_are_written(make_engine: Mak
             "signal(signal_id=...)": lambda: engine.signal("go", run_id=run.id, signal_id=name),
             "Signal 'go': a key of its payload": lambda: engine.signal("go", {name: 1}, run_id=run.id),
             "@workflow(name)": lambda: workflow(name)(Child),
+            "@event_workflow(event_name)": lambda: event_workflow(name)(Child),
+            "@event_workflow(namespace=...)": lambda: event_workflow("seen", namespace=name)(Child),
+            "emit(name)": lambda: engine.emit(name),
+            "emit(event_id=...)": lambda: engine.emit("seen", event_id=name),
+            "emit(entity_id=...)": lambda: engine.emit("seen", entity_id=name),
+            "emit(namespace=...)": lambda: engine.emit("seen", namespace=name),
+            "Event 'seen': a key of its entity": lambda: engine.emit("seen", {name: 1}),
+            "cancel_event(event_id)": lambda: engine.cancel_event(name),
+            "events(after=...)": lambda: engine.events(after=name),
         }
         for what, call in calls.items():
             with pytest.raises(LimitExceeded) as caught:
@@ -316,22 +373,34 @@ async def test_wait_with_a_hostile_name_fails_its_run_alone(make_engine: MakeEng
     @workflow("hostile-namer", default_retry=ONCE)
     class Waiter:
         class Context(BaseModel):
-            by_key: bool
+            by: str
 
         @step(start=True)
         async def ask(self) -> Command:
-            by_key = get_context(self.Context).by_key
-            return wait.for_signal("go", key=name, then=self.end) if by_key else wait.for_signal(name, then=self.end)
+            match get_context(self.Context).by:
+                case "key":
+                    return wait.for_signal("go", key=name, then=self.end)
+                case "event":
+                    return wait_for_event(name, then=self.end)
+                case "entity":
+                    return wait_for_event("seen", entity_id=name, then=self.end)
+                case _:
+                    return wait.for_signal(name, then=self.end)
 
         @step
         async def end(self) -> Command:
             return complete()
 
     async with make_engine() as engine, crowded(engine):
-        for by_key, what in ((True, "key=..."), (False, "name")):
-            run = await (await engine.start(Waiter, by_key=by_key)).wait(5)
+        for by, what in {
+            "key": "wait.for_signal(key=...)",
+            "name": "wait.for_signal(name)",
+            "event": "wait_for_event(name)",
+            "entity": "wait_for_event(entity_id=...)",
+        }.items():
+            run = await (await engine.start(Waiter, by=by)).wait(5)
             assert run.status == "failed"
-            assert run.error == f"wait.for_signal({what}) is beyond the limit of {limit}."
+            assert run.error == f"{what} is beyond the limit of {limit}."
             await whole(engine, run)
 
 
