@@ -78,6 +78,16 @@ ROWS: dict[str, Row] = {
         ValueError,
         "Write datetime(..., tzinfo=UTC)",
     ),
+    "start_run: options": (
+        lambda e: e.start_run(Known, {}, {}),
+        TypeError,
+        "takes StartOptions(...) after the workflow",
+    ),
+    "start_run: value": (
+        lambda e: e.start_run(Known, StartOptions(), {"amount": "x"}, from_json=True),
+        errors.ContextInvalid,
+        "amount: Input should be a valid",
+    ),
     # ---- one run
     "get: a string": (lambda e: e.get("1"), TypeError, "A run's id is an int, got str."),
     "get: a bool": (lambda e: e.get(True), TypeError, "A run's id is an int, got bool."),
@@ -231,6 +241,7 @@ async def test_wrong_arguments_are_refused(make_engine: MakeEngine, row: str) ->
 
 CALLS: dict[str, Callable[[Any], Awaitable[Any]]] = {
     "start": lambda e: e.start(Known),
+    "start_run": lambda e: e.start_run(Known, StartOptions(), {}),
     "get": lambda e: e.get(1),
     "find": lambda e: e.find(Known, "k"),
     "runs": lambda e: e.runs(),
