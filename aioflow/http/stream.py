@@ -53,8 +53,9 @@ class Stream(Response):
         """Answer, as ASGI has it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            with self._exits.bounded(LONGEST_STREAM, receive):
-                await self._tell(send)
+            if scope["method"] != "HEAD":
+                with self._exits.bounded(LONGEST_STREAM, receive):
+                    await self._tell(send)
         except AioflowError as error:  # the engine closes, the store is away: the client asks again
             telemetry.warn("a stream ended early", error=str(error))
         # A server may wait for a client that does not read.

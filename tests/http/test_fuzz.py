@@ -21,7 +21,7 @@ from tests.programs import read_until, running
 
 ROOT = Path(__file__).parents[2]
 #: Cases for each operation, of those that fit and again of those that do not.
-FEW, MANY = 25, 1000
+FEW, MANY = 100, 1000
 
 #: A server of the workflows of these tests, but for those that fail on purpose. Its long answers are short.
 PROGRAM = f"""

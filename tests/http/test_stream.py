@@ -91,6 +91,15 @@ async def test_a_stream_tells_all_of_a_run_that_has_ended(client: httpx.AsyncCli
     assert [json.loads(each["data"]) for each in told] == history
 
 
+async def test_a_stream_is_not_followed_for_its_head(client: httpx.AsyncClient, engine: Engine) -> None:
+    """Whoever asks for the head alone gets it at once."""
+    run = await engine.start(Expense, amount=1)
+    async with asyncio.timeout(5):
+        answer = await client.head(f"/runs/{run.id}/stream")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert watched(engine) == []
+
+
 async def test_a_stream_tells_as_it_happens(engine: Engine) -> None:
     """What is committed is told at once, until the run ends."""
     run = await engine.start(Expense, amount=1)
