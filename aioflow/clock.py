@@ -19,6 +19,8 @@ SECOND: Micros = 1_000_000
 _UNLIMITED = nullcontext()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_FIRST_DATETIME: Micros = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST_DATETIME: Micros = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 #: The last instant that a datetime can express, less a day: room for every time zone.
 LAST_INSTANT: Micros = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
@@ -71,14 +73,17 @@ def to_micros(instant: datetime, what: str = "a datetime") -> Micros:
     """An aware datetime as an instant.
 
     Raises:
-        ValueError: the datetime is naive; ``what`` names it in the message.
+        ValueError: the datetime is naive, or in UTC before the year 1 or after 9999; ``what`` names it in the message.
     """
     if instant.tzinfo is None or instant.utcoffset() is None:
         raise ValueError(
             f"{what} must be aware, {instant.isoformat()} has no time zone. "
             "Write datetime(..., tzinfo=UTC) or datetime.now(UTC)."
         )
-    return (instant - _EPOCH) // _MICROSECOND
+    micros = (instant - _EPOCH) // _MICROSECOND
+    if not _FIRST_DATETIME <= micros <= _LAST_DATETIME:  # nobody could be shown it
+        raise ValueError(f"{what} must be within the years 1 to 9999 in UTC, got {instant.isoformat()}.")
+    return micros
 
 
 def duration_micros(duration: timedelta, what: str = "a duration") -> Micros:

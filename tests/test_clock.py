@@ -61,6 +61,20 @@ def test_the_last_instant_can_be_told_in_every_time_zone() -> None:
         assert to_micros(to_datetime(LAST_INSTANT).astimezone(timezone(timedelta(hours=hours)))) == LAST_INSTANT
 
 
+@pytest.mark.parametrize(
+    "instant",
+    [
+        datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))),
+        datetime(1, 1, 1, tzinfo=timezone(timedelta(minutes=1))),
+        datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(timedelta(hours=-14))),
+    ],
+)
+def test_an_instant_that_utc_cannot_tell_is_refused(instant: datetime) -> None:
+    """What would be stored, and could then not be shown to anybody, is a ValueError that names it."""
+    with pytest.raises(ValueError, match=r"^at= must be within the years 1 to 9999 in UTC, got .*[+-]\d\d:\d\d\.$"):
+        to_micros(instant, "at=")
+
+
 class Nowhere(tzinfo):
     """A time zone that does not know its offset: a datetime with it is naive all the same."""
 
