@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
@@ -62,6 +63,21 @@ class Clock:
     async def sleep(self, duration: Micros) -> None:
         """Wait for ``duration`` microseconds of the world's time: for what happens outside."""
         await asyncio.sleep(duration / SECOND)
+
+
+class StoreClock(Clock):
+    """The clock of a store that several machines share: all of them go by it, however wrong their own are.
+
+    Args:
+        ahead: how far it is ahead of the machine's, as last measured.
+    """
+
+    def __init__(self, ahead: Callable[[], Micros]) -> None:
+        self._ahead = ahead
+
+    def micros(self) -> Micros:
+        """The present instant by the store's clock."""
+        return super().micros() + self._ahead()
 
 
 def to_datetime(micros: Micros) -> datetime:

@@ -16,7 +16,7 @@ from aioflow import telemetry
 from aioflow.callers import Callers
 from aioflow.calls import Calls
 from aioflow.changes import Change, Emit, Move, Occur, Post, Result, Start
-from aioflow.clock import SECOND, Clock, duration_micros
+from aioflow.clock import SECOND, Clock, StoreClock, duration_micros
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
 from aioflow.discovery import find_store
@@ -86,7 +86,7 @@ class Engine(Calls):
         self._max_running = max_running
         self._threads = threads
         self._lease = duration_micros(lease)
-        self._clock = clock or Clock()
+        self._clock = clock
         self._shutdown_timeout = duration_micros(shutdown_timeout, "Engine(shutdown_timeout=...)")
         self._telemetry = Telemetry()
         self._tasks = TaskSet()
@@ -131,7 +131,7 @@ class Engine(Calls):
         return self
 
     async def _compose(self, store: Store) -> None:
-        clock, known = self._clock, self._registry
+        clock, known = self._clock or StoreClock(lambda: store.clock_offset), self._registry
         self._tasks = TaskSet()
         store_id = await store.open(clock.micros())
         number = await store.reserve("worker", 1, clock.micros())

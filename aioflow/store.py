@@ -170,6 +170,13 @@ class Store(Protocol):
         """Whether ``hint`` holds its answer back until there is something new, a tenth of a second at most."""
         ...
 
+    @property
+    def clock_offset(self) -> Micros:
+        """How far the store's own clock is ahead of the machine's, as measured at ``open`` and at each ``renew``; 0 if it
+        has none. Where several machines work, ``now`` is the machine's time plus this.
+        """
+        ...
+
     async def open(self, now: Micros) -> str:
         """Connect, migrate if that is due (safe when several processes do it at once), and return the store's UUID.
 

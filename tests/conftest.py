@@ -15,9 +15,13 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.postgres import Schemas
 
 #: Seconds for which a loop may stand still, in calls that block or work. A blocking call that matters takes longer.
 LONGEST_BLOCK = 1.0
@@ -74,27 +78,25 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """The address of a PostgreSQL server: that of AIOFLOW_TEST_POSTGRES, or one that the session starts."""
-    from tests.postgres import PostgresServer
+def postgres_server() -> Iterator[Schemas]:
+    """A PostgreSQL server: that of AIOFLOW_TEST_POSTGRES, or one that the session starts."""
+    from tests.postgres import PostgresServer, Schemas
 
     if url := os.environ.get("AIOFLOW_TEST_POSTGRES"):
-        yield url
+        schemas = Schemas(url)
+        yield schemas
+        schemas.drop()
         return
     # What a power loss would do is not tested here, and to wait for the disk would take minutes.
-    server = PostgresServer("fsync=off", "max_connections=200")
-    yield server.url
+    server = PostgresServer("fsync=off", "max_connections=200", "autovacuum=off")
+    yield Schemas(server.url)
     server.close()
 
 
 @pytest.fixture
-async def postgres_url(postgres_server: str) -> AsyncIterator[str]:
+def postgres_url(postgres_server: Schemas) -> str:
     """The address of a PostgreSQL store without any data."""
-    from tests.postgres import drop, fresh
-
-    url = fresh(postgres_server)
-    yield url
-    await drop(postgres_server, url)
+    return postgres_server.fresh()
 
 
 @pytest.fixture(autouse=True)

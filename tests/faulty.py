@@ -137,6 +137,10 @@ class FaultyStore:
     def pushes_hints(self) -> bool:
         return self.store.pushes_hints
 
+    @property
+    def clock_offset(self) -> Micros:
+        return self.store.clock_offset
+
     async def open(self, now: Micros) -> str:
         return await self.store.open(now)
 

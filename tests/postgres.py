@@ -9,14 +9,13 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import asyncpg
 
-_SCHEMAS = itertools.count(1)
+_NUMBERS = itertools.count(1)
 
 
 class PostgresServer:
@@ -80,9 +79,29 @@ def with_options(url: str, **options: object) -> str:
     return url + ("&" if "?" in url else "?") + "&".join(f"{name}={value}" for name, value in options.items())
 
 
-def fresh(url: str) -> str:
-    """The URL with a schema that nobody has used."""
-    return with_options(url, schema=f"test_{os.getpid()}_{next(_SCHEMAS)}")
+class Schemas:
+    """Makes addresses of stores on a server: each has a schema of its own.
+
+    The mutable state: the schemas that were given out.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.given: list[str] = []
+
+    def fresh(self) -> str:
+        """The address of a store that nobody has used."""
+        self.given.append(f"test_{os.getpid()}_{next(_NUMBERS)}")
+        return with_options(self.url, schema=self.given[-1])
+
+    def drop(self) -> None:
+        """Take them away again, from a server that is not the tests' own."""
+
+        async def drop() -> None:
+            for schema in self.given:
+                await query(self.url, f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
+
+        asyncio.run(drop())
 
 
 async def query(url: str, sql: str, *values: object) -> list[Any]:
@@ -92,14 +111,3 @@ async def query(url: str, sql: str, *values: object) -> list[Any]:
         return list(await connection.fetch(sql, *values))
     finally:
         await connection.close()
-
-
-async def drop(server: str, url: str) -> None:
-    """Take away the schema of a ``fresh`` URL."""
-    schema = url.rpartition("schema=")[2].partition("&")[0]
-    await query(server, f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
-
-
-def in_a_loop(make: Callable[[], Coroutine[Any, Any, object]]) -> None:
-    """For fixtures that are not async."""
-    asyncio.run(make())

@@ -72,6 +72,11 @@ class MemoryStore:
         """False: whoever shares the object looks."""
         return False
 
+    @property
+    def clock_offset(self) -> Micros:
+        """Zero: it has no clock of its own."""
+        return 0
+
     async def open(self, now: Micros) -> str:
         """Count an opening and return the store's UUID."""
         self._opens += 1

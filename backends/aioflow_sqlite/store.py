@@ -64,6 +64,7 @@ class SQLiteStore:
     exclusive = True
     in_flight = 1
     pushes_hints = False
+    clock_offset = 0
 
     def __init__(self, url: str) -> None:
         self._address = parse(url)

@@ -140,10 +140,46 @@ def clock() -> ShiftedClock:
     return ShiftedClock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+#: Whose tests run on PostgreSQL, too: those of what the store decides, rather than the engine. All of them would take
+#: minutes, and find what the conformance suite finds.
+ON_POSTGRES = (
+    "test_actions",
+    "test_broadcasts",
+    "test_cancel_races",
+    "test_claim_races",
+    "test_emit",
+    "test_events",
+    "test_mailbox",
+    "test_outbox",
+    "test_queries",
+    "test_signal_clients",
+    "test_signals",
+    "test_start",
+    "test_stats",
+    "test_waiting",
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what needs a store on each of them."""
+    given = [mark for mark in metafunc.definition.iter_markers("parametrize") if "store_url" in mark.args[0]]
+    if "store_url" in metafunc.fixturenames and not given:
+        on_postgres = metafunc.module.__name__.rpartition(".")[2] in ON_POSTGRES
+        stores = ["memory", "sqlite", *(["postgres"] if on_postgres else [])]
+        metafunc.parametrize("store_url", stores, indirect=True)
+
+
+@pytest.fixture
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str | Store:
     """A store of its own for each test: what an Engine takes first."""
-    return MemoryStore() if request.param == "memory" else f"sqlite:///{tmp_path}/x.db"
+    match request.param:
+        case "memory":
+            return MemoryStore()
+        case "sqlite":
+            return f"sqlite:///{tmp_path}/x.db"
+        case _:
+            url: str = request.getfixturevalue("postgres_url")
+            return url
 
 
 @pytest.fixture

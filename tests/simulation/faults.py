@@ -334,6 +334,7 @@ class Wire:
     name = "sim://"
     in_flight = 1
     pushes_hints = False
+    clock_offset = 0
 
     def __init__(self, server: Server, process: Process) -> None:
         self._server = server

@@ -1,0 +1,125 @@
+"""The PostgreSQL store's schema: made by whoever comes first, in the place that the URL names."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from aioflow.errors import StoreRefused, StoreUnavailable
+from aioflow.model import Run, Signal, Transition
+from aioflow.plans import EventRecord, Listener, Plan
+from aioflow.store import RunQuery
+from aioflow.testing.conformance_samples import NOW, a_run, put, row, starting
+from aioflow_postgres import PostgresStore
+from aioflow_postgres.migrating import scripts
+from aioflow_postgres.rows import types_of
+from tests.postgres import Schemas, query, with_options
+
+#: The types of the server that hold what comes as these.
+SAME = {"bigint": {"bigint", "integer"}, "text": {"text", "json"}, "double precision": {"double precision"}}
+
+
+async def test_ten_workers_that_start_at_once_make_one_store(postgres_url: str) -> None:
+    """Migrations run once, under a lock: all open, and all have the same UUID."""
+    stores = [PostgresStore(with_options(postgres_url, pool_size=3)) for _ in range(10)]
+    uuids: set[str] = set()
+
+    async def open_store(store: PostgresStore) -> None:
+        uuids.add(await store.open(NOW))
+
+    async with anyio.create_task_group() as tasks:
+        for store in stores:
+            tasks.start_soon(open_store, store)
+    assert len(uuids) == 1
+    for store in stores:
+        await store.close()
+
+
+async def test_a_schema_has_any_name(postgres_server: Schemas, postgres_url: str) -> None:
+    """What the URL says is taken as it is, with capitals and quotes."""
+    schema = postgres_url.rpartition("=")[2] + '_It"s%20mine'
+    store = PostgresStore(with_options(postgres_server.url, schema=schema))
+    await store.open(NOW)
+    await put(store, a_run(1))
+    assert await row(store, 1) == a_run(1)
+    await store.close()
+    name = schema.replace("%20", " ")
+    found = await query(postgres_server.url, "SELECT count(*) FROM pg_tables WHERE schemaname = $1", name)
+    assert found[0][0] > 0
+    await query(postgres_server.url, f'DROP SCHEMA "{name.replace(chr(34), chr(34) * 2)}" CASCADE')
+
+
+async def test_schemas_do_not_see_each_other(postgres_server: Schemas) -> None:
+    """Two stores in one database have nothing in common."""
+    one, two = PostgresStore(postgres_server.fresh()), PostgresStore(postgres_server.fresh())
+    assert await one.open(NOW) != await two.open(NOW)
+    await put(one, a_run(1))
+    assert await two.count(RunQuery(), NOW) == 0
+    assert await one.reserve("run", 10, NOW) == await two.reserve("run", 10, NOW) == 1
+    await one.close()
+    await two.close()
+
+
+async def test_a_newer_schema_is_refused(postgres_server: Schemas, postgres_url: str) -> None:
+    """Data that a newer version has migrated is left alone."""
+    store = PostgresStore(postgres_url)
+    await store.open(NOW)
+    await store.close()
+    schema = postgres_url.rpartition("=")[2]
+    await query(postgres_server.url, f'UPDATE "{schema}".store SET version = 99')
+    known = len(scripts())
+    with pytest.raises(StoreUnavailable, match=f"its schema is version 99, this code knows up to {known}"):
+        await store.open(NOW)
+
+
+async def test_a_missing_database_is_named(postgres_server: Schemas) -> None:
+    """The error says that it is to be created, and what is not."""
+    store = PostgresStore(postgres_server.url.replace("/postgres?", "/nowhere?"))
+    with pytest.raises(StoreUnavailable, match="Create the database first"):
+        await store.open(NOW)
+
+
+@pytest.mark.parametrize(
+    ("table", "record"),
+    [
+        ("runs", Run),
+        ("history", Transition),
+        ("signals", Signal),
+        ("events", EventRecord),
+        ("plans", Plan),
+        ("listeners", Listener),
+    ],
+)
+async def test_columns_stand_in_the_order_of_the_records(
+    postgres_server: Schemas,
+    postgres_url: str,
+    table: str,
+    record: type[Run | Transition | Signal | EventRecord | Plan | Listener],
+) -> None:
+    """A record is a row: its fields are the first columns, and have their types."""
+    store = PostgresStore(postgres_url)
+    await store.open(NOW)
+    await store.close()
+    found = await query(
+        postgres_server.url,
+        "SELECT column_name, data_type FROM information_schema.columns "
+        "WHERE table_schema = $1 AND table_name = $2 ORDER BY ordinal_position",
+        postgres_url.rpartition("=")[2],
+        table,
+    )
+    names = [field.removesuffix("_micros") for field in record._fields]
+    assert [name for name, _ in found][: len(names)] == names
+    for (name, type_), wanted in zip(found, types_of(record), strict=False):
+        assert type_ in SAME[wanted], name
+
+
+async def test_a_context_comes_back_as_it_was_written(postgres_url: str) -> None:
+    """Order of keys, floats that are whole, and a minus before a zero: nothing is made prettier."""
+    store = PostgresStore(postgres_url)
+    await store.open(NOW)
+    data = '{"zz":1.0,"a":[1e+22,-0.0,{"b":1,"a":2}],"é":"\\u0001"}'
+    await put(store, a_run(1, data=data))
+    assert (await row(store, 1)).data == data
+    with pytest.raises(StoreRefused, match="invalid input syntax for type json"):
+        await store.apply([starting(a_run(2, data="{"))], NOW)
+    await store.close()
