@@ -126,7 +126,7 @@ class Calls(Acting):
             limit: how many at the most, from 1 to 10 000.
             after: the last run of the page before (or its id, when the order is by id).
             filters: ``status``; ``step`` (names or methods); ``waiting_for`` ("sleep", "signal", "event", "action",
-                "retry", "start", "blocked"); ``waiting_signal`` (names, or models) and ``waiting_key``, of any arm of a wait;
+                "retry", "start", "blocked"; of a wait with several arms, that of any); ``waiting_signal`` (names, or models) and ``waiting_key``, of any arm of a wait;
                 ``key``; ``event_id`` (of the event that started it); ``data`` (a mapping: each key of it must be in the
                 Context with a matching value, nested mappings likewise; up to 200 values, 8 deep); ``created_after``,
                 ``created_before``, ``updated_after``, ``updated_before`` (aware datetimes, exclusive).

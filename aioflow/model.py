@@ -176,6 +176,10 @@ class Arm(NamedTuple):
     message: bool
 
 
+#: What a wait of several arms may be for, beside what its first one is.
+ARM_KINDS: Final = frozenset({"signal", "event", "action"})
+
+
 def told_as(arm: Arm, signal: Signal) -> Literal["signal", "message", "event"]:
     """How a run is told of what it goes on with."""
     return "event" if signal.event is not None else "message" if arm.message or signal.message else "signal"

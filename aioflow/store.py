@@ -48,6 +48,7 @@ class RunQuery:
     version: tuple[str, ...] = ()
     status: tuple[str, ...] = ()
     step: tuple[str, ...] = ()
+    #: What a waiting run waits for, or the kind of any of its arms.
     waiting_for: tuple[str, ...] = ()
     key: tuple[str, ...] = ()
     #: A name and a key of one arm of a waiting run.

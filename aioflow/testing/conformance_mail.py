@@ -212,6 +212,38 @@ class MailConformance:
         assert sorted(ids(await store.select(RunQuery(**filters), NOW))) == expected
         assert await store.count(RunQuery(**filters), NOW) == len(expected)
 
+    @pytest.mark.parametrize(
+        ("wanted", "expected"),
+        [
+            (("signal",), [1, 2]),
+            (("action",), [2, 3]),
+            (("event",), [2]),
+            (("action", "sleep"), [2, 3, 4]),
+            (("event", "action"), [2, 3]),
+            (("sleep",), [4]),
+        ],
+    )
+    async def test_runs_are_found_by_what_any_arm_is_for(
+        self, store: Store, wanted: tuple[str, ...], expected: list[int]
+    ) -> None:
+        """waiting_for matches the kind of any arm of a waiting run, and of none that has gone on."""
+        several = [("signal", "paid"), ("action", "review"), ("event", "late")]
+        arms = json.dumps([Arm(kind, name, None, "ship", message=False) for kind, name in several])  # type: ignore[arg-type]
+        action = json.dumps([Arm("action", "review", None, "ship", message=False)])
+        gone = a_waiter(5, arms=action, waiting_for="action")
+        await put(
+            store,
+            a_waiter(1),
+            a_waiter(2, arms=arms),
+            a_waiter(3, arms=action, waiting_for="action"),
+            a_sleeper(4, NOW),
+            gone,
+        )
+        await do(store, resuming(gone))
+        query = RunQuery(waiting_for=wanted)
+        assert sorted(ids(await store.select(query, NOW))) == expected
+        assert await store.count(query, NOW) == len(expected)
+
     async def test_stats_count_the_mailbox(self, store: Store) -> None:
         """Signals count from sending to taking, each copy for itself."""
         assert (await store.stats(NOW)).mailbox == 0

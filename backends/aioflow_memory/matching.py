@@ -13,7 +13,7 @@ from aioflow.model import Run, arms_of
 from aioflow.store import RunQuery
 
 #: The filters that are columns of the same name.
-_COLUMNS: Final = ("workflow", "version", "status", "step", "waiting_for", "key", "event_id", "parent_id")
+_COLUMNS: Final = ("workflow", "version", "status", "step", "key", "event_id", "parent_id")
 
 
 def matches(run: Run, query: RunQuery) -> bool:
@@ -21,6 +21,9 @@ def matches(run: Run, query: RunQuery) -> bool:
     for column in _COLUMNS:
         wanted = getattr(query, column)
         if wanted and getattr(run, column) not in wanted:
+            return False
+    if query.waiting_for and run.waiting_for not in query.waiting_for:
+        if not any(arm.kind in query.waiting_for for arm in arms_of(run)):
             return False
     if (query.waiting_signal or query.waiting_key) and not any(
         (not query.waiting_signal or arm.name in query.waiting_signal)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from aioflow.clock import Micros
-from aioflow.model import Deadline, Run, Transition
+from aioflow.model import ARM_KINDS, Deadline, Run, Transition
 from aioflow.plans import BLOCKED, EventRecord, Plan
 from aioflow.store import EventQuery, Planned, PlanQuery, RunQuery, Stats
 from aioflow_postgres.database import Session
@@ -196,7 +196,11 @@ def _where(query: RunQuery) -> _Where:
     where = _Where()
     for column in _SEVERAL:
         allowed = getattr(query, column)
-        if len(allowed) == 1:
+        if column == "waiting_for" and not ARM_KINDS.isdisjoint(allowed):
+            these = f"= ANY({where.bind(list(allowed))}::text[])"
+            kinds = f"SELECT 1 FROM aioflow.waits WHERE run_id = runs.id AND kind {these}"
+            where.conditions.append(f"(waiting_for {these} OR EXISTS ({kinds}))")
+        elif len(allowed) == 1:
             where.add(f"{column} = {{}}::text", allowed[0])
         elif allowed:
             where.add(f"{column} = ANY({{}}::text[])", list(allowed))

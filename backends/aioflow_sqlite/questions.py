@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from aioflow.model import Deadline, Run
+from aioflow.model import ARM_KINDS, Deadline, Run
 from aioflow.plans import BLOCKED, EventRecord, Plan
 from aioflow.store import EventQuery, Planned, PlanQuery, RunQuery, Stats
 from aioflow_sqlite.rows import EVENT_COLUMNS, PLAN_COLUMNS, SELECT_RUNS
@@ -129,7 +129,11 @@ def _where(query: RunQuery) -> tuple[list[str], list[Any]]:
     values: list[Any] = []
     for column in _SEVERAL:
         allowed = getattr(query, column)
-        if len(allowed) == 1:
+        if column == "waiting_for" and not ARM_KINDS.isdisjoint(allowed):
+            kinds = "SELECT 1 FROM waits WHERE run_id = runs.id AND kind IN (SELECT value FROM json_each(?))"
+            where.append(f"(waiting_for IN (SELECT value FROM json_each(?)) OR EXISTS ({kinds}))")
+            values += [json.dumps(allowed)] * 2
+        elif len(allowed) == 1:
             where.append(f"{column} = ?")
             values.append(allowed[0])
         elif allowed:

@@ -264,6 +264,8 @@ async def test_an_action_as_an_arm_has_company(make_engine: MakeEngine) -> None:
             ("ask", "signal", "escalate")
         ] * 3
         assert await names_of(engine, runs[0]) == ["act_armed_review", "act_armed_give_up"]
+        assert await engine.count(waiting_for="action") == await engine.count(waiting_for="signal") == 3
+        assert await engine.count(waiting_for=["event", "sleep"]) == 0
         assert (await engine.signal("paid", run_id=runs[0].id)).delivered == [runs[0].id]
         assert (await runs[0].wait(5)).data["by"] == "paid"
         assert (await engine.act(Armed.review, runs[1].id)).data["by"] == "review"

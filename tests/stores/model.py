@@ -62,6 +62,10 @@ class Model:
         text = self.runs[run_id].arms
         return [] if text is None else [Arm(*arm) for arm in json.loads(text)]
 
+    def kinds(self, run_id: int) -> set[str]:
+        """What a run's arms are for."""
+        return {arm.kind for arm in self.arms(run_id)}
+
     def fitting(self, run_id: int, now: int) -> list[Signal]:
         """What a waiting run can take, in the order of sending."""
         found = [
@@ -118,7 +122,7 @@ class Model:
         return found
 
     def _matches(self, run: Run, query: RunQuery) -> bool:
-        columns = ("workflow", "version", "status", "step", "waiting_for", "key", "event_id", "parent_id")
+        columns = ("workflow", "version", "status", "step", "key", "event_id", "parent_id")
         bounds = [
             (query.created_after, run.created_at),
             (run.created_at, query.created_before),
@@ -128,6 +132,7 @@ class Model:
         signals, keys = query.waiting_signal, query.waiting_key
         return (
             all(getattr(run, name) in getattr(query, name) for name in columns if getattr(query, name))
+            and (not query.waiting_for or not {run.waiting_for, *self.kinds(run.id)}.isdisjoint(query.waiting_for))
             and all(low < high for low, high in bounds if low is not None and high is not None)
             and (
                 not (signals or keys)
