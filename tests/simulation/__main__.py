@@ -18,10 +18,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.0, help="go on with further seeds for so long")
     parser.add_argument("--start", type=int, help="the first seed; without it, seeds that were never used")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes")
+    parser.add_argument("--failures", type=int, default=5, help="end after so many")
     parser.add_argument("--seed", type=int, help="repeat this one")
     parser.add_argument("--without-runs", default="", help="script numbers, with commas")
     parser.add_argument("--engines", type=int, default=3, help="at the most")
     parser.add_argument("--without-faults", default="", help="kinds, with commas")
+    parser.add_argument("--without-events", action="store_true", help="no user emits any")
     parser.add_argument("--store", choices=["memory", "sqlite"], default="memory", help="sqlite: all on real files")
     parser.add_argument("--trace", action="store_true", help="print what happens")
     parser.add_argument("--hash", action="store_true", help="print the hash of what happens, and nothing else")
@@ -38,6 +40,7 @@ def one(options: argparse.Namespace) -> int:
         options.engines,
         frozenset(kind.strip() for kind in options.without_faults.split(",") if kind),
         options.store,
+        not options.without_events,
     )
     if options.shrink:
         if not simulate(case).problems:
@@ -60,7 +63,13 @@ def all_of(options: argparse.Namespace) -> int:
     seeds = fresh() if options.start is None else count(options.start)
     tell = (lambda line: sys.stderr.write(f"{line}\r")) if sys.stderr.isatty() else None
     swept = sweep(
-        seeds, least=options.seeds or 500, seconds=options.seconds, jobs=options.jobs, store=options.store, tell=tell
+        seeds,
+        least=options.seeds or 500,
+        seconds=options.seconds,
+        jobs=options.jobs,
+        store=options.store,
+        most_failures=options.failures,
+        tell=tell,
     )
     for line in swept.report():
         say(line)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from aioflow.changes import Move
 from aioflow.clock import SECOND
 from aioflow.errors import StoreUnavailable
+from aioflow.store import PlanQuery
 from aioflow.testing.simloop import Process, SimLoop
 from tests.simulation.oracle import Oracle
 
@@ -31,7 +32,7 @@ ON_REQUESTS = {
 #: What can become of a process or its clock, and how often at the most.
 ON_PROCESSES = {"kill": 2, "pause": 2, "partition": 2, "restart": 1, "clock step": 2, "skew": 1}
 #: What faults may prefer, and how much.
-FOCUS = ("", "Start", "Post", "Move", "goto", "signal", "claim", "renew", "load")
+FOCUS = ("", "Start", "Post", "Move", "Emit", "Occur", "goto", "signal", "claim", "renew", "load")
 PREFERENCE = 6
 #: How many seeds have no faults.
 QUIET = 0.3
@@ -261,6 +262,9 @@ class Server:
                 self.trace(client.title, verb)
             case "reserve":
                 self.trace(client.title, f"reserve {value}")
+            case "select" if isinstance(arguments[0], PlanQuery):
+                oracle.wrong(oracle.events.read(client, arguments[0].ids, value, arguments[1]))
+                self.trace(client.title, f"plans {[(plan.id, plan.workflow) for plan, _ in value]}")
             case _:
                 self.trace(client.title, verb)
         return value

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from aioflow.changes import Result
 from aioflow.model import Run, Signal
+from aioflow.plans import EventRecord
 
 LIVE = ("running", "waiting")
 
@@ -21,6 +22,8 @@ class Letter:
     number: int
     end: str | None = None
     by: int | None = None
+    #: Whether it is known to have come there at all: the store may have had the choice.
+    sure: bool = True
 
     def there(self, now: int) -> bool:
         """Whether it can be taken."""
@@ -39,6 +42,9 @@ class Mailbox:
     again: set[int] = field(default_factory=set)
     #: token -> the runs that took it
     takers: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    #: (run, mail_id) of each occurrence that a run has taken, or rejected, or was started by.
+    seen: set[tuple[int, int]] = field(default_factory=set)
+    posts: int = 0
 
     def post(self, signal: Signal, result: Result, rows: dict[int, Run], now: int) -> Iterator[str]:
         """A signal was sent, and the store said what became of it."""
@@ -65,26 +71,49 @@ class Mailbox:
             if any(letter.there(now) or letter.end == "taken" for letter in letters):
                 yield f"{token_of(signal)} was sent twice under {signal.signal_id}"
         self.posted[signal.id] = signal
-        number = len(self.letters)
+        number = self._number()
         if signal.run_id or signal.key is not None:
             self.letters[signal.id, signal.run_id] = Letter(signal, number)
             return
         for row in rows.values():
-            if row.status == "waiting" and any(name == signal.name for name, _ in arms_of(row)):
+            if row.status == "waiting" and any(arm[:2] == ("signal", signal.name) for arm in arms_of(row)):
                 copy = signal._replace(run_id=row.id, broadcast=1, signal_id=None)
                 self.letters[signal.id, row.id] = Letter(copy, number)
 
+    def hear(self, event: EventRecord, run_id: int, *, sure: bool = True, over: bool = False) -> bool:
+        """A copy of an event that has occurred, for a run that waits for it; whether that is new.
+
+        ``sure``: whether it is there; ``over``: whether the wait that it was for is over already.
+        """
+        place = (event.mail_id, run_id)
+        if (run_id, event.mail_id) in self.seen:
+            return False
+        letter = self.letters.get(place)
+        if letter is not None and letter.end is None and letter.sure:
+            return False
+        if letter is None or not over:
+            copy = event.copy_for(run_id)
+            self.letters[place] = Letter(copy, self._number(), end="over" if over else None, sure=sure)
+        return letter is None and not over
+
+    def _number(self) -> int:
+        self.posts += 1
+        return self.posts
+
     def fitting(self, row: Run, now: int) -> list[Letter]:
-        """What a waiting run could take, in the order of sending."""
+        """What a waiting run can take, in the order of sending."""
+        return [letter for letter in self._fitting(row, now) if letter.sure]
+
+    def _fitting(self, row: Run, now: int) -> list[Letter]:
         arms = arms_of(row)
         found = [
             letter
             for (_, run_id), letter in self.letters.items()
             if letter.there(now)
             and (
-                any(name == letter.signal.name for name, _ in arms)
+                any(arm[:2] == (kind_of(letter.signal), letter.signal.name) for arm in arms)
                 if run_id == row.id
-                else not run_id and (letter.signal.name, letter.signal.key) in arms
+                else not run_id and ("signal", letter.signal.name, letter.signal.key) in arms
             )
         ]
         return sorted(found, key=lambda letter: (letter.signal.sent_at, letter.signal.id))
@@ -100,16 +129,25 @@ class Mailbox:
             if letter is None or not letter.there(now):
                 yield f"run {row.id} took signal {id_}, which is not there: {letter}"
                 continue
-            fitting = self.fitting(row, now)
+            fitting = self._fitting(row, now)
             if letter not in fitting:
                 yield f"run {row.id} took {token_of(letter.signal)}, for which it does not wait"
             for other in fitting:
                 if other is letter:
                     break
-                if other.signal.run_id == row.id and other.number < letter.number and other.there(looked):
+                if (
+                    other.sure
+                    and other.signal.run_id == row.id
+                    and other.number < letter.number
+                    and other.there(looked)
+                ):
                     yield f"run {row.id} took {token_of(letter.signal)} before {token_of(other.signal)}"
             if rejects != is_bad(letter.signal):
                 yield f"run {row.id} {'rejected' if rejects else 'took'} {token_of(letter.signal)}"
+            if letter.signal.event is not None:
+                if (row.id, id_) in self.seen:
+                    yield f"run {row.id} took {letter.signal}, which it had taken before"
+                self.seen.add((row.id, id_))
             letter.end, letter.by = "rejected" if rejects else "taken", row.id
 
     def follow(self, was: Run | None, row: Run) -> None:
@@ -134,20 +172,27 @@ class Mailbox:
 
     def left(self) -> list[Letter]:
         """What nobody has taken and nothing has ended."""
-        return [letter for letter in self.letters.values() if letter.end is None]
+        return [letter for letter in self.letters.values() if letter.end is None and letter.sure]
 
 
-def arms_of(row: Run) -> list[tuple[str, str | None]]:
-    """Name and key of what it waits for."""
-    return [] if row.arms is None else [(arm[1], arm[2]) for arm in json.loads(row.arms)]
+def arms_of(row: Run) -> list[tuple[str, str, str | None]]:
+    """Kind, name and key of what it waits for."""
+    return [] if row.arms is None else [(arm[0], arm[1], arm[2]) for arm in json.loads(row.arms)]
+
+
+def kind_of(signal: Signal) -> str:
+    """The kind of arm that it is for."""
+    return "signal" if signal.event is None else "event"
 
 
 def token_of(signal: Signal) -> str:
-    """The token that a signal carries."""
+    """The token that a signal carries; of the copy of an event, what tells its occurrence."""
+    if signal.event is not None:
+        return f"event {signal.id}"
     token = json.loads(signal.payload)["token"]
     return str(token[0] if isinstance(token, list) else token)
 
 
 def is_bad(signal: Signal) -> bool:
     """Whether no run accepts it."""
-    return isinstance(json.loads(signal.payload)["token"], list)
+    return signal.event is None and isinstance(json.loads(signal.payload)["token"], list)

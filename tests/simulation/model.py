@@ -24,7 +24,7 @@ ENDING = {"complete": "completed", "fail": "failed", "cancel": "cancelled"}
 
 @dataclass
 class State:
-    """A run as the model has it. ``arms``: (name, key, step) of what it waits for."""
+    """A run as the model has it. ``arms``: (kind, name, key, step) of what it waits for."""
 
     script: Script
     context: dict[str, Any]
@@ -35,9 +35,11 @@ class State:
     next_step: str | None = None
     waiting_for: str | None = None
     wake_at: int | None = None
-    arms: list[tuple[str, str | None, str]] = field(default_factory=list)
-    #: What resumed it: "signal", "timeout", or None.
+    arms: list[tuple[str, str, str | None, str]] = field(default_factory=list)
+    #: What resumed it: "signal", "event", "timeout", or None.
     resumed: str | None = None
+    #: The token of the event that resumed it.
+    told: str | None = None
     rescued: bool = False
     #: The visits that put themselves off.
     put_off: set[int] = field(default_factory=set)
@@ -45,21 +47,29 @@ class State:
 
 def begun(script: Script, row: Run) -> tuple[State, list[str]]:
     """The state of a run that was just started."""
-    context = {"number": script.number, "pc": 0, "token": None, "log": []}
-    state = State(script, context)
+    context: dict[str, Any] = {"number": script.number, "pc": 0, "token": None, "log": []}
+    state = State(script, {**context, "event_id": None, "event_name": None, "entity_id": None})
+    if row.event_id is not None:
+        _told(state, json.loads(row.input or "null")[2])
     if row.wake_at is not None:
         state.status, state.waiting_for, state.wake_at, state.next_step = "waiting", "start", row.wake_at, "one"
     return state, list(_compare(state, row, "start"))
 
 
-def follow(state: State, row: Run, transition: Transition, taken: tuple[str, str] | None) -> list[str]:
+def _told(state: State, event: Mapping[str, Any]) -> None:
+    """An event resumes it."""
+    state.context = {**state.context, **{name: event[name] for name in ("event_id", "event_name", "entity_id")}}
+    state.resumed, state.told = "event", event["entity"]["token"]
+
+
+def follow(state: State, row: Run, transition: Transition, taken: tuple[str, Any] | None) -> list[str]:
     """Carry out a transition on the state; what of the row is not as it should be.
 
     Args:
         state: the run before it, which is changed.
         row: the run after it, as the product committed it.
         transition: the history row.
-        taken: name and token of the signal that it took.
+        taken: the name of what it took, and a signal's token, or what is told of an event.
     """
     kind, before = transition.kind, state.status
     try:
@@ -100,7 +110,7 @@ def _compare(state: State, row: Run, kind: str) -> Iterator[str]:
         yield f"run {row.id} seq {row.seq} ({kind}): its Context is {context}, not {state.context}"
     if row.owner is not None and state.status != "running":
         yield f"run {row.id} seq {row.seq} ({kind}): it is {state.status}, and has an owner"
-    arms = [] if row.arms is None else [tuple(arm[1:4]) for arm in json.loads(row.arms)]
+    arms = [] if row.arms is None else [tuple(arm[:4]) for arm in json.loads(row.arms)]
     if arms != (state.arms if waits else []):
         yield f"run {row.id} seq {row.seq} ({kind}): its arms are {arms}, not {state.arms}"
 
@@ -112,7 +122,8 @@ def _stepped(state: State, row: Run, transition: Transition) -> None:
     attempt = state.failures + 1
     if transition.attempt != attempt or transition.step != state.step:
         raise Wrong(f"attempt {transition.attempt} of {transition.step}, not {attempt} of {state.step}")
-    outcome = effect(state.script, state.context, state.step, attempt, state.resumed == "timeout")
+    told = state.told if state.resumed == "event" and state.step in ("one", "two") else None
+    outcome = effect(state.script, state.context, state.step, attempt, state.resumed == "timeout", told)
     op = op_of(state.script, state.context["pc"])
     late = "longer than its timeout" in (transition.error or "")
     if op.later and state.step != "rescue" and transition.kind == "retry" and transition.error is None:
@@ -164,8 +175,9 @@ def _went_well(state: State, row: Run, transition: Transition, op: Op, outcome: 
             state.resumed = None if op.then else state.resumed
         case "wait":
             late = None if op.timeout is None else op.late
-            _park(state, "signal", None if op.timeout is None else now + op.timeout * MS, late)
-            state.arms = [(name, key or row.key, then) for name, key, then in op.arms]
+            _park(state, op.arms[0][0], None if op.timeout is None else now + op.timeout * MS, late)
+            keys = [key or (row.key if kind == "signal" else None) for kind, _, key, _ in op.arms]
+            state.arms = [(kind, name, key, then) for (kind, name, _, then), key in zip(op.arms, keys, strict=True)]
             state.resumed = None
         case _:
             _end(state, ENDING[op.do])
@@ -191,26 +203,29 @@ def _must_be(transition: Transition, kind: str) -> None:
 # ---- what happens to a run that waits
 
 
-def _resumed(state: State, row: Run, transition: Transition, taken: tuple[str, str] | None) -> None:
+def _resumed(state: State, row: Run, transition: Transition, taken: tuple[str, Any] | None) -> None:
     kind, waiting_for, at = transition.kind, state.waiting_for, transition.at_micros
     if kind == "reject":
-        if waiting_for != "signal":
+        if waiting_for not in ("signal", "event"):
             raise Wrong(f"it rejects a signal, and waits for {waiting_for}")
         return
-    if kind == "signal":
+    if kind in ("signal", "event"):
         if taken is None:
             raise Wrong("it took a signal that nobody sent")
         name, token = taken
-        fitting = [then for arm, _, then in state.arms if arm == name]
-        if waiting_for != "signal" or row.step not in fitting:
+        fitting = [then for what, arm, _, then in state.arms if (what, arm) == (kind, name)]
+        if waiting_for not in ("signal", "event") or row.step not in fitting:
             raise Wrong(f"it took {name!r}, and waits for {state.arms}")
-        state.context = {**state.context, "token": token}
         _go(state, row.step, transition.seq)
-        state.resumed = "signal"
+        if kind == "event":
+            _told(state, token)
+        else:
+            state.context = {**state.context, "token": token}
+            state.resumed = "signal"
     elif kind in ("wake", "timeout"):
         if state.wake_at is None or at < state.wake_at:
             raise Wrong(f"it was woken at {at}, before {state.wake_at}")
-        if (kind == "timeout") != (waiting_for == "signal"):
+        if (kind == "timeout") != (waiting_for in ("signal", "event")):
             raise Wrong(f"{kind}, and it waits for {waiting_for}")
         resumed = "timeout" if kind == "timeout" else state.resumed
         visit, failures = state.visit, state.failures

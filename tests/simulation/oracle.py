@@ -11,9 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from aioflow.changes import Amend, Change, Listen, Mark, Move, Post, Result, Start
+from aioflow.changes import Amend, Change, Emit, Mark, Move, Post, Result, Start
 from aioflow.model import Run, Transition
-from aioflow.store import Claim
+from aioflow.plans import EventRecord
+from aioflow.store import Claim, Stats
+from tests.simulation.events import Events
 from tests.simulation.mailbox import LIVE, Mailbox, is_bad, token_of
 from tests.simulation.model import State, begun, follow
 from tests.simulation.program import Script
@@ -34,7 +36,7 @@ class Oracle:
     """The models, and what was wrong.
 
     The mutable state: the rows and their histories as they were committed, the model's state of each run, the mailbox,
-    the leases, what each process has been told, the problems, and the figures: how often each situation came up.
+    the events, the leases, what each process has been told, the problems, and the figures: how often each situation came up.
     """
 
     def __init__(self, scripts: Mapping[int, Script]) -> None:
@@ -46,6 +48,7 @@ class Oracle:
         self.history: defaultdict[int, list[Transition]] = defaultdict(list)
         self.states: dict[int, State] = {}
         self.mailbox = Mailbox(self.figures)
+        self.events = Events(self.figures, self.mailbox)
         self.leases: dict[int, int] = {}
         self.workers: dict[Client, int] = {}
         self.told: dict[tuple[Client, int], int] = {}
@@ -95,13 +98,18 @@ class Oracle:
 
     def applied(self, client: Client, changes: Sequence[Change], results: Sequence[Result], now: int) -> None:
         """The store has applied a batch."""
+        ids = {run.id for change in changes for run in _runs_of(change)}
+        before = {id_: self.rows[id_] for id_ in ids if id_ in self.rows}
         for change, result in zip(changes, results, strict=True):
             self._applied(client, change, result, now)
+        was = {id_: before.get(id_, self.rows[id_]._replace(arms=None)) for id_ in sorted(ids) if id_ in self.rows}
+        changed = {id_: row for id_, row in was.items() if self.rows[id_].seq != row.seq or id_ not in before}
+        self.wrong(self.events.batch_over(changed, self.rows))
 
-    def _applied(self, client: Client, change: Change, result: Result, now: int) -> None:
+    def _applied(self, client: Client, change: Change, result: Result, now: int, by: int = 0) -> None:
         match change:
             case Start():
-                self._started(change, result)
+                self._started(client, change, result, now)
             case Post(signal):
                 self.wrong(self.mailbox.post(signal, result, self.rows, now))
             case Move():
@@ -115,13 +123,14 @@ class Oracle:
                     self.rows[run_id] = row._replace(marked=1)
             case Amend():
                 self._amended(change, result)
-            case Listen(_, listeners):
-                assert not listeners  # no script is started by an event
             case _:
-                raise NotImplementedError(f"events are not modelled: {change}")
+                self.wrong(self.events.applied(client, change, result, now, by))
 
-    def _started(self, change: Start, result: Result) -> None:
+    def _started(self, client: Client, change: Start, result: Result, now: int) -> None:
         run = change.run
+        if change.plan and result.outcome == "stale" and run.id not in self.rows:
+            self.wrong(self.events.refused(change))
+            return
         holders = [row for row in self.rows.values() if run.key and (row.workflow, row.key) == (run.workflow, run.key)]
         if result.outcome == "exists":
             self.figures["race: started twice under one key"] += 1
@@ -137,6 +146,14 @@ class Oracle:
             return
         if holders:
             self.problems.append(f"two runs under one key: {run.id} and {holders}")
+        if change.plan:
+            plan = self.events.plans.get(change.plan)
+            if plan is not None and not plan.attempts and not json.loads(plan.event.entity or "{}")["takes"]:
+                planned = max(plan.first, plan.event.recorded_at if plan.event.occurrence == 1 else now)
+                self._in_time(f"run {run.id} was started", planned, now)
+            self.wrong(self.events.start(client, change))
+        elif run.event_id is not None:
+            self.problems.append(f"run {run.id} is said to be started by {run.event_id}")
         script = self.scripts[json.loads(run.data)["number"]]
         self.states[run.id], problems = begun(script, run)
         self.wrong(problems)
@@ -170,12 +187,14 @@ class Oracle:
         self._write(was, run, transition)
         self._sent(change)
         for part, told in zip(change.also, result.also, strict=True):
-            self._applied(client, part, told, now)
+            self._applied(client, part, told, now, by=run.id)
 
     def _sent(self, change: Move) -> None:
         for part in change.also:
-            if isinstance(part, Post):
-                token = token_of(part.signal)
+            token = token_of(part.signal) if isinstance(part, Post) else None
+            if isinstance(part, Emit):
+                token = json.loads(part.event.entity or "{}")["token"]
+            if token is not None:
                 if token.startswith("never") or not token.endswith(f"@{change.run.id}.{self._visit_before(change)}"):
                     self.problems.append(f"run {change.run.id} seq {change.run.seq} sent {token}")
 
@@ -194,26 +213,37 @@ class Oracle:
         else:
             self.figures["race: somebody else took the signal"] += 1
 
-    def _take(self, client: Client, change: Move, was: Run, now: int) -> tuple[str, str] | None:
+    def _take(self, client: Client, change: Move, was: Run, now: int) -> tuple[str, Any] | None:
         """What a move took out of the mailbox, or was given past it."""
         kind, looked = change.transition.kind, self.looked.get((client, was.id), now)
         if kind == "reject":
             self.figures["signal rejected"] += 1
             self.wrong(self.mailbox.take(was, change.takes, now, looked=looked, rejects=True))
             return None
-        if kind != "signal":
+        if kind not in ("signal", "event"):
             if change.takes:
                 self.problems.append(f"run {was.id} took signals by {kind}")
             return None
         _, name, payload = json.loads(change.run.input or "[null, null, null]")
-        token = str(payload["token"])
+        if kind == "event" and len(change.takes) != 1:
+            self.problems.append(f"run {was.id} took {name} by nothing")
+            return None
+        token = f"event {change.takes[0]}" if kind == "event" else str(payload["token"])
         if change.takes:
-            signal = self.mailbox.posted[change.takes[0]]
+            letter = self.mailbox.letters.get((change.takes[0], was.id)) or self.mailbox.letters.get(
+                (change.takes[0], 0)
+            )
+            if letter is None:
+                self.problems.append(f"run {was.id} took {token}, which was never there")
+                return None
+            signal = letter.signal
             late = was.wake_at is not None and min(signal.sent_at, change.transition.at_micros) > was.wake_at
             self.wrong(self.mailbox.take(was, change.takes, now, looked=looked, rejects=False))
             if (signal.name, token_of(signal)) != (name, token):
                 self.problems.append(f"run {was.id} took {signal}, and goes on with {token}")
-            self.figures["signal taken from the mailbox"] += 1
+            if kind == "event" and json.loads(signal.payload) != payload:
+                self.problems.append(f"run {was.id} was told {payload}, and it was {signal.payload}")
+            self.figures[f"{kind} taken from the mailbox"] += 1
             self._in_time(f"run {was.id} took {token}", max(was.updated_at, signal.sent_at), now)
         else:
             # When it was sent is told by whoever called, before it went to look for its run.
@@ -227,7 +257,7 @@ class Oracle:
         if late:
             self.problems.append(f"run {was.id} took {token}, which came after its time")
         self.mailbox.takers[token].append(was.id)
-        return name, token
+        return name, payload if kind == "event" else token
 
     def _amended(self, change: Amend, result: Result) -> None:
         if result.outcome != "applied":
@@ -240,7 +270,7 @@ class Oracle:
             self._again(was.id, transition)
             return
         self.figures[f"cancelled while {was.status}"] += 1
-        if was.id not in self.cancelled:
+        if was.id not in self.cancelled and was.event_id not in self.events.cancelled:
             self.problems.append(f"run {was.id} was cancelled, and nobody asked for it")
         if result.run.fence <= was.fence:
             self.problems.append(f"run {was.id} was cancelled without a new fence")
@@ -355,17 +385,20 @@ class Oracle:
 
     # ---- the end
 
-    def settled(self, now: int) -> list[int]:
-        """The runs that have something to do yet."""
-        return [
-            row.id
+    def busy(self, now: int) -> list[Any]:
+        """The runs that have something to do yet, and what is planned."""
+        return [*self.events.plans.values()] + [
+            row
             for row in self.rows.values()
             if row.status == "running"
             or (row.status == "waiting" and (row.wake_at is not None or self.mailbox.fitting(row, now)))
         ]
 
-    def check_end(self, rows: list[Run], histories: Mapping[int, list[Transition]], mailbox: int) -> None:
+    def check_end(
+        self, rows: list[Run], histories: Mapping[int, list[Transition]], events: list[EventRecord], stats: Stats
+    ) -> None:
         """The store holds what was committed, and nothing else."""
+        self.wrong(self.events.check_end(events, stats))
         if sorted(rows) != sorted(self.rows.values()):
             self.problems.append(f"the store holds {sorted(rows)}, not {sorted(self.rows.values())}")
         for run_id, history in histories.items():
@@ -375,15 +408,28 @@ class Oracle:
                 self.problems.append(f"history of run {run_id} has one commit twice: {history}")
         for token, takers in self.mailbox.takers.items():
             signals = [signal for signal in self.mailbox.posted.values() if token_of(signal) == token]
-            everybody = any(not signal.run_id and signal.key is None for signal in signals)
+            everybody = token.startswith("event ") or any(
+                not signal.run_id and signal.key is None for signal in signals
+            )
             if len(takers) > 1 and not (everybody and len(set(takers)) == len(takers)):
                 self.problems.append(f"{token} was taken by {takers}")
             if any(is_bad(signal) for signal in signals):
                 self.problems.append(f"{token} was taken by {takers}, and is not valid")
         there = [letter for letter in self.mailbox.letters.values() if letter.end in (None, "over", "ended")]
         left = len(self.mailbox.left())
-        if not left <= mailbox <= len(there):
-            self.problems.append(f"{mailbox} signals in the mailbox, and the model has {left} to {len(there)}")
+        if not left <= stats.mailbox <= len(there):
+            self.problems.append(f"{stats.mailbox} signals in the mailbox, and the model has {left} to {len(there)}")
+
+
+def _runs_of(change: Change) -> list[Run]:
+    """The rows that it writes, if it can be told from it."""
+    match change:
+        case Move(run=run, also=also):
+            return [run, *(part.run for part in also if isinstance(part, Start))]
+        case Start(run=run):
+            return [run]
+        case _:
+            return []
 
 
 def _run_id(change: Change) -> int | None:

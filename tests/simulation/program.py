@@ -1,4 +1,4 @@
-"""The random programs: what runs do, what users do to them, and the workflows that do it.
+"""The random programs: what runs do, and what users do to them. The workflows that do it are in scripted.py.
 
 A run follows a script, which the seed made: at position ``pc`` stands the op that its step carries out, whichever step
 that is. What an op makes of a Context is a pure function, ``effect``: the steps call it, and so does the model.
@@ -6,33 +6,12 @@ that is. What an op makes of a Context is a pure function, ``effect``: the steps
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from contextvars import ContextVar
 from datetime import timedelta
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel
-
-from aioflow import (
-    GiveUp,
-    Retry,
-    RetryLater,
-    StartOptions,
-    complete,
-    fail,
-    get_context,
-    get_run,
-    goto,
-    on,
-    sleep,
-    step,
-    wait,
-    workflow,
-)
-from aioflow.commands import Command
-from aioflow.testing.simloop import SimLoop
+from aioflow import Retry
 
 MILLI = timedelta(milliseconds=1)
 #: Microseconds of a millisecond.
@@ -41,11 +20,25 @@ MS = 1000
 RETRY = Retry(max_attempts=3, base_delay=100 * MILLI, backoff_factor=2.0, jitter=0.5)
 #: Seconds that the step "short" may take.
 SHORT = 0.3
+#: How many seeds have events.
+EVENTFUL = 0.5
 #: How long a step puts itself off.
 LATER = 300 * MILLI
 STEPS = ("one", "two", "thread", "short")
 NAMES = ("paid", "shipped")
 HUB = "hub"
+#: Names and entities of events.
+OPENED, CLOSED = "opened", "closed"
+ENTITIES = ("a", "b", None)
+#: What starts from events: workflow -> name, namespace, and offsets in milliseconds. Its script's number is FIRST and on.
+LISTENING = {
+    "told": (OPENED, "*", (-700, 0)),
+    "told in the shop": (OPENED, "shop", (300,)),
+    "told of the end": (CLOSED, "*", (0,)),
+}
+FIRST_LISTENING = 100
+#: The one of them that asks whether it is to run.
+CHOOSY = "told in the shop"
 
 Do = Literal["goto", "sleep", "wait", "complete", "fail"]
 Trouble = Literal["error", "give up", "cancel", "later"]
@@ -57,6 +50,27 @@ class Order(NamedTuple):
     token: str
     name: str
     to: str
+
+
+class Emission(NamedTuple):
+    """An event to emit. ``delay``: milliseconds until it occurs, or since; None: as it is emitted."""
+
+    token: str
+    event_id: str | None
+    name: str
+    entity_id: str | None
+    delay: int | None
+    namespace: str
+    replace: bool
+    #: How often ``create_context`` raises, how long it takes, and whether ``should_run_for_event`` wants it.
+    trouble: int
+    takes: int
+    wanted: bool
+
+    def entity(self, token: str) -> dict[str, Any]:
+        """What it is about."""
+        entity = {"token": token, "trouble": self.trouble, "takes": self.takes, "wanted": self.wanted}
+        return entity if self.entity_id is None else {"id": self.entity_id, **entity}
 
 
 class Op(NamedTuple):
@@ -72,18 +86,19 @@ class Op(NamedTuple):
     delay: int
     #: Of a sleep: whether another step goes on.
     then: bool
-    #: Of a wait: (name, key, step) of each arm.
-    arms: tuple[tuple[str, str | None, str], ...]
+    #: Of a wait: (kind, name, key, step) of each arm.
+    arms: tuple[tuple[str, str, str | None, str], ...]
     timeout: int | None
     late: str
     sends: tuple[Order, ...]
     starts: int | None
     #: Whether it puts itself off, the first time that it runs in a visit.
     later: bool = False
+    emits: tuple[Emission, ...] = ()
 
 
 class Script(NamedTuple):
-    """What a run does. ``at``: when it is started, milliseconds; None: by another run."""
+    """What a run does. ``at``: when it is started, milliseconds; None: by another run, or by events."""
 
     number: int
     workflow: str
@@ -97,13 +112,15 @@ class Act(NamedTuple):
     """What a user does at an instant."""
 
     at: int
-    what: Literal["signal", "cancel"]
+    what: Literal["signal", "cancel", "emit", "withdraw"]
     token: str
     name: str
     to: str
+    #: Of a signal: whether it is not valid, whether it has a signal_id, and its ttl. Of a withdrawal: with the runs.
     bad: bool
     known: bool
     ttl: int | None
+    emits: Emission | None = None
 
 
 class Program(NamedTuple):
@@ -132,7 +149,9 @@ def make(seed: int) -> Program:
     slots = tuple(rng.choice((1, 2, 1000, 1000)) for _ in range(engines))
     if engines > 1 and rng.random() < 0.3:
         slots = (*slots[:-1], 0)
-    return Program(seed, engines, tuple(scripts), tuple(sorted(acts, key=_at)), slots)
+    program = Program(seed, engines, tuple(scripts), tuple(sorted(acts, key=_at)), slots)
+    rng = Random(f"{seed} events")
+    return _with_events(rng, program) if rng.random() < EVENTFUL else program
 
 
 def _at(act: Act) -> int:
@@ -172,7 +191,9 @@ def _op(rng: Random, name: str, number: int, runs: int) -> Op:
         target=rng.choice(STEPS),
         delay=rng.choice((0, 1, 50, 700, 1500)),
         then=rng.random() < 0.5,
-        arms=tuple((rng.choice(NAMES), rng.choice((None, None, HUB)), rng.choice(STEPS)) for _ in range(rng.choice(ways))),
+        arms=tuple(
+            ("signal", rng.choice(NAMES), rng.choice((None, None, HUB)), rng.choice(STEPS)) for _ in range(rng.choice(ways))
+        ),
         timeout=rng.choice((None, None, 0, 1, 20, 500, 1500, 3000)),
         late=rng.choice(STEPS),
         sends=tuple(Order(f"s{name}.{index}", rng.choice(NAMES), _address(rng, runs)) for index in range(_few(rng))),
@@ -206,7 +227,63 @@ def _act(rng: Random, index: int, scripts: list[Script]) -> Act:
     )
 
 
-# ---- carrying it out
+# ---- making events
+
+
+def _with_events(rng: Random, program: Program) -> Program:
+    """The same with events: some from steps, most from users, runs that wait for them, and runs that they start."""
+    ids = [f"v{number}" for number in range(rng.randint(1, 3))]
+    scripts = [
+        script._replace(ops=tuple(_eventful(rng, op, f"{script.number}.{pc}", ids) for pc, op in enumerate(script.ops)))
+        for script in program.scripts
+    ]
+    runs = len(scripts)
+    for number, name in enumerate(LISTENING, FIRST_LISTENING):
+        ops = [_op(rng, f"{number}.{pc}", number, runs)._replace(starts=None) for pc in range(rng.choice((0, 1, 1, 2)))]
+        ops = [_waits_for_event(rng, op) if rng.random() < 0.4 else op for op in ops]
+        scripts.append(Script(number, name, None, None, 0, tuple(ops)))
+    acts = [_happening(rng, f"e{index}", ids) for index in range(rng.randint(1, 5))]
+    return program._replace(scripts=tuple(scripts), acts=tuple(sorted((*program.acts, *acts), key=_at)))
+
+
+def _eventful(rng: Random, op: Op, name: str, ids: list[str]) -> Op:
+    if op.do == "wait" and rng.random() < 0.5:
+        op = _waits_for_event(rng, op)
+    if rng.random() < 0.15:
+        op = op._replace(emits=tuple(_emission(rng, f"o{name}.{index}", ids) for index in range(rng.choice((1, 1, 2)))))
+    return op
+
+
+def _waits_for_event(rng: Random, op: Op) -> Op:
+    arm = ("event", rng.choice((OPENED, CLOSED)), rng.choice(ENTITIES), rng.choice(STEPS))
+    others = op.arms if rng.random() < 0.4 else ()
+    arms = (arm, *others) if rng.random() < 0.7 else (*others, arm)
+    return op._replace(do="wait", arms=arms)
+
+
+def _happening(rng: Random, token: str, ids: list[str]) -> Act:
+    at = rng.randint(0, 6000)
+    if rng.random() < 0.15:
+        return Act(at, "withdraw", token, rng.choice(ids), "", rng.random() < 0.5, False, None)
+    return Act(at, "emit", token, "", "", False, False, None, _emission(rng, token, ids))
+
+
+def _emission(rng: Random, token: str, ids: list[str]) -> Emission:
+    event_id = rng.choice((None, *ids, *ids))
+    return Emission(
+        token, event_id,
+        name=rng.choice((OPENED, OPENED, CLOSED)),
+        entity_id=rng.choice(ENTITIES),
+        delay=rng.choice((None, None, -2000, 1, 400, 1200, 2500)),
+        namespace=rng.choice(("*", "*", "shop", "office")),
+        replace=event_id is not None and rng.random() < 0.5,
+        trouble=rng.choice((0, 0, 0, 1, 2)),
+        takes=rng.choice((0, 0, 0, 5, 100, 1500)),
+        wanted=rng.random() < 0.7,
+    )  # fmt: skip
+
+
+# ---- what it comes to
 
 
 class Outcome(NamedTuple):
@@ -216,8 +293,10 @@ class Outcome(NamedTuple):
     context: dict[str, Any]
 
 
-def effect(script: Script, context: Mapping[str, Any], step: str, attempt: int, timed_out: bool) -> Outcome:
-    """What a step makes of a Context. Pure."""
+def effect(
+    script: Script, context: Mapping[str, Any], step: str, attempt: int, timed_out: bool, told: str | None = None
+) -> Outcome:
+    """What a step makes of a Context. ``told``: the token of the event that it is given. Pure."""
     after = dict(context)
     op = op_of(script, context["pc"])
     if step == "rescue":
@@ -229,6 +308,8 @@ def effect(script: Script, context: Mapping[str, Any], step: str, attempt: int, 
         after["pc"] += 1
         return Outcome(op.trouble, after)
     after["log"] = [*context["log"], f"{context['pc']} {step} {context['token']}{' late' * timed_out}"]
+    if told is not None:
+        after["log"][-1] += f" {told}"
     after["pc"] += 1
     after["token"] = None
     return Outcome(None, after)
@@ -241,140 +322,3 @@ LAST = Op("complete", 0, "error", 0, "one", 0, False, (), None, "one", (), None)
 def op_of(script: Script, pc: int) -> Op:
     """The op at a position."""
     return script.ops[pc] if pc < len(script.ops) else LAST
-
-
-class Context(BaseModel):
-    """What a run of a script knows."""
-
-    number: int
-    pc: int = 0
-    token: str | None = None
-    log: list[str] = []
-
-
-class World(NamedTuple):
-    """What steps can see of the simulation: the scripts, and which runs there are of each."""
-
-    scripts: Mapping[int, Script]
-    runs: Any
-    #: The visits that have put themselves off, as the outside world remembers it.
-    later: set[str]
-
-
-WORLD: ContextVar[World] = ContextVar("world")
-
-
-def _act_out(context: Context) -> tuple[Op, Outcome]:
-    run, world = get_run(), WORLD.get()
-    script = world.scripts[context.number]
-    op = op_of(script, context.pc)
-    outcome = effect(script, context.model_dump(), run.step, run.attempt, run.timed_out)
-    if op.later and run.step != "rescue" and run.step_key not in world.later:
-        world.later.add(run.step_key)
-        outcome = Outcome("later", {**outcome.context, "log": ["garbage"]})
-    for name, value in outcome.context.items():
-        setattr(context, name, value)
-    if run.step != "rescue":
-        for order in op.sends:
-            # A failed attempt orders, too: nothing of it may be sent.
-            token = order.token if outcome.trouble is None else f"never {order.token}"
-            send(run, order, token, run.step_key.rpartition(":")[2], world)
-        if op.starts is not None:
-            child = world.scripts[op.starts]
-            delay = child.delay * MILLI if child.delay else None
-            run.start(child.workflow, StartOptions(key=child.key, delay=delay), number=child.number)
-    return op, outcome
-
-
-def send(run: Any, order: Order, token: str, visit: str, world: World) -> None:
-    """Send a signal from a step; the token tells of which visit."""
-    way, _, whom = order.to.partition(" ")
-    payload = {"token": f"{token}@{run.id}.{visit}"}
-    match way:
-        case "run":
-            if (run_id := world.runs(int(whom))) is not None:
-                run.signal(order.name, payload, run_id=run_id)
-        case "key":
-            run.signal(order.name, payload, key=whom)
-        case "all":
-            run.signal(order.name, payload)
-        case "flow":
-            run.signal(order.name, payload, key=whom)
-
-
-def _command(op: Op, outcome: Outcome, step: str) -> Command:
-    if step == "rescue":
-        return goto("one")
-    match outcome.trouble:
-        case "error":
-            raise RuntimeError("an attempt that fails")
-        case "give up":
-            raise GiveUp("it never will")
-        case "cancel":
-            raise asyncio.CancelledError
-        case "later":
-            raise RetryLater(LATER)
-    match op.do:
-        case "goto":
-            return goto(op.target)
-        case "sleep":
-            return sleep(op.delay * MILLI, then=op.target) if op.then else sleep(op.delay * MILLI)
-        case "wait":
-            arms = [on(name, key=key, then=then) for name, key, then in op.arms]
-            if op.timeout is None:
-                return wait.any(*arms)
-            return wait.any(*arms, timeout=op.timeout * MILLI, on_timeout=op.late)
-        case "complete":
-            return complete()
-        case _:
-            return fail(f"it was to fail at {outcome.context['pc']}")
-
-
-async def _perform() -> Command:
-    context = get_context(Context)
-    op, outcome = _act_out(context)
-    step = get_run().step
-    if op.takes and step != "rescue":
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, SimLoop)
-        await loop.pause(op.takes / 1000)
-    return _command(op, outcome, step)
-
-
-class _Steps:
-    Context = Context
-
-    @step(start=True)
-    async def one(self) -> Command:
-        return await _perform()
-
-    @step
-    async def two(self) -> Command:
-        return await _perform()
-
-    @step
-    def thread(self) -> Command:
-        return _command(*_act_out(get_context(Context)), get_run().step)
-
-    @step(timeout=timedelta(seconds=SHORT))
-    async def short(self) -> Command:
-        return await _perform()
-
-    @step
-    async def rescue(self) -> Command:
-        return await _perform()
-
-
-def workflows() -> list[type]:
-    """The workflows that follow scripts."""
-    return [Simulated, Unrescued]
-
-
-@workflow("simulated", default_retry=RETRY, on_fail="rescue")
-class Simulated(_Steps):
-    """Goes to "rescue" once when all attempts have failed."""
-
-
-@workflow("unrescued", default_retry=RETRY)
-class Unrescued(_Steps):
-    """Fails when all attempts have failed."""

@@ -25,10 +25,12 @@ def _smaller(case: Case) -> Iterator[Case]:
     whole = program.make(case.seed)
     engines = min(whole.engines, case.engines)
     yield from (case._replace(engines=fewer) for fewer in range(1, engines))
+    if case.events and any(act.what == "emit" for act in whole.acts):
+        yield case._replace(events=False)
     left = [kind for kind in KINDS if kind not in case.faults]
     if len(left) > 1:  # none at all is a case of its own, and the best
         yield case._replace(faults=frozenset(KINDS))
     yield from (case._replace(faults=case.faults | {kind}) for kind in left)
-    runs = [script.number for script in whole.scripts if script.number not in case.runs]
+    runs = [script.number for script in whole.scripts if script.at is not None and script.number not in case.runs]
     if len(runs) > 1:
         yield from (case._replace(runs=case.runs | {number}) for number in runs)

@@ -20,7 +20,7 @@ import aiosqlite
 
 from aioflow.errors import StoreError, StoreUnavailable
 from aioflow.model import SUSPECT_CRASHES
-from aioflow.store import Claim, RunQuery
+from aioflow.store import Claim, EventQuery, RunQuery
 from aioflow.testing.simloop import Process
 from aioflow_sqlite import SQLiteStore
 from aioflow_sqlite.connection import Connection
@@ -272,7 +272,8 @@ class FileServer(Server):
         rows = now_or_never(self.store.select(RunQuery(limit=10_000), micros))
         histories = {id_: now_or_never(self.store.history(id_, 0, 10_000, micros)) for id_ in oracle.rows}
         before = len(oracle.problems)
-        oracle.check_end(rows, histories, now_or_never(self.store.stats(micros)).mailbox)
+        events = now_or_never(self.store.select(EventQuery(limit=10_000), micros))
+        oracle.check_end(rows, histories, events, now_or_never(self.store.stats(micros)))
         oracle.problems[before:] = [f"after a crash: {problem}" for problem in oracle.problems[before:]]
 
 

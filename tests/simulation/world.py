@@ -15,14 +15,14 @@ from typing import Any, Literal, NamedTuple
 import structlog
 
 from aioflow import Engine, StartOptions
-from aioflow.clock import SECOND, Micros
-from aioflow.errors import EngineClosed, RunEnded, RunNotFound, StoreUnavailable
+from aioflow.clock import SECOND, Micros, to_datetime
+from aioflow.errors import EngineClosed, EventNotFound, RunEnded, RunNotFound, StoreUnavailable
 from aioflow.model import Run
-from aioflow.store import RunQuery
+from aioflow.store import EventQuery, RunQuery
 from aioflow.testing.simloop import Deadlock, Livelock, Process, SimClock, SimLoop, inline_threads
 from aioflow.timers import Timers
 from aioflow_memory import MemoryStore
-from tests.simulation import program
+from tests.simulation import program, scripted
 from tests.simulation.faults import CALM, LEASE, Server, Wire, now_or_never, plan
 from tests.simulation.oracle import PROMPT, PROMPT_AT_A_DISTANCE, Oracle
 from tests.simulation.program import MILLI, Act, Program, Script
@@ -43,13 +43,16 @@ Where = Literal["memory", "sqlite"]
 
 
 class Case(NamedTuple):
-    """A seed, what of it is left out: scripts, engines but for the first so many, kinds of faults; and its store."""
+    """A seed, and its store; and what is left out: scripts, engines but for the first so many, kinds of faults, and the
+    events that users emit.
+    """
 
     seed: int
     runs: frozenset[int] = frozenset()
     engines: int = 3
     faults: frozenset[str] = frozenset()
     store: Where = "memory"
+    events: bool = True
 
     @property
     def command(self) -> str:
@@ -61,6 +64,8 @@ class Case(NamedTuple):
             parts.append(f"--engines {self.engines}")
         if self.faults:
             parts.append(f"--without-faults '{','.join(sorted(self.faults))}'")
+        if not self.events:
+            parts.append("--without-events")
         if self.store != "memory":
             parts.append(f"--store {self.store}")
         return " ".join(parts)
@@ -136,7 +141,7 @@ class Host:
             wire = self.wire = Wire(self.world.server, process)
             engine = Engine(
                 wire,  # type: ignore[arg-type]
-                workflows=program.workflows(),
+                workflows=scripted.workflows(),
                 lease=timedelta(seconds=LEASE),
                 clock=clock,
                 worker=self.works,
@@ -201,7 +206,7 @@ class World:
 
     async def _main(self) -> None:
         loop = self.loop
-        program.WORLD.set(program.World(self.oracle.scripts, self.oracle.runs_of, set()))
+        scripted.WORLD.set(scripted.World(self.oracle.scripts, self.oracle.runs_of, set(), Counter()))
         store = MemoryStore("sim://", uuid="sim")
         now_or_never(store.open(EPOCH))
         server = FileServer if self.on_file else Server
@@ -219,14 +224,15 @@ class World:
             if script.at is not None:
                 self._later(script.at, self._start(script))
         for act in self.program.acts:
-            self._later(act.at, self._signal(act) if act.what == "signal" else self._cancel(act))
-        await loop.pause(CALM)
+            self._later(act.at, self._done(act))
+        while loop.time() < CALM and (self.pending or self.oracle.busy(self.now())):
+            await loop.pause(0.25)
         self._calm()
         end = loop.time() + PATIENCE
-        while self.pending or self.oracle.settled(self.now()):
+        while self.pending or self.oracle.busy(self.now()):
             if loop.time() > end:
-                runs = [self.oracle.rows[id_] for id_ in self.oracle.settled(self.now())]
-                self.oracle.problems.append(f"not settled after {PATIENCE} s: {runs}, and {self.pending} calls")
+                busy = self.oracle.busy(self.now())
+                self.oracle.problems.append(f"not settled after {PATIENCE} s: {busy}, and {self.pending} calls")
                 return
             if self.oracle.problems:
                 return
@@ -250,7 +256,8 @@ class World:
         now, store, ids = self.now(), self.server.store, list(self.oracle.rows)
         rows = now_or_never(store.select(RunQuery(limit=10_000), now))
         histories = {id_: now_or_never(store.history(id_, 0, 10_000, now)) for id_ in ids}
-        self.oracle.check_end(rows, histories, now_or_never(store.stats(now)).mailbox)
+        events = now_or_never(store.select(EventQuery(limit=10_000), now))
+        self.oracle.check_end(rows, histories, events, now_or_never(store.stats(now)))
 
     # ---- faults
 
@@ -355,6 +362,17 @@ class World:
         except TimeoutError:
             return None
 
+    def _done(self, act: Act) -> Coroutine[Any, Any, None]:
+        match act.what:
+            case "signal":
+                return self._signal(act)
+            case "cancel":
+                return self._cancel(act)
+            case "emit":
+                return self._emit(act)
+            case "withdraw":
+                return self._withdraw(act)
+
     async def _start(self, script: Script) -> None:
         options = StartOptions(key=script.key, delay=script.delay * MILLI if script.delay else None)
         while True:
@@ -414,12 +432,56 @@ class World:
             if status in ("running", "waiting") or (told and status != "cancelled"):
                 self.oracle.problems.append(f"cancel of run {run_id} gave {told}, and it is {status}")
 
+    async def _emit(self, act: Act) -> None:
+        emission = act.emits
+        assert emission is not None
+        at = None if emission.delay is None else to_datetime(self.now()) + emission.delay * MILLI
+        entity = emission.entity(act.token)
+        name, namespace, event_id = emission.name, emission.namespace, emission.event_id
+        while True:
+            event = await self._call(
+                lambda engine: engine.emit(
+                    name, entity, at=at, namespace=namespace, event_id=event_id, replace=emission.replace
+                )
+            )
+            if isinstance(event, BaseException):
+                self.oracle.problems.append(f"{emission}: {event!r}")
+                return
+            if event is not None:
+                self.oracle.wrong(self.oracle.events.told_of_emit(act.token, event))
+                return
+            if emission.event_id is None:
+                self.oracle.figures["user: not known whether it was emitted"] += 1
+                return
+            self.oracle.figures["user: emitted again, as it was not known"] += 1
+
+    async def _withdraw(self, act: Act) -> None:
+        events, rows = self.oracle.events, self.oracle.rows
+        there, before = act.name in events.records, events.withdrawn[act.name]
+        if act.bad:
+            events.cancelled.add(act.name)
+        live = [row.id for row in rows.values() if row.event_id == act.name]
+        told = await self._call(lambda engine: engine.cancel_event(act.name, runs=act.bad))
+        if isinstance(told, EventNotFound):
+            if there:
+                self.oracle.problems.append(f"{act.name} is there, and was not found")
+        elif isinstance(told, BaseException):
+            self.oracle.problems.append(f"cancel of {act.name}: {told!r}")
+        elif told is not None:
+            self.oracle.figures[f"cancel of an event: {told}"] += 1
+            if told and events.withdrawn[act.name] == before:
+                self.oracle.problems.append(f"{act.name} is said to be cancelled, and is {events.records[act.name]}")
+            if act.bad and (left := [id_ for id_ in live if rows[id_].status in ("running", "waiting")]):
+                self.oracle.problems.append(f"{act.name} was cancelled with its runs, and {left} are left")
+
 
 def _less(whole: Program, case: Case) -> Program:
     scripts = tuple(
         script._replace(at=script.at if script.number not in case.runs else None) for script in whole.scripts
     )
     acts = tuple(act for act in whole.acts if not _of(act.to, case.runs))
+    if not case.events:
+        acts = tuple(act for act in acts if act.what not in ("emit", "withdraw"))
     return whole._replace(scripts=scripts, acts=acts, engines=min(whole.engines, case.engines))
 
 

@@ -1,0 +1,278 @@
+"""The workflows of the simulation: their steps carry out scripts (program.py)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from aioflow import (
+    Event,
+    GiveUp,
+    RetryLater,
+    StartOptions,
+    complete,
+    event_workflow,
+    fail,
+    get_context,
+    get_run,
+    goto,
+    on,
+    sleep,
+    step,
+    wait,
+    workflow,
+)
+from aioflow.commands import Command
+from aioflow.testing.simloop import SimLoop
+from tests.simulation.program import (
+    CHOOSY,
+    FIRST_LISTENING,
+    LATER,
+    LISTENING,
+    MILLI,
+    RETRY,
+    SHORT,
+    Emission,
+    Op,
+    Order,
+    Outcome,
+    Script,
+    effect,
+    op_of,
+)
+
+
+class Context(BaseModel):
+    """What a run of a script knows."""
+
+    number: int
+    pc: int = 0
+    token: str | None = None
+    log: list[str] = []
+    event_id: str | None = None
+    event_name: str | None = None
+    entity_id: str | None = None
+
+
+class World(NamedTuple):
+    """What steps can see of the simulation: the scripts, and which runs there are of each."""
+
+    scripts: Mapping[int, Script]
+    runs: Any
+    #: The visits that have put themselves off, as the outside world remembers it.
+    later: set[str]
+    #: How often a Context was to be created for an occurrence.
+    tried: Counter[tuple[str, int]]
+
+
+WORLD: ContextVar[World] = ContextVar("world")
+
+
+def _act_out(context: Context, event: Event | None = None) -> tuple[Op, Outcome]:
+    run, world = get_run(), WORLD.get()
+    script = world.scripts[context.number]
+    op = op_of(script, context.pc)
+    told = None if event is None else told_by(event, context)
+    outcome = effect(script, context.model_dump(), run.step, run.attempt, run.timed_out, told)
+    if op.later and run.step != "rescue" and run.step_key not in world.later:
+        world.later.add(run.step_key)
+        outcome = Outcome("later", {**outcome.context, "log": ["garbage"]})
+    for name, value in outcome.context.items():
+        setattr(context, name, value)
+    if run.step != "rescue":
+        for order in op.sends:
+            # A failed attempt orders, too: nothing of it may be sent.
+            token = order.token if outcome.trouble is None else f"never {order.token}"
+            send(run, order, token, run.step_key.rpartition(":")[2], world)
+        for emission in op.emits:
+            token = emission.token if outcome.trouble is None else f"never {emission.token}"
+            emit(run, emission, f"{token}@{run.id}.{run.step_key.rpartition(':')[2]}")
+        if op.starts is not None:
+            child = world.scripts[op.starts]
+            delay = child.delay * MILLI if child.delay else None
+            run.start(child.workflow, StartOptions(key=child.key, delay=delay), number=child.number)
+    return op, outcome
+
+
+def told_by(event: Event, context: Context) -> str:
+    """The token of an event, which has to be the one that the Context tells of."""
+    if (event.id, event.name, event.entity_id) != (context.event_id, context.event_name, context.entity_id):
+        raise RuntimeError(f"{event} is not what {context} tells of")
+    return str(event.entity["token"])
+
+
+def emit(run: Any, emission: Emission, token: str) -> None:
+    """Emit an event from a step."""
+    run.emit(
+        emission.name,
+        emission.entity(token),
+        at=None if emission.delay is None else run.now + emission.delay * MILLI,
+        namespace=emission.namespace,
+        event_id=emission.event_id,
+        replace=emission.replace,
+    )
+
+
+def send(run: Any, order: Order, token: str, visit: str, world: World) -> None:
+    """Send a signal from a step; the token tells of which visit."""
+    way, _, whom = order.to.partition(" ")
+    payload = {"token": f"{token}@{run.id}.{visit}"}
+    match way:
+        case "run":
+            if (run_id := world.runs(int(whom))) is not None:
+                run.signal(order.name, payload, run_id=run_id)
+        case "key":
+            run.signal(order.name, payload, key=whom)
+        case "all":
+            run.signal(order.name, payload)
+        case "flow":
+            run.signal(order.name, payload, key=whom)
+
+
+def _command(op: Op, outcome: Outcome, step: str) -> Command:
+    if step == "rescue":
+        return goto("one")
+    match outcome.trouble:
+        case "error":
+            raise RuntimeError("an attempt that fails")
+        case "give up":
+            raise GiveUp("it never will")
+        case "cancel":
+            raise asyncio.CancelledError
+        case "later":
+            raise RetryLater(LATER)
+    match op.do:
+        case "goto":
+            return goto(op.target)
+        case "sleep":
+            return sleep(op.delay * MILLI, then=op.target) if op.then else sleep(op.delay * MILLI)
+        case "wait":
+            arms = [
+                on(name, key=key, then=then) if kind == "signal" else on.event(name, entity_id=key, then=then)
+                for kind, name, key, then in op.arms
+            ]
+            if op.timeout is None:
+                return wait.any(*arms)
+            return wait.any(*arms, timeout=op.timeout * MILLI, on_timeout=op.late)
+        case "complete":
+            return complete()
+        case _:
+            return fail(f"it was to fail at {outcome.context['pc']}")
+
+
+async def _perform(event: Event | None = None) -> Command:
+    context = get_context(Context)
+    op, outcome = _act_out(context, event)
+    step = get_run().step
+    if op.takes and step != "rescue":
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimLoop)
+        await loop.pause(op.takes / 1000)
+    return _command(op, outcome, step)
+
+
+class _Steps:
+    Context = Context
+
+    @step(start=True)
+    async def one(self, event: Event | None = None) -> Command:
+        return await _perform(event)
+
+    @step
+    async def two(self, event: Event | None = None) -> Command:
+        return await _perform(event)
+
+    @step
+    def thread(self) -> Command:
+        return _command(*_act_out(get_context(Context)), get_run().step)
+
+    @step(timeout=timedelta(seconds=SHORT))
+    async def short(self) -> Command:
+        return await _perform()
+
+    @step
+    async def rescue(self) -> Command:
+        return await _perform()
+
+
+def workflows() -> list[type]:
+    """The workflows that follow scripts."""
+    return [Simulated, Unrescued, Told, ToldInTheShop, ToldOfTheEnd]
+
+
+@workflow("simulated", default_retry=RETRY, on_fail="rescue")
+class Simulated(_Steps):
+    """Goes to "rescue" once when all attempts have failed."""
+
+
+@workflow("unrescued", default_retry=RETRY)
+class Unrescued(_Steps):
+    """Fails when all attempts have failed."""
+
+
+_TOLD, _CHOOSY, _LAST = LISTENING
+
+
+def _event(workflow: str) -> dict[str, Any]:
+    """The options of an event workflow."""
+    event, namespace, offsets = LISTENING[workflow]
+    return {
+        "event_name": event,
+        "name": workflow,
+        "namespace": namespace,
+        "offsets": [offset * MILLI for offset in offsets],
+        "default_retry": RETRY,
+    }
+
+
+@event_workflow(**_event(_TOLD))
+class Told(_Steps):
+    """Makes its Context itself, in its time, and not always at once."""
+
+    @classmethod
+    async def create_context(cls, event: Event) -> Context:
+        """Raise as often as the entity says."""
+        entity, world, loop = event.entity, WORLD.get(), asyncio.get_running_loop()
+        assert isinstance(loop, SimLoop)
+        await loop.pause(entity["takes"] / 1000)
+        world.tried[event.id, event.occurrence] += 1
+        if world.tried[event.id, event.occurrence] <= entity["trouble"]:
+            raise RuntimeError("a Context that cannot be created yet")
+        told = {"event_id": event.id, "event_name": event.name, "entity_id": event.entity_id}
+        return Context(number=FIRST_LISTENING, **told)
+
+
+class _OfTheShop(Context):
+    number: int = FIRST_LISTENING + 1
+
+
+@event_workflow(**_event(_CHOOSY))
+class ToldInTheShop(_Steps):
+    """Is not always to run."""
+
+    Context = _OfTheShop
+
+    @classmethod
+    def should_run_for_event(cls, event: Event) -> bool:
+        """Ask the entity."""
+        return bool(event.entity["wanted"])
+
+
+class _OfTheEnd(Context):
+    number: int = FIRST_LISTENING + 2
+
+
+@event_workflow(**_event(_LAST))
+class ToldOfTheEnd(_Steps):
+    """Has nothing of its own."""
+
+    Context = _OfTheEnd
+
+
+assert _CHOOSY == CHOOSY
