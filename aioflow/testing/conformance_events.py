@@ -112,6 +112,22 @@ class EventsConformance:
         assert await plans(store) == before
         assert (await store.stats(NOW)).mailbox == len(first.run_ids)
 
+    @pytest.mark.parametrize("replace", [False, True])
+    async def test_an_emit_that_was_replaced_since_may_be_offered_again(self, store: Store, *, replace: bool) -> None:
+        """It was applied, which another has replaced: it is no second occurrence, by itself or with a move."""
+        await put(store, a_run(5, status="running", owner=None))
+        move = moving(await row(store, 5))._replace(also=(Emit(an_event(at=NOW + HOUR), replace),))
+        await store.apply([move], NOW)
+        later = an_event(2, event_id="event-1", name="moved", at=NOW + 2 * HOUR)
+        [moved] = await store.apply([Emit(later, replace=True)], NOW)
+        before = await plans(store)
+        [again] = await store.apply([Emit(an_event(at=NOW + HOUR), replace)], NOW + SECOND)
+        assert again == Result("applied", event=moved.event)
+        [again] = await store.apply([move], NOW + SECOND)
+        assert [part.outcome for part in again.also] == ["applied"]
+        assert await the_event(store) == moved.event
+        assert await plans(store) == before
+
     @pytest.mark.parametrize("was", ["pending", "occurred", "cancelled"])
     @pytest.mark.parametrize("at", [NOW + 5, NOW + HOUR])
     async def test_an_event_is_replaced(self, store: Store, was: str, at: int) -> None:

@@ -21,7 +21,7 @@ _COLUMNS: Final = ("event_id", "name", "namespace", "entity_id", "status")
 class Events:
     """All events and plans.
 
-    The mutable state is ``events``, ``plans``, the listeners of each workflow, the counter of plans' ids, and how to
+    The mutable state is ``events``, ``plans``, what was replaced, the listeners of each workflow, the counter of plans' ids, and how to
     undo the present batch; what else there is follows from the first two, and changes with them alone.
 
     Args:
@@ -36,6 +36,8 @@ class Events:
         self._by_event_id: dict[str, int] = {}
         #: (name, entity_id) -> ids of events
         self._by_entity: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        #: The mail_ids of occurrences that others have replaced.
+        self._replaced: set[int] = set()
         self._plans: dict[int, Plan] = {}
         self._plans_of: defaultdict[int, list[int]] = defaultdict(list)
         self._due: list[Deadline] = []
@@ -48,7 +50,7 @@ class Events:
     def emit(self, change: Emit, now: Micros) -> Result:
         """See Emit."""
         event, known = change.event, self.known(change.event.event_id)
-        if known is not None and known.mail_id == event.mail_id:
+        if known is not None and self.recorded(event):
             return Result("applied", event=known)
         if known is not None and not change.replace:
             return Result("exists", event=known)
@@ -56,6 +58,7 @@ class Events:
         if known is not None:
             event = event._replace(id=known.id, recorded_at=known.recorded_at, occurrence=known.occurrence + 1)
             self._drop_plans(known.id)
+            self._put_replaced(known.mail_id)
         self._check(event.id, event)
         self._put_event(event.id, event)
         starts = {
@@ -170,6 +173,11 @@ class Events:
         id_ = self._by_event_id.get(event_id)
         return None if id_ is None else self._events[id_]
 
+    def recorded(self, event: EventRecord) -> bool:
+        """Whether this very event was recorded, be it that another has replaced it since."""
+        known = self.known(event.event_id)
+        return (known is not None and known.mail_id == event.mail_id) or event.mail_id in self._replaced
+
     def select(self, query: EventQuery) -> list[EventRecord]:
         """Look at every event."""
         found = [
@@ -238,6 +246,10 @@ class Events:
             self._by_event_id[event.event_id] = id_
             if event.entity_id is not None:
                 self._by_entity[event.name, event.entity_id].append(id_)
+
+    def _put_replaced(self, mail_id: int) -> None:
+        self._replaced.add(mail_id)
+        self._undo.append(lambda: self._replaced.discard(mail_id))
 
     def _put_plan(self, id_: int, plan: Plan | None) -> None:
         was = self._plans.pop(id_, None)

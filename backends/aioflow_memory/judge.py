@@ -139,7 +139,7 @@ class Judge:
     def _offered_with_it(self, part: Start | Post | Emit) -> Result:
         if isinstance(part, Emit):
             known = self._rows.events.known(part.event.event_id)
-            again = known is not None and known.mail_id == part.event.mail_id
+            again = self._rows.events.recorded(part.event)
             return Result("applied" if again else "stale" if known is None else "exists", event=known)
         if isinstance(part, Start):
             return self._offered(part.run.id, part.transition)

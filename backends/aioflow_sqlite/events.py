@@ -169,7 +169,7 @@ class EventBatch:
     def emit(self, change: Emit) -> Result:
         """See Emit."""
         event, known = change.event, self._known.get(change.event.event_id)
-        if known is not None and known.mail_id == event.mail_id:
+        if known is not None and self._recorded(event, known):
             return Result("applied", event=known)
         if known is not None and not change.replace:
             return Result("exists", event=known)
@@ -177,6 +177,7 @@ class EventBatch:
         if known is not None:
             event = event._replace(id=known.id, recorded_at=known.recorded_at, occurrence=known.occurrence + 1)
             self._drop(known)
+            self._db.execute("INSERT INTO replaced VALUES (?)", (known.mail_id,))
         starts = {
             (listener.workflow, listener.offset): None
             for listener in self._listening(event.name)
@@ -196,7 +197,7 @@ class EventBatch:
     def offered(self, change: Emit) -> Result:
         """What became of an Emit whose move was applied before."""
         known = self._known.get(change.event.event_id)
-        again = known is not None and known.mail_id == change.event.mail_id
+        again = known is not None and self._recorded(change.event, known)
         return Result("applied" if again else "stale" if known is None else "exists", event=known)
 
     def occur(self, change: Occur) -> Result:
@@ -307,6 +308,15 @@ class EventBatch:
     def _plan(self, plan_id: int) -> Plan | None:
         _, plan = self._plans.get(plan_id, (0, None))
         return None if plan is None or plan.event in self._dropped else plan
+
+    def _recorded(self, event: EventRecord, known: EventRecord) -> bool:
+        """Whether this very event was recorded, be it that ``known`` has replaced it since."""
+        if known.mail_id == event.mail_id:
+            return True
+        if known.occurrence == 1:  # which is all but always so
+            return False
+        found = self._db.execute("SELECT 1 FROM replaced WHERE mail_id = ?", (event.mail_id,))
+        return found.fetchone() is not None
 
     def _occur(self, event: EventRecord) -> EventRecord:
         event = event._replace(status=EventStatus.OCCURRED.value, occurred_at=self._now)

@@ -75,6 +75,7 @@ class Nursery:
                     self._ready = True
                 case [b"born", pid]:
                     self._born.append(int(pid))
+                    self._ended.pop(int(pid), None)  # of another life, long ago
                 case [b"ended", pid, code]:
                     self._ended[int(pid)] = int(code)
         return True

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aioflow.changes import Emit, Listen, Occur, Replan, Result, Start, Withdraw
-from aioflow.model import Run
+from aioflow.model import Deadline, Run
 from aioflow.plans import EventRecord, Listener, Plan
 from tests.simulation.mailbox import Mailbox, arms_of
 from tests.simulation.program import CHOOSY, LISTENING, MS
@@ -84,10 +84,11 @@ class Events:
         """An event was emitted; ``by`` is the run whose step did it, or 0."""
         event, told = change.event, result.event
         known = self.records.get(event.event_id)
-        if event.mail_id in self.occurrences:
+        if event.mail_id in self.occurrences and known is not None:
             self.figures["race: an event offered twice"] += 1
-            if result.outcome == "applied" and (known is None or known.mail_id != event.mail_id):
-                yield f"{event} was applied twice, the second time over {known}"
+            self.figures["race: an event offered again, which was replaced since"] += known.mail_id != event.mail_id
+            if result.outcome != "applied" or told != known:
+                yield f"{event} was applied before, and is {result.outcome}, as {told}: it was {known}"
             return
         if known is not None and not change.replace:
             self.figures["event was there"] += 1
@@ -303,6 +304,30 @@ class Events:
             known.workflow = plan.workflow
         if missing := {id_ for id_ in ids if id_ in self.plans} - {plan.id for plan, _ in answer}:
             yield f"plans {missing} were not found"
+
+    def timed_out(self, row: Run, now: int) -> Iterator[str]:
+        """A run has timed out: no event that it waits for was due."""
+        for event in self.records.values():
+            if event.status == "pending" and event.at <= min(row.wake_at or now, now) and self._would_hear(row, event):
+                yield f"run {row.id} timed out at {now}, in spite of {event}"
+
+    def in_the_way(self, row: Run, plans: Sequence[Deadline], now: int) -> Iterator[str]:
+        """A run was held back, as what it waits for is to occur first."""
+        for at, id_, _ in plans:
+            plan = self.plans.get(id_)
+            if id_ in self.gone:  # by the same batch
+                continue
+            if (
+                plan is None
+                or plan.due != at
+                or at > min(row.wake_at or now, now)
+                or not self._would_hear(row, plan.event)
+            ):
+                yield f"run {row.id} was held back by {plan}"
+
+    def _would_hear(self, row: Run, event: EventRecord) -> bool:
+        arms = [key for kind, name, key in arms_of(row) if kind == "event" and name == event.name]
+        return (row.id, event.mail_id) not in self.mailbox.seen and any(key in (None, event.entity_id) for key in arms)
 
     def told_of_emit(self, token: str, event: Any) -> Iterator[str]:
         """Whoever emitted got an Event."""

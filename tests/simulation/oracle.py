@@ -165,7 +165,7 @@ class Oracle:
             self.problems.append(f"run {run.id} moved before it was there")
             return
         if result.outcome == "stale":
-            self._stale(change, result, was)
+            self._stale(change, result, was, now)
             return
         if transition.seq <= was.seq:
             self.figures["race: a move offered twice"] += 1
@@ -180,6 +180,7 @@ class Oracle:
             earlier = [letter for letter in self.mailbox.fitting(was, now) if letter.signal.sent_at <= was.wake_at]
             if earlier:
                 self.problems.append(f"run {run.id} timed out in spite of {token_of(earlier[0].signal)}")
+            self.wrong(self.events.timed_out(was, now))
         self.figures["a step put itself off"] += transition.kind == "retry" and transition.error is None
         if transition.kind in ("wake", "timeout") and was.wake_at is not None:
             self._in_time(f"run {run.id} was woken", was.wake_at, now)
@@ -201,13 +202,17 @@ class Oracle:
     def _visit_before(self, change: Move) -> int:
         return self.committed[change.run.id, change.seq].visit
 
-    def _stale(self, change: Move, result: Result, was: Run) -> None:
-        if (was.seq, was.fence) == (change.seq, change.fence) and not change.takes and not result.mail:
+    def _stale(self, change: Move, result: Result, was: Run, now: int) -> None:
+        if result.plans:
+            self.wrong(self.events.in_the_way(was, result.plans, now))
+        elif (was.seq, was.fence) == (change.seq, change.fence) and not change.takes and not result.mail:
             self.problems.append(f"run {was.id} at {was.seq, was.fence} was not moved: {result}")
         if change.seq == was.seq and change.fence < was.fence:
             self.figures["race: refused under an old fence"] += 1
         elif change.seq < was.seq:
             self.figures[f"race: {change.transition.kind} came too late"] += 1
+        elif result.plans:
+            self.figures["race: an event was due before the timeout"] += 1
         elif result.mail:
             self.figures["race: a signal was there before the timeout"] += 1
         else:
