@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, help="the first seed; without it, seeds that were never used")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes")
     parser.add_argument("--failures", type=int, default=5, help="end after so many")
+    parser.add_argument("--progress", action="store_true", help="tell how far it is, also where stderr is no terminal")
     parser.add_argument("--seed", type=int, help="repeat this one")
     parser.add_argument("--without-runs", default="", help="script numbers, with commas")
     parser.add_argument("--engines", type=int, default=3, help="at the most")
@@ -61,7 +62,7 @@ def one(options: argparse.Namespace) -> int:
 def all_of(options: argparse.Namespace) -> int:
     """Sweep."""
     seeds = fresh() if options.start is None else count(options.start)
-    tell = (lambda line: sys.stderr.write(f"{line}\r")) if sys.stderr.isatty() else None
+    tell = (lambda line: sys.stderr.write(f"\r{line}")) if options.progress or sys.stderr.isatty() else None
     swept = sweep(
         seeds,
         least=options.seeds or 500,

@@ -249,7 +249,8 @@ class Oracle:
             if kind == "event" and json.loads(signal.payload) != payload:
                 self.problems.append(f"run {was.id} was told {payload}, and it was {signal.payload}")
             self.figures[f"{kind} taken from the mailbox"] += 1
-            self._in_time(f"run {was.id} took {token}", max(was.updated_at, signal.sent_at), now)
+            there = signal.sent_at if signal.event is None else self.events.occurrences[signal.id].occurred_at or now
+            self._in_time(f"run {was.id} took {token}", max(was.updated_at, there), now)
         else:
             # When it was sent is told by whoever called, before it went to look for its run.
             sent = min(self.called.get(token, (0,)))

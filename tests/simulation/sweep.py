@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from itertools import count, islice
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -89,6 +90,8 @@ WANTED_OF_SQLITE = {
 EVERY = 10
 #: What the figures of SQLite begin with.
 ON_SQLITE = "sqlite: "
+#: The figure of how long all took on virtual time.
+VIRTUAL = "seconds of virtual time"
 #: How many seeds one task of a process takes.
 CHUNK = 20
 
@@ -115,7 +118,11 @@ class Sweep(NamedTuple):
             yield f"seed {verdict.case.seed} failed: {verdict.problems[0][:600]}"
             yield f"    repeat it: {verdict.case.command}"
         rate = self.seeds / self.seconds if self.seconds else 0
-        yield f"{self.seeds} seeds in {self.seconds:.1f} s, {rate:.0f} a second; {len(self.failures)} failed"
+        days = (self.figures[VIRTUAL] + self.figures[ON_SQLITE + VIRTUAL]) / 86400
+        yield (
+            f"{self.seeds} seeds in {self.seconds:.1f} s, {rate:.0f} a second, {days:.1f} days of virtual time; "
+            f"{len(self.failures)} failed"
+        )
 
 
 def many(seeds: list[int], store: Where = "memory") -> tuple[list[Verdict], Counter[str]]:
@@ -131,6 +138,7 @@ def many(seeds: list[int], store: Where = "memory") -> tuple[list[Verdict], Coun
             told = "" if case.store == "memory" else ON_SQLITE
             figures.update({f"{told}{what}": times for what, times in verdict.figures.items()})
             figures[f"{told}seeds"] += 1
+            figures[f"{told}{VIRTUAL}"] += round(verdict.seconds)
             if verdict.problems:
                 failures.append(verdict)
     return failures, figures
@@ -146,7 +154,9 @@ def sweep(
     most_failures: int = 5,
     tell: Callable[[str], object] | None = None,
 ) -> Sweep:
-    """Simulate ``least`` of the seeds, and more for as long as ``seconds`` are not over; end after some failures."""
+    """Simulate ``least`` of the seeds, and more for as long as ``seconds`` are not over; end after some failures, or by
+    Ctrl-C, with what has been done by then.
+    """
     began = time.monotonic()
     source = iter(seeds)
     done, failures, figures = 0, list[Verdict](), Counter[str]()
@@ -161,14 +171,15 @@ def sweep(
             given += len(chunk)
             yield chunk
 
-    for chunk, (bad, found) in _carried_out(chunks(), jobs, store):
-        done += len(chunk)
-        failures += bad
-        figures += found
-        if tell is not None:
-            tell(f"{done} seeds, {len(failures)} failed")
-        if len(failures) >= most_failures:
-            break
+    with suppress(KeyboardInterrupt):
+        for chunk, (bad, found) in _carried_out(chunks(), jobs, store):
+            done += len(chunk)
+            failures += bad
+            figures += found
+            if tell is not None:
+                tell(f"{done} seeds in {time.monotonic() - began:.0f} s, {len(failures)} failed")
+            if len(failures) >= most_failures:
+                break
     return Sweep(done, failures, figures, time.monotonic() - began)
 
 
