@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 
@@ -28,6 +28,13 @@ ROOT = PROGRAM.parents[2]
 PATIENCE = 20.0
 
 
+class Life(NamedTuple):
+    """A process, and the how manieth of its nursery it is."""
+
+    number: int
+    pid: int
+
+
 class Nursery:
     """A process that has imported everything, and forks: a life costs milliseconds to begin."""
 
@@ -36,15 +43,18 @@ class Nursery:
             [sys.executable, *(program or (str(PROGRAM),))], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self._unread = b""
-        self._born: list[int] = []
+        self._born: list[Life] = []
+        #: Who lives, by pid: pids are given again. How the others ended, by number.
+        self._lives: dict[int, Life] = {}
         self._ended: dict[int, int] = {}
+        self._births = 0
         self._lock = threading.Lock()
         self._ready = False
         while not self._ready:
             assert self._read(PATIENCE), "the server of lives does not begin"
 
-    def bear(self, job: dict[str, Any]) -> int:
-        """Begin a life: its pid."""
+    def bear(self, job: dict[str, Any]) -> Life:
+        """Begin a life."""
         assert self._server.stdin is not None
         with self._lock:
             os.write(self._server.stdin.fileno(), json.dumps(job).encode() + b"\n")
@@ -52,15 +62,15 @@ class Nursery:
                 assert self._read(PATIENCE), "the server of lives does not fork"
             return self._born.pop()
 
-    def exit_code(self, pid: int, within: float) -> int | None:
-        """How a life ended, minus the signal if that was it; None if it does not within that many seconds."""
+    def exit_code(self, number: int, within: float) -> int | None:
+        """How a life of this number ended, minus the signal if that was it; None if it does not within that many seconds."""
         deadline = time.monotonic() + within
         with self._lock:
-            while pid not in self._ended:
+            while number not in self._ended:
                 left = max(deadline - time.monotonic(), 0)
                 if not self._read(left) and not left:
                     return None
-            return self._ended[pid]
+            return self._ended[number]
 
     def _read(self, within: float) -> bool:
         assert self._server.stdout is not None
@@ -74,10 +84,11 @@ class Nursery:
                 case [b"ready"]:
                     self._ready = True
                 case [b"born", pid]:
-                    self._born.append(int(pid))
-                    self._ended.pop(int(pid), None)  # of another life, long ago
+                    self._births += 1
+                    self._lives[int(pid)] = life = Life(self._births, int(pid))
+                    self._born.append(life)
                 case [b"ended", pid, code]:
-                    self._ended[int(pid)] = int(code)
+                    self._ended[self._lives.pop(int(pid)).number] = int(code)
         return True
 
     def close(self) -> None:
@@ -89,14 +100,15 @@ class Nursery:
 class Child:
     """A life in a process of its own. ``life``: its number."""
 
-    def __init__(self, nursery: Nursery, life: int, pid: int) -> None:
+    def __init__(self, nursery: Nursery, life: int, process: Life) -> None:
         self._nursery = nursery
+        self._number = process.number
         self.life = life
-        self.pid = pid
+        self.pid = process.pid
 
     def exit_code(self, within: float = 0) -> int | None:
         """How it ended, minus the signal if that was it; None if it does not within that many seconds."""
-        return self._nursery.exit_code(self.pid, within)
+        return self._nursery.exit_code(self._number, within)
 
     async def ended(self, within: float = PATIENCE) -> int | None:
         """See ``exit_code``; the loop goes on meanwhile."""

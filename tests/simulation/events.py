@@ -343,7 +343,7 @@ class Events:
         if sorted(events) != sorted(self.records.values()):
             yield f"the store has {sorted(events)}, not {sorted(self.records.values())}"
         starts = [plan for plan in self.plans.values() if not self._is_occurring(plan)]
-        right = (Counter(event.status for event in events), len(starts), sum(plan.attempts > 0 for plan in starts))
+        right = (Counter(event.status for event in events), len(starts), sum(plan.error is not None for plan in starts))
         if (Counter(stats.events), stats.planned, stats.failing) != right:
             yield f"the store counts {stats.events}, {stats.planned}, {stats.failing}, not {right}"
 

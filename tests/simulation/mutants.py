@@ -90,6 +90,7 @@ _DECIDING, _OUTSIDE, _SIGNALS, _RUNTIME = (
 )
 _STORE, _MAILBOX, _TIMERS = "aioflow_memory.store", "aioflow_memory.mailbox", "aioflow.timers"
 _BATCH = "aioflow_sqlite.batch"
+_EVENTS, _PLANNER, _EVENT_BATCH = "aioflow_memory.events", "aioflow.planner", "aioflow_sqlite.events"
 
 MUTANTS = [
     # ---- guards
@@ -194,10 +195,37 @@ MUTANTS = [
     Mutant("take what has expired", _MAILBOX, "_Kept.there", "expires_at is None or expires_at > now", "True"),
     Mutant("the signal is lost when it does not fit in time", _MAILBOX, "Mailbox.expire",
            "signal.expires_at <= now and", "signal.expires_at <= now + 1_000_000 and", seed=18),
+    # ---- events
+    Mutant("a plan outlives its start", _JUDGE, "Judge._judge_start", "self._rows.events.take(change.plan)", "pass"),
+    Mutant("an event occurs twice", _EVENTS, "Events.occur", "self._put_plan(plan.id, None)", "pass"),
+    Mutant("moving an event leaves its plans", _EVENTS, "Events.emit", "self._drop_plans(known.id)", "pass"),
+    Mutant("a cancelled event still starts", _EVENTS, "Events.withdraw", "self._drop_plans(event.id)", "pass", seed=78),
+    Mutant("fulfil a plan early", _PLANNER, "Planner._fire", "if plan.due > now:", "if False:", seed=44),
+    Mutant("nobody is told of an event", _EVENTS, "Events._occur", "self._mailbox.tell(event)", "pass", seed=9),
+    Mutant("take an occurrence twice", _MAILBOX, "Mailbox.copy", "if (run_id, event.mail_id) not in self._seen:", "if True:", seed=91),
+    Mutant("a run hears of the event that started it", _JUDGE, "Judge._judge_start",
+           "self._rows.mailbox.see(run.id, planned.event.mail_id)", "pass", seed=91),
+    Mutant("what was missed is not told", _JUDGE, "Judge._catch_up", "if result.run is not None and", "if False and"),
+    Mutant("told of what was before the run", _EVENTS, "Events.missed", "event.occurred_at >= run.created_at", "True"),
+    Mutant("start outside of the plan's transaction", _PLANNER, "Planner._start", "input=resumption), plan=plan.id)",
+           "input=resumption))"),
+    Mutant("a start that fails is lost", _PLANNER, "Planner._put_off", "self._clock.micros() + backoff, text", "None"),
+    Mutant("start in every namespace", _EVENTS, "Events.emit", 'listener.namespace in ("*", event.namespace)', "True"),
+    Mutant("a workflow has one offset", _EVENTS, "Events.emit", "(listener.workflow, listener.offset): None", "(listener.workflow, 0): None"),
+    Mutant("forget what was replaced", _EVENTS, "Events.recorded", "or event.mail_id in self._replaced", "",
+           tests="tests/stores/test_memory.py"),
+    Mutant("a timeout beats an event that is due", _JUDGE, "Judge._judge_move", "in_the_way(was, self._now)", "in_the_way(was, 0)",
+           tests="tests/stores/test_memory.py"),
     # ---- SQLite
+    Mutant("a plan outlives its start in a file", _EVENT_BATCH, "EventBatch.take", "self._gone.append(plan_id)", "pass",
+           store="sqlite"),
+    Mutant("an event in a file is told to nobody", _EVENT_BATCH, "EventBatch.write", "if self._occurred:", "if False:",
+           store="sqlite", seed=9),
+    Mutant("moving an event in a file leaves its plans", _EVENT_BATCH, "EventBatch.write", "if self._dropped:", "if False:",
+           store="sqlite"),
     Mutant("commit rows and history apart", _BATCH, "_Batch._write_rows",
            "write(self._db, WRITE_HISTORY", "self._db.commit()\n        self._db.execute('BEGIN')\n        write(self._db, WRITE_HISTORY",
-           store="sqlite", seed=45,
+           store="sqlite", seed=49,
            more=("aioflow_sqlite.plain", "apply_plain", "    write(db, WRITE_HISTORY",
                  "    db.commit()\n    db.execute('BEGIN')\n    write(db, WRITE_HISTORY")),
     Mutant("acknowledge before the commit", "aioflow_sqlite.store", "SQLiteStore.apply", "transaction(db, apply)",
@@ -207,7 +235,7 @@ MUTANTS = [
     Mutant("no guards in a plain batch", "aioflow_sqlite.plain", "apply_plain", "if written != len(changes):", "if False:",
            store="sqlite"),
     Mutant("a taken signal stays", _BATCH, "_Batch._write_rows",
-           "mailbox.take(self._db, self._taken, self._now)", "pass", store="sqlite", seed=0),
-    Mutant("a broadcast does not see its batch", _BATCH, "_Batch._post", "if everybody or", "if", store="sqlite", seed=15),
-    Mutant("the dead keep their runs", "aioflow_sqlite.ownership", "disown_dead", "transaction(db", "(lambda *_: None)(db", store="sqlite", seed=9),
+           "mailbox.take(self._db, self._taken, self._now)", "pass", store="sqlite", seed=1),
+    Mutant("a broadcast does not see its batch", _BATCH, "_Batch._post", "if everybody or", "if", store="sqlite", seed=9),
+    Mutant("the dead keep their runs", "aioflow_sqlite.ownership", "disown_dead", "transaction(db", "(lambda *_: None)(db", store="sqlite", seed=6),
 ]  # fmt: skip
