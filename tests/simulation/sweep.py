@@ -203,7 +203,7 @@ def sweep(
             failures += bad
             figures += found
             if tell is not None:
-                tell(f"{done} seeds in {time.monotonic() - began:.0f} s, {len(failures)} failed")
+                tell(f"{done} seeds in {time.monotonic() - began:.0f} s, failed: {[v.case.command for v in failures]}")
             if len(failures) >= most_failures:
                 break
     return Sweep(done, failures, figures, time.monotonic() - began)
