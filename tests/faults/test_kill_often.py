@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,29 +25,41 @@ KILLS = 5
 STORES = 40
 #: Runs that each life starts, if it lives long enough.
 STARTS = 15
-#: Seconds after the fork.
+#: Seconds after the fork; where the machine is busy, as many times what a life takes to open its store.
 LONGEST_LIFE = 0.15
+OPENINGS = 3
 #: 200 kills in CI, and 9 800 more with --slow.
 LOTS = [0, *(pytest.param(lot, marks=pytest.mark.slow) for lot in range(1, 50))]
 
 
 @pytest.fixture
 def houses(nursery: Nursery, tmp_path: Path) -> Iterator[list[House]]:
-    """Folders with a store each, one after the other."""
-    houses = [House(nursery, tmp_path / str(number)) for number in range(STORES)]
+    """Folders with a store each, one after the other, and one more to begin with."""
+    houses = [House(nursery, tmp_path / str(number)) for number in range(STORES + 1)]
     yield houses
     for house in houses:
         house.close()
 
 
-async def kill_often(house: House, seed: int, figures: Counter[str]) -> list[str]:
+async def longest_life(house: House) -> float:
+    """How long a life may be, so that its kill comes at any part of it."""
+    house.folder.mkdir()
+    began = time.monotonic()
+    child = house.bear(stream={"seed": 0, "numbers": []}, shutdown_timeout=1)
+    await house.noted("open", life=child.life)
+    opening = time.monotonic() - began
+    await child.kill()
+    return max(LONGEST_LIFE, OPENINGS * opening)
+
+
+async def kill_often(house: House, seed: int, longest: float, figures: Counter[str]) -> list[str]:
     """Kill five lives on a store, then let one end the work: what is wrong then."""
     house.folder.mkdir()
     chance = random.Random(f"{seed} moments")
     for life in range(1, KILLS + 1):
         numbers = list(range(life * STARTS, (life + 1) * STARTS))
         child = house.bear(stream={"seed": seed, "numbers": numbers}, shutdown_timeout=1)
-        assert await child.ended(chance.uniform(0.001, LONGEST_LIFE)) is None
+        assert await child.ended(chance.uniform(0.001, longest)) is None
         await child.kill()
         hit = inspect(house, life) if house.database.exists() else None
         opened = bool(house.journal.notes("open", life=life))
@@ -72,8 +85,10 @@ async def test_kills_at_every_part_of_a_life_lose_nothing(houses: list[House], r
     seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
     sys.stdout.write(f"repeat the programs and the moments with AIOFLOW_TEST_SEED={seed}\n")
     figures: Counter[str] = Counter()
+    *houses, first = houses
+    longest = await longest_life(first)
     for number, house in enumerate(houses):
-        wrong = await kill_often(house, seed + number, figures)
+        wrong = await kill_often(house, seed + number, longest, figures)
         assert not wrong, "\n".join([f"store {number}:", *wrong[:20]])
     sys.stdout.write(f"{dict(figures)}\n")
     assert figures["kills"] == KILLS * STORES
