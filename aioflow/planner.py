@@ -8,6 +8,7 @@ is due no more, until a worker comes that knows it.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import json
 from collections.abc import Iterator
@@ -177,7 +178,11 @@ class Planner(DueLoop):
             context = await definition.context_for(await event_of(event))
             data = None if context is None else definition.codec.encode(context)[0]
         except BaseException as error:  # the workflow's code may raise anything
-            if self._stopping or isinstance(error, StoreError):
+            if isinstance(error, asyncio.CancelledError) and self._stopping:
+                raise
+            if self._stopping:
+                return  # it is planned still
+            if isinstance(error, StoreError):
                 raise
             await self._put_off(planned, error)
             return

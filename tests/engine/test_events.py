@@ -239,15 +239,20 @@ async def test_an_event_outlives_the_engine(make_engine: MakeEngine) -> None:
     assert [event.id for event in told] == ["e"]
 
 
-async def test_an_engine_that_ends_in_create_context(make_engine: MakeEngine) -> None:
-    """A start that its engine did not live to make is made by the next one, once."""
+@pytest.mark.parametrize("raises", [False, True])
+async def test_an_engine_that_ends_in_create_context(make_engine: MakeEngine, *, raises: bool) -> None:
+    """A start that its engine did not live to make is made by the next one, once, also if it raised as it was stopped."""
     begun: list[int] = []
     gate = asyncio.Event()
 
     async def create(cls: Any, event: Event) -> Any:
         begun.append(1)
         if len(begun) == 1:
-            await gate.wait()
+            try:
+                await gate.wait()
+            finally:
+                if raises:
+                    raise ValueError("not now")
         return cls.Context()
 
     flows = [listener("ev-halted", body={"create_context": classmethod(create)})]

@@ -39,6 +39,18 @@ def test_a_sweep_that_meets_too_little_fails() -> None:
     assert any(line.startswith("fault: kill: ") for line in swept.unmet)
 
 
+def test_an_event_is_moved_once_by_each_who_moves_it() -> None:
+    """This seed has found that one whose reply was lost moved it again, after another had."""
+    assert not simulate(Case(1143)).problems
+    with applied(next(mutant for mutant in MUTANTS if mutant.name == "forget what was replaced")):
+        assert simulate(Case(1143)).problems
+
+
+def test_a_start_that_raises_as_it_is_stopped_is_no_bug() -> None:
+    """This seed has found that an engine that was closed called it one of its own."""
+    assert not simulate(Case(2004126)).problems
+
+
 @pytest.mark.parametrize("seed", [1, 7, 18])
 def test_a_seed_repeats_itself(seed: int) -> None:
     """Fresh processes, whose strings hash differently, come to the same trace as this one."""
