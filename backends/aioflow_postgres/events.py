@@ -73,6 +73,9 @@ class Events:
         self._plans: dict[int, Plan] = {}
         self._listeners: list[Listener] = []
         self._written: dict[int, EventRecord] = {}
+        #: The mail_ids of the batch that were recorded and then replaced, and those that it replaces.
+        self._replaced: set[int] = set()
+        self._replaces: list[int] = []
         self._occurred: dict[int, EventRecord] = {}
         #: event -> its new plans, without ids until they are written
         self._new: dict[int, list[Plan]] = {}
@@ -118,6 +121,7 @@ class Events:
         if event_ids := self.event_ids:
             found = map(EventRecord._make, await session.fetch(_BY_EVENT_ID, event_ids))
             self._known = {event.event_id: event for event in found}
+            await self._read_replaced(session)
         if plans:
             self._plans = {plan.id: plan for plan in map(Plan._make, await session.fetch(_PLANS, plans))}
             events = [plan.event for plan in self._plans.values()]
@@ -126,6 +130,14 @@ class Events:
         if names:
             found_listeners = await session.fetch(_LISTENERS, list(names))
             self._listeners = [Listener._make(row) for row in found_listeners]
+
+    async def _read_replaced(self, session: Session) -> None:
+        emitted = [change.event for change in self._changes if isinstance(change, Emit)]
+        known = [(event, self._known.get(event.event_id)) for event in emitted]
+        asked = [event.mail_id for event, other in known if other is not None and other.occurrence > 1]
+        if asked:  # which is all but never so
+            found = await session.fetch("SELECT mail_id FROM aioflow.replaced WHERE mail_id = ANY($1::bigint[])", asked)
+            self._replaced = {mail_id for (mail_id,) in found}
 
     @property
     def entities(self) -> list[tuple[str, str]]:
@@ -158,7 +170,7 @@ class Events:
 
     def _emit(self, change: Emit) -> Result:
         event, known = change.event, self._known.get(change.event.event_id)
-        if known is not None and known.mail_id == event.mail_id:
+        if known is not None and self._recorded(event, known):
             return Result("applied", event=known)
         if known is not None and not change.replace:
             return Result("exists", event=known)
@@ -166,6 +178,7 @@ class Events:
         if known is not None:
             event = event._replace(id=known.id, recorded_at=known.recorded_at, occurrence=known.occurrence + 1)
             self._drop(known)
+            self._replaces.append(known.mail_id)
         starts = {
             (listener.workflow, listener.offset): None
             for listener in sorted(self._listeners)
@@ -182,10 +195,14 @@ class Events:
         self._put(event)
         return Result("applied", event=event)
 
+    def _recorded(self, event: EventRecord, known: EventRecord) -> bool:
+        """Whether this very event was recorded, be it that ``known`` has replaced it since."""
+        return known.mail_id == event.mail_id or event.mail_id in self._replaced
+
     def offered(self, change: Emit) -> Result:
         """What became of an Emit whose move was applied before."""
         known = self._known.get(change.event.event_id)
-        again = known is not None and known.mail_id == change.event.mail_id
+        again = known is not None and self._recorded(change.event, known)
         return Result("applied" if again else "stale" if known is None else "exists", event=known)
 
     def _occurs(self, change: Occur) -> Result:
@@ -251,6 +268,8 @@ class Events:
             await session.execute("DELETE FROM aioflow.plans WHERE event = ANY($1::bigint[])", list(self._dropped))
         if self._seen:
             await session.execute(_SEE, *columns(self._seen, 2))
+        if self._replaces:
+            await session.execute("INSERT INTO aioflow.replaced SELECT unnest($1::bigint[])", self._replaces)
         if self._written:
             await session.execute(_WRITE_EVENTS, *columns([*self._written.values()], len(EventRecord._fields)))
         if number := sum(map(len, self._new.values())):

@@ -118,6 +118,9 @@ CREATE INDEX events_entity ON events (name, entity_id, occurred_at);
 CREATE INDEX events_pending ON events (name, at) WHERE status = 'pending';
 CREATE INDEX events_status ON events (status, at);
 
+-- Occurrences that others have replaced, by mail_id: one of them that is offered again is known.
+CREATE TABLE replaced (mail_id BIGINT PRIMARY KEY);
+
 -- The columns stand in the order of aioflow.plans.Plan. Ids come from the table of ids: they never name another plan.
 CREATE TABLE plans (
     id BIGINT PRIMARY KEY,
