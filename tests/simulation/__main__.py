@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--without-runs", default="", help="script numbers, with commas")
     parser.add_argument("--engines", type=int, default=3, help="at the most")
     parser.add_argument("--without-faults", default="", help="kinds, with commas")
-    parser.add_argument("--without-events", action="store_true", help="no user emits any")
+    parser.add_argument("--without-events", action="store_true", help="nobody emits any")
     parser.add_argument("--store", choices=["memory", "sqlite"], default="memory", help="sqlite: all on real files")
     parser.add_argument("--trace", action="store_true", help="print what happens")
     parser.add_argument("--hash", action="store_true", help="print the hash of what happens, and nothing else")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.simulation import program
-from tests.simulation.faults import KINDS
+from tests.simulation.faults import KINDS, plan
 from tests.simulation.mutants import MUTANTS, applied
 from tests.simulation.shrink import shrink
 from tests.simulation.sweep import Sweep, hash_in_fresh_process, sweep
@@ -69,14 +69,18 @@ def test_a_seed_repeats_itself_on_sqlite(seed: int) -> None:
 
 
 def test_what_is_left_out_does_not_happen() -> None:
-    """Without faults there are none, and without runs theirs are not started."""
-    seed = next(seed for seed in range(100) if len(program.make(seed).scripts) > 3)
-    whole = simulate(Case(seed))
-    quiet = simulate(Case(seed, faults=frozenset(KINDS)))
+    """Without faults there are none, without runs theirs are not started, and without events nobody emits any."""
+    seeds = [seed for seed in range(100) if not plan(seed, 3, frozenset()).quiet]
+    programs = {seed: program.make(seed) for seed in seeds}
+    seed = next(seed for seed in seeds if sum(script.at is not None for script in programs[seed].scripts) > 3)
+    whole = simulate(Case(seed, events=False))
+    quiet = simulate(Case(seed, faults=frozenset(KINDS), events=False))
     assert any(figure.startswith("fault") for figure in whole.figures)
     assert not any(figure.startswith("fault") for figure in quiet.figures)
-    fewer = simulate(Case(seed, runs=frozenset({0, 1}), faults=frozenset(KINDS)))
+    fewer = simulate(Case(seed, runs=frozenset({0, 1}), faults=frozenset(KINDS), events=False))
     assert fewer.figures["transition: start"] < quiet.figures["transition: start"]
+    eventful = next(seed for seed in range(100) if simulate(Case(seed)).figures["event occurred in its time"])
+    assert not simulate(Case(eventful, events=False)).figures["event emitted"]
     assert not quiet.problems
     assert not fewer.problems
 

@@ -43,9 +43,7 @@ Where = Literal["memory", "sqlite"]
 
 
 class Case(NamedTuple):
-    """A seed, and its store; and what is left out: scripts, engines but for the first so many, kinds of faults, and the
-    events that users emit.
-    """
+    """A seed, and its store; and what is left out: scripts, engines but for the first so many, kinds of faults, and events."""
 
     seed: int
     runs: frozenset[int] = frozenset()
@@ -169,7 +167,7 @@ class World:
         self.loop = SimLoop(f"{case.seed} loop")
         self.on_file = case.store == "sqlite"
         oracle = FileOracle if self.on_file else Oracle
-        self.oracle = oracle({script.number: script for script in program.make(case.seed).scripts})
+        self.oracle = oracle(self.scripts)
         self.plan = plan(case.seed, self.program.engines, case.faults | (NOT_HERE if self.on_file else frozenset()))
         # A client's starts and wakes are left to whoever claims them; all but one are clients of a file.
         clients = self.on_file and self.program.engines > 1
@@ -482,6 +480,7 @@ def _less(whole: Program, case: Case) -> Program:
     acts = tuple(act for act in whole.acts if not _of(act.to, case.runs))
     if not case.events:
         acts = tuple(act for act in acts if act.what not in ("emit", "withdraw"))
+        scripts = tuple(script._replace(ops=tuple(op._replace(emits=()) for op in script.ops)) for script in scripts)
     return whole._replace(scripts=scripts, acts=acts, engines=min(whole.engines, case.engines))
 
 
