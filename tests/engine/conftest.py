@@ -152,11 +152,13 @@ ON_POSTGRES = (
     "test_mailbox",
     "test_outbox",
     "test_queries",
+    "test_runs",
     "test_signal_clients",
     "test_signals",
     "test_start",
     "test_stats",
     "test_waiting",
+    "test_watch",
 )
 
 

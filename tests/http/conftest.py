@@ -12,7 +12,13 @@ from starlette.types import ASGIApp
 from aioflow import Engine
 from aioflow.http import Authorize, api
 from aioflow.store import Store
-from tests.engine.conftest import clock, log, make_engine, store_url  # noqa: F401 - fixtures
+from tests.engine.conftest import (  # noqa: F401 - fixtures, and what runs tests on every store
+    clock,
+    log,
+    make_engine,
+    pytest_generate_tests,
+    store_url,
+)
 from tests.http.flows import ALL
 
 #: ``connect(app)``: a client of an app, on this machine unless told otherwise.
