@@ -12,12 +12,17 @@ from datetime import timedelta
 from typing import Any
 
 from aioflow.model import Run, Transition
-from tests.simulation.program import LATER, MS, SHORT, Op, Outcome, Script, effect, op_of
+from tests.simulation.program import ACT, LATER, MS, SHORT, Op, Outcome, Script, effect, op_of
 
 #: Delays before the second and the third attempt, microseconds, and how far jitter may move them.
 DELAYS = {1: 100 * MS, 2: 200 * MS}
 JITTER = 0.5
 ATTEMPTS = 3
+
+#: What of the waits has arms.
+ARMED = ("signal", "event", "action")
+#: What a step is given of what resumed it.
+TAKES = {"one": "event", "two": "event", ACT: "action"}
 
 ENDING = {"complete": "completed", "fail": "failed", "cancel": "cancelled"}
 
@@ -36,13 +41,19 @@ class State:
     waiting_for: str | None = None
     wake_at: int | None = None
     arms: list[tuple[str, str, str | None, str]] = field(default_factory=list)
-    #: What resumed it: "signal", "event", "timeout", or None.
+    #: What resumed it: "signal", "event", "action", "timeout", or None.
     resumed: str | None = None
-    #: The token of the event that resumed it.
+    #: The token of the event, or of the call, that resumed it.
     told: str | None = None
+    #: The wait that it was called in.
+    before: dict[str, Any] = field(default_factory=dict)
     rescued: bool = False
     #: The visits that put themselves off.
     put_off: set[int] = field(default_factory=set)
+
+
+#: What a call takes a run from, and may give it back to.
+WAIT = ("status", "step", "visit", "failures", "next_step", "waiting_for", "wake_at", "arms")
 
 
 def begun(script: Script, row: Run) -> tuple[State, list[str]]:
@@ -122,11 +133,20 @@ def _stepped(state: State, row: Run, transition: Transition) -> None:
     attempt = state.failures + 1
     if transition.attempt != attempt or transition.step != state.step:
         raise Wrong(f"attempt {transition.attempt} of {transition.step}, not {attempt} of {state.step}")
-    told = state.told if state.resumed == "event" and state.step in ("one", "two") else None
+    if state.step == ACT and state.resumed != "action":
+        _must_be(transition, "wait")
+        _at_action(state, state.visit)
+        return
+    told = state.told if state.resumed is not None and TAKES.get(state.step) == state.resumed else None
     outcome = effect(state.script, state.context, state.step, attempt, state.resumed == "timeout", told)
     op = op_of(state.script, state.context["pc"])
     late = "longer than its timeout" in (transition.error or "")
-    if op.later and state.step != "rescue" and transition.kind == "retry" and transition.error is None:
+    if state.step == ACT and outcome.trouble is not None:
+        _must_be(transition, "reopen")
+        for name, value in state.before.items():
+            setattr(state, name, value)
+        state.resumed = None
+    elif op.later and state.step not in ("rescue", ACT) and transition.kind == "retry" and transition.error is None:
         if state.visit in state.put_off:
             raise Wrong("it was put off twice")
         state.put_off.add(state.visit)
@@ -168,6 +188,8 @@ def _went_well(state: State, row: Run, transition: Transition, op: Op, outcome: 
     _must_be(transition, op.do)
     now = transition.at_micros
     match op.do:
+        case "goto" if op.target == ACT:
+            _at_action(state, transition.seq)
         case "goto":
             _go(state, op.target, transition.seq)
         case "sleep":
@@ -177,7 +199,10 @@ def _went_well(state: State, row: Run, transition: Transition, op: Op, outcome: 
             late = None if op.timeout is None else op.late
             _park(state, op.arms[0][0], None if op.timeout is None else now + op.timeout * MS, late)
             keys = [key or (row.key if kind == "signal" else None) for kind, _, key, _ in op.arms]
-            state.arms = [(kind, name, key, then) for (kind, name, _, then), key in zip(op.arms, keys, strict=True)]
+            state.arms = [
+                _action(state) if kind == "action" else (kind, name, key, then)
+                for (kind, name, _, then), key in zip(op.arms, keys, strict=True)
+            ]
             state.resumed = None
         case _:
             _end(state, ENDING[op.do])
@@ -185,6 +210,18 @@ def _went_well(state: State, row: Run, transition: Transition, op: Op, outcome: 
 
 def _go(state: State, step: str, visit: int) -> None:
     state.status, state.step, state.visit, state.failures, state.resumed = "running", step, visit, 0, None
+
+
+def _action(state: State) -> tuple[str, str, None, str]:
+    """The arm that is the action."""
+    return "action", f"{state.script.workflow.replace(' ', '_')}_{ACT}", None, ACT
+
+
+def _at_action(state: State, visit: int) -> None:
+    """It waits at the action, for nothing but a call."""
+    _go(state, ACT, visit)
+    _park(state, "action", None, None)
+    state.arms = [_action(state)]
 
 
 def _park(state: State, what: str, wake_at: int | None, next_step: str | None) -> None:
@@ -203,10 +240,19 @@ def _must_be(transition: Transition, kind: str) -> None:
 # ---- what happens to a run that waits
 
 
+def _called(state: State, transition: Transition, taken: tuple[str, Any] | None) -> None:
+    at = transition.at_micros
+    if taken is None or _action(state) not in state.arms or (state.wake_at is not None and at > state.wake_at):
+        raise Wrong(f"it was called at {at}, and waits for {state.arms} until {state.wake_at}")
+    state.before = {name: getattr(state, name) for name in WAIT}
+    _go(state, ACT, transition.seq)
+    state.resumed, state.told = "action", taken[1]
+
+
 def _resumed(state: State, row: Run, transition: Transition, taken: tuple[str, Any] | None) -> None:
     kind, waiting_for, at = transition.kind, state.waiting_for, transition.at_micros
     if kind == "reject":
-        if waiting_for not in ("signal", "event"):
+        if waiting_for not in ARMED:
             raise Wrong(f"it rejects a signal, and waits for {waiting_for}")
         return
     if kind in ("signal", "event"):
@@ -214,7 +260,7 @@ def _resumed(state: State, row: Run, transition: Transition, taken: tuple[str, A
             raise Wrong("it took a signal that nobody sent")
         name, token = taken
         fitting = [then for what, arm, _, then in state.arms if (what, arm) == (kind, name)]
-        if waiting_for not in ("signal", "event") or row.step not in fitting:
+        if waiting_for not in ARMED or row.step not in fitting:
             raise Wrong(f"it took {name!r}, and waits for {state.arms}")
         _go(state, row.step, transition.seq)
         if kind == "event":
@@ -222,10 +268,12 @@ def _resumed(state: State, row: Run, transition: Transition, taken: tuple[str, A
         else:
             state.context = {**state.context, "token": token}
             state.resumed = "signal"
+    elif kind == "action":
+        _called(state, transition, taken)
     elif kind in ("wake", "timeout"):
         if state.wake_at is None or at < state.wake_at:
             raise Wrong(f"it was woken at {at}, before {state.wake_at}")
-        if (kind == "timeout") != (waiting_for in ("signal", "event")):
+        if (kind == "timeout") != (waiting_for in ARMED):
             raise Wrong(f"{kind}, and it waits for {waiting_for}")
         resumed = "timeout" if kind == "timeout" else state.resumed
         visit, failures = state.visit, state.failures

@@ -26,6 +26,10 @@ PROMPT = 200_000
 PROMPT_AT_A_DISTANCE = 900_000
 
 
+#: What an action's step that has returned may have done.
+RETURNED = ("goto", "sleep", "wait", "complete", "fail")
+
+
 class Client(Protocol):
     """An engine, as it is known to the store."""
 
@@ -57,6 +61,9 @@ class Oracle:
         self.cancelled: set[int] = set()
         #: token -> when it was sent, by the clocks of those who sent it
         self.called: defaultdict[str, list[int]] = defaultdict(list)
+        #: token -> (run, seq) of each call that has claimed a run, and those that were refused.
+        self.claims: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        self.refused: set[str] = set()
         #: How late something may be, if nothing goes wrong.
         self.prompt: int | None = None
         self._waking: dict[tuple[Client, int, int], int] = {}
@@ -183,7 +190,8 @@ class Oracle:
             self.wrong(self.events.timed_out(was, now))
         self.figures["a step put itself off"] += transition.kind == "retry" and transition.error is None
         if transition.kind in ("wake", "timeout") and was.wake_at is not None:
-            self._in_time(f"run {run.id} was woken", was.wake_at, now)
+            # A wait that an action gave back may be over already.
+            self._in_time(f"run {run.id} was woken", max(was.wake_at, was.updated_at), now)
         self.wrong(follow(self.states[run.id], run, transition, taken))
         self._write(was, run, transition)
         self._sent(change)
@@ -225,6 +233,10 @@ class Oracle:
             self.figures["signal rejected"] += 1
             self.wrong(self.mailbox.take(was, change.takes, now, looked=looked, rejects=True))
             return None
+        if kind == "action" and not change.takes:
+            token = json.loads(change.run.input or "null")[2]["input"]["token"]
+            self.claims[token].append((was.id, change.transition.seq))
+            return "", token
         if kind not in ("signal", "event"):
             if change.takes:
                 self.problems.append(f"run {was.id} took signals by {kind}")
@@ -389,6 +401,18 @@ class Oracle:
         if state == "rejected" and not bad:
             self.problems.append(f"{token} was rejected, and is valid")
 
+    def told_of_call(self, token: str, what: str) -> None:
+        """A caller of an action heard that it was "served", "refused" or "failed"."""
+        self.figures[f"call: {what}"] += 1
+        claims = self.claims[token]
+        if what == "refused":
+            self.refused.add(token)
+            return
+        after = [self.history[run_id][seq].kind if len(self.history[run_id]) > seq else "-" for run_id, seq in claims]
+        well = [kind in RETURNED for kind in after]
+        if well != [what == "served"] or (what == "failed" and after == ["-"]):
+            self.problems.append(f"call {token} is said to be {what}, and led to {after}")
+
     # ---- the end
 
     def busy(self, now: int) -> list[Any]:
@@ -421,6 +445,11 @@ class Oracle:
                 self.problems.append(f"{token} was taken by {takers}")
             if any(is_bad(signal) for signal in signals):
                 self.problems.append(f"{token} was taken by {takers}, and is not valid")
+        for token, claims in self.claims.items():
+            if len(claims) > 1 or (claims and token in self.refused):
+                self.problems.append(
+                    f"call {token} has claimed {claims}{', and was refused' * (token in self.refused)}"
+                )
         there = [letter for letter in self.mailbox.letters.values() if letter.end in (None, "over", "ended")]
         left = len(self.mailbox.left())
         if not left <= stats.mailbox <= len(there):

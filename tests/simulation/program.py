@@ -25,6 +25,11 @@ EVENTFUL = 0.5
 #: How long a step puts itself off.
 LATER = 300 * MILLI
 STEPS = ("one", "two", "thread", "short")
+#: The step that is an action, and how many seeds lead to it.
+ACT = "act"
+ACTIVE = 0.4
+#: How the token of a call ends that is to fail.
+FAILING = "!"
 NAMES = ("paid", "shipped")
 HUB = "hub"
 #: Names and entities of events.
@@ -86,7 +91,7 @@ class Op(NamedTuple):
     delay: int
     #: Of a sleep: whether another step goes on.
     then: bool
-    #: Of a wait: (kind, name, key, step) of each arm.
+    #: Of a wait: (kind, name, key, step) of each arm; an action has neither name nor key.
     arms: tuple[tuple[str, str, str | None, str], ...]
     timeout: int | None
     late: str
@@ -112,7 +117,7 @@ class Act(NamedTuple):
     """What a user does at an instant."""
 
     at: int
-    what: Literal["signal", "cancel", "emit", "withdraw"]
+    what: Literal["signal", "cancel", "emit", "withdraw", "call"]
     token: str
     name: str
     to: str
@@ -151,7 +156,10 @@ def make(seed: int) -> Program:
         slots = (*slots[:-1], 0)
     program = Program(seed, engines, tuple(scripts), tuple(sorted(acts, key=_at)), slots)
     rng = Random(f"{seed} events")
-    return _with_events(rng, program) if rng.random() < EVENTFUL else program
+    if rng.random() < EVENTFUL:
+        program = _with_events(rng, program)
+    rng = Random(f"{seed} actions")
+    return _with_actions(rng, program) if rng.random() < ACTIVE else program
 
 
 def _at(act: Act) -> int:
@@ -283,6 +291,34 @@ def _emission(rng: Random, token: str, ids: list[str]) -> Emission:
     )  # fmt: skip
 
 
+# ---- making calls
+
+
+def _with_actions(rng: Random, program: Program) -> Program:
+    """The same with an action: all that leads to a step may lead to it, and users call it."""
+    scripts = tuple(script._replace(ops=tuple(_to_action(rng, op) for op in script.ops)) for script in program.scripts)
+    acts: list[Act] = []
+    for script in scripts:
+        begins = script.at if script.at is not None else rng.randint(0, 3000)
+        for index in range(rng.randint(2, 8)):
+            token = f"c{script.number}.{index}{FAILING * (rng.random() < 0.2)}"
+            act = Act(begins + rng.randint(0, 6000), "call", token, "", f"run {script.number}", False, False, None)
+            # Now and then somebody clicks twice.
+            acts += [act, act._replace(token=f"d{token}")] if rng.random() < 0.3 else [act]
+    return program._replace(scripts=scripts, acts=tuple(sorted((*program.acts, *acts), key=_at)))
+
+
+def _to_action(rng: Random, op: Op) -> Op:
+    if rng.random() < 0.2:
+        return op
+    arms = [*op.arms, ("action", "", None, ACT)] if rng.random() < 0.7 else list(op.arms)
+    rng.shuffle(arms)
+    return op._replace(
+        target=rng.choice((op.target, ACT)), arms=tuple(arms), late=rng.choice((op.late, op.late, ACT)),
+        takes=op.takes if rng.random() < 0.8 else rng.choice((900, 2500)),
+    )  # fmt: skip
+
+
 # ---- what it comes to
 
 
@@ -296,17 +332,18 @@ class Outcome(NamedTuple):
 def effect(
     script: Script, context: Mapping[str, Any], step: str, attempt: int, timed_out: bool, told: str | None = None
 ) -> Outcome:
-    """What a step makes of a Context. ``told``: the token of the event that it is given. Pure."""
+    """What a step makes of a Context. ``told``: the token of the event, or of the call, that it is given. Pure."""
     after = dict(context)
     op = op_of(script, context["pc"])
     if step == "rescue":
         after["log"] = [*context["log"], f"rescued {context['pc']}"]
         after["pc"] += 1
         return Outcome(None, after)
-    if attempt <= op.fails:
+    called = step == ACT and told is not None
+    if told.endswith(FAILING) if called and told is not None else attempt <= op.fails:
         after["log"] = [*context["log"], "garbage"]
         after["pc"] += 1
-        return Outcome(op.trouble, after)
+        return Outcome("error" if called else op.trouble, after)
     after["log"] = [*context["log"], f"{context['pc']} {step} {context['token']}{' late' * timed_out}"]
     if told is not None:
         after["log"][-1] += f" {told}"

@@ -16,6 +16,7 @@ from aioflow import (
     GiveUp,
     RetryLater,
     StartOptions,
+    action,
     complete,
     event_workflow,
     fail,
@@ -28,9 +29,10 @@ from aioflow import (
     wait,
     workflow,
 )
-from aioflow.commands import Command
+from aioflow.commands import Command, WaitArm
 from aioflow.testing.simloop import SimLoop
 from tests.simulation.program import (
+    ACT,
     CHOOSY,
     FIRST_LISTENING,
     LATER,
@@ -74,13 +76,13 @@ class World(NamedTuple):
 WORLD: ContextVar[World] = ContextVar("world")
 
 
-def _act_out(context: Context, event: Event | None = None) -> tuple[Op, Outcome]:
+def _act_out(context: Context, event: Event | None = None, call: str | None = None) -> tuple[Op, Outcome]:
     run, world = get_run(), WORLD.get()
     script = world.scripts[context.number]
     op = op_of(script, context.pc)
-    told = None if event is None else told_by(event, context)
+    told = call if event is None else told_by(event, context)
     outcome = effect(script, context.model_dump(), run.step, run.attempt, run.timed_out, told)
-    if op.later and run.step != "rescue" and run.step_key not in world.later:
+    if op.later and run.step not in ("rescue", ACT) and run.step_key not in world.later:
         world.later.add(run.step_key)
         outcome = Outcome("later", {**outcome.context, "log": ["garbage"]})
     for name, value in outcome.context.items():
@@ -135,7 +137,17 @@ def send(run: Any, order: Order, token: str, visit: str, world: World) -> None:
             run.signal(order.name, payload, key=whom)
 
 
-def _command(op: Op, outcome: Outcome, step: str) -> Command:
+def _arm(own: _Steps, kind: str, name: str, key: str | None, then: str) -> WaitArm:
+    match kind:
+        case "signal":
+            return on(name, key=key, then=then)
+        case "event":
+            return on.event(name, entity_id=key, then=then)
+        case _:
+            return on(own.act)
+
+
+def _command(op: Op, outcome: Outcome, step: str, own: _Steps) -> Command:
     if step == "rescue":
         return goto("one")
     match outcome.trouble:
@@ -153,10 +165,7 @@ def _command(op: Op, outcome: Outcome, step: str) -> Command:
         case "sleep":
             return sleep(op.delay * MILLI, then=op.target) if op.then else sleep(op.delay * MILLI)
         case "wait":
-            arms = [
-                on(name, key=key, then=then) if kind == "signal" else on.event(name, entity_id=key, then=then)
-                for kind, name, key, then in op.arms
-            ]
+            arms = [_arm(own, *arm) for arm in op.arms]
             if op.timeout is None:
                 return wait.any(*arms)
             return wait.any(*arms, timeout=op.timeout * MILLI, on_timeout=op.late)
@@ -166,15 +175,15 @@ def _command(op: Op, outcome: Outcome, step: str) -> Command:
             return fail(f"it was to fail at {outcome.context['pc']}")
 
 
-async def _perform(event: Event | None = None) -> Command:
+async def _perform(own: _Steps, event: Event | None = None, call: str | None = None) -> Command:
     context = get_context(Context)
-    op, outcome = _act_out(context, event)
+    op, outcome = _act_out(context, event, call)
     step = get_run().step
     if op.takes and step != "rescue":
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimLoop)
         await loop.pause(op.takes / 1000)
-    return _command(op, outcome, step)
+    return _command(op, outcome, step, own)
 
 
 class _Steps:
@@ -182,23 +191,27 @@ class _Steps:
 
     @step(start=True)
     async def one(self, event: Event | None = None) -> Command:
-        return await _perform(event)
+        return await _perform(self, event)
 
     @step
     async def two(self, event: Event | None = None) -> Command:
-        return await _perform(event)
+        return await _perform(self, event)
 
     @step
     def thread(self) -> Command:
-        return _command(*_act_out(get_context(Context)), get_run().step)
+        return _command(*_act_out(get_context(Context)), get_run().step, self)
 
     @step(timeout=timedelta(seconds=SHORT))
     async def short(self) -> Command:
-        return await _perform()
+        return await _perform(self)
 
     @step
     async def rescue(self) -> Command:
-        return await _perform()
+        return await _perform(self)
+
+    @action()
+    async def act(self, token: str) -> Command:
+        return await _perform(self, call=token)
 
 
 def workflows() -> list[type]:

@@ -14,9 +14,17 @@ from typing import Any, Literal, NamedTuple
 
 import structlog
 
-from aioflow import Engine, StartOptions
+from aioflow import Engine, StartOptions, WorkflowRun
 from aioflow.clock import SECOND, Micros, to_datetime
-from aioflow.errors import EngineClosed, EventNotFound, RunEnded, RunNotFound, StoreUnavailable
+from aioflow.errors import (
+    ActionFailed,
+    ActionNotOpen,
+    EngineClosed,
+    EventNotFound,
+    RunEnded,
+    RunNotFound,
+    StoreUnavailable,
+)
 from aioflow.model import Run
 from aioflow.store import EventQuery, RunQuery
 from aioflow.testing.simloop import Deadlock, Livelock, Process, SimClock, SimLoop, inline_threads
@@ -25,7 +33,7 @@ from aioflow_memory import MemoryStore
 from tests.simulation import program, scripted
 from tests.simulation.faults import CALM, LEASE, Server, Wire, now_or_never, plan
 from tests.simulation.oracle import PROMPT, PROMPT_AT_A_DISTANCE, Oracle
-from tests.simulation.program import MILLI, Act, Program, Script
+from tests.simulation.program import ACT, MILLI, Act, Program, Script
 from tests.simulation.sqlite import NOT_HERE, FileOracle, FileServer, inline_connections
 
 #: When the simulation begins.
@@ -38,6 +46,9 @@ FOR_GOOD = 4.0
 #: Seconds after which a caller takes a call to be lost.
 LOST = 20.0
 
+
+#: How often somebody calls whose action is not open, and how many seconds later each time.
+TRIES, AGAIN = 6, 0.4
 
 Where = Literal["memory", "sqlite"]
 
@@ -370,6 +381,8 @@ class World:
                 return self._emit(act)
             case "withdraw":
                 return self._withdraw(act)
+            case "call":
+                return self._act(act)
 
     async def _start(self, script: Script) -> None:
         options = StartOptions(key=script.key, delay=script.delay * MILLI if script.delay else None)
@@ -429,6 +442,28 @@ class World:
             status = self.oracle.rows[run_id].status
             if status in ("running", "waiting") or (told and status != "cancelled"):
                 self.oracle.problems.append(f"cancel of run {run_id} gave {told}, and it is {status}")
+
+    async def _act(self, act: Act) -> None:
+        run_id = self.oracle.runs_of(int(act.to.partition(" ")[2]))
+        if run_id is None:
+            return
+        for attempt in range(TRIES):
+            token = f"{attempt}.{act.token}"
+            told = await self._call(lambda engine, token=token: engine.act(ACT, run_id, token=token), token)
+            match told:
+                case None:
+                    self.oracle.figures["user: not known what came of a call"] += 1
+                case WorkflowRun():
+                    self.oracle.told_of_call(token, "served")
+                case ActionNotOpen():
+                    self.oracle.told_of_call(token, "refused")
+                    await self.loop.pause(AGAIN)
+                    continue
+                case RuntimeError() | ActionFailed():
+                    self.oracle.told_of_call(token, "failed")
+                case _:
+                    self.oracle.problems.append(f"call {act}: {told!r}")
+            return
 
     async def _emit(self, act: Act) -> None:
         emission = act.emits
