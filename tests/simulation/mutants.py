@@ -90,6 +90,7 @@ _DECIDING, _OUTSIDE, _SIGNALS, _RUNTIME = (
 )
 _STORE, _MAILBOX, _TIMERS = "aioflow_memory.store", "aioflow_memory.mailbox", "aioflow.timers"
 _BATCH = "aioflow_sqlite.batch"
+_OPENINGS, _ACTING = "aioflow.openings", "aioflow.actions"
 _EVENTS, _PLANNER, _EVENT_BATCH = "aioflow_memory.events", "aioflow.planner", "aioflow_sqlite.events"
 
 MUTANTS = [
@@ -216,6 +217,27 @@ MUTANTS = [
            tests="tests/stores/test_memory.py"),
     Mutant("a timeout beats an event that is due", _JUDGE, "Judge._judge_move", "in_the_way(was, self._now)", "in_the_way(was, 0)",
            tests="tests/stores/test_memory.py"),
+    # ---- actions
+    Mutant("calling does not raise the fence", _OUTSIDE, "call", "fence=run.fence + 1", "fence=run.fence"),
+    Mutant("an action that raises loses its timeout", _DECIDING, "_raised", "**call.wait", "**{**call.wait, 'wake_at': None}", seed=34),
+    Mutant("an action that raises is another visit", _DECIDING, "_raised", "**call.wait", "**{**call.wait, 'visit': run.visit}", seed=4),
+    Mutant("keep what an action that raises has done", _EXECUTOR, "Executor.run",
+           "return Ran(Raised(_own_error(",
+           "error.kept = definition.codec.encode(live)[0]\n            return Ran(Raised(_own_error(",
+           more=(_DECIDING, "_raised", "hops=0, input=None, **call.wait",
+                 "hops=0, input=None, data=getattr(error, 'kept', run.data), **call.wait"), seed=4),
+    Mutant("an action is retried", _DECIDING, "_raised", "(call := call_of(run)) is not None", "False", seed=4),
+    Mutant("an action runs without being called", _OUTSIDE, "uncalled",
+           "action is None or call_of(run) is not None", "True"),
+    Mutant("an action is open when its time is over", _OPENINGS, "open_arms", "now > run.wake_at", "False"),
+    Mutant("a call that failed is told to have gone well", _ACTING, "Acting._outcome",
+           "transition.kind in _RETURNED", 'transition.kind != "cancel"', seed=4),
+    Mutant("a call whose reply was lost is made again", _COMMITTER, "Committer._offer",
+           "            self._tell(error)\n",
+           "            for p in pending:\n"
+           "                if isinstance(p.change, Move) and p.change.transition.kind == 'action':\n"
+           "                    p.change = p.change._replace(transition=p.change.transition._replace(commit_id=-p.change.transition.commit_id))\n"
+           "            self._tell(error)\n", seed=169),
     # ---- SQLite
     Mutant("a plan outlives its start in a file", _EVENT_BATCH, "EventBatch.take", "self._gone.append(plan_id)", "pass",
            store="sqlite"),
