@@ -11,6 +11,7 @@ from starlette.responses import Response
 from aioflow import errors
 from aioflow.http import refusals
 from aioflow.http.bodies import is_json
+from aioflow.http.exits import Exits
 from aioflow.http.identity import ActionRequest
 from aioflow.http.permissions import Question, permits
 from aioflow.http.refusals import NO_FIELD, answer
@@ -44,6 +45,7 @@ class ActionCalls:
         self._engine = engine
         self._debug = debug
         self._replays = Replays()
+        self._exits = Exits()
 
     async def call(self, request: ActionRequest) -> Response:
         """Call the action that the address names.
@@ -74,9 +76,12 @@ class ActionCalls:
         if request.run is None:
             raise refusals.not_found(_NO_RUN)
         try:
-            run, error = await self._engine.call_action(
-                action.name, given.run_id, given.values, request=request, from_json=True, known=request.run.row
-            )
+            with self._exits.patient() as scope:
+                run, error = await self._engine.call_action(
+                    action.name, given.run_id, given.values, request=request, from_json=True, known=request.run.row
+                )
+            if scope.cancelled_caught:  # the server ends; the action goes on where the engine works next
+                raise refusals.unavailable()
         except errors.RunNotFound:
             raise refusals.not_found(_NO_RUN) from None
         except (errors.ActionNotOpen, errors.WorkflowUnknown):

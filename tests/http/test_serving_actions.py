@@ -8,9 +8,39 @@ from pathlib import Path
 
 import pytest
 
+from aioflow.http.exits import GRACE
 from tests.http.test_serving import EXAMPLES, connected, ended, serving
+from tests.programs import read_until
 from tests.support import wait_until
 
+#: A server of actions alone, one of which never ends.
+ALONE = """
+import asyncio
+from datetime import timedelta
+from pydantic import BaseModel
+from aioflow import Engine, action, complete, step, workflow
+from aioflow.http import statezero
+
+@workflow("endless")
+class Endless:
+    class Context(BaseModel):
+        pass
+
+    @action("endless_act")
+    @step(start=True)
+    async def act(self):
+        print("acting", flush=True)
+        await asyncio.Event().wait()
+
+engine = Engine("sqlite:///acts.db", shutdown_timeout=timedelta(seconds=1))
+app = statezero(engine)
+
+async def begin(request):
+    from starlette.responses import JSONResponse
+    return JSONResponse((await engine.start(Endless)).id)
+
+app.add_route("/begin", begin, methods=["POST"])
+"""
 RITA = {"authorization": "Token of-rita"}
 CALL = "/statezero/actions/expense_submit_review/"
 
@@ -46,3 +76,17 @@ async def test_uvicorn_serves_actions_in_fastapi(url: str) -> None:
         preflight = {"origin": "https://app.example.com", "access-control-request-method": "POST"}
         allowed = await nobody.options(CALL, headers=preflight)
         assert allowed.headers["access-control-allow-origin"] == "https://app.example.com"
+
+
+async def test_a_server_ends_while_an_action_runs(tmp_path: Path) -> None:
+    """Told to end, it lets a call be for some seconds, answers that it is unavailable, and leaves the run to the next."""
+    (tmp_path / "endless.py").write_text(ALONE)
+    async with serving(tmp_path, "endless:app") as (server, url), connected(url) as client:
+        run_id = (await client.post("/begin")).json()
+        call = asyncio.create_task(client.post("/actions/endless_act/", json={"workflow_run_id": run_id}))
+        await asyncio.to_thread(read_until, server.stdout, "acting")
+        seconds, _, complaints = await ended(server)
+        answer = await call
+    assert (answer.status_code, answer.json()["type"]) == (503, "ServiceUnavailable")
+    assert GRACE <= seconds < GRACE + 8
+    assert "Application shutdown complete" in complaints
