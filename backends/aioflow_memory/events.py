@@ -210,7 +210,8 @@ class Events:
         starts = [plan for plan in self._plans.values() if plan.workflow]
         events = Counter(event.status for event in self._events.values())
         blocked = sum(plan.due == BLOCKED for plan in starts)
-        return dict(events), len(starts), sum(plan.error is not None for plan in starts) - blocked, blocked
+        failing = sum(plan.error is not None and plan.due != BLOCKED for plan in starts)
+        return dict(events), len(starts), failing, blocked
 
     # ---- rows, and what follows from them
 

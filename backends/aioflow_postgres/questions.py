@@ -175,7 +175,7 @@ async def stats(session: Session, now: Micros) -> Stats:
         now,
     )
     [(mailbox,)] = await session.fetch("SELECT count(*) FROM aioflow.signals WHERE taken_at IS NULL")
-    tables = "runs", "history", "waits", "signals", "events", "plans", "seen"
+    tables = "runs", "history", "waits", "signals", "events", "replaced", "plans", "seen"
     sizes = " + ".join(f"pg_total_relation_size('aioflow.{table}')" for table in tables)
     [(size,)] = await session.fetch(f"SELECT {sizes}")
     told = dict([tuple(row) for row in await session.fetch("SELECT status, count(*) FROM aioflow.events GROUP BY 1")])

@@ -116,8 +116,9 @@ def _events_and_plans(db: sqlite3.Connection) -> tuple[dict[str, int], int, int,
     events = dict(db.execute("SELECT status, count(*) FROM events GROUP BY status"))
     (planned,) = db.execute("SELECT count(*) FROM plans WHERE workflow <> ''").fetchone()
     (put_off,) = db.execute("SELECT count(*) FROM plans WHERE error IS NOT NULL").fetchone()
-    (blocked,) = db.execute(f"SELECT count(*) FROM plans WHERE due = {BLOCKED}").fetchone()
-    return events, planned, put_off - blocked, blocked
+    counts = f"SELECT count(*), count(error) FROM plans WHERE due = {BLOCKED}"
+    blocked, with_error = db.execute(counts).fetchone()
+    return events, planned, put_off - with_error, blocked
 
 
 def _and(where: list[str]) -> str:

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aioflow.changes import Amend, Change, Mark, Move, Post, Result, Start
+from aioflow.changes import Amend, Change, Emit, Listen, Mark, Move, Occur, Post, Replan, Result, Start, Withdraw
 from aioflow.clock import SECOND
 from aioflow.model import Arm, Run, Signal, Transition
+from aioflow.plans import EventRecord
 from aioflow.store import RunQuery, Stats
+from tests.stores.events import Events, hears
 
 ENDED = {"completed", "failed", "cancelled"}
 HOUR = 3600 * SECOND
@@ -55,6 +57,7 @@ class Model:
     kept: list[Kept] = field(default_factory=list)
     #: run -> when what it waits for was written
     since: dict[int, int] = field(default_factory=dict)
+    events: Events = field(default_factory=Events)
 
     # ---- asked by the machine
 
@@ -73,7 +76,7 @@ class Model:
             for kept in self.kept
             if kept.there(now)
             and any(
-                kept.signal.name == arm.name
+                (kept.signal.name, kind_of(kept.signal)) == (arm.name, arm.kind)
                 and (
                     kept.signal.run_id == run_id
                     or (not kept.signal.run_id and arm.key is not None and kept.signal.key == arm.key)
@@ -104,6 +107,7 @@ class Model:
             oldest_due=min(late, default=None),
             mailbox=sum(kept.taken_at is None for kept in self.kept),
             bytes=None,
+            **self.events.stats(),  # type: ignore[arg-type]
         )
 
     def select(self, query: RunQuery) -> list[Run]:
@@ -171,6 +175,10 @@ class Model:
                     return Result("stale", run)
                 self.history[run_id].append(decided[1])
                 return Result("applied", self.put(decided[0]), decided[1])
+            case Emit() | Occur() | Withdraw() | Replan() | Listen():
+                result = self.events.change(change, now)
+                self._tell()
+                return result
 
     def _offered(self, run_id: int, made: Transition) -> Result:
         same = [m for m in self.history.get(run_id, []) if (m.seq, m.commit_id) == (made.seq, made.commit_id)]
@@ -180,14 +188,19 @@ class Model:
         run = start.run
         if run.id in self.runs:
             return self._offered(run.id, start.transition)
+        plan = self.events.plans.pop(start.plan, None)
+        if start.plan and plan is None:
+            return Result("stale")
         same = [r for r in self.runs.values() if run.key is not None and (r.workflow, r.key) == (run.workflow, run.key)]
         if same:
             first = ([r for r in same if r.status not in ENDED] or sorted(same, key=lambda r: (r.created_at, r.id)))[-1]
             free = {"never": (), "ended": ENDED, "failed": {"failed"}}[start.reuse]
             if first.status not in free:
                 return Result("exists", first)
+        if plan is not None:
+            self.events.seen.add((run.id, self.events.by_id(plan.event).mail_id))
         self.history[run.id].append(start.transition)
-        return Result("applied", self.put(run))
+        return Result("applied", self._caught_up(self.put(run)))
 
     def _post(self, signal: Signal, now: int) -> Result:
         if any(kept.signal.id == signal.id for kept in self.kept):
@@ -207,7 +220,7 @@ class Model:
             self.kept.append(Kept(signal, signal.signal_id))
             return Result("applied")
         for run_id in self.since:
-            if signal.name in [arm.name for arm in self.arms(run_id)]:
+            if self._waits_for(run_id, signal):
                 copy = signal._replace(run_id=run_id, broadcast=1, signal_id=None)
                 self.kept.append(Kept(copy, None))
         # Known as sent, whoever was there to hear it, and be it only for as long as the Post may be offered again.
@@ -226,6 +239,8 @@ class Model:
             was.wake_at is None or signal.sent_at <= was.wake_at for signal in self.fitting(id_, now)
         ):
             return Result("stale", was, mail=True)
+        if move.unless_mail and (first := self.events.in_the_way(was, self.arms(id_), now)) is not None:
+            return Result("stale", was, plans=(first,))
         taken = [
             kept for kept in self.kept
             if kept.there(now) and kept.signal.id in move.takes and kept.signal.run_id in {0, id_}
@@ -234,15 +249,43 @@ class Model:
             return Result("stale", was)
         for kept in taken:
             kept.taken_at = now
+            if kept.signal.event is not None:
+                self.events.seen.add((id_, kept.signal.id))
             if move.transition.kind == "reject":
                 kept.known_as = None
             else:
                 kept.taken_by = id_
         self.history[id_].append(move.transition)
-        run = self.put(move.run)
+        run = self._caught_up(self.put(move.run))
         return Result("applied", run, also=tuple(self._change(part, now) for part in move.also))
 
-    def _offered_with_it(self, part: Start | Post) -> Result:
+    def _waits_for(self, run_id: int, signal: Signal) -> bool:
+        return any((arm.kind, arm.name) == ("signal", signal.name) for arm in self.arms(run_id))
+
+    def _tell(self) -> None:
+        """What has occurred is told to those who wait for it."""
+        for event in self.events.occurred:
+            for run_id in self.since:
+                if any(hears(arm, event) for arm in self.arms(run_id)):
+                    self._copy(event, run_id)
+        self.events.occurred.clear()
+
+    def _caught_up(self, run: Run) -> Run:
+        for event in self.events.missed(run, self.arms(run.id)):
+            self._copy(event, run.id)
+        return run
+
+    def _copy(self, event: EventRecord, run_id: int) -> None:
+        if (run_id, event.mail_id) in self.events.seen:
+            return
+        self.kept = [kept for kept in self.kept if (kept.signal.id, kept.signal.run_id) != (event.mail_id, run_id)]
+        self.kept.append(Kept(event.copy_for(run_id), None))
+
+    def _offered_with_it(self, part: Start | Post | Emit) -> Result:
+        if isinstance(part, Emit):
+            known = self.events.records.get(part.event.event_id)
+            again = self.events.recorded(part.event)
+            return Result("applied" if again else "stale" if known is None else "exists", event=known)
         if isinstance(part, Start):
             return self._offered(part.run.id, part.transition)
         return Result("applied" if any(kept.signal.id == part.signal.id for kept in self.kept) else "stale")
@@ -252,6 +295,8 @@ class Model:
             return result
         if isinstance(change, Post):
             return result._replace(run_ids=self._receivers(change.signal, now))
+        if isinstance(change, Emit | Occur) and result.event is not None:
+            return result._replace(run_ids=self._holders(result.event.mail_id, now))
         if isinstance(change, Move):
             also = tuple(self._told(part, told, now) for part, told in zip(change.also, result.also, strict=True))
             return result._replace(mail=bool(self.fitting(change.run.id, now)), also=also)
@@ -259,15 +304,18 @@ class Model:
 
     def _receivers(self, signal: Signal, now: int) -> tuple[int, ...]:
         if signal.run_id:
-            waits = signal.run_id in self.since and signal.name in [arm.name for arm in self.arms(signal.run_id)]
+            waits = signal.run_id in self.since and self._waits_for(signal.run_id, signal)
             return (signal.run_id,) if waits else ()
         if signal.key is None:
-            copies = [kept for kept in self.kept if kept.signal.id == signal.id and kept.there(now)]
-            return tuple(sorted(kept.signal.run_id for kept in copies))
+            return self._holders(signal.id, now)
         wait = (signal.name, signal.key)
         there = [k for k in self.kept if k.there(now) and not k.signal.run_id and (k.signal.name, k.signal.key) == wait]
-        fits = [run_id for run_id in self.waiting() if wait in [(arm.name, arm.key) for arm in self.arms(run_id)]]
+        fits = [run_id for run_id in self.waiting() if ("signal", *wait) in [arm[:3] for arm in self.arms(run_id)]]
         return tuple(fits[: len(there)])
+
+    def _holders(self, id_: int, now: int) -> tuple[int, ...]:
+        copies = [kept for kept in self.kept if kept.signal.id == id_ and kept.there(now)]
+        return tuple(sorted(kept.signal.run_id for kept in copies))
 
     def put(self, run: Run) -> Run:
         """The row as it is from now on, and what follows for those who wrote to it."""
@@ -282,6 +330,11 @@ class Model:
             if kept.signal.run_id == run.id and (run.status in ENDED or (wait_is_over and kept.signal.broadcast)):
                 kept.over = True
         return run
+
+
+def kind_of(signal: Signal) -> str:
+    """The kind of arm that it is for."""
+    return "signal" if signal.event is None else "event"
 
 
 def _holds(found: Any, wanted: Any) -> bool:

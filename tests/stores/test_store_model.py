@@ -30,13 +30,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aioflow.changes import Amend, Change, Mark, Move, Post, Result, Start
+from aioflow.changes import Amend, Change, Emit, Listen, Mark, Move, Occur, Post, Replan, Result, Start, Withdraw
 from aioflow.clock import SECOND
 from aioflow.discovery import find_store
 from aioflow.errors import StoreRefused
-from aioflow.model import Deadline, Run
-from aioflow.store import RunQuery, Store
-from aioflow.testing.conformance_samples import NOW, a_run, a_signal, a_transition, arms, cancelling, hopping, moving
+from aioflow.model import Arm, Deadline, Run
+from aioflow.plans import BLOCKED, EventRecord, Listener
+from aioflow.store import EventQuery, Planned, PlanQuery, RunQuery, Store
+from aioflow.testing.conformance_samples import NOW, a_run, a_signal, a_transition, cancelling, hopping, moving
 from tests.flows import STORES
 from tests.stores.model import ENDED, HOUR, WEEK, Model
 
@@ -45,6 +46,9 @@ T = TypeVar("T")
 LEASE = 30 * SECOND
 KEYS = [None, "a", "b"]
 NAMES = ["paid", "sent"]
+EVENT_IDS = ["v1", "v2", "v3"]
+NAMESPACES = ["*", "shop", "office"]
+OFFSETS = [-HOUR, 0, SECOND]
 WORKFLOWS = [("order", "1"), ("order", "2"), ("refund", "1")]
 DATA = [{}, {"n": 1}, {"n": 1.0}, {"n": True, "deep": {"x": [1, {"y": None}], "z": "ä"}}, {"deep": {"x": [True]}}]
 FILTERS: list[dict[str, Any]] = [
@@ -66,7 +70,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.uuid = self.do(self.store.open(self.now))
         self.model = Model()
         self.commits = count(1)
-        self.given: dict[str, set[int]] = {"run": set(), "signal": set(), "worker": set()}
+        self.given: dict[str, set[int]] = {"run": set(), "signal": set(), "event": set(), "worker": set()}
         self.offers: list[list[Change]] = []
         #: worker -> end of its lease; of an exclusive store the one that works
         self.leases: dict[int, int] = {}
@@ -94,6 +98,7 @@ class StoreMachine(RuleBasedStateMachine):
         starts = [self.a_start(data, key=key, delayed=False) for key in (None, "a", "b")]
         self.apply([*starts])
         self.apply([self.a_wait(data, start.run) for start in starts[:2]])
+        self.apply([self.a_listen(data)])
 
     def reserve(self, kind: Any, number: int = 1) -> list[int]:
         first = self.do(self.store.reserve(kind, number, self.now))
@@ -131,6 +136,11 @@ class StoreMachine(RuleBasedStateMachine):
             compare(change, found, wanted)
             self.unread.add(run_of(change))
             self.unread.update(run_of(part) for part in (change.also if isinstance(change, Move) else ()))
+        if new := self.model.events.new:
+            parts = [part for result in told for part in (result, *result.also)]
+            ids = tuple(deadline.run_id for part in parts if part.event is not None for deadline in part.plans)
+            assert len(ids) == len(new)
+            self.model.events.learn(self.do(self.store.select(PlanQuery(ids=ids), self.now)))
         return told
 
     def apply(self, changes: list[Change]) -> None:
@@ -169,11 +179,15 @@ class StoreMachine(RuleBasedStateMachine):
         running = [run for run in self.model.runs.values() if run.status == "running"]
         run = data.draw(st.sampled_from(running), "run")
         move = self.a_step(data, run)
-        also: list[Start | Post] = []
+        also: list[Start | Post | Emit] = []
         keys: set[Any] = set()
         for _ in range(data.draw(st.integers(1, 3), "also")):
-            part: Start | Post
-            if data.draw(st.booleans(), "start?"):
+            part: Start | Post | Emit
+            what = data.draw(st.sampled_from(["start", "post", "emit"]), "what")
+            if what == "emit":
+                part = self.an_emit(data)
+                own = ("event", part.event.event_id)
+            elif what == "start":
                 part = self.a_start(data, key=data.draw(st.sampled_from(KEYS), "key"), parent=run.id)
                 own = None if part.run.key is None else (part.run.workflow, part.run.key)
             else:
@@ -238,6 +252,74 @@ class StoreMachine(RuleBasedStateMachine):
     another_wait_ends = precondition(lambda self: self.model.since)(
         rule(data=st.data())(lambda self, data: self.end_a_wait(data))
     )
+
+    @rule(data=st.data(), size=st.integers(1, 3))
+    def events_happen(self, data: st.DataObject, size: int) -> None:
+        """Of each event and of each plan one change."""
+        changes: list[Change] = []
+        about: set[Any] = set()
+        for _ in range(size):
+            change, names = self.an_event_change(data)
+            if not about & names:
+                about |= names
+                changes.append(change)
+        self.apply(changes)
+
+    more_events_happen = rule(data=st.data())(lambda self, data: self.apply([self.an_event_change(data)[0]]))
+
+    def an_event_change(self, data: st.DataObject) -> tuple[Change, set[Any]]:
+        """A change about events, and what there may be only one of in a batch."""
+        events = self.model.events
+        how = data.draw(
+            st.sampled_from(["emit", "emit", "emit", "withdraw", "occur", "replan", "start", "start", "listen"])
+        )
+        if how == "listen":
+            return self.a_listen(data), {"listen"}
+        if how == "withdraw":
+            event_id = data.draw(st.sampled_from([*EVENT_IDS, "none"]), "event_id")
+            return Withdraw(event_id), {("event", event_id)}
+        occurring = sorted(id_ for id_, plan in events.plans.items() if not plan.workflow)
+        starts = sorted(id_ for id_, plan in events.plans.items() if plan.workflow)
+        if how == "occur":
+            id_ = data.draw(st.sampled_from([*occurring * 3, *starts[:1], 999]), "plan")
+            event_id = events.by_id(events.plans[id_].event).event_id if id_ in events.plans else "none"
+            return Occur(id_, event_id), {("plan", id_), ("event", event_id)}
+        if how == "replan" and starts:
+            plan = events.plans[data.draw(st.sampled_from(starts), "plan")]
+            late = data.draw(st.sampled_from([0, 0, 0, 1]), "past")
+            due = data.draw(st.sampled_from([None, self.now + SECOND, self.now + HOUR, BLOCKED]), "due")
+            error = data.draw(st.sampled_from([None, "ValueError: no"]), "error")
+            return Replan(plan._replace(attempts=plan.attempts - late), due, error), {("plan", plan.id)}
+        if how == "start":
+            id_ = data.draw(st.sampled_from([*starts * 3, *occurring[:0], 999]), "plan")
+            start = self.a_start(data, key=data.draw(st.sampled_from(KEYS), "key"))
+            run = start.run
+            if id_ in events.plans:
+                run = run._replace(workflow=events.plans[id_].workflow)
+            names = {("plan", id_)} | ({("key", run.workflow, run.key)} if run.key is not None else set())
+            return start._replace(run=run, plan=id_), names
+        emit = self.an_emit(data)
+        return emit, {("event", emit.event.event_id)}
+
+    def an_emit(self, data: st.DataObject) -> Emit:
+        [id_] = self.reserve("event")
+        [mail_id] = self.reserve("signal")
+        event = EventRecord(
+            id=id_, event_id=data.draw(st.sampled_from(EVENT_IDS), "event_id"),
+            name=data.draw(st.sampled_from(NAMES), "name"), namespace=data.draw(st.sampled_from(NAMESPACES), "namespace"),
+            entity_id=data.draw(st.sampled_from(KEYS), "entity_id"), entity_type=None, entity=json.dumps({"n": id_}),
+            at=self.now + data.draw(st.sampled_from([-HOUR, 0, SECOND, HOUR]), "at"), occurrence=1, status="pending",
+            mail_id=mail_id, recorded_at=self.now, occurred_at=None,
+        )  # fmt: skip
+        return Emit(event, replace=data.draw(st.booleans(), "replace"))
+
+    def a_listen(self, data: st.DataObject) -> Listen:
+        names = data.draw(st.sampled_from([("order",), ("refund",), ("order", "refund")]), "workflows")
+        heard = st.tuples(
+            st.sampled_from(names), st.sampled_from(NAMES), st.sampled_from(NAMESPACES[:2]), st.sampled_from(OFFSETS)
+        )
+        listeners = data.draw(st.lists(heard, max_size=4, unique=True), "listeners")
+        return Listen(names, tuple(Listener(*listener) for listener in listeners))
 
     @precondition(lambda self: self.offers)
     @rule(data=st.data())
@@ -334,11 +416,13 @@ class StoreMachine(RuleBasedStateMachine):
         return self.a_wait(data, run)
 
     def a_wait(self, data: st.DataObject, run: Run) -> Move:
-        pairs = st.tuples(st.sampled_from(NAMES), st.sampled_from(KEYS))
-        waits = data.draw(st.lists(pairs, min_size=1, max_size=3), "arms")
+        arm = st.builds(
+            Arm, st.sampled_from(["signal", "event"]), st.sampled_from(NAMES), st.sampled_from(KEYS), st.just("ship"), st.just(False)
+        )  # fmt: skip
+        waits = data.draw(st.lists(arm, min_size=1, max_size=3), "arms")
         until = data.draw(st.sampled_from([None, self.now, self.now + SECOND, self.now + HOUR]), "until")
         return self.to(
-            run, "wait", status="waiting", owner=None, waiting_for="signal", wake_at=until, arms=arms(*waits)
+            run, "wait", status="waiting", owner=None, waiting_for=waits[0].kind, wake_at=until, arms=json.dumps(waits)
         )
 
     def a_change(self, data: st.DataObject, run: Run) -> Change:
@@ -472,6 +556,28 @@ class StoreMachine(RuleBasedStateMachine):
             assert len(pages) <= len(wanted)
         assert pages == wanted
 
+    @rule(data=st.data())
+    def events_are_looked_for(self, data: st.DataObject) -> None:
+        """By any filters, in both orders, page by page."""
+        values = {
+            "event_id": EVENT_IDS, "name": NAMES, "namespace": NAMESPACES, "entity_id": ["a", "b"],
+            "status": ["pending", "occurred", "cancelled"],
+        }  # fmt: skip
+        names = data.draw(st.lists(st.sampled_from(sorted(values)), max_size=2, unique=True), "filters")
+        instants = st.sampled_from([None, None, self.now, self.now - SECOND])
+        query = EventQuery(
+            **{name: tuple(data.draw(st.lists(st.sampled_from(values[name]), max_size=2), name)) for name in names},
+            at_after=data.draw(instants, "at_after"), at_before=data.draw(instants, "at_before"),
+            descending=data.draw(st.booleans(), "descending"), limit=data.draw(st.integers(1, 3), "limit"),
+        )  # fmt: skip
+        wanted = self.model.events.select(query)
+        pages: list[EventRecord] = []
+        while page := self.do(self.store.select(query, self.now)):
+            assert len(page) <= query.limit
+            pages += page
+            query = replace(query, after=page[-1].id)
+        assert pages == wanted
+
     @precondition(lambda self: self.model.runs)
     @rule(data=st.data(), limit=st.integers(1, 3), after=st.integers(0, 4))
     def parts_are_read(self, data: st.DataObject, limit: int, after: int) -> None:
@@ -509,6 +615,17 @@ class StoreMachine(RuleBasedStateMachine):
         assert replace(self.do(self.store.stats(self.now)), bytes=None) == self.model.stats(self.now)
 
     @invariant()
+    def what_is_planned_is_that_of_the_model(self) -> None:
+        events = self.model.events
+        last = (2**62, 2**62)
+        assert self.do(self.store.due((-1, -1), last, 1_000, self.now, "plan")) == events.deadlines()
+        planned = self.do(self.store.select(PlanQuery(ids=(*events.plans, 999)), self.now))
+        assert sorted(planned) == sorted(Planned(plan, events.by_id(plan.event)) for plan in events.plans.values())
+        query = PlanQuery(blocked=("order",))
+        blocked = {plan.id for plan in events.plans.values() if plan.due == BLOCKED and plan.workflow == "order"}
+        assert {plan.id for plan, _ in self.do(self.store.select(query, self.now))} == blocked
+
+    @invariant()
     def the_mail_is_that_of_the_model(self) -> None:
         fitting = {id_: self.model.fitting(id_, self.now) for id_ in self.model.waiting()}
         mails = self.do(self.store.mail(None, 1_000, self.now))
@@ -525,8 +642,10 @@ def run_of(change: Change) -> int:
             return signal.run_id
         case Mark(run_id=run_id) | Amend(run_id=run_id):
             return run_id
+        case Start(run=run) | Move(run=run):
+            return run.id
         case _:
-            return change.run.id
+            return 0
 
 
 def compare(change: Change, told: Result, wanted: Result) -> None:
@@ -537,7 +656,14 @@ def compare(change: Change, told: Result, wanted: Result) -> None:
         if told.outcome == "stale":
             assert told.run == wanted.run
         return
+    if isinstance(change, Emit | Occur | Withdraw):
+        assert told.event == wanted.event, (change, told, wanted)
+        if not isinstance(change, Emit) or wanted.event is None or wanted.event.mail_id == change.event.mail_id:
+            assert sorted(told.run_ids) == sorted(wanted.run_ids), (change, told, wanted)
+        return
     assert told.run == wanted.run, (change, told, wanted)
+    if isinstance(change, Move | Replan):
+        assert told.plans == wanted.plans, (change, told, wanted)
     assert told.transition == wanted.transition
     if isinstance(change, Move):
         assert told.mail == wanted.mail, (change, told, wanted)
