@@ -118,6 +118,13 @@ class StoreMachine(RuleBasedStateMachine):
     def time_passes(self, by: int) -> None:
         self.now += by
 
+    @precondition(lambda self: self.model.events.plans)
+    @rule(data=st.data())
+    def something_is_due(self, data: st.DataObject) -> None:
+        plan = data.draw(st.sampled_from(sorted(self.model.events.plans.values())), "plan")
+        if plan.due != BLOCKED:
+            self.now = max(self.now, plan.due)
+
     @rule()
     def the_store_is_opened_anew(self) -> None:
         """As after a restart. The lock of an exclusive store is lost with its holder, and a lease runs on."""
@@ -232,8 +239,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     def end_a_wait(self, data: st.DataObject) -> None:
         """By a signal that may be there, by one that does not validate, or in time if none is there."""
-        run = self.model.runs[data.draw(st.sampled_from(self.model.waiting()), "run")]
-        how = data.draw(st.sampled_from(["take", "take", "take", "reject", "time"]), "how")
+        held_back = [
+            id_ for id_ in self.model.waiting()
+            if self.model.events.in_the_way(self.model.runs[id_], self.model.arms(id_), self.now) is not None
+        ]  # fmt: skip
+        run = self.model.runs[data.draw(st.sampled_from(self.model.waiting() + 3 * held_back), "run")]
+        ways = ["take", "take", "take", "reject", "time", *["time"] * 3 * (run.id in held_back)]
+        how = data.draw(st.sampled_from(ways), "how")
         going: dict[str, Any] = {
             "status": "running", "waiting_for": None, "wake_at": None, "arms": None, "fence": run.fence + 1,
             "owner": data.draw(self.owners(), "owner"),
@@ -416,11 +428,16 @@ class StoreMachine(RuleBasedStateMachine):
         return self.a_wait(data, run)
 
     def a_wait(self, data: st.DataObject, run: Run) -> Move:
-        arm = st.builds(
-            Arm, st.sampled_from(["signal", "event"]), st.sampled_from(NAMES), st.sampled_from(KEYS), st.just("ship"), st.just(False)
-        )  # fmt: skip
-        waits = data.draw(st.lists(arm, min_size=1, max_size=3), "arms")
-        until = data.draw(st.sampled_from([None, self.now, self.now + SECOND, self.now + HOUR]), "until")
+        events = self.model.events.records.values()
+        pending = [event for event in events if event.status == "pending"]
+        told = [event for event in events if event.status == "occurred" and event.entity_id is not None]
+        places = [("signal", name, key) for name in NAMES for key in KEYS]
+        places += [("event", name, key) for name in NAMES for key in KEYS]
+        places += [("event", event.name, event.entity_id) for event in (*told, *pending) for _ in range(4)]
+        drawn = data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=3), "arms")
+        waits = [Arm(kind, name, key, "ship", message=False) for kind, name, key in drawn]  # type: ignore[arg-type]
+        ends = [None, self.now, self.now + SECOND, self.now + HOUR, *(event.at for event in pending)]
+        until = data.draw(st.sampled_from(ends), "until")
         return self.to(
             run, "wait", status="waiting", owner=None, waiting_for=waits[0].kind, wake_at=until, arms=json.dumps(waits)
         )
