@@ -143,6 +143,7 @@ def clock() -> ShiftedClock:
 #: Whose tests run on PostgreSQL, too: those of what the store decides, rather than the engine. All of them would take
 #: minutes, and find what the conformance suite finds.
 ON_POSTGRES = (
+    "test_action_clients",
     "test_actions",
     "test_broadcasts",
     "test_cancel_races",
