@@ -5,10 +5,12 @@
 Two servers, each a uvicorn of its own, on SQLite with `synchronous=FULL`: `aioflow.http.api`, and a bare Starlette app
 whose one endpoint does what a single transition is in plain sqlite3 (an UPDATE and an INSERT, one COMMIT, in a thread).
 This program is the client: HTTP/1.1 over connections that stay open, written by hand, so that it costs little beside what
-it measures. A call of an action is two commits, one after the other: the call that claims the run, and what its step makes
-of it; in between the input is validated twice, and the step runs. A start is one. In each round one after the other:
-calls on one connection (latency), and on many (calls/s); runs are started before the clock is. Medians of the rounds, as
-JSON. (The file is not called http.py: beside a program a module of that name would hide Python's own.)
+it measures. A call of an action is a read and two commits, one after the other: the call that claims the run, and what its
+step makes of it; in between the step runs. A start is one. In each round one after the other: calls on one connection
+(latency), and on many (calls/s); runs are started before the clock is. cpu_ms is the time that the server's process had a
+processor, for a call. Medians of the rounds, as JSON.
+
+(The file is not called http.py: beside a program a module of that name would hide Python's own.)
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from measuring import machine, shares
 from pydantic import BaseModel
@@ -58,12 +60,12 @@ class Expense:
         return complete(approved=approved, note=note)
 
 
-def flows() -> Starlette:
+def flows_app() -> Starlette:
     """The run API."""
     return api(Engine(f"sqlite:///{os.environ['BENCHMARK_FILE']}"))
 
 
-def bare() -> Starlette:
+def bare_app() -> Starlette:
     """One endpoint, one commit."""
     db = sqlite3.connect(os.environ["BENCHMARK_FILE"], isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode = WAL")
@@ -88,9 +90,21 @@ def bare() -> Starlette:
     return Starlette(routes=[Route("/commit", commit, methods=["POST"])])
 
 
+class Server(NamedTuple):
+    """Where a server is, and which process it is."""
+
+    port: int
+    pid: int
+
+    def cpu(self) -> float:
+        """Milliseconds of the processors' time that it has had, in ticks of the system, as Linux tells it."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def serving(factory: str, file: Path) -> Iterator[int]:
-    """A server of this file's app: its port."""
+def serving(factory: str, file: Path) -> Iterator[Server]:
+    """A server of this file's app."""
     command = ["--factory", f"over_http:{factory}", "--app-dir", str(Path(__file__).parent), "--port", "0"]
     server = subprocess.Popen(
         [sys.executable, "-m", "uvicorn", *command, "--no-access-log"],
@@ -104,7 +118,7 @@ def serving(factory: str, file: Path) -> Iterator[int]:
         try:
             for line in server.stderr:
                 if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
-                    yield int(found[1])
+                    yield Server(int(found[1]), server.pid)
                     return
             raise SystemExit(f"{factory}: the server did not start")
         finally:
@@ -177,25 +191,25 @@ def commits(count: int) -> list[Call]:
     return [("/commit", b'{"input": {"approved": true, "note": "fine"}}')] * count
 
 
-async def measure(options: argparse.Namespace, flows_port: int, bare_port: int) -> dict[str, object]:
+async def measure(options: argparse.Namespace, flows: Server, bare: Server) -> dict[str, object]:
     found: dict[str, list[dict[str, float]]] = {}
     for _ in range(options.rounds):
-        for name, port, make in (
-            ("bare_commit", bare_port, None),
-            ("start", flows_port, starts),
-            ("action", flows_port, None),
-        ):
+        for name, server in (("bare_commit", bare), ("start", flows), ("action", flows)):
             figures: dict[str, float] = {}
             for connections in (1, options.connections):
                 count = options.calls if connections > 1 else options.calls // 4
-                if name == "action":
-                    warm, calls = await parked(port, WARM_UP), await parked(port, count)
-                else:
-                    kind = make or commits
-                    warm, calls = kind(WARM_UP), kind(count)
-                await ask(port, warm, connections)
-                rate, times = await ask(port, calls, connections)
+                match name:
+                    case "action":
+                        calls = await parked(server.port, WARM_UP + count)
+                    case "start":
+                        calls = starts(WARM_UP + count)
+                    case _:
+                        calls = commits(WARM_UP + count)
+                await ask(server.port, calls[:WARM_UP], connections)
+                before = server.cpu()
+                rate, times = await ask(server.port, calls[WARM_UP:], connections)
                 figures[f"per_s_{connections}"] = round(rate)
+                figures[f"cpu_ms_{connections}"] = round((server.cpu() - before) / count, 2)
                 figures |= {f"{share}_ms_{connections}": took for share, took in shares(times, 2).items()}
             found.setdefault(name, []).append(figures)
     medians = {
@@ -215,8 +229,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         flows_file, bare_file = Path(folder) / "flows.db", Path(folder) / "bare.db"
-        with serving("flows", flows_file) as flows_port, serving("bare", bare_file) as bare_port:
-            json.dump(asyncio.run(measure(options, flows_port, bare_port)), sys.stdout, indent=2)
+        with serving("flows_app", flows_file) as flows, serving("bare_app", bare_file) as bare:
+            json.dump(asyncio.run(measure(options, flows, bare)), sys.stdout, indent=2)
     print()
 
 
