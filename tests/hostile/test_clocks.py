@@ -15,11 +15,14 @@ from aioflow import (
     StartOptions,
     WorkflowRun,
     complete,
+    event_workflow,
+    fail,
     get_context,
     get_run,
     sleep,
     step,
     wait,
+    wait_for_event,
     workflow,
 )
 from aioflow.commands import Command
@@ -220,3 +223,79 @@ async def test_signal_expires_by_the_clock_and_not_before(
         clock.shift(-2 * HOUR)  # what was too late for this wait may be in time again, or be gone: the run goes on
         await engine.signal("mail", {"number": 10}, key="k")
         assert (await run.wait(5)).data["number"] in (9, 10)
+
+
+@event_workflow("hostile-visit", offsets=[-30 * MINUTE, 30 * MINUTE], name="hostile-visits")
+class Visits:
+    """Starts before and after the event, and writes down when."""
+
+    class Context(BaseModel):
+        woke: datetime | None = None
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        return complete(woke=get_run().now)
+
+
+@workflow("hostile-expects")
+class Expects:
+    """Waits for the event, an hour and a half at the most."""
+
+    class Context(BaseModel):
+        woke: datetime | None = None
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        return wait_for_event("hostile-visit", timeout=90 * MINUTE, on_timeout=self.late, then=self.came)
+
+    @step
+    async def came(self) -> Command:
+        return complete(woke=get_run().now)
+
+    @step
+    async def late(self) -> Command:
+        return fail("nobody came")
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["working", "restarted"])
+@pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
+async def test_clock_that_steps_starts_nothing_early_and_nothing_twice(
+    make_engine: MakeEngine, clock: ShiftedClock, steps: list[timedelta], restart: bool
+) -> None:
+    """What an event has planned is started, and occurs, when the clock says so, once, however the clock got there."""
+    engine = await make_engine().__aenter__()
+    try:
+        waiting = await (await engine.start(Expects)).wait(5, until="parked")
+        at = clock.now() + HOUR
+        await engine.emit("hostile-visit", at=at, event_id="e")
+        async with crowded(engine) as crowd:
+            for by in steps:
+                clock.shift(by)
+                await wait_until(lambda: _all_made(engine, clock, at))
+                await crowd.moves_on()
+        if restart:
+            await engine.__aexit__(None, None, None)
+            engine = await make_engine().__aenter__()
+        while clock.now() < at + 31 * MINUTE:
+            clock.shift(10 * MINUTE)
+            await wait_until(lambda: _all_made(engine, clock, at))
+        ended = await engine.wait(waiting.id, 5)
+        assert (ended.status, ended.error) == ("completed", None)
+        assert ended.context.woke >= at
+        before, after = [
+            await engine.wait(run.id, 5) for run in await engine.runs(event_id="e", workflow=Visits, order="created_at")
+        ]
+        assert at - 30 * MINUTE <= before.context.woke < after.context.woke
+        assert after.context.woke >= at + 30 * MINUTE
+        stats = await engine.stats()
+        assert (stats.planned, stats.events) == (0, {"occurred": 1})
+    finally:
+        await engine.__aexit__(None, None, None)
+
+
+async def _all_made(engine: Engine, clock: ShiftedClock, at: datetime) -> bool:
+    """Whether everything that is due has been done."""
+    now = clock.now()
+    due = sum(at + offset <= now for offset in (-30 * MINUTE, 30 * MINUTE))
+    done = await engine.count(workflow=Visits, status="completed") >= due
+    return done and (at > now or await engine.count(workflow=Expects, status="completed") == 1)
