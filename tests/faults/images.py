@@ -43,15 +43,20 @@ def take(database: Path, folder: Path) -> Path:
 
 
 class Acknowledged:
-    """An instrument that keeps what was acknowledged: (run, seq) -> commit_id, and signals that are in the mailbox."""
+    """An instrument that keeps what was acknowledged: (run, seq) -> commit_id, signals that are in the mailbox, events."""
 
     def __init__(self) -> None:
         self.transitions: dict[tuple[int, int], int] = {}
         self.signals: set[str] = set()
+        self.events: set[str] = set()
 
     def committed(self, run: Run, transition: Transition) -> None:
         """See Instrument."""
         self.transitions[run.id, transition.seq] = transition.commit_id
+
+    def emitted(self, event_id: str) -> None:
+        """An event was."""
+        self.events.add(event_id)
 
     def step_started(self, run: Run) -> None:
         """Nothing."""
@@ -64,6 +69,7 @@ class Acknowledged:
         snapshot = Acknowledged()
         # As one operation each: the engine may go on in another thread.
         snapshot.transitions, snapshot.signals = self.transitions.copy(), self.signals.copy()
+        snapshot.events = self.events.copy()
         return snapshot
 
 
@@ -92,6 +98,9 @@ def _problems(db: sqlite3.Connection, acknowledged: Acknowledged) -> Iterator[st
     signals = {signal_id for (signal_id,) in db.execute("SELECT signal_id FROM signals")}
     if lost := acknowledged.signals - signals:
         yield f"lost: the signals {sorted(lost)}"
+    events = {event_id for (event_id,) in db.execute("SELECT event_id FROM events")}
+    if lost := acknowledged.events - events:
+        yield f"lost: the events {sorted(lost)}"
     last: dict[int, int] = {}
     for (run, seq), (following, next_seq) in pairwise([*sorted(history), (0, 0)]):
         last[run] = seq

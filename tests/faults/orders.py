@@ -1,5 +1,7 @@
 """A small life on a store, for faults at each of its moments: orders that are packed, paid, shipped and closed.
 
+Each order is due for a visit, which is an event to come, and tells by another event that it is closed; both start runs.
+
     python -m tests.faults.orders    forks a life for each job, as program.py does
 
 A life begins when its gate is opened, so that a tracer can be there before. What it is told, it notes in the journal.
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -18,17 +21,33 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from aioflow import Engine, StartOptions, complete, get_context, goto, sleep, step, wait, workflow
+from aioflow import (
+    Engine,
+    Event,
+    StartOptions,
+    complete,
+    event_workflow,
+    get_context,
+    get_run,
+    goto,
+    sleep,
+    step,
+    wait,
+    workflow,
+)
+from aioflow.clock import Clock
 from aioflow.commands import Command
 from aioflow.errors import RunEnded, StoreUnavailable
 from aioflow.model import Run, Transition
 from tests.faults import program
 from tests.faults.images import Acknowledged
 from tests.faults.program import serve
+from tests.support import wait_until
 
 T = TypeVar("T")
 #: prctl(): whoever likes may trace this process, not its ancestors alone.
 PR_SET_PTRACER, ANYBODY = 0x59616D61, ctypes.c_ulong(-1)
+MOMENT = timedelta(milliseconds=1)
 PATH = ["take", "pack", "ship", "close"]
 KINDS = ["start", "goto", "wait", "signal", "sleep", "wake", "complete"]
 
@@ -42,6 +61,7 @@ class Order:
         paid: int = 0
         path: list[str] = []
         load: str = ""
+        events: bool = True
 
     @step(start=True)
     async def take(self) -> Command:
@@ -56,12 +76,32 @@ class Order:
     @step
     async def ship(self) -> Command:
         get_context(self.Context).path.append("ship")
-        return sleep(timedelta(milliseconds=1), then=self.close)
+        return sleep(MOMENT, then=self.close)
 
     @step(thread=False)
     def close(self) -> Command:
-        get_context(self.Context).path.append("close")
+        context = get_context(self.Context)
+        context.path.append("close")
+        if context.events:
+            get_run().emit("crash-closed", {"id": context.number}, event_id=f"closed-{context.number}")
         return complete()
+
+
+@event_workflow("crash-closed", offsets=[timedelta(0), 2 * MOMENT], name="crash-bill")
+class Bill:
+    """Starts when an order is closed, and soon after that."""
+
+    @step(start=True)
+    async def send(self) -> Command:
+        return complete()
+
+
+@event_workflow("crash-visit", offsets=[-MOMENT, timedelta(0)], name="crash-remind")
+class Remind(Bill):
+    """Starts before a visit, and at its time."""
+
+
+WORKFLOWS = [Order, Bill, Remind]
 
 
 async def insist(call: Callable[[], Awaitable[T]]) -> T:
@@ -80,34 +120,69 @@ async def pay(engine: Engine, run_id: int, number: int) -> str:
     return "ended"
 
 
+async def visit(engine: Engine, number: int) -> Event:
+    """Announce a visit, once however often this is called."""
+    return await engine.emit("crash-visit", {"id": number}, at=Clock().now() + 2 * MOMENT, event_id=f"visit-{number}")
+
+
 async def process(
-    engine: Engine, acknowledged: Acknowledged, number: int, *, early: bool = False, load: int = 0
+    engine: Engine, acknowledged: Acknowledged, number: int, *, early: bool = False, load: int = 0, events: bool = True
 ) -> None:
     """An order from its start to its end. ``early``: it is paid before it asks for that. ``load``: what it weighs."""
     options = StartOptions(key=f"order-{number}")
-    run = await insist(lambda: engine.start(Order, options, number=number, load="x" * load))
+    run = await insist(lambda: engine.start(Order, options, number=number, load="x" * load, events=events))
     if not early:
         await run.wait(until="parked")
     if await insist(lambda: pay(engine, run.id, number)) == "buffered":
         acknowledged.signals.add(f"payment-{number}")
+    if events:
+        await insist(lambda: visit(engine, number))
+        acknowledged.emitted(f"visit-{number}")
     assert (await run.wait()).status == "completed"
 
 
 async def go_on(database: Path, within: float = 30) -> list[str]:
     """Let an engine work what is in a store, and pay what is not paid: what is wrong with how it ends."""
     wrong = []
-    async with Engine(f"sqlite:///{database}", workflows=[Order]) as engine, asyncio.timeout(within):
-        async for run in engine.iter_runs():
+    async with Engine(f"sqlite:///{database}", workflows=WORKFLOWS) as engine, asyncio.timeout(within):
+        async for run in engine.iter_runs(workflow=Order):
             if run.status != "completed":
                 await pay(engine, run.id, run.data["number"])
-        async for run in engine.iter_runs():
+        async for run in engine.iter_runs(workflow=Order):
             await run.wait()
             number = run.data["number"]
-            expected = {"number": number, "paid": 100 + number, "path": PATH, "load": run.data["load"]}
+            expected = {
+                "number": number,
+                "paid": 100 + number,
+                "path": PATH,
+                "load": run.data["load"],
+                "events": run.data["events"],
+            }
             kinds = [transition.kind for transition in await engine.history(run.id)]
             if (run.status, run.data, kinds) != ("completed", expected, KINDS):
                 wrong.append(f"{run!r} ends as {run.status} with {run.data} by {kinds}: {run.error}")
-    return wrong
+        return wrong + await started(engine)
+
+
+async def started(engine: Engine) -> list[str]:
+    """What is wrong with the events, and with what they have started, once there is nothing more to come of them."""
+
+    async def over() -> bool:
+        stats = await engine.stats()
+        return not stats.planned and not stats.events.get("pending")
+
+    await wait_until(over, 30)
+    wanted = Counter[tuple[str | None, str]]()
+    for event in await engine.events(limit=10_000):
+        wanted[event.id, "crash-remind" if event.name == "crash-visit" else "crash-bill"] = 2
+    async for run in engine.iter_runs(workflow=Order):
+        if run.data["events"]:
+            wanted[f"closed-{run.data['number']}", "crash-bill"] += 0
+    made = Counter[tuple[str | None, str]]()
+    async for run in engine.iter_runs(workflow=[Bill, Remind]):
+        made[run.row.event_id, run.workflow] += (await run.wait()).status == "completed"
+    found = {place: made[place] for place in wanted | made}
+    return [f"{event}: {count} runs of {name} for it" for (event, name), count in found.items() if count != 2]
 
 
 # ---- a life
@@ -116,22 +191,27 @@ async def go_on(database: Path, within: float = 30) -> list[str]:
 class Noted(Acknowledged):
     """Writes into the journal what is acknowledged."""
 
+    def emitted(self, event_id: str) -> None:
+        """See Acknowledged."""
+        assert program.world is not None
+        program.world.note("emitted", event=event_id)
+
     def committed(self, run: Run, transition: Transition) -> None:
         """See Instrument."""
         assert program.world is not None
         program.world.note("committed", run=run.id, seq=transition.seq, commit=transition.commit_id)
 
 
-async def live(folder: str, orders: int, load: int = 0) -> None:
+async def live(folder: str, orders: int, load: int = 0, *, events: bool = True) -> None:
     """One life: these orders one after the other, each from its start to its end."""
     assert program.world is not None
-    engine = Engine(f"sqlite:///{folder}/runs.db", workflows=[Order], shutdown_timeout=timedelta(seconds=5))
+    engine = Engine(f"sqlite:///{folder}/runs.db", workflows=WORKFLOWS, shutdown_timeout=timedelta(seconds=5))
     noted = Noted()
     engine.instruments.append(noted)
     async with engine:
         program.world.note("open")
         for number in range(orders):
-            await process(engine, noted, number, early=number % 2 == 0, load=load)
+            await process(engine, noted, number, early=number % 2 == 0, load=load, events=events)
             program.world.note("processed", number=number)
     program.world.note("closed")
 

@@ -94,15 +94,15 @@ def traced(child: Child, folder: Path, *options: str) -> Iterator[None]:
             tracer.stderr.read()
 
 
-async def live(house: House, *options: str, orders: int = ORDERS, load: int = 0) -> tuple[int | None, list[str]]:
-    """Let a life be lived under strace: its exit code, and what was traced."""
-    return await to_thread.run_sync(lived, house, options, orders, load)
+async def live(house: House, *options: str, **job: int) -> tuple[int | None, list[str]]:
+    """Let a life be lived under strace, with the arguments of ``orders.live``: its exit code, and what was traced."""
+    return await to_thread.run_sync(lived, house, options, {"orders": ORDERS, **job})
 
 
-def lived(house: House, options: Sequence[str], orders: int, load: int) -> tuple[int | None, list[str]]:
+def lived(house: House, options: Sequence[str], job: dict[str, int]) -> tuple[int | None, list[str]]:
     """See ``live``."""
     gate = house.folder / "gate"
-    child = house.bear(gate=str(gate), orders=orders, load=load)
+    child = house.bear(gate=str(gate), **job)
     with traced(child, house.folder, *options):
         os.close(os.open(gate, os.O_WRONLY))
         code = child.exit_code(PATIENCE)
@@ -114,6 +114,7 @@ def acknowledged(house: House) -> Acknowledged:
     noted = Acknowledged()
     for note in house.journal.notes("committed"):
         noted.transitions[note["run"], note["seq"]] = note["commit"]
+    noted.events = {note["event"] for note in house.journal.notes("emitted")}
     return noted
 
 
@@ -186,9 +187,10 @@ async def test_fault_at_a_write_or_sync_loses_nothing(
 
 
 DESCRIPTOR = re.compile(r"sync\((\d+)<([^>]*)>")
-LIGHT = {"orders": ORDERS, "load": 0}
+#: Without events, so that one thing comes after the other, in every life alike.
+LIGHT = {"events": False}
 #: Enough for a life to copy its WAL back into the database while it works, more than once.
-HEAVY = {"orders": 24, "load": 250_000}
+HEAVY = {"orders": 24, "load": 250_000, "events": False}
 
 
 @pytest.mark.parametrize(("suffix", "job"), [("-wal", LIGHT), ("", HEAVY)], ids=["commit", "checkpoint"])

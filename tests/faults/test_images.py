@@ -96,7 +96,7 @@ async def busy(engine: Engine, acknowledged: Acknowledged, camera: Camera) -> in
 async def test_crash_at_any_moment_loses_nothing(tmp_path: Path, rng: random.Random) -> None:
     """Each of sixty images of a busy store holds what was acknowledged before it, whole, and its orders all end."""
     database, acknowledged = tmp_path / "runs.db", Bell()
-    engine = Engine(f"sqlite:///{database}", workflows=[orders.Order])
+    engine = Engine(f"sqlite:///{database}", workflows=orders.WORKFLOWS)
     engine.instruments.append(acknowledged)
     camera = Camera(database, tmp_path, acknowledged, rng)
     async with engine:
@@ -123,21 +123,23 @@ async def test_crash_at_any_moment_loses_nothing(tmp_path: Path, rng: random.Ran
 async def test_damaged_image_is_noticed(tmp_path: Path) -> None:
     """An image without its WAL, or with rows and histories that do not fit, has problems: the check above can fail."""
     database, acknowledged = tmp_path / "runs.db", Acknowledged()
-    engine = Engine(f"sqlite:///{database}", workflows=[orders.Order])
+    engine = Engine(f"sqlite:///{database}", workflows=orders.WORKFLOWS)
     engine.instruments.append(acknowledged)
     async with engine:
         for number in range(3):
             await orders.process(engine, acknowledged, number, early=True)
-        folders = [tmp_path / name for name in ("whole", "short", "torn", "gap", "mail")]
+        folders = [tmp_path / name for name in ("whole", "short", "torn", "gap", "mail", "events")]
         for folder in folders:
             folder.mkdir()
-        whole, short, torn, gap, mail = (images.take(database, folder) for folder in folders)
+        acknowledged = acknowledged.so_far()  # what the last events start goes on
+        whole, short, torn, gap, mail, events = (images.take(database, folder) for folder in folders)
     assert images.problems(whole, acknowledged) == []
     short.with_name("runs.db-wal").unlink()
     assert images.problems(short, acknowledged)[0].startswith("lost: ")
     for image, sql, problem in [
         (torn, "UPDATE runs SET seq = 5 WHERE id = 1", "torn: rows and histories differ"),
         (gap, "DELETE FROM history WHERE run_id = 1 AND seq = 2", "gap: the history of run 1 goes from 1 to 3"),
+        (events, "DELETE FROM events", "lost: the events ['visit-0', 'visit-1', 'visit-2']"),
         (mail, "DELETE FROM signals", "lost: the signals ['payment-0', 'payment-1', 'payment-2']"),
     ]:
         with closing(sqlite3.connect(image)) as db, db:
@@ -149,7 +151,7 @@ async def test_damaged_image_is_noticed(tmp_path: Path) -> None:
 async def test_image_of_a_store_that_is_closed(tmp_path: Path, count: int) -> None:
     """A store without a WAL can be copied as well, and the copying leaves it as it is."""
     database, acknowledged = tmp_path / "runs.db", Acknowledged()
-    engine = Engine(f"sqlite:///{database}", workflows=[orders.Order])
+    engine = Engine(f"sqlite:///{database}", workflows=orders.WORKFLOWS)
     engine.instruments.append(acknowledged)
     async with engine:
         for number in range(count):

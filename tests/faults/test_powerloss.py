@@ -71,7 +71,7 @@ class Weather:
 async def work(weather: Weather, acknowledged: Acknowledged, url: str, pragma: str) -> None:
     """Process orders in two lives on the disk, with checkpoints in between. ``pragma``: for the writer."""
     for life in range(2):
-        engine = Engine(f"{url}?vfs={weather.disk.name}", workflows=[orders.Order])
+        engine = Engine(f"{url}?vfs={weather.disk.name}", workflows=orders.WORKFLOWS)
         engine.instruments.append(acknowledged)
         async with engine:
             assert engine._parts is not None
