@@ -169,7 +169,7 @@ async def test_what_a_cancelled_or_moved_event_has_blocked(make_engine: MakeEngi
         assert (await counts(engine), begun) == ((0, 0, 0), ["bs-moved"])
 
 
-@pytest.mark.parametrize("store_url", ["memory"], indirect=True)
+@pytest.mark.parametrize("store_url", ["memory", "postgres"], indirect=True)
 async def test_a_worker_that_has_the_code_makes_what_another_has_blocked(make_engine: MakeEngine) -> None:
     """Where several work, whoever comes first to what is due need not be the one who has its code."""
     begun: list[str] = []

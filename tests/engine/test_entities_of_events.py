@@ -70,10 +70,7 @@ class OurOrder(BaseModel):
 
 
 async def test_events_of_other_processes(tmp_path: Path) -> None:
-    """Three processes emit the same events at once: each starts one run here, with an entity of this process's own type.
-
-    What is of a type that is known there alone is a mapping.
-    """
+    """Three emit the same at once: each event starts one run, with an entity of our own type, or a mapping of theirs."""
     given: dict[str, Any] = {}
     begun: Counter[str] = Counter()
 

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import clock, log, make_engine, store_url  # noqa: F401 - fixtures
+from tests.engine.conftest import (  # noqa: F401 - fixtures
+    clock,
+    log,
+    make_engine,
+    pytest_generate_tests,
+    store_url,
+)
 
 #: Enough for the database and its WAL; a test that fills the rest does so quickly.
 DISK = "64m"
