@@ -89,7 +89,7 @@ def postgres_server() -> Iterator[Schemas]:
         return
     # What a power loss would do is not tested here, and to wait for the disk would take minutes.
     server = PostgresServer("fsync=off", "max_connections=200", "autovacuum=off")
-    yield Schemas(server.url)
+    yield Schemas(server.url, server.socket)
     server.close()
 
 

@@ -85,8 +85,10 @@ class Schemas:
     The mutable state: the schemas that were given out.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, socket: Path | None = None) -> None:
         self.url = url
+        #: The file through which it is reached, if that is known.
+        self.socket = socket
         self.given: list[str] = []
 
     def fresh(self) -> str:

@@ -58,6 +58,7 @@ MAY_TELL_TIME = {
 #: Tests that pause in real time.
 MAY_PAUSE = {
     "tests/support.py": "wait_until, for all others",
+    "tests/wire.py": "a slow wire is slow",
 }
 
 

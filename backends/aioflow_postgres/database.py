@@ -29,6 +29,8 @@ _IN_THE_WAY: Final = (
     asyncpg.SerializationError,
     asyncpg.LockNotAvailableError,
 )
+#: What asyncpg raises when the server or the connection fails: of the last kind when it is lost at a bad moment.
+FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncpg.InternalClientError)
 _TRIES: Final = 8
 #: Milliseconds for which the server keeps a transaction of ours, and its locks, while it hears nothing: a process that
 #: is stopped in the middle of one must not hold up others.
@@ -158,7 +160,7 @@ class Database:
         if pool is not None:
             try:
                 await asyncio.wait_for(pool.close(), timeout=2.0)
-            except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except FAILURES:
                 pool.terminate()
 
     async def ask(self, operation: Operation[T]) -> T:
@@ -221,7 +223,7 @@ class Database:
             # Behind a pooler nothing outlasts a transaction.
             begin = f"{begin}; {_SET_LOCAL}" if self.pooled else begin
             return await _transaction(connection, session, operation, begin)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, Doubt, UnicodeEncodeError) as error:
+        except (*FAILURES, Doubt, UnicodeEncodeError) as error:
             if not isinstance(error, asyncpg.PostgresError | UnicodeEncodeError):
                 connection.terminate()
             raise told_apart(self._address.name, error) from error
@@ -252,7 +254,7 @@ async def hang_up(connection: Any) -> None:
     """Close a connection, or drop it."""
     try:
         await connection.close(timeout=2.0)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except FAILURES:
         connection.terminate()
 
 
@@ -266,7 +268,7 @@ async def _transaction(connection: Connection, session: Session, operation: Oper
         if not connection.is_closed():
             try:
                 await connection.execute("ROLLBACK")
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            except FAILURES:
                 connection.terminate()
         raise
     if (tag := await connection.execute("COMMIT")) != "COMMIT":
@@ -285,7 +287,7 @@ async def _leave(connection: Connection) -> None:
 async def _give_back(pool: Any, connection: Any) -> None:
     try:
         await pool.release(connection)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    except FAILURES:
         connection.terminate()
 
 

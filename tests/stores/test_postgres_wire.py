@@ -1,0 +1,224 @@
+"""PostgreSQL behind a wire that cuts, delays, goes silent and loses replies: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import asyncpg
+import pytest
+
+from aioflow.changes import Change, Post, Result
+from aioflow.clock import SECOND, Clock
+from aioflow.committer import Committer
+from aioflow.errors import StoreUnavailable
+from aioflow.testing.conformance_samples import (
+    NOW,
+    a_run,
+    a_signal,
+    a_waiter,
+    hopping,
+    log,
+    moving,
+    put,
+    resuming,
+    row,
+    starting,
+)
+from aioflow_postgres import PostgresStore
+from tests.postgres import Schemas, query, with_options
+from tests.support import wait_until
+from tests.wire import Wire
+
+
+@pytest.fixture
+async def wire(postgres_server: Schemas) -> AsyncIterator[Wire]:
+    """A wire to the tests' server."""
+    if postgres_server.socket is None:
+        pytest.skip("AIOFLOW_TEST_POSTGRES names a server whose socket file is not known")
+    async with Wire(postgres_server.socket) as wire:
+        yield wire
+
+
+@pytest.fixture
+async def store(wire: Wire, postgres_url: str) -> AsyncIterator[PostgresStore]:
+    """A store at the end of the wire, that waits for a second."""
+    schema = postgres_url.rpartition("schema=")[2]
+    store = PostgresStore(with_options(wire.url, schema=schema, timeout=1, pool_size=3))
+    await store.open(NOW)
+    yield store
+    wire.silent = False
+    await store.close()
+
+
+def plain() -> list[Change]:
+    """A batch that is one statement."""
+    return [moving(a_run(1)), starting(a_run(3))]
+
+
+def full() -> list[Change]:
+    """A batch that takes locks first, and ends with COMMIT."""
+    return [
+        moving(a_run(1)),
+        resuming(a_waiter(2), 1),
+        hopping(4, commit_id=77),
+        starting(a_run(3, key="k")),
+        Post(a_signal(9, key="k", signal_id="s")),
+    ]
+
+
+@pytest.fixture
+async def patient(postgres_url: str) -> AsyncIterator[PostgresStore]:
+    """A store without a wire, of three connections, that waits for some seconds."""
+    store = PostgresStore(with_options(postgres_url, timeout=3, pool_size=3))
+    await store.open(NOW)
+    yield store
+    await store.close()
+
+
+async def prepare(store: PostgresStore) -> None:
+    """Runs that the batches are about, and a signal."""
+    await put(store, a_run(1), a_waiter(2), a_run(4))
+    assert (await store.apply([Post(a_signal(1, 2))], NOW))[0].outcome == "applied"
+
+
+async def check(store: PostgresStore, results: list[Result]) -> None:
+    """The batch was applied, once."""
+    assert {result.outcome for result in results} == {"applied"}
+    assert len(await log(store, 1)) == 2
+    assert len(await log(store, 3)) == 1
+    if len(results) > 2:
+        assert len(await log(store, 2)) == 2
+        assert (await row(store, 4)).hops == 1
+        assert len(await store.expire(10, NOW + 8 * 24 * 3600 * SECOND)) == 0
+        assert (await store.stats(NOW)).mailbox == 1
+
+
+@pytest.mark.parametrize("batch", [plain, full])
+async def test_a_reply_to_commit_that_is_lost(
+    wire: Wire, store: PostgresStore, batch: Callable[[], list[Change]]
+) -> None:
+    """The outcome is unknown to the caller; offered again, the same changes are found to have been applied."""
+    await prepare(store)
+    await store.load([1], NOW)
+    if batch is plain:
+        wire.lose_reply = 500
+    else:
+        wire.lose_commit = True
+    with pytest.raises(StoreUnavailable):
+        await store.apply(batch(), NOW)
+    assert wire.lost == 1
+    await check(store, await store.apply(batch(), NOW))
+
+
+async def test_a_committer_hears_the_truth_over_a_bad_wire(wire: Wire, store: PostgresStore, rng: Any) -> None:
+    """Cut, silent, slow, lossy: everybody who waits for a change is told, and each was applied once."""
+    committer = Committer(store, Clock(), lambda change, result: None, in_flight=store.in_flight)
+    committer.start()
+    await put(store, *(a_run(number) for number in range(1, 21)))
+    runs = {number: a_run(number) for number in range(1, 21)}
+    faults = 0
+
+    async def drive(number: int) -> None:
+        for _ in range(12):
+            move = moving(runs[number])
+            assert (await committer.commit(move)).outcome == "applied"
+            runs[number] = move.run
+
+    driving = asyncio.gather(*(drive(number) for number in runs))
+    while not driving.done():
+        match rng.choice(["cut", "lose", "silent", "slow"]):
+            case "cut":
+                wire.cut()
+            case "lose":
+                wire.lose_reply = 500
+            case "silent":
+                wire.silent = True
+            case _:
+                wire.delay = 0.02
+        faults += 1
+        await asyncio.wait({driving}, timeout=0.1 if faults < 20 else 1.5)
+        wire.silent, wire.delay = False, 0.0
+        if faults >= 20:
+            break
+    wire.lose_reply = None
+    await asyncio.wait_for(driving, 30)
+    await committer.stop(5 * SECOND)
+    assert wire.cuts + wire.lost > 0
+    for number in runs:
+        assert [line.seq for line in await log(store, number)] == list(range(1, 14))
+
+
+async def test_a_half_open_connection_is_dropped(wire: Wire, store: PostgresStore) -> None:
+    """A server that says nothing any more is unavailable after the timeout; then another connection is made."""
+    await prepare(store)
+    wire.silent = True
+    with pytest.raises(StoreUnavailable):
+        await store.apply(plain(), NOW)
+    wire.silent = False
+    await check(store, await store.apply(plain(), NOW))
+
+
+async def test_who_listens_notices_a_half_open_connection(wire: Wire, store: PostgresStore, postgres_url: str) -> None:
+    """Hints that were lost meanwhile are made up for: listening anew counts as one."""
+    seen = await store.hint(NOW)
+    wire.silent = True
+    wire.cut()
+    await wait_until(lambda: store._ear is not None and not store._ear.listening)
+    other = PostgresStore(postgres_url)
+    await other.open(NOW)
+    await put(other, a_run(1))
+    await other.close()
+    wire.silent = False
+
+    async def heard() -> bool:
+        return await store.hint(NOW) != seen
+
+    await wait_until(heard, timeout=10)
+
+
+async def test_a_pool_that_is_exhausted_says_so(
+    patient: PostgresStore, postgres_server: Schemas, postgres_url: str
+) -> None:
+    """Who gets no connection in time is told; those who have one get their answers."""
+    await put(patient, a_run(1))
+    connection = await asyncpg.connect(postgres_server.url)
+    schema = postgres_url.rpartition("schema=")[2]
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute(f"LOCK TABLE {schema}.runs")
+    blocked = [asyncio.create_task(patient.load([1], NOW)) for _ in range(3)]
+    waiting = f"SELECT count(*) >= 3 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{schema}%'"
+    await wait_until(lambda: _first(postgres_server.url, waiting))
+    with pytest.raises(StoreUnavailable, match=r"it does not answer in time, or all connections are taken"):
+        await patient.reserve("run", 1, NOW)
+    await transaction.rollback()
+    await connection.close()
+    assert await asyncio.gather(*blocked) == [[a_run(1)]] * 3
+    assert await patient.reserve("run", 1, NOW) == 1
+
+
+async def _first(url: str, sql: str) -> object:
+    [(value,)] = await query(url, sql)
+    return value
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13])
+async def test_a_cancelled_call_spoils_no_later_transaction(
+    patient: PostgresStore, postgres_server: Schemas, postgres_url: str, turns: int
+) -> None:
+    """After a call that was cancelled wherever, what is committed is durable: another connection sees it."""
+    store = patient
+    await put(store, a_run(1))
+    for number in range(10):
+        task = asyncio.create_task(store.apply([hopping(1, commit_id=500 + number)], NOW))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        [result] = await store.apply([hopping(1, commit_id=500 + number)], NOW)
+        assert result.outcome == "applied"
+        schema = postgres_url.rpartition("schema=")[2]
+        [(hops,)] = await query(postgres_server.url, f"SELECT hops FROM {schema}.runs WHERE id = 1")
+        assert hops == number + 1
