@@ -364,3 +364,20 @@ def test_what_a_context_does_with_more(extra: Any, more: bool) -> None:
     """Only a Context that forbids undeclared names cannot be told of them."""
     config = ConfigDict() if extra is None else ConfigDict(extra=extra)
     assert codec_of(type("Told", (BaseModel,), {"model_config": config})).takes_more is more
+
+
+def test_keywords_that_come_from_json() -> None:
+    """A strict Context takes a date as text from JSON alone, by name or by alias, and refuses what does not validate."""
+
+    class Strict(BaseModel):
+        model_config = ConfigDict(strict=True)
+        day: date = Field(alias="onDay")
+
+    codec = codec_of(Strict)
+    for name in ("day", "onDay"):
+        built = codec.build({name: "2030-01-01"}, from_json=True)
+        assert built == codec.build({name: date(2030, 1, 1)})
+        with pytest.raises(ValidationError):
+            codec.build({name: "2030-01-01"})
+    with pytest.raises(ValidationError):
+        codec.build({"day": "tomorrow"}, from_json=True)
