@@ -9,6 +9,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
@@ -19,7 +20,7 @@ import pytest
 from pydantic import BaseModel
 from structlog.typing import EventDict
 
-from aioflow import Engine, WorkflowRun, complete, get_context, sleep, step, wait, workflow
+from aioflow import Engine, Event, WorkflowRun, complete, event_workflow, get_context, sleep, step, wait, workflow
 from aioflow.commands import Command
 from aioflow.errors import StoreUnavailable
 from aioflow_sqlite import SQLiteStore
@@ -63,6 +64,15 @@ class Order:
 
     @step
     async def end(self) -> Command:
+        return complete()
+
+
+@event_workflow("hostile-delivery", name="hostile-disk-delivery")
+class Delivery:
+    """Starts when something is delivered."""
+
+    @step(start=True)
+    async def unpack(self, event: Event) -> Command:
         return complete()
 
 
@@ -195,17 +205,22 @@ def told(log: list[EventDict], event: str) -> list[EventDict]:
 async def test_work_goes_on_when_the_file_can_be_written_again(
     disk: Disk, clock: ShiftedClock, log: list[EventDict], fault: Fault, problem: str
 ) -> None:
-    """Fifty runs in flight, starts, signals and timers hold on, the log tells why, and afterwards all is done once."""
+    """Fifty runs in flight, starts, signals, events and timers hold on, the log tells why; afterwards all is done once."""
     async with engine_on(disk.folder, clock) as engine:
         sleeper, asker = await parked(engine, 1, "sleep"), await parked(engine, 2)
+        await engine.emit("hostile-delivery", at=clock.now() + HOUR, event_id="due")
         async with crowded(engine) as crowd:
             async with fault(engine, disk.folder):
                 await wait_until(lambda: told(log, "commit failed, will offer it again"))
                 clock.shift(2 * HOUR)  # the sleeper is due
                 starts = [asyncio.create_task(engine.start(Order, number=number)) for number in range(10, 20)]
                 signal = asyncio.create_task(engine.signal("paid", {"paid": 7}, run_id=asker.id))
-                await asyncio.wait([*starts, signal], timeout=0.1)
-                assert not any(task.done() for task in [*starts, signal])
+                emits = [
+                    asyncio.create_task(engine.emit("hostile-delivery", event_id=f"delivery-{number % 5}"))
+                    for number in range(10)
+                ]
+                await asyncio.wait([*starts, *emits, signal], timeout=0.1)
+                assert not any(task.done() for task in [*starts, *emits, signal])
                 stuck = crowd.steps
                 assert (await engine.get(sleeper.id)).waiting_for == "sleep"  # what is stored can still be read
                 assert (await engine.get(asker.id)).waiting_for == "signal"
@@ -216,6 +231,8 @@ async def test_work_goes_on_when_the_file_can_be_written_again(
             assert crowd.steps > stuck
             assert (await ended(engine, sleeper)).data["paid"] == 1
             assert (await signal).delivered == [asker.id]
+            assert Counter([(await emit).id for emit in emits]) == {f"delivery-{number}": 2 for number in range(5)}
+            await wait_until(lambda: _delivered(engine), 10)
             runs = [await task for task in starts]
             for run in runs:
                 await run.wait(5, until="parked")
@@ -227,6 +244,14 @@ async def test_work_goes_on_when_the_file_can_be_written_again(
                 await ended(engine, run)
         assert (await engine.get(asker.id)).data["paid"] == 7
         assert await engine.count(workflow=Order) == 12
+        assert await engine.count(workflow=Delivery) == 6
+
+
+async def _delivered(engine: Engine) -> bool:
+    """Whether each of the six events has occurred, and started its run, which has ended."""
+    stats = await engine.stats()
+    done = await engine.count(workflow=Delivery, status="completed")
+    return (stats.events, stats.planned, done) == ({"occurred": 6}, 0, 6)
 
 
 async def test_engine_that_closes_on_a_full_disk_loses_nothing(disk: Disk, clock: ShiftedClock) -> None:
