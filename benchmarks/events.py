@@ -8,7 +8,7 @@ The public Engine with everything on, `synchronous=FULL`.
   from the first call until all runs have ended. Each is three commits: the event, the start of its run, the run's end.
 - lateness: so many events that are all due at one instant, emitted before it (`--lead` seconds, checked). It is
   `get_run().now` in the first step minus that instant: a read and the commit of the start are in it, and the events'
-  own occurring beside it. Every 50 ms meanwhile a run is sent a signal: from the call until that run has ended, and how
+  own occurring beside it; and the same of so many that are due one after the other, within 10 s. Every 50 ms meanwhile a run is sent a signal: from the call until that run has ended, and how
   late the loop wakes a task that sleeps 5 ms.
 - memory: a file with `--future` events (`--slow`: 1 000 000), which the store's own `apply` has filled, due in 30 days
   or within the horizon of the timers. A fresh process opens it, starts a run and waits for its end. Resident memory two
@@ -45,6 +45,7 @@ from aioflow_sqlite import SQLiteStore
 
 AT_ONCE = 2_000
 PAUSE = 0.05
+SPAN = timedelta(seconds=10)
 HORIZONS = ("in 30 days", "within the horizon")
 late: list[float] = []
 left = 0
@@ -87,13 +88,14 @@ def expect(events: int) -> None:
     late.clear()
 
 
-async def emit(engine: Engine, events: int, at: datetime | None = None) -> None:
-    """Emit so many."""
+async def emit(engine: Engine, events: int, at: datetime | None = None, span: timedelta = timedelta(0)) -> None:
+    """Emit so many, for an instant, or spread over a span from then on."""
     numbers = iter(range(events))
 
     async def some() -> None:
         for number in numbers:
-            await engine.emit("placed", {"id": number, "customer": "somebody"}, at=at)
+            due = None if at is None else at + span * number / events
+            await engine.emit("placed", {"id": number, "customer": "somebody"}, at=due)
 
     await asyncio.gather(*(some() for _ in range(min(events, AT_ONCE))))
 
@@ -125,8 +127,10 @@ async def signal_each(engine: Engine, runs: list[WorkflowRun], times: list[float
     raise SystemExit("There were too few runs to signal.")
 
 
-async def one_instant(url: str, options: argparse.Namespace) -> tuple[list[float], list[float], list[float]]:
-    """Lateness of the starts, of signals meanwhile, and of the loop, milliseconds."""
+async def planned(
+    url: str, options: argparse.Namespace, span: timedelta = timedelta(0)
+) -> tuple[list[float], list[float], list[float]]:
+    """Lateness of the starts, of signals meanwhile, and of the loop, milliseconds; all due at one instant, or within a span."""
     expect(options.events)
     signals: list[float] = []
     lags: list[float] = []
@@ -135,7 +139,7 @@ async def one_instant(url: str, options: argparse.Namespace) -> tuple[list[float
         for run in runs:
             await run.wait(until="parked")
         at = datetime.now(UTC) + timedelta(seconds=options.lead)
-        await emit(engine, options.events, at)
+        await emit(engine, options.events, at, span)
         spare = (at - datetime.now(UTC)).total_seconds()
         if spare < 0.5:
             raise SystemExit(f"Emitting took {options.lead - spare:.1f} s: give it a longer --lead.")
@@ -218,7 +222,8 @@ def medians(rounds: list[list[float]]) -> dict[str, float]:
 def measure(options: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         rates = [asyncio.run(emitted(f"sqlite:///{folder}/e{n}.db", options.events)) for n in range(options.rounds)]
-        instants = [asyncio.run(one_instant(f"sqlite:///{folder}/i{n}.db", options)) for n in range(options.rounds)]
+        instants = [asyncio.run(planned(f"sqlite:///{folder}/i{n}.db", options)) for n in range(options.rounds)]
+        spreads = [asyncio.run(planned(f"sqlite:///{folder}/s{n}.db", options, SPAN)) for n in range(options.rounds)]
         events = options.future or [100_000, *([1_000_000] if options.slow else [])]
         to_come = future(Path(folder), options.rounds, events)
     return {
@@ -228,9 +233,11 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         "events_per_s": round(statistics.median(rate for _, rate in rates)),
         "rounds_events_per_s": [round(rate) for _, rate in rates],
         "late_ms": medians([times for times, _, _ in instants]),
-        "early": sum(time < 0 for times, _, _ in instants for time in times),
+        "early": sum(time < 0 for times, _, _ in instants + spreads for time in times),
         "signal_to_completed_meanwhile_ms": medians([signals for _, signals, _ in instants]),
         "signals": [len(signals) for _, signals, _ in instants],
+        "late_one_after_the_other_ms": medians([times for times, _, _ in spreads]),
+        "signal_to_completed_beside_these_ms": medians([signals for _, signals, _ in spreads]),
         "loop_lag_ms": medians([lags for _, _, lags in instants]),
         "to_come": to_come,
     }

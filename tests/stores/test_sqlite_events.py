@@ -24,11 +24,16 @@ from aioflow.testing.conformance_samples import (
     an_event,
     an_event_waiter,
     arms,
+    cancelling,
     do,
     emit,
+    listen,
     mailbox,
     moving,
+    outcomes,
+    plans,
     post,
+    put,
     resuming,
     starting,
 )
@@ -83,6 +88,38 @@ async def test_a_file_of_version_2_keeps_its_waits_and_signals(tmp_path: Path) -
         assert await mailbox(store) == [(1, [1001])]
     finally:
         await store.close()
+
+
+async def test_what_events_leave_behind(tmp_path: Path) -> None:
+    """Of copies, plans and waits nothing, once an hour is over; that a run has taken an occurrence, as long as the run."""
+    path = tmp_path / "x.db"
+    store = SQLiteStore(f"sqlite:///{path}")
+    await store.open(NOW)
+    try:
+        await listen(store, a_listener())
+        for number in range(1, 21):
+            await put(store, an_event_waiter(number), an_event_waiter(100 + number, ("ordered", "e1")))
+        for number in range(1, 21):
+            await emit(store, an_event(number))
+            [plan] = await plans(store)
+            assert await outcomes(store, starting(a_run(200 + number))._replace(plan=plan.id)) == ["applied"]
+            taken = resuming(an_event_waiter(number), 1000 + number)
+            assert await outcomes(store, taken) == ["applied"]
+        later = NOW + 3_601 * SECOND
+        for run_id in range(101, 121):  # what they heard of is swept when they end
+            await store.apply([cancelling(run_id, commit_id=900 + run_id)], later)
+        while (await store.stats(later)).mailbox:
+            assert await store.expire(100, later)
+        await store.expire(100, later)
+    finally:
+        await store.close()
+    with sqlite3.connect(path) as db:
+        count = {
+            table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("events", "runs", "signals", "plans", "waits", "seen")
+        }
+    db.close()
+    assert count == {"events": 20, "runs": 60, "signals": 0, "plans": 0, "waits": 0, "seen": 40}
 
 
 def _wait(column: str | None) -> dict[str, object]:
