@@ -26,7 +26,7 @@ from aioflow.interventions import start
 from aioflow.likeness import one_line
 from aioflow.model import MAX_ERROR, Deadline, bounded
 from aioflow.outbox import Office
-from aioflow.plans import BLOCKED, Plan
+from aioflow.plans import BLOCKED, EventRecord, Plan
 from aioflow.registry import Registry, listeners
 from aioflow.slots import Slots
 from aioflow.store import Planned, PlanQuery, Store
@@ -38,6 +38,8 @@ from aioflow.timers import Timers
 _MOST = 100
 #: Seconds.
 _LONGEST = 3600.0
+#: Seconds that the workflow's code is given to say whether and with what a run starts: others wait for its place.
+LONGEST_ASK = 60.0
 _FIRST_BACKOFF: Micros = SECOND
 _LONGEST_BACKOFF: Micros = 300 * SECOND
 
@@ -175,8 +177,7 @@ class Planner(DueLoop):
                     await self.unblock()
             return
         try:
-            context = await definition.context_for(await event_of(event))
-            data = None if context is None else definition.codec.encode(context)[0]
+            data = await _asked(definition, event)
         except BaseException as error:  # the workflow's code may raise anything
             if isinstance(error, asyncio.CancelledError) and self._stopping:
                 raise
@@ -227,3 +228,21 @@ class Planner(DueLoop):
             error=text,
         )
         await self._committer.commit(Replan(plan, self._clock.micros() + backoff, text))
+
+
+async def _asked(definition: WorkflowDefinition, event: EventRecord) -> str | None:
+    """The Context of the run that an event is to start, as JSON; None if the workflow's code does not want one."""
+    limit = asyncio.timeout(LONGEST_ASK)
+    try:
+        async with limit:
+            context = await definition.context_for(await event_of(event))
+            data = None if context is None else definition.codec.encode(context)[0]
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        what = f"should_run_for_event, create_context and the entity's loader took longer than {LONGEST_ASK:g} s"
+        raise TimeoutError(what) from error
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError("it has cancelled its own task")
+    return data
