@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aioflow import Event, complete, event_workflow, step, wait, workflow
+from aioflow import Engine, Event, complete, event_workflow, step, wait, workflow
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine, ShiftedClock
 from tests.support import wait_until
@@ -85,3 +85,36 @@ async def test_what_is_due_at_one_instant_holds_nobody_up(make_engine: MakeEngin
     assert made_meanwhile < 2 * EVENTS
     assert most <= EVENTS // 10
     assert begun == Counter({f"e{n}": 2 for n in range(EVENTS)})
+
+
+async def test_events_of_next_month_are_rows_alone(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """Only what is due within the horizon is in memory, two entries an event, now and after a restart; all start in time."""
+
+    @event_workflow("many-later", name="many-later")
+    class Later:
+        @step(start=True)
+        async def begin(self) -> Command:
+            return complete()
+
+    def in_memory(engine: Engine) -> int:
+        assert engine._parts is not None
+        return len(engine._parts.planner._timers)
+
+    async with make_engine(Later) as engine:
+        month = clock.now() + timedelta(days=30)
+        await asyncio.gather(*(engine.emit("many-later", at=month) for _ in range(300)))
+        assert in_memory(engine) == 0
+        soon = clock.now() + timedelta(minutes=4)
+        await asyncio.gather(*(engine.emit("many-later", at=soon) for _ in range(100)))
+        assert in_memory(engine) == 200
+    async with make_engine(Later) as engine:
+        await wait_until(lambda: in_memory(engine) == 200)
+        for moment, count in ((soon, 100), (month, 400)):
+            clock.shift(moment - clock.now())
+
+            async def all_ended(count: int = count) -> bool:
+                return await engine.count(status="completed") == count
+
+            await wait_until(all_ended, 30)
+            await wait_until(lambda: in_memory(engine) == 0)
+        assert (await engine.stats()).events == {"occurred": 400}
