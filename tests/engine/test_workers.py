@@ -1,0 +1,135 @@
+"""Several workers on one store: who runs what, and who has what another leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from aioflow import Engine, complete, get_context, get_run, step, wait, workflow
+from aioflow.clock import Clock
+from aioflow.commands import Command
+from tests.support import wait_until
+
+shared = pytest.mark.parametrize("store_url", ["memory", "postgres"], indirect=True)
+
+
+def versioned(version: str, ran: list[tuple[str, int]]) -> type:
+    """A workflow that waits, in one of its versions."""
+
+    @workflow("versioned", version=version)
+    class Versioned:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            ran.append((version, get_run().id))
+            return wait.for_signal("go", then=self.end)
+
+        @step
+        async def end(self) -> Command:
+            ran.append((version, get_run().id))
+            return complete()
+
+    return Versioned
+
+
+@shared
+async def test_two_versions_of_the_code_work_side_by_side(store_url: Any) -> None:
+    """Each worker runs what was started with its version, whoever starts and whoever signals."""
+    ran: list[tuple[str, int]] = []
+    old, new = versioned("1", ran), versioned("2", ran)
+    async with Engine(store_url, workflows=[old]) as one, Engine(store_url, workflows=[new]) as two:
+        runs = [await engine.start(flow) for engine, flow in ((one, old), (two, new)) for _ in range(5)]
+        for run in runs:
+            await run.wait(10, until="parked")
+        for run in runs:
+            await (two if run.version == "1" else one).signal("go", run_id=run.id)
+        for run in runs:
+            await run.wait(10)
+            assert run.status == "completed"
+        assert sorted(ran) == sorted(2 * [(run.version, run.id) for run in runs])
+
+
+def gated(gates: dict[str, asyncio.Event], begun: list[int]) -> type:
+    """A workflow whose step lasts until its gate opens."""
+
+    @workflow("gated")
+    class Gated:
+        class Context(BaseModel):
+            gate: str = "gate"
+
+        @step(start=True)
+        async def hold(self) -> Command:
+            begun.append(get_run().id)
+            await gates[get_context(self.Context).gate].wait()
+            return complete()
+
+    return Gated
+
+
+@shared
+async def test_new_runs_spread_over_workers_with_free_slots(store_url: Any) -> None:
+    """What the starting worker has no room for, another one begins at once."""
+    gates, begun = {"gate": asyncio.Event()}, list[int]()
+    flow = gated(gates, begun)
+    async with (
+        Engine(store_url, workflows=[flow], max_running=2) as small,
+        Engine(store_url, workflows=[flow], max_running=10) as large,
+    ):
+        runs = [await small.start(flow) for _ in range(8)]
+        await wait_until(lambda: len(begun) == 8)
+        assert ((await small.stats()).running_here, (await large.stats()).running_here) == (2, 6)
+        gates["gate"].set()
+        for run in runs:
+            await run.wait(10)
+            assert (run.status, run.row.crashes) == ("completed", 0)
+    assert sorted(begun) == sorted(run.id for run in runs)
+
+
+@shared
+async def test_a_worker_that_drains_gives_its_runs_back_at_once(store_url: Any) -> None:
+    """However long its lease is, another has them when it has closed, and no death is counted."""
+    gates, begun = {"gate": asyncio.Event()}, list[int]()
+    flow = gated(gates, begun)
+    lease = timedelta(hours=1)
+    async with Engine(store_url, workflows=[flow], lease=lease) as other:
+        async with Engine(store_url, workflows=[flow], lease=lease, shutdown_timeout=timedelta(0)) as first:
+            runs = [await first.start(flow) for _ in range(5)]
+            await wait_until(lambda: len(begun) == 5)
+        await wait_until(lambda: len(begun) == 10)
+        gates["gate"].set()
+        for run in runs:
+            ended = await other.wait(run.id, 10)
+            assert (ended.status, ended.row.crashes, ended.attempt) == ("completed", 0, 1)
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+async def test_the_clock_is_the_stores(store_url: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is a day ahead writes the server's time, and its lease counts by it."""
+
+    right = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: right() + 86_400 * 1_000_000_000)
+    seen = list[float]()
+
+    @workflow("what-time-is-it")
+    class Asks:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            seen.append(get_run().now.timestamp())
+            return complete()
+
+    async with Engine(store_url, workflows=[Asks]) as engine:
+        run = await engine.start(Asks)
+        await run.wait(10)
+        there = Clock().now() - timedelta(days=1)
+        assert abs(run.created_at - there) < timedelta(seconds=30)
+        assert abs(seen[0] - there.timestamp()) < 30
