@@ -93,8 +93,14 @@ class Schemas:
 
     def fresh(self) -> str:
         """The address of a store that nobody has used."""
-        self.given.append(f"test_{os.getpid()}_{next(_NUMBERS)}")
-        return with_options(self.url, schema=self.given[-1])
+        return self.of(str(next(_NUMBERS)))
+
+    def of(self, name: str) -> str:
+        """The address of the store of this name, always the same."""
+        schema = f"test_{os.getpid()}_{name}"
+        if schema not in self.given:
+            self.given.append(schema)
+        return with_options(self.url, schema=schema)
 
     def drop(self) -> None:
         """Take them away again, from a server that is not the tests' own."""

@@ -1,4 +1,4 @@
-"""Both stores, given the same batches about events at random, say the same and hold the same."""
+"""All stores, given the same batches about events at random, say the same and hold the same."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from aioflow.testing.conformance_samples import (
     starting,
 )
 from aioflow_memory import MemoryStore
+from aioflow_postgres import PostgresStore
 from aioflow_sqlite import SQLiteStore
 
 NAMES = ["ordered", "paid"]
@@ -105,9 +106,9 @@ async def held(store: Store, now: int) -> list[object]:
     ]
 
 
-async def test_stores_agree_on_events(tmp_path: Path, rng: Random) -> None:
+async def test_stores_agree_on_events(tmp_path: Path, postgres_url: str, rng: Random) -> None:
     """Emitted, replaced, withdrawn, occurred, planned, started and waited for, in batches that are offered twice at times."""
-    stores: list[Store] = [MemoryStore(), SQLiteStore(f"sqlite:///{tmp_path}/a.db")]
+    stores: list[Store] = [MemoryStore(), SQLiteStore(f"sqlite:///{tmp_path}/a.db"), PostgresStore(postgres_url)]
     chooser = Chooser(rng)
     seen: Counter[str] = Counter()
     try:
@@ -120,14 +121,15 @@ async def test_stores_agree_on_events(tmp_path: Path, rng: Random) -> None:
             changes = await chooser.batch(stores[0], runs, now)
             for _ in range(rng.choice([1, 1, 2])):
                 results = [await told(store, changes, now) for store in stores]
-                assert results[0] == results[1], (step, changes)
+                assert results[0] == results[1] == results[2], (step, changes)
                 for change, result in zip(changes, results[0], strict=True):
                     seen[f"{type(change).__name__} {result.outcome}"] += 1
                     seen["mail"] += result.mail
             if rng.random() < 0.1:
                 swept = [sorted(await store.expire(1_000, now)) for store in stores]
-                assert swept[0] == swept[1]
-            assert await held(stores[0], now) == await held(stores[1], now), (step, changes)
+                assert swept[0] == swept[1] == swept[2]
+            holds = [await held(store, now) for store in stores]
+            assert holds[0] == holds[1] == holds[2], (step, changes)
     finally:
         for store in stores:
             await store.close()
