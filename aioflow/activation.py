@@ -129,7 +129,7 @@ class Activation(Watch):
         )
         tools.pool.leave(task)
         tools.home.left_behind(task)
-        self._task = None
+        self._task = self.current = None
         if ran is not None:
             self._commit(ran)
         else:
@@ -202,7 +202,7 @@ class Activation(Watch):
             now, commit_id = tools.clock.micros(), next(tools.commit_ids)
             if move := overrun(run, definition, now=now, commit_id=commit_id):
                 return await self._prepare_late(move)
-        read = read_context(run, definition)
+        read = contextvars.copy_context().run(read_context, run, definition)  # what a validator sets ends with it
         if isinstance(read, str):
             move = block(run, read, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
         elif definition is not None and (action := uncalled(run, definition)) is not None:

@@ -208,6 +208,8 @@ class Committer:
         if not all(other.keys.isdisjoint(batch.keys) for other in self._lanes):
             return False
         del self._batches[0]
+        if self._batches:
+            self._wake.set()  # another lane may have found the way barred by what stood first
         # By run id: every writer takes its locks in the same order.
         lane.offered = sorted(batch.pending, key=attrgetter("run_id"))
         lane.keys = batch.keys

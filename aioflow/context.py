@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
@@ -39,6 +40,10 @@ class Outbox(Protocol):
         ...
 
 
+#: Threads of a step may order at once.
+_MAKING = threading.Lock()
+
+
 class CurrentRun:
     """The run that the calling step is part of."""
 
@@ -63,10 +68,19 @@ class CurrentRun:
         return self._outbox
 
     @property
+    def closed(self) -> bool:
+        """Whether the step has returned."""
+        return self._closed
+
+    @property
     def _orders(self) -> Outbox:
         if self._outbox is None:
-            self._outbox = self._make_outbox(self._run)
-            self._outbox.closed = self._closed
+            with _MAKING:
+                if self._outbox is None:
+                    outbox = self._make_outbox(self._run)
+                    self._outbox = outbox
+                    if self._closed:  # meanwhile; or whoever closes finds it
+                        outbox.closed = True
         return self._outbox
 
     def __repr__(self) -> str:

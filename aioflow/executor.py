@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Mapping
 from contextvars import Context, Token, copy_context
+from operator import is_
 from typing import Any, Final
 
 from anyio import CapacityLimiter
@@ -150,7 +151,7 @@ class Executor:
         except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
             error = raised
         try:
-            if limit is not None:
+            if limit is not None and watch.current is current:
                 watch.over()
             if self._telemetry.instruments:
                 self._telemetry.step_ended(run, error)
@@ -171,7 +172,7 @@ class Executor:
             return ran
         finally:
             current.close()
-            _leave(watch, bound, token)
+            _leave(watch, current, bound, token)
 
     async def _changes(self, outbox: Outbox, watch: Watch) -> tuple[Start | Post | Emit, ...]:
         """What the step started and sent, as changes."""
@@ -273,10 +274,11 @@ def _own_error(run: Run, error: BaseException, watch: Watch) -> BaseException:
     return error
 
 
-def _leave(watch: Watch, bound: Context, token: Token[CurrentRun]) -> None:
+def _leave(watch: Watch, current: CurrentRun, bound: Context, token: Token[CurrentRun]) -> None:
     """The task's contextvars are the step's no more."""
-    watch.current = None
-    watch.clean = _same(bound, copy_context())
+    if watch.current is current:  # else it was left behind, and what it leaves concerns nobody
+        watch.current = None
+        watch.clean = _same(bound, copy_context())
     # The Context that the step had is not to live on, for the garbage collector, until the transition is committed.
     try:
         _current.reset(token)
@@ -285,11 +287,8 @@ def _leave(watch: Watch, bound: Context, token: Token[CurrentRun]) -> None:
 
 
 def _same(one: Context, other: Context) -> bool:
-    """Whether two contexts have the same variables. Quick, as nearly always nothing was set at all."""
-    try:
-        return one == other
-    except BaseException:  # noqa: BLE001 - a value's own __eq__ may raise anything
-        return False
+    """Whether two contexts have the very same values: what is equal to another may hold what that does not."""
+    return len(one) == len(other) and all(map(is_, one, other)) and all(map(is_, one.values(), other.values()))
 
 
 def _what(returned: object) -> str:

@@ -4,9 +4,9 @@ To make a task, a context and three handles of the loop for every run costs more
 ready to go on queues up, and a task works it off; should a step have to wait, another task goes on with the rest. At
 most ``_TURN`` steps are begun in one turn of the loop, so that everybody else comes to his.
 
-A task is clean if the step left its contextvars as they were, no cancel scope open, and nobody cancelled it. One that is
-not ends, and with it all that the step has left there. A cancellation that comes from what another run's step has left behind, a timer say,
-is refused: it was not meant for the run that the task serves now.
+A task is clean if the step left its contextvars as they were and no cancel scope open, and if nobody cancelled it or waits
+for its end. One that is not ends, and with it all that the step has left there. A cancellation that comes from what a step
+has left behind, a timer say, is refused by all tasks but its own: it was not meant for the run that they serve now.
 
 The mutable state of ``Pool``: the queue, the tasks that have nothing to do, and whether one of them is on its way.
 """
@@ -43,17 +43,27 @@ class Job(Protocol):
 
 
 class PoolTask(asyncio.Task[None]):
-    """A task that is kept for others. ``job``: what it works at; ``touched``: whether it was cancelled."""
+    """A task that is kept for others.
+
+    ``job``: what it works at; ``left``: the step that it was left behind with; ``touched``: whether it is not to be kept.
+    """
 
     job: Job | None = None
+    left: CurrentRun | None = None
     touched = False
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """See asyncio.Task. Refused to the step of a run that this task does not serve."""
+        """See asyncio.Task. Refused to what a step has left behind that this task does not serve."""
         by = current_run()
-        if by is not None and (self.job is None or by is not self.job.current):
+        serves = self.left if self.job is None else self.job.current
+        if by is not None and by is not serves and by.closed:
             return False
         return self.interrupt(msg)
+
+    def add_done_callback(self, fn: Any, /, *, context: Context | None = None) -> None:
+        """See asyncio.Task. What waits for the end of the task that runs a step is to hear of it."""
+        self.touched = self.touched or self.job is not None
+        super().add_done_callback(fn, context=context)
 
     def interrupt(self, msg: Any | None = None) -> bool:
         """Cancel it, whatever code asks for that."""
@@ -103,6 +113,8 @@ class Pool:
     def leave(self, task: asyncio.Task[None]) -> None:
         """Wait for this task no more: its step does not stop."""
         self._tasks.leave(task)
+        if isinstance(task, PoolTask) and task.job is not None:
+            task.left, task.job = task.job.current, None
 
     def _call(self) -> None:
         """Let a task look at the queue in the next turn of the loop."""
@@ -112,7 +124,11 @@ class Pool:
             if not idle.done():
                 idle.set_result(None)
                 return
-        task = self._tasks.spawn(self._work(), name="aioflow steps", context=self._context.copy(), kind=PoolTask)
+        try:
+            task = self._tasks.spawn(self._work(), name="aioflow steps", context=self._context.copy(), kind=PoolTask)
+        except BaseException:  # whoever makes this loop's tasks has failed: the next one is to be asked for
+            self._called = False
+            raise
         task.add_done_callback(self._ended)
 
     async def _work(self) -> None:
@@ -134,6 +150,7 @@ class Pool:
                 kept.job = job
                 clean = await job.advance(task)
                 kept.job = None
+                del job
                 if kept.touched or not clean or _in_scope(task):
                     return
             if self._ending or len(self._idle) >= _SPARE:

@@ -9,7 +9,6 @@ from typing import Literal, TypeAlias
 from aioflow.model import LIVE, Run, WorkflowStatus
 
 Until: TypeAlias = Literal["ended", "parked"]
-RUNNING = str(WorkflowStatus.RUNNING)
 #: What a waiter waits for: or, as a number, that the run has more transitions than so many, or has ended.
 Goal: TypeAlias = Until | int
 
@@ -46,7 +45,7 @@ class Waiters:
     def tell(self, run: Run) -> None:
         """The run was committed like this."""
         entries = self._waiting.get(run.id)
-        if entries is None or run.status == RUNNING:
+        if entries is None:
             return
         for until, future in list(entries):
             if not future.done() and reached(run, until):

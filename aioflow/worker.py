@@ -145,7 +145,7 @@ class Worker:
             self.scheduler.arm(run)
 
     def _begin(self, run: Run) -> None:
-        if self.draining:
+        if self.draining or not self.working:
             return
         activation = Activation(run, self._tools)
         self._activations[run.id] = activation

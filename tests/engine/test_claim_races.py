@@ -68,6 +68,23 @@ class LosingRuns(MemoryStore):
         raise StoreUnavailable(self.name, "the connection was lost")
 
 
+class LosingLeases(MemoryStore):
+    """A store under which a worker loses its lease while a goto is being committed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine: Engine | None = None
+        self.lost = asyncio.Event()
+
+    async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+        goes_on = any(isinstance(change, Move) and change.transition.kind == "goto" for change in changes)
+        if goes_on and self.engine is not None and not self.lost.is_set():
+            assert self.engine._worker is not None
+            self.engine._worker._lose("its lease was over")
+            self.lost.set()
+        return await super().apply(changes, now)
+
+
 class Calls(BaseModel):
     """A Context of nothing."""
 
@@ -120,3 +137,25 @@ async def test_a_run_that_was_taken_over_is_not_gone_on_with() -> None:
     await store.open(0)
     [row] = await store.load([run.id], 0)
     assert (row.seq, row.step, row.owner) == (2, "second", 99)
+
+
+async def test_a_worker_without_its_lease_begins_nothing() -> None:
+    """What it was committing may be applied; it goes on with the run once it works again, not before."""
+    working: list[bool] = []
+
+    async def first(self: object) -> Command:
+        return goto("second")
+
+    async def second(self: object) -> Command:
+        assert store.engine is not None
+        assert store.engine._worker is not None
+        working.append(store.engine._worker.working)
+        return done(self)
+
+    store = LosingLeases()
+    async with Engine(store) as engine:
+        store.engine = engine
+        run = await engine.start(flow(Calls, first, second))
+        assert (await run.wait(PATIENCE)).status == "completed"
+    assert store.lost.is_set()
+    assert working == [True]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Generator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import anyio
 import anyio.from_thread
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from aioflow import complete, get_context, goto, step, workflow
 from aioflow.commands import Command
@@ -84,6 +87,121 @@ async def test_scope_that_a_step_left_open_cancels_nobody(make_engine: MakeEngin
     async with household(make_engine, clock, Flow) as engine:
         run = await run_of(engine, Flow)
         assert await kinds_of(engine, run) == ["start", "goto", "complete"]
+
+
+@pytest.mark.parametrize("timeout", [None, timedelta(seconds=0.3)], ids=["its own timeout", "a step timeout"])
+async def test_step_that_was_left_behind_leaves_the_next_one_its_own(
+    make_engine: MakeEngine, clock: ShiftedClock, timeout: timedelta | None
+) -> None:
+    """When it ends at last, the later step of its run keeps its timeout, and may still cancel itself."""
+    free, freed = asyncio.Event(), asyncio.Event()
+
+    @workflow("hostile-left", default_retry=ONCE)
+    class Flow:
+        class Context(BaseModel):
+            timed_out: bool = False
+
+        @step(start=True, timeout=SHORT, on_fail="mend")
+        async def stuck(self) -> Command:
+            while not free.is_set():
+                try:
+                    await free.wait()
+                except asyncio.CancelledError:
+                    pass
+            freed.set()
+            return complete()
+
+        @step(timeout=timeout)
+        async def mend(self) -> Command:
+            free.set()
+            await freed.wait()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            if timeout is not None:
+                await asyncio.Event().wait()
+            try:
+                async with asyncio.timeout(0.1):
+                    await asyncio.Event().wait()
+            except TimeoutError:
+                get_context(self.Context).timed_out = True
+            return complete()
+
+    async with household(make_engine, clock, Flow) as engine:
+        run = await (await engine.start(Flow)).wait(10)
+        assert run.status == ("completed" if timeout is None else "failed")
+        if timeout is None:
+            assert run.data == {"timed_out": True}
+        else:
+            assert (run.error or "").endswith("ran longer than its timeout of 0.3 s.")
+
+
+@dataclass
+class Session:
+    """Two of one user are equal, whatever else they hold."""
+
+    user: str = "anonymous"
+    token: str = field(default="", compare=False)
+
+
+session: ContextVar[Session] = ContextVar("session")
+
+
+async def test_what_validators_and_steps_set_no_other_run_sees(make_engine: MakeEngine) -> None:
+    """Neither what a validator sets as the Context is read, nor what is equal to what was there before."""
+    seen: list[str] = []
+
+    @workflow("hostile-sets", default_retry=ONCE)
+    class Sets:
+        class Context(BaseModel):
+            name: str = "alice"
+
+            @model_validator(mode="after")
+            def say(self) -> Any:
+                if asyncio.current_task().get_name() == "aioflow steps":  # type: ignore[union-attr]
+                    session.set(Session(token=f"read by {self.name}"))
+                return self
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            session.set(Session(token="of a step"))
+            return complete()
+
+    @workflow("hostile-sees", default_retry=ONCE)
+    class Sees:
+        Context = Nothing
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            seen.append(session.get().token)
+            return complete()
+
+    session.set(Session())
+    async with make_engine(Sets, Sees) as engine:
+        for _ in range(3):
+            assert (await run_of(engine, Sets)).status == "completed"
+            assert (await run_of(engine, Sees)).status == "completed"
+    assert seen == ["", "", ""]
+
+
+async def test_who_waits_for_the_end_of_a_steps_task_hears_of_it(make_engine: MakeEngine) -> None:
+    """A callback that a step adds to its task is called when the step has ended, not when the engine does."""
+    called: list[str] = []
+
+    @workflow("hostile-callback", default_retry=ONCE)
+    class Flow:
+        Context = Nothing
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            task = asyncio.current_task()
+            assert task is not None
+            task.add_done_callback(lambda _: called.append("ended"))
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        for number in range(1, 4):
+            await run_of(engine, Flow)
+            await wait_until(lambda number=number: len(called) == number)
 
 
 # ---- signals and the loop

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
-from aioflow import Retry, complete, get_context, goto, sleep, step, workflow
+from aioflow import Retry, complete, get_context, get_run, goto, sleep, step, workflow
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine, ShiftedClock, closed, kinds_of, run_of
 from tests.engine.test_hostile_matrix import ONCE, Nothing, Probe, household
@@ -85,14 +85,13 @@ class CancelsAll:
         return complete()
 
 
-#: Told by the step of ``Waits``, and what it waits for; of the event loop that runs it.
-entered: asyncio.Future[None]
-gate: asyncio.Future[None]
+#: Told by the step of ``Waits``: futures of the event loop that runs it.
+entered: list[asyncio.Future[None]] = []
 
 
-@workflow("tasks-waits", default_retry=ONCE)
+@workflow("tasks-waits", default_retry=Retry(max_attempts=3, base_delay=timedelta(0), retry_on=(BaseException,)))
 class Waits:
-    """Waits in its second step for others."""
+    """Tries again whatever comes; waits in its first attempt until it is cancelled."""
 
     Context = Nothing
 
@@ -102,8 +101,9 @@ class Waits:
 
     @step
     async def then(self) -> Command:
-        entered.set_result(None)
-        await gate
+        if get_run().attempt == 1:
+            entered[-1].set_result(None)
+            await asyncio.Event().wait()
         return sleep(timedelta(0), then=self.end)
 
     @step
@@ -111,21 +111,19 @@ class Waits:
         return complete()
 
 
-async def test_a_step_cannot_cancel_the_tasks_of_other_runs(make_engine: MakeEngine) -> None:
-    """A run that computes meanwhile hears nothing of it; those about to begin, or being committed, go on."""
-    global entered, gate
-    entered, gate = asyncio.Future(), asyncio.Future()
+async def test_runs_whose_tasks_a_step_cancels_go_on(make_engine: MakeEngine) -> None:
+    """A run that computes meanwhile has its attempt fail, as any does; those about to begin, or being committed, go on."""
+    entered.append(asyncio.Future())
     async with make_engine(CancelsAll, Waits, Probe) as engine:
         waits = await engine.start(Waits)
-        await entered
+        await entered[-1]
         hostile = await engine.start(CancelsAll)
         others = [await engine.start(Probe) for _ in range(20)]
         assert (await hostile.wait(5)).status in {"completed", "failed"}
         for run in others:
             assert (await run.wait(10)).status in {"completed", "failed"}
-        gate.set_result(None)
         assert (await waits.wait(10)).status == "completed"
-        assert await kinds_of(engine, waits) == ["start", "goto", "sleep", "wake", "complete"]
+        assert await kinds_of(engine, waits) == ["start", "goto", "retry", "wake", "sleep", "wake", "complete"]
         assert (await engine.stats()).running_here == 0
     await closed(engine)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -284,3 +286,38 @@ async def test_a_child_is_signalled_by_the_step_that_starts_it(make_engine: Make
         assert (await run_of(engine, order)).status == "completed"
         child = await engine.find(Waiting, "child")
         assert (await child.result(timeout=10)).number == 7
+
+
+async def test_threads_of_a_step_may_order_at_once(make_engine: MakeEngine) -> None:
+    """None of what they send at the same moment is lost."""
+    threads = 8
+
+    @workflow("outbox-threads")
+    class Threads:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def begin(self) -> Command:
+            run, barrier = get_run(), threading.Barrier(threads)
+
+            def send(number: int) -> None:
+                barrier.wait()
+                run.signal("s", key=f"{run.id}-{number}")
+
+            sending = [threading.Thread(target=send, args=(number,)) for number in range(threads)]
+            for thread in sending:
+                thread.start()
+            for thread in sending:
+                thread.join()
+            return complete()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        async with make_engine(Threads) as engine:
+            for runs in range(1, 31):
+                await run_of(engine, Threads)
+                assert (await engine.stats()).mailbox == threads * runs
+    finally:
+        sys.setswitchinterval(before)

@@ -321,3 +321,32 @@ async def test_watch_of_a_store_that_is_down_can_be_taken_up_again(
         await engine.cancel(run.id)
         seen += [transition async for transition in engine.watch(run.id, after=seen[-1].seq)]
         assert seen == await engine.history(run.id)
+
+
+async def test_watch_tells_of_a_transition_while_the_run_goes_on(make_engine: MakeEngine) -> None:
+    """A run that goes from step to step is told of at once, not when it parks or ends."""
+    gates = [asyncio.Event(), asyncio.Event()]
+
+    @workflow("watch-busy")
+    class Busy:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def first(self) -> Command:
+            await gates[0].wait()
+            return goto(self.second)
+
+        @step
+        async def second(self) -> Command:
+            await gates[1].wait()
+            return complete()
+
+    async with make_engine(Busy) as engine:
+        run = await engine.start(Busy)
+        async with aclosing(engine.watch(run.id)) as watching:
+            assert (await anext(watching)).kind == "start"
+            gates[0].set()
+            assert (await asyncio.wait_for(anext(watching), 5)).kind == "goto"
+            gates[1].set()
+            assert (await asyncio.wait_for(anext(watching), 5)).kind == "complete"
