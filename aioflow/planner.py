@@ -154,7 +154,9 @@ class Planner(DueLoop):
             if plan.workflow:
                 await self._begin(planned)
             else:
-                await self._committer.commit(Occur(plan.id, planned.event.event_id))
+                result = await self._committer.commit(Occur(plan.id, planned.event.event_id))
+                if result.outcome == "stale":  # it has occurred, but who hears of it went to somebody else, or was lost
+                    self._slots.notice()
         except StoreError as error:
             self.push((Deadline(self._clock.micros() + SECOND, plan.id, plan.attempts),))
             telemetry.warn(

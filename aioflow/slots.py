@@ -24,3 +24,7 @@ class Slots(Protocol):
     def redeem(self, owner: int | None) -> None:
         """The promise is kept, or void."""
         ...
+
+    def notice(self) -> None:
+        """Something was written to the store that is not known here: look at it."""
+        ...

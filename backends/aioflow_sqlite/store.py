@@ -220,6 +220,8 @@ class SQLiteStore:
                 self._works = False
                 return Claim(working=False)
             if not self._works:
+                if self._wal is not None:
+                    self._wal.take_over(db)
                 ownership.disown_dead(db, worker)
                 self._works = True
             return ownership.take(db, worker, limit, held)

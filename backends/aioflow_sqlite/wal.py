@@ -65,6 +65,18 @@ class Wal:
         if self._has_grown():
             db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
+    def take_over(self, db: sqlite3.Connection) -> None:
+        """Copy all of it back, as far as nobody reads it, before anything is built on it; no transaction is open.
+
+        A commit whose sync failed may stand in the WAL of a process that died: the kernel still shows it, and reports no
+        error again, but the disk may never have had it. What is committed after it would be lost with it when the power
+        fails. Copied back, it is written and synced anew.
+
+        Raises:
+            sqlite3.Error: it could not be copied, or not be synced.
+        """
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
     def _has_grown(self) -> bool:
         try:
             with open(self._path, "rb", buffering=0) as file:  # noqa: PTH123 - SQLite takes its path as text, too

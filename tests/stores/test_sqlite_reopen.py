@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 
+from aioflow.clock import SECOND
 from aioflow.errors import StoreUnavailable
 from aioflow.testing.conformance_samples import NOW, a_run, ids, starting
 from aioflow_sqlite import SQLiteStore
@@ -126,3 +130,42 @@ async def test_store_closes_after_a_failed_sync(tmp_path: Path, fail: int) -> No
         assert (await again.load([1], NOW))[0].id == 1
     finally:
         await again.close()
+
+
+async def test_what_a_dead_process_could_not_sync_takes_nothing_with_it(tmp_path: Path) -> None:
+    """A commit whose sync failed is found by the next process, as the kernel still shows it. Then the power fails."""
+    before, after, image = (tmp_path / name for name in ("before", "after", "image"))
+    for folder in (before, after, image):
+        folder.mkdir()
+    async with opened(f"sqlite:///{before}/runs.db") as (store, syncs):
+        await claim(store)
+        await store.apply([starting(a_run(1), commit_id=1)], NOW)
+        await failed(store, syncs, 2)
+        disk = syncs.disk
+        for name in ("runs.db", "runs.db-wal"):  # it dies: what the kernel has, and what the disk has
+            shutil.copy(before / name, after / name)
+            disk.files[str(after / name)] = disk.entries[str(after / name)] = deepcopy(disk.files[str(before / name)])
+        other = SQLiteStore(f"sqlite:///{after}/runs.db?vfs={disk.name}")
+        await other.open(NOW)
+        try:
+            await claim(other)
+            await other.apply([starting(a_run(3), commit_id=3)], NOW)
+            found = ids(await other.load([1, 2, 3], NOW))
+            for path in [path for path in disk.files if path.startswith(str(before))]:
+                disk.entries.pop(path, None)
+                del disk.files[path]
+            path = disk.lose_power(random.Random(0), image)
+        finally:
+            await other.close()
+    assert found == [1, 2, 3]
+    lost = SQLiteStore(f"sqlite:///{path}")
+    await lost.open(NOW)
+    left = ids(await lost.load([1, 2, 3], NOW))
+    await lost.close()
+    assert {1, 3} <= set(left)
+
+
+async def claim(store: SQLiteStore) -> None:
+    """Work the file."""
+    claimed = await store.claim(1, lease=SECOND, limit=0, known=[], held=None, now=NOW)
+    assert claimed.working
