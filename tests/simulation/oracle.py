@@ -105,7 +105,7 @@ class Oracle:
 
     def applied(self, client: Client, changes: Sequence[Change], results: Sequence[Result], now: int) -> None:
         """The store has applied a batch."""
-        ids = {run.id for change in changes for run in _runs_of(change)}
+        ids = {run_id for change in changes for run_id in _runs_of(change)}
         before = {id_: self.rows[id_] for id_ in ids if id_ in self.rows}
         for change, result in zip(changes, results, strict=True):
             self._applied(client, change, result, now)
@@ -456,13 +456,15 @@ class Oracle:
             self.problems.append(f"{stats.mailbox} signals in the mailbox, and the model has {left} to {len(there)}")
 
 
-def _runs_of(change: Change) -> list[Run]:
-    """The rows that it writes, if it can be told from it."""
+def _runs_of(change: Change) -> list[int]:
+    """The runs whose waits it may begin or end."""
     match change:
         case Move(run=run, also=also):
-            return [run, *(part.run for part in also if isinstance(part, Start))]
+            return [run.id, *(part.run.id for part in also if isinstance(part, Start))]
         case Start(run=run):
-            return [run]
+            return [run.id]
+        case Amend(run_id=run_id):
+            return [run_id]
         case _:
             return []
 

@@ -43,6 +43,8 @@ EPOCH: Micros = 1_750_000_000 * SECOND
 PATIENCE = 600.0
 #: Whoever is killed for longer than so many seconds does not come back, if there are others.
 FOR_GOOD = 4.0
+#: The lease where nothing goes wrong, seconds: that the store is far is no reason to lose it.
+LONG_LEASE = 5 * LEASE
 #: Seconds after which a caller takes a call to be lost.
 LOST = 20.0
 
@@ -151,7 +153,7 @@ class Host:
             engine = Engine(
                 wire,  # type: ignore[arg-type]
                 workflows=scripted.workflows(),
-                lease=timedelta(seconds=LEASE),
+                lease=timedelta(seconds=LONG_LEASE if self.world.plan.quiet else LEASE),
                 clock=clock,
                 worker=self.works,
                 max_running=self.world.program.slots[self.index] or 1,
