@@ -133,7 +133,7 @@ async def test_store_closes_after_a_failed_sync(tmp_path: Path, fail: int) -> No
 
 
 async def test_what_a_dead_process_could_not_sync_takes_nothing_with_it(tmp_path: Path) -> None:
-    """A commit whose sync failed is found by the next process, as the kernel still shows it. Then the power fails."""
+    """What a failed sync left is copied back by the next process: no later commit is lost with it when the power fails."""
     before, after, image = (tmp_path / name for name in ("before", "after", "image"))
     for folder in (before, after, image):
         folder.mkdir()
