@@ -13,7 +13,7 @@ from typing import Any, Final
 import asyncpg
 
 from aioflow.clock import SECOND, Clock, Micros
-from aioflow_postgres.database import FAILURES, hang_up, quoted
+from aioflow_postgres.database import hang_up, quoted
 
 #: How often the connection is used, if there is nothing to tell.
 _PING: Final[Micros] = 5 * SECOND
@@ -105,7 +105,7 @@ class Ear:
                     with suppress(asyncpg.InterfaceError):
                         connection.remove_termination_listener(self._lost)
                     await hang_up(connection)
-            except FAILURES:
+            except Exception:  # noqa: BLE001 - whatever asyncpg raises of a connection that is lost, it is made anew
                 self._wake.clear()
                 if not self._ending.is_set():
                     await self._clock.wait(self._wake, backoff)
@@ -119,7 +119,7 @@ class Ear:
             await self._clock.wait(self._wake, _PING)
         untold, self._untold = self._untold, False
         try:
-            await self._in_time(connection.execute(f"NOTIFY {quoted(self._channel)}" if untold else ""))
+            await self._in_time(connection.execute(f"NOTIFY {quoted(self._channel)}" if untold else "SELECT 1"))
         except BaseException:
             self._untold = self._untold or untold
             raise

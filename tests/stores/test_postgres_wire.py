@@ -178,6 +178,33 @@ async def test_who_listens_notices_a_half_open_connection(wire: Wire, store: Pos
     await wait_until(heard, timeout=10)
 
 
+async def test_who_listens_uses_its_connection_now_and_then(
+    patient: PostgresStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing to tell, it asks whether the server is still there, and goes on listening."""
+    monkeypatch.setattr("aioflow_postgres.ear._PING", 1_000)
+    await patient.close()
+    await patient.open(NOW)
+    ear = patient._ear
+    assert ear is not None
+    await wait_until(lambda: ear.listening)
+    asked: list[str] = []
+    ear._connection.add_query_logger(lambda record: asked.append(record.query))
+    await wait_until(lambda: len(asked) > 3)
+    assert set(asked) == {"SELECT 1"}
+    seen = await patient.hint(NOW)
+    other = PostgresStore(postgres_url)
+    await other.open(NOW)
+    await put(other, a_run(1))
+    await other.close()
+
+    async def heard() -> bool:
+        return await patient.hint(NOW) != seen
+
+    await wait_until(heard)
+    assert ear.listening
+
+
 async def test_a_pool_that_is_exhausted_says_so(
     patient: PostgresStore, postgres_server: Schemas, postgres_url: str
 ) -> None:
