@@ -186,7 +186,8 @@ MUTANTS = [
     Mutant("take the signal outside of the transition", _JUDGE, "Judge._judge_move",
            "    offered = self._offered(run.id, transition)\n",
            "    for taken in change.takes:\n        mailbox.take(run.id, (taken,), self._now, rejects=False)\n"
-           "    change = change._replace(takes=())\n    offered = self._offered(run.id, transition)\n", seed=135),
+           "    change = change._replace(takes=())\n    offered = self._offered(run.id, transition)\n",
+           tests="tests/stores/test_memory.py"),
     Mutant("take it twice", _MAILBOX, "Mailbox.take", "taken_at=now, taken_by=run_id", "taken_by=run_id"),
     Mutant("take the newest first", _MAILBOX, "Mailbox.of", "key=lambda signal: (signal.sent_at, signal.id)",
            "key=lambda signal: (-signal.sent_at, -signal.id)", seed=2),
