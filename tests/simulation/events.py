@@ -276,7 +276,9 @@ class Events:
                 self.mailbox.hear(event, run_id)
                 self.figures["a run that waits was told of an event"] += 1
                 continue
-            with_entity = event.entity_id is not None and event.entity_id in keys
+            # A wait that begins later in the batch looks back to when its run was started, by whose clock that was.
+            since = event.occurred_at is not None and event.occurred_at >= row.created_at
+            with_entity = event.entity_id is not None and event.entity_id in keys and since
             if waits and not known and (run_id not in before or with_entity or run_id == by):
                 yield f"run {run_id} waits for {event}, and was not told: {row}"
             if run_id in before:
