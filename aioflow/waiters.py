@@ -63,6 +63,7 @@ class Waiters:
             for _, future in list(entries):
                 if not future.done():
                     future.set_exception(error)
+                    future.exception()  # who has not come to await it hears of the end elsewhere: it is not to be printed
 
     def remove(self, run_id: int, future: asyncio.Future[Run]) -> None:
         """Nobody listens to this future any more."""
