@@ -23,7 +23,7 @@ from aioflow_postgres.hearing import awaits_entities
 from aioflow_postgres.judging import Batch, waits_in
 from aioflow_postgres.locks import lock_entities, lock_keys
 from aioflow_postgres.rows import SELECT_RUNS, unnest
-from aioflow_postgres.writing import Row, write
+from aioflow_postgres.writing import BEGINS, Row, write
 
 _SAME_COMMITS: Final = f"""
 SELECT h.run_id, h.seq, h.commit_id FROM {unnest(["run_id", "seq"], ["bigint", "bigint"], "o")}
@@ -66,7 +66,7 @@ async def _apply_plain(database: Database, changes: Sequence[Start | Move], now:
     rows = [
         Row(change.run, change.seq, change.fence, change.transition)
         if isinstance(change, Move)
-        else Row(change.run, 0, 0, change.transition)
+        else Row(change.run, BEGINS, BEGINS, change.transition)
         for change in changes
     ]
     written = await database.say(lambda session: write(session, rows))

@@ -13,7 +13,7 @@ from aioflow_postgres.database import Session
 from aioflow_postgres.events import Events
 from aioflow_postgres.hearing import awaits_entities, catch_up, entities_of
 from aioflow_postgres.standing import ROWS, Standing
-from aioflow_postgres.writing import Row, write
+from aioflow_postgres.writing import BEGINS, Row, write
 
 Part: TypeAlias = Start | Post | Emit
 Outcome: TypeAlias = Literal["applied", "exists", "stale"]
@@ -132,7 +132,7 @@ class Batch:
             return self._stands("exists", holder)
         if mail_id is not None:
             self.events.started(run.id, mail_id)
-        self._write(Row(run, 0, 0, start.transition))
+        self._write(Row(run, BEGINS, BEGINS, start.transition))
         return Result("applied", run)
 
     def _in_the_way(self, run: Run, reuse: Reuse) -> int | None:

@@ -9,9 +9,12 @@ from aioflow.model import Run, Transition
 from aioflow_postgres.database import Session
 from aioflow_postgres.rows import HISTORY_COLUMNS, RUN_COLUMNS, columns, types_of, unnest
 
+#: The guard of a row that begins: no row has such a seq, whatever a change may say.
+BEGINS: Final = -1
+
 
 class Row(NamedTuple):
-    """A row to write. ``seq`` and ``fence`` are its guards; 0 for one that begins."""
+    """A row to write. ``seq`` and ``fence`` are its guards; BEGINS for one that begins."""
 
     run: Run
     seq: int
@@ -39,12 +42,12 @@ _WRITE: Final = f"""
 WITH offered AS (SELECT * FROM {_OFFERED}),
 moved AS (
     UPDATE aioflow.runs AS r SET {", ".join(f"{column} = {_value(column, 'o')}" for column in _MUTABLE)}
-    FROM offered AS o WHERE r.id = o.id AND r.seq = o.was_seq AND r.fence = o.was_fence AND o.was_seq > 0
+    FROM offered AS o WHERE r.id = o.id AND r.seq = o.was_seq AND r.fence = o.was_fence AND o.was_seq <> {BEGINS}
     RETURNING o.id, o.seq, {_HISTORY}
 ),
 begun AS (
     INSERT INTO aioflow.runs ({RUN_COLUMNS})
-    SELECT {", ".join(_value(column, "o") for column in Run._fields)} FROM offered AS o WHERE o.was_seq = 0
+    SELECT {", ".join(_value(column, "o") for column in Run._fields)} FROM offered AS o WHERE o.was_seq = {BEGINS}
     ON CONFLICT (id) DO NOTHING RETURNING id
 ),
 logged AS (
@@ -53,7 +56,7 @@ logged AS (
 ),
 logged_as_begun AS (
     INSERT INTO aioflow.history ({HISTORY_COLUMNS})
-    SELECT o.id, o.seq, {_HISTORY} FROM offered AS o WHERE o.was_seq = 0 ON CONFLICT (run_id, seq) DO NOTHING
+    SELECT o.id, o.seq, {_HISTORY} FROM offered AS o WHERE o.was_seq = {BEGINS} ON CONFLICT (run_id, seq) DO NOTHING
 )
 SELECT id FROM moved UNION ALL SELECT id FROM begun
 """
