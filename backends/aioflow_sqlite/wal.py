@@ -70,7 +70,8 @@ class Wal:
 
         A commit whose sync failed may stand in the WAL of a process that died: the kernel still shows it, and reports no
         error again, but the disk may never have had it. What is committed after it would be lost with it when the power
-        fails. Copied back, it is written and synced anew.
+        fails. Copied back, it is written and synced anew. A process that works nothing does not do so: what it commits
+        before a worker comes has that risk still.
 
         Raises:
             sqlite3.Error: it could not be copied, or not be synced.
