@@ -128,6 +128,8 @@ class SQLiteStore:
             if reader is not None and reader is not writer:
                 await reader.close()
             if writer is not None:
+                if self._works and self._wal is not None and self._wal.lost:
+                    await self._mend(self._wal, writer)
                 await writer.close()
         finally:
             self._works = False
@@ -283,6 +285,13 @@ class SQLiteStore:
             return result
 
         return await self._run(writer, write)
+
+    async def _mend(self, wal: Wal, writer: Connection) -> None:
+        """Copy the WAL back while it is known what is lost: SQLite does so at the last closing, and deletes it."""
+        try:
+            await writer.run(wal.copy_back)
+        except (sqlite3.Error, StoreError) as error:
+            _log.error("a page that could not be synced cannot be written anew", store=self.name, error=str(error))
 
     def _keep_short(self, wal: Wal, writer: Connection, db: sqlite3.Connection, data: int) -> None:
         """Whatever becomes of that, what was written before is committed."""

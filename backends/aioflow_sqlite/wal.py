@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 import struct
 from collections.abc import Sequence
+from typing import Literal
 
 from aioflow.changes import Change, Move, Post, Start
 
@@ -42,13 +43,16 @@ class Wal:
     Args:
         path: the database's.
 
-    The mutable state: how many rows its connection had changed at the last look, and the data written since then.
+    The mutable state: how many rows its connection had changed at the last look, and the data written since then;
+    whether pages may have been copied that are not synced, and whether such pages are lost.
     """
 
     def __init__(self, path: str) -> None:
         self._path = f"{path}-wal"
         self._looked = 0
         self._data = _STRIDE  # it may be long already
+        self._unsynced = True  # by whoever worked it before
+        self.lost = False
 
     def keep_short(self, db: sqlite3.Connection, data: int) -> None:
         """Copy it back if it has grown; no transaction is open. ``data``: bytes of it that were written just now.
@@ -63,7 +67,7 @@ class Wal:
             return
         self._looked, self._data = changed, 0
         if self._has_grown():
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self.copy_back(db)
 
     def take_over(self, db: sqlite3.Connection) -> None:
         """Copy all of it back, as far as nobody reads it, before anything is built on it; no transaction is open.
@@ -76,7 +80,28 @@ class Wal:
         Raises:
             sqlite3.Error: it could not be copied, or not be synced.
         """
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self.copy_back(db, "TRUNCATE")
+
+    def copy_back(self, db: sqlite3.Connection, how: Literal["PASSIVE", "TRUNCATE"] = "PASSIVE") -> None:
+        """Copy it back, as far as nobody reads it; no transaction is open.
+
+        Where a reader stops it halfway, SQLite takes what it copied for done without a sync: that of a later copying
+        will do for both. If that one fails, the kernel may have dropped all that was not synced, and SQLite writes only
+        the later part again. So after such a failure every page is put into the WAL anew, and copied from there.
+
+        Raises:
+            sqlite3.Error: it could not be copied, or not be synced.
+        """
+        if self.lost:
+            db.execute("VACUUM")
+            self.lost = False
+        try:
+            _, frames, copied = db.execute(f"PRAGMA wal_checkpoint({how})").fetchone()
+        except sqlite3.OperationalError as error:
+            self.lost = self._unsynced and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR
+            raise
+        if frames >= 0:  # else somebody else is copying
+            self._unsynced = copied < frames
 
     def _has_grown(self) -> bool:
         try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+import sqlite3
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,7 @@ async def work(weather: Weather, acknowledged: Acknowledged, url: str, pragma: s
             store = engine._parts.store
             assert isinstance(store, SQLiteStore)
             assert store._writer is not None
+            assert store._wal is not None
             if pragma:
                 await store._writer.run(lambda db: db.execute(pragma))
             weather.failing = weather.would_fail
@@ -87,7 +90,7 @@ async def work(weather: Weather, acknowledged: Acknowledged, url: str, pragma: s
                     *(orders.process(engine, acknowledged, number, early=number % 2 == 0) for number in numbers)
                 )
                 try:
-                    await store._write(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
+                    await store._write(store._wal.copy_back)
                 except StoreError:
                     weather.figures["failed checkpoint"] += 1
             weather.failing = 0
@@ -156,6 +159,51 @@ async def test_power_loss_after_failed_syncs_loses_nothing(tmp_path: Path, rng: 
     assert not wrong, "\n".join(wrong[:20])
     assert figures["failed sync runs.db-wal"] >= LIVES
     assert figures["failed sync runs.db"] + figures["failed checkpoint"] >= 1
+
+
+async def test_pages_copied_beside_a_reader_outlive_a_sync_that_failed_later(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    """A checkpoint that a reader stops halfway syncs nothing. When the sync of the next one fails, its pages are not lost."""
+    acknowledged = Acknowledged()
+    failing = False
+
+    def watch(operation: str, path: str) -> bool:
+        return failing and operation == "sync" and path.endswith("runs.db")
+
+    disk = Disk(watch)
+    numbers = iter(range(100))
+
+    async def some_orders() -> None:
+        await asyncio.gather(
+            *(orders.process(engine, acknowledged, next(numbers), early=number % 2 == 0) for number in range(ORDERS))
+        )
+
+    engine = Engine(f"sqlite:///{tmp_path}/runs.db?vfs={disk.name}", workflows=orders.WORKFLOWS)
+    engine.instruments.append(acknowledged)
+    async with engine:
+        assert engine._parts is not None
+        store = engine._parts.store
+        assert isinstance(store, SQLiteStore)
+        assert store._wal is not None
+        await some_orders()
+        with closing(sqlite3.connect(f"file:{tmp_path}/runs.db?vfs={disk.name}", uri=True)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM runs").fetchone()
+            await some_orders()
+            await store._write(store._wal.copy_back)
+            reader.execute("COMMIT")
+        failing = True
+        with pytest.raises(StoreError, match="I/O"):
+            await store._write(store._wal.copy_back)
+        failing = False
+        await store._write(store._wal.copy_back)
+        await some_orders()  # these go to the beginning of the WAL, over what was copied
+        image = tmp_path / "image"
+        image.mkdir()
+        found = await examine(disk.lose_power(rng, image), acknowledged.so_far())
+    disk.remove()
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(("level", "problem"), [("NORMAL", "lost"), ("OFF", "corrupt")])
