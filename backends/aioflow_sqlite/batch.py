@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import assert_never
 
 from aioflow.changes import (
@@ -33,6 +34,7 @@ from aioflow_sqlite import mailbox
 from aioflow_sqlite.events import EventBatch, catch_up, in_the_way
 from aioflow_sqlite.plain import apply_plain
 from aioflow_sqlite.rows import NULLABLE, RUN_COLUMNS, SELECT_RUNS, WRITE_HISTORY, row_of
+from aioflow_sqlite.transactions import transaction
 from aioflow_sqlite.writing import placeholders, write
 
 _MUTABLE = ", ".join(f"{name} = excluded.{name}" for name in Run._fields[Run._fields.index("status") :])
@@ -50,10 +52,30 @@ _HOLDER_OF_KEY = f"""{SELECT_RUNS} WHERE workflow = ? AND key = ?
 ORDER BY iif(id = ?, ?, status IN ('running', 'waiting')) DESC, created_at DESC, id DESC LIMIT 1"""
 
 
+def commit(
+    db: sqlite3.Connection, changes: Sequence[Change], now: Micros, weight: int, begins: Callable[[], None]
+) -> list[Result]:
+    """Check each change's guards and write those that hold, as one transaction.
+
+    Args:
+        db: no transaction is open.
+        changes: what to write.
+        now: the time, in microseconds.
+        weight: how many bytes of data they have.
+        begins: called when most of what needs the GIL is done, which may be at the end.
+
+    Returns:
+        A result for each.
+    """
+    try:
+        results = apply_plain(db, changes, weight, begins)
+        return transaction(db, partial(apply, changes=changes, now=now)) if results is None else results
+    finally:
+        begins()
+
+
 def apply(db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> list[Result]:
     """Check each change's guards and write those that hold, in the transaction that has been begun."""
-    if (results := apply_plain(db, changes)) is not None:
-        return results
     batch = _Batch(db, changes, now)
     results = [batch.add(change) for change in changes]
     batch.write()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
+from threading import Event
 from typing import TypeVar
 
 import aiosqlite
@@ -12,8 +14,13 @@ from anyio import CancelScope, to_thread
 
 from aioflow.errors import StoreError
 from aioflow_sqlite.address import Address
+from aioflow_sqlite.plain import prepare
+from aioflow_sqlite.transactions import transaction
 
 T = TypeVar("T")
+
+#: Seconds. The thread has something else to do, then.
+_LONGEST_LOAN = 0.005
 
 #: Marks the file as aioflow's ("aflw").
 _APPLICATION_ID = 0x61666C77
@@ -47,10 +54,27 @@ class Connection(aiosqlite.Connection):
         self._opened = _open(self._address.uri, self._timeout)
         return self._opened
 
-    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run it in the connection's thread. If the caller is cancelled the function still runs to its end."""
-        result: T = await self._execute(lambda: self._use(function))  # type: ignore[no-untyped-call]
-        return result
+    async def run(self, function: Callable[[sqlite3.Connection], T], loan: Event | None = None) -> T:
+        """Run it in the connection's thread. If the caller is cancelled the function still runs to its end.
+
+        Args:
+            function: what to run.
+            loan: the event loop lends its turn until the function sets this, or for some milliseconds. The function
+                needs the GIL for a moment before SQLite can work beside the loop. A busy loop would not give it: it lets
+                go of it too shortly for another thread to wake up, which then waits another switch interval of 5 ms.
+        """
+        future = self._send(lambda: self._use(function))
+        if loan is not None:
+            loan.wait(_LONGEST_LOAN)
+        return await future
+
+    def _send(self, function: Callable[[], T]) -> Awaitable[T]:
+        """To its thread, at once: aiosqlite would when its coroutine is awaited."""
+        if not self._running or not self._connection:
+            raise ValueError("Connection closed")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._tx.put_nowait((future, function))
+        return future
 
     async def set_up(self) -> None:
         """Make it the writer, or a reader."""
@@ -153,38 +177,13 @@ def _set_up(db: sqlite3.Connection, address: Address, read_only: bool) -> None:
     # Whoever works the file checkpoints it, nobody else; see wal.py.
     db.execute("PRAGMA wal_autocheckpoint = 0")
     db.execute("PRAGMA journal_size_limit = 67108864")
+    prepare(db)
 
 
 def settle(db: sqlite3.Connection, milliseconds: int) -> None:
     """From now on it waits so long for a lock, and has all its files open: it will not make one that was deleted."""
     db.execute(f"PRAGMA busy_timeout = {milliseconds}").fetchall()
     db.execute("SELECT 1 FROM store").fetchall()
-
-
-def begin(db: sqlite3.Connection) -> None:
-    """Begin a write transaction."""
-    db.executescript("BEGIN IMMEDIATE")  # lets go of the GIL once, where execute() does three times
-
-
-def transaction(db: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Run it in a write transaction: all of it is committed, or nothing."""
-    begin(db)
-    try:
-        result = function(db)
-        db.commit()  # once, too
-    except BaseException:
-        db.rollback()
-        raise
-    return result
-
-
-def snapshot(db: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Run it in a read transaction: all that it reads is of one instant."""
-    db.execute("BEGIN")
-    try:
-        return function(db)
-    finally:
-        db.execute("COMMIT")
 
 
 class NewerSchema(Exception):

@@ -8,8 +8,8 @@ from collections.abc import Collection
 
 from aioflow.model import SUSPECT_CRASHES, Run
 from aioflow.store import Claim
-from aioflow_sqlite.connection import transaction
 from aioflow_sqlite.rows import RUN_COLUMNS, SELECT_RUNS
+from aioflow_sqlite.transactions import transaction
 
 _DISOWN = f"""
 UPDATE runs SET owner = NULL, fence = fence + 1, marked = 0,

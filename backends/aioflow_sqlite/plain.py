@@ -1,79 +1,119 @@
-"""Batches of runs that start or go on and nothing else, as most are under load.
+"""Batches of runs that start or go on and nothing else, as most are under load, as one statement.
 
-Their guards stand in the statements that write the runs, which tell how many of them held. If one did not, nothing is
-written, and the batch is done as any other. Most of these rows have nothing in half of their columns, which then are not
-bound one by one: binding holds the GIL, and is what a batch costs the event loop.
+A statement that is a transaction of its own lets go of the GIL once, from its first row until the disk has them all: so
+SQLite works while the event loop does. Two tables cannot be written by one statement, but the triggers of a view can:
+the batch is inserted into the view, which writes each row to ``runs`` and ``history`` if its guard holds. If one does not,
+nothing is written, and the batch is done as any other.
+
+Most of these rows have nothing in half of their columns, which then are not bound one by one: binding holds the GIL, and
+is what a batch costs the event loop.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import cache
 from operator import itemgetter
 from typing import NamedTuple
 
 from aioflow.changes import Change, Move, Result, Start
 from aioflow.model import Run, Transition
-from aioflow_sqlite.connection import begin
-from aioflow_sqlite.rows import NULLABLE, WRITE_HISTORY
-from aioflow_sqlite.writing import placeholders, write
+from aioflow_sqlite.rows import NULLABLE
+from aioflow_sqlite.transactions import transaction
+from aioflow_sqlite.writing import LENGTHS, NULL
 
-_Values = tuple[object, ...]
+#: More bytes of data than this would not fit into the cache of what SQLite keeps of a statement, 500 pages, but into a
+#: file in a directory of temporary files, which there need not be.
+_LARGEST = 1_000_000
+#: What SQLite binds to one statement at the most, if it was not built otherwise.
+_BINDS = 32_766
 _MUTABLE = Run._fields[Run._fields.index("status") :]
-
-
-class _Shape(NamedTuple):
-    """Some of a run's columns: how they are picked from a row, and the statements that write them; all others are NULL."""
-
-    starting: Callable[[Run], _Values]
-    going_on: Callable[[Run], _Values]
-    insert: tuple[str, str, str]
-    update: tuple[str, str, str]
-
-
-def _shape(columns: Sequence[str]) -> _Shape:
-    moving = ["id", *(name for name in columns if name in _MUTABLE)]
-    place = {name: f"v.column{number}" for number, name in enumerate(moving, 1)}
-    changed = ", ".join(f"{name} = {place.get(name, 'NULL')}" for name in _MUTABLE)
-    return _Shape(
-        itemgetter(*map(Run._fields.index, columns)),
-        itemgetter(*map(Run._fields.index, moving)),
-        (
-            f"INSERT INTO runs ({', '.join(columns)}) VALUES ",
-            placeholders(columns, NULLABLE),
-            " ON CONFLICT DO NOTHING",
-        ),
-        (
-            f"UPDATE runs SET {changed} FROM (VALUES ",
-            placeholders(moving, NULLABLE),
-            f") AS v WHERE runs.id = v.column1 AND runs.seq = {place['seq']} - 1 AND runs.fence = {place['fence']}",
-        ),
-    )
-
-
 #: A run that goes from step to step, or ends, has nothing but these.
 _BARE = tuple(name for name in Run._fields if name not in NULLABLE or name in ("owner", "ended_at"))
 _REST = tuple(name for name in Run._fields if name not in _BARE)
-#: By whether it has nothing else.
-_SHAPES = (_shape(Run._fields), _shape(_BARE))
-_rest: Callable[[Run], _Values] = itemgetter(*map(Run._fields.index, _REST))
+#: What a transition has that its run has not.
+_OWN = tuple(name for name in Transition._fields if name not in ("run_id", "seq"))
+_rest: Callable[[Run], tuple[object, ...]] = itemgetter(*map(Run._fields.index, _REST))
+_own: Callable[[Transition], tuple[object, ...]] = itemgetter(*map(Transition._fields.index, _OWN))
 _NOTHING = (None,) * len(_REST)
+#: The first column of a row, and all columns of one that fills a statement up.
+_STARTS, _GOES_ON, _FILLS = 1, 2, 0
 
 
-def apply_plain(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Result] | None:
-    """Write a batch of runs that start or go on, in the transaction that has been begun.
+class _View(NamedTuple):
+    """A view that takes some of a run's columns, all others being NULL. ``rows``: as many as one statement binds."""
+
+    name: str
+    columns: tuple[str, ...]
+    pick: Callable[[Run], tuple[object, ...]]
+    width: int
+    rows: int
+
+    def statements(self) -> list[str]:
+        """What makes it."""
+        names = ["place", *self.columns, *(f"history_{column}" for column in _OWN)]
+        new = {column: _new(column, column in NULLABLE) for column in self.columns}
+        changed = ", ".join(f"{column} = {new.get(column, 'NULL')}" for column in _MUTABLE)
+        told = ", ".join([new["id"], new["seq"], *(_new(f"history_{column}", column in NULLABLE) for column in _OWN)])
+        starts = f"INSERT INTO runs ({', '.join(new)}) VALUES ({', '.join(new.values())})"
+        goes_on = (
+            f"UPDATE runs SET {changed} WHERE id = NEW.id AND seq = NEW.seq - 1 AND fence = NEW.fence; "
+            "SELECT RAISE(ABORT, 'a guard does not hold') WHERE changes() <> 1"
+        )
+        return [
+            f"CREATE TEMP VIEW {self.name} AS SELECT {', '.join(f'NULL AS {name}' for name in names)}",
+            *(
+                f"CREATE TEMP TRIGGER {self.name}_{place} INSTEAD OF INSERT ON {self.name} WHEN NEW.place = {place} "
+                f"BEGIN {writes}; INSERT INTO history VALUES ({told}); END"
+                for place, writes in ((_STARTS, starts), (_GOES_ON, goes_on))
+            ),
+        ]
+
+
+def _new(column: str, nullable: bool) -> str:
+    return f"nullif(NEW.{column}, char(0))" if nullable else f"NEW.{column}"
+
+
+def _view(name: str, columns: tuple[str, ...]) -> _View:
+    width = 1 + len(columns) + len(_OWN)
+    rows = max(length for length in LENGTHS if length * width <= _BINDS)
+    return _View(name, columns, itemgetter(*map(Run._fields.index, columns)), width, rows)
+
+
+_FULL, _BARE_ONLY = _view("plain", Run._fields), _view("bare", _BARE)
+
+
+def prepare(db: sqlite3.Connection) -> None:
+    """Make the views, for this connection alone."""
+    for view in (_FULL, _BARE_ONLY):
+        for statement in view.statements():
+            db.execute(statement)
+
+
+def apply_plain(
+    db: sqlite3.Connection, changes: Sequence[Change], weight: int, begins: Callable[[], None]
+) -> list[Result] | None:
+    """Write a batch of runs that start or go on, as a transaction.
+
+    Args:
+        db: on which ``prepare`` was called; no transaction is open.
+        changes: the batch.
+        weight: how many bytes of data it has.
+        begins: called before what does not need the GIL.
 
     Returns:
-        The results; None if it is no such batch, or if a guard does not hold: then a transaction has been begun in which
-        nothing is written.
+        The results; None if nothing was written, as it is no such batch, or a guard does not hold.
     """
-    starts: tuple[list[_Values], list[_Values]] = ([], [])
-    moves: tuple[list[_Values], list[_Values]] = ([], [])
-    transitions: list[Transition] = []
+    if weight > _LARGEST:
+        return None
+    view = _BARE_ONLY
+    rows: list[tuple[int, Run, Transition]] = []
     results: list[Result] = []
     for change in changes:
         if type(change) is Move:
-            run = change.run
+            run, place = change.run, _GOES_ON
             if (
                 change.takes
                 or change.unless_mail
@@ -82,24 +122,46 @@ def apply_plain(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Resul
                 or (change.seq, change.fence) != (run.seq - 1, run.fence)
             ):
                 return None
-            bare = _rest(run) == _NOTHING
-            moves[bare].append(_SHAPES[bare].going_on(run))
         elif type(change) is Start:
-            run = change.run
+            run, place = change.run, _STARTS
             if run.key is not None or change.plan or run.arms is not None:
                 return None
-            bare = _rest(run) == _NOTHING
-            starts[bare].append(_SHAPES[bare].starting(run))
         else:
             return None
-        transitions.append(change.transition)
+        if _rest(run) != _NOTHING:
+            view = _FULL
+        rows.append((place, run, change.transition))
         results.append(Result("applied", run))
-    written = 0
-    for shape, begun, moved in zip(_SHAPES, starts, moves, strict=True):
-        written += write(db, shape.insert, begun) + write(db, shape.update, moved)
-    if written != len(changes):
-        db.rollback()
-        begin(db)
+    parts = [_values(view, rows[first : first + view.rows]) for first in range(0, len(rows), view.rows)]
+    begins()
+    try:
+        if len(parts) == 1:
+            _insert(db, view, parts)
+        else:
+            transaction(db, lambda db: _insert(db, view, parts))
+    except sqlite3.IntegrityError:
         return None
-    write(db, WRITE_HISTORY, transitions)
     return results
+
+
+def _values(view: _View, rows: Sequence[tuple[int, Run, Transition]]) -> list[object]:
+    values: list[object] = []
+    for place, run, transition in rows:
+        values.append(place)
+        values += view.pick(run)
+        values += _own(transition)
+    values = [NULL if value is None else value for value in values]
+    values += [_FILLS] * (view.width * (LENGTHS[bisect_left(LENGTHS, len(rows))] - len(rows)))
+    return values
+
+
+def _insert(db: sqlite3.Connection, view: _View, parts: Sequence[list[object]]) -> None:
+    for values in parts:
+        # As one execution of many: execute() lets go of the GIL once more, to ask for the last rowid.
+        db.executemany(_sql(view.name, view.width, len(values) // view.width), (values,))
+
+
+@cache
+def _sql(view: str, width: int, rows: int) -> str:
+    row = f"({', '.join('?' * width)})"
+    return f"INSERT INTO temp.{view} VALUES {', '.join([row] * rows)}"

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal, TypeVar, overload
 
 import structlog
@@ -32,12 +33,11 @@ from aioflow_sqlite.connection import (
     connect,
     migrate,
     settle,
-    snapshot,
-    transaction,
 )
 from aioflow_sqlite.files import Files
 from aioflow_sqlite.lock import FileLock
 from aioflow_sqlite.rows import SELECT_RUNS
+from aioflow_sqlite.transactions import snapshot, transaction
 from aioflow_sqlite.wal import Wal, weight
 
 T = TypeVar("T")
@@ -46,6 +46,8 @@ _log = structlog.get_logger("aioflow")
 _SAFE_WAL = (3, 51, 3)
 #: So long opening waits for a lock at the least, though SQLite is to wait for less.
 _LEAST_PATIENCE: Micros = 2 * SECOND
+#: Changes for which the event loop lends its turn. For fewer it is more often idle anyway.
+_MANY = 32
 
 
 class SQLiteStore:
@@ -150,8 +152,9 @@ class SQLiteStore:
 
     async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
         """See the port."""
-        apply = partial(batch.apply, changes=changes, now=now)
-        return await self._write(lambda db: transaction(db, apply), weight(changes))
+        data, loan = weight(changes), Event() if len(changes) >= _MANY else None
+        begins = _nothing if loan is None else loan.set
+        return await self._write(lambda db: batch.commit(db, changes, now, data, begins), data, loan)
 
     async def load(self, run_ids: Collection[int], now: Micros) -> list[Run]:
         """See the port."""
@@ -270,8 +273,8 @@ class SQLiteStore:
                 sqlite=sqlite3.sqlite_version,
             )
 
-    async def _write(self, function: Callable[[sqlite3.Connection], T], data: int = 0) -> T:
-        """Run it on the writer. ``data``: how many bytes it writes, if they are many."""
+    async def _write(self, function: Callable[[sqlite3.Connection], T], data: int = 0, loan: Event | None = None) -> T:
+        """Run it on the writer. ``data``: how many bytes it writes, if they are many. ``loan``: see Connection.run."""
         writer, files = self._writer, self._files
         # Looked at here: in the writer's thread each of these system calls, which read no disk, would let go of the GIL,
         # and a busy event loop gives it back after milliseconds.
@@ -284,7 +287,7 @@ class SQLiteStore:
                 self._keep_short(self._wal, writer, db, data)
             return result
 
-        return await self._run(writer, write)
+        return await self._run(writer, write, loan)
 
     async def _mend(self, wal: Wal, writer: Connection) -> None:
         """Copy the WAL back while it is known what is lost: SQLite does so at the last closing, and deletes it."""
@@ -309,11 +312,13 @@ class SQLiteStore:
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         return await self._run(self._reader, function)
 
-    async def _run(self, connection: Connection | None, function: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(
+        self, connection: Connection | None, function: Callable[[sqlite3.Connection], T], loan: Event | None = None
+    ) -> T:
         if connection is None:
             raise StoreUnavailable(self.name, "it is not open")
         try:
-            return await connection.run(function)
+            return await connection.run(function, loan)
         except sqlite3.Error as error:
             raise self._told_apart(error) from error
         except (OverflowError, UnicodeEncodeError) as error:
@@ -330,6 +335,10 @@ class SQLiteStore:
         text = str(error)
         advice = next((words for sign, words in _ADVICE.items() if sign in text), "")
         return StoreUnavailable(self.name, text, advice)
+
+
+def _nothing() -> None:
+    pass
 
 
 _ADVICE = {

@@ -11,10 +11,10 @@ from typing import Final
 
 #: To bind None makes sqlite3 look for an adapter, in vain and in two places, which costs more than all other values of
 #: a row together. So NULL is bound as a text that no row can hold.
-_NULL: Final = "\0"
+NULL: Final = "\0"
 #: Lengths of VALUES lists: few enough that every statement stays prepared. A batch is filled up to the next one with
 #: its last row, which is then written twice.
-_LENGTHS: Final = sorted([1 << n for n in range(11)] + [3 << n for n in range(9)])
+LENGTHS: Final = sorted([1 << n for n in range(11)] + [3 << n for n in range(9)])
 
 
 def placeholders(columns: Sequence[str], nullable: frozenset[str]) -> str:
@@ -31,10 +31,10 @@ def write(db: sqlite3.Connection, statement: tuple[str, str, str], rows: Sequenc
         How many rows it has inserted or changed.
     """
     changed = 0
-    for start in range(0, len(rows), _LENGTHS[-1]):
-        part = rows[start : start + _LENGTHS[-1]]
-        length = _LENGTHS[bisect_left(_LENGTHS, len(part))]
-        values = [_NULL if value is None else value for value in chain.from_iterable(part)]
+    for start in range(0, len(rows), LENGTHS[-1]):
+        part = rows[start : start + LENGTHS[-1]]
+        length = LENGTHS[bisect_left(LENGTHS, len(part))]
+        values = [NULL if value is None else value for value in chain.from_iterable(part)]
         values += values[-len(part[-1]) :] * (length - len(part))
         # As one execution of many: execute() lets go of the GIL once more, to ask for the last rowid.
         changed += db.executemany(_sql(statement, length), (values,)).rowcount
