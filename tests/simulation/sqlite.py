@@ -221,7 +221,8 @@ class FileServer(Server):
             if target is None:
                 return
             seen += 1
-            if seen == at or (seen < at and statement.startswith("COMMIT")):
+            # The first one in any case: a plain batch is one statement, and commits without another.
+            if seen in (1, at) or (seen < at and statement.startswith("COMMIT")):
                 self._copy(target)
 
         writer._conn.set_trace_callback(look)
