@@ -6,6 +6,7 @@ import argparse
 import sys
 from itertools import count
 
+from tests.simulation.program import MOST_ENGINES
 from tests.simulation.shrink import shrink
 from tests.simulation.sweep import fresh, sweep
 from tests.simulation.world import Case, simulate
@@ -22,7 +23,7 @@ def main() -> int:
     parser.add_argument("--progress", action="store_true", help="tell how far it is, also where stderr is no terminal")
     parser.add_argument("--seed", type=int, help="repeat this one")
     parser.add_argument("--without-runs", default="", help="script numbers, with commas")
-    parser.add_argument("--engines", type=int, default=3, help="at the most")
+    parser.add_argument("--engines", type=int, default=MOST_ENGINES, help="at the most")
     parser.add_argument("--without-faults", default="", help="kinds, with commas")
     parser.add_argument("--without-events", action="store_true", help="nobody emits any")
     parser.add_argument("--store", choices=["memory", "sqlite"], default="memory", help="sqlite: all on real files")

@@ -9,7 +9,7 @@ from contextvars import copy_context
 from random import Random
 from typing import Any, NamedTuple
 
-from aioflow.changes import Move
+from aioflow.changes import Amend, Mark, Move, Start
 from aioflow.clock import SECOND
 from aioflow.errors import StoreUnavailable
 from aioflow.store import PlanQuery
@@ -34,6 +34,8 @@ ON_PROCESSES = {"kill": 2, "pause": 2, "partition": 2, "restart": 1, "clock step
 #: What faults may prefer, and how much.
 FOCUS = ("", "Start", "Post", "Move", "Emit", "Occur", "goto", "signal", "claim", "renew", "load")
 PREFERENCE = 6
+#: How many seeds let the engines have two batches under way at once, as they may with PostgreSQL.
+TWO_LANES = 0.4
 #: How many seeds have no faults.
 QUIET = 0.3
 KINDS = (*ON_REQUESTS, *ON_PROCESSES)
@@ -53,13 +55,15 @@ class Plan(NamedTuple):
     """The faults of a seed.
 
     ``rates``: of requests, by kind; ``distance``: how many times as long the way to the store is;
-    ``focus``: what they hit several times as often, a verb or a kind of change.
+    ``focus``: what they hit several times as often, a verb or a kind of change; ``lanes``: how many batches of an
+    engine are under way at once.
     """
 
     rates: dict[str, float]
     blows: tuple[Blow, ...]
     distance: int
     focus: str
+    lanes: int
 
     @property
     def quiet(self) -> bool:
@@ -71,8 +75,9 @@ def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
     """The plan of a seed; each kind has its own chance, so that the rest stays as it is without it."""
     rates, blows = {}, []
     distance = Random(f"{seed} distance").choice((1, 1, 1, 10))
+    lanes = 2 if Random(f"{seed} lanes").random() < TWO_LANES else 1
     if Random(f"{seed} quiet").random() < QUIET:
-        return Plan({}, (), distance, "")
+        return Plan({}, (), distance, "", lanes)
     for kind, most in ON_REQUESTS.items():
         rng = Random(f"{seed} {kind}")
         if rng.random() < 0.5 and kind not in without:
@@ -84,9 +89,11 @@ def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
             lasts = rng.uniform(0.6 * LEASE, 1.6 * LEASE) if rng.random() < 0.5 else rng.uniform(0.1, 3.2 * LEASE)
             commits = rng.random() < 0.6 and kind in ("kill", "pause", "partition", "restart")
             blow = Blow(rng.uniform(0.05, CALM - 2), kind, rng.randrange(3), lasts, commits)
+            if engines > 3 and Random(f"{seed} {kind} {blow.at}").random() < 0.25:
+                blow = blow._replace(engine=3)
             if kind not in without and blow.engine < engines:
                 blows.append(blow)
-    return Plan(rates, tuple(sorted(blows)), distance, Random(f"{seed} focus").choice(FOCUS))
+    return Plan(rates, tuple(sorted(blows)), distance, Random(f"{seed} focus").choice(FOCUS), lanes)
 
 
 class Request:
@@ -133,6 +140,7 @@ class Server:
         self.calm = False
         self._rng = Random(f"{seed} requests")
         self._under_way: dict[Request, None] = {}
+        self._asked: dict[Wire, list[Request]] = {}
         #: What strikes a process as it next commits.
         self.armed: dict[Process, Callable[[], None]] = {}
         #: Processes whose requests or replies do not come through.
@@ -169,6 +177,7 @@ class Server:
             self.trace(client.title, f"{verb} meets {request.fault}")
         if verb == "apply":
             self.oracle.offered(client, arguments[0])
+            self._check_lanes(request)
             if (strike := self.armed.pop(client.process, None)) is not None:
                 self.loop.call_later(self._rng.uniform(0, 0.004), strike, context=self._context)
         self._under_way[request] = None
@@ -178,6 +187,19 @@ class Server:
         else:
             self._later(request, self._latency() * (50 if request.fault == "slow" else 1))
         return await request.reply
+
+    def _check_lanes(self, request: Request) -> None:
+        """Changes of one run are never under way at once, but for those whose sender was told that the reply is lost."""
+        asked = self._asked.setdefault(request.client, [])
+        asked[:] = [other for other in asked if not other.reply.done()]
+        for other in asked:
+            both = _runs_of(other) & _runs_of(request)
+            if both:
+                self.oracle.problems.append(
+                    f"{request.client.title} has two changes of {sorted(both)} under way at once"
+                )
+        self.oracle.figures["two batches under way"] += bool(asked)
+        asked.append(request)
 
     def _latency(self) -> float:
         return self.loop.rng.uniform(0.0002, 0.004) * self.plan.distance
@@ -320,6 +342,15 @@ def _names(verb: str, arguments: tuple[Any, ...]) -> set[str]:
     return names
 
 
+def _runs_of(request: Request) -> set[int]:
+    """The runs that a batch starts, moves, marks or amends."""
+    return {
+        change.run.id if isinstance(change, Start | Move) else change.run_id
+        for change in request.arguments[0]
+        if isinstance(change, Start | Move | Mark | Amend)
+    }
+
+
 def now_or_never(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """What a coroutine gives that never waits."""
     try:
@@ -336,7 +367,6 @@ class Wire:
     """
 
     name = "sim://"
-    in_flight = 1
     pushes_hints = False
     clock_offset = 0
 
@@ -344,6 +374,7 @@ class Wire:
         self._server = server
         self.process = process
         self.exclusive = server.exclusive
+        self.in_flight = 1 if server.exclusive else server.plan.lanes
         self.title = process.name
         self._hint = 0
         self._open = False

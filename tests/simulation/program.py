@@ -20,6 +20,8 @@ MS = 1000
 RETRY = Retry(max_attempts=3, base_delay=100 * MILLI, backoff_factor=2.0, jitter=0.5)
 #: Seconds that the step "short" may take.
 SHORT = 0.3
+#: Engines of a seed. The first of four is a copy of the first of three.
+MOST_ENGINES = 4
 #: How many seeds have events.
 EVENTFUL = 0.5
 #: How long a step puts itself off.
@@ -154,6 +156,8 @@ def make(seed: int) -> Program:
     slots = tuple(rng.choice((1, 2, 1000, 1000)) for _ in range(engines))
     if engines > 1 and rng.random() < 0.3:
         slots = (*slots[:-1], 0)
+    if engines == 3 and Random(f"{seed} crowd").random() < 0.4:
+        engines, slots = MOST_ENGINES, (slots[0], *slots)
     program = Program(seed, engines, tuple(scripts), tuple(sorted(acts, key=_at)), slots)
     rng = Random(f"{seed} events")
     if rng.random() < EVENTFUL:

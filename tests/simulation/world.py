@@ -60,7 +60,7 @@ class Case(NamedTuple):
 
     seed: int
     runs: frozenset[int] = frozenset()
-    engines: int = 3
+    engines: int = program.MOST_ENGINES
     faults: frozenset[str] = frozenset()
     store: Where = "memory"
     events: bool = True
@@ -71,7 +71,7 @@ class Case(NamedTuple):
         parts = [f"python -m tests.simulation --seed {self.seed}"]
         if self.runs:
             parts.append(f"--without-runs {','.join(map(str, sorted(self.runs)))}")
-        if self.engines < 3:
+        if self.engines < program.MOST_ENGINES:
             parts.append(f"--engines {self.engines}")
         if self.faults:
             parts.append(f"--without-faults '{','.join(sorted(self.faults))}'")
@@ -229,6 +229,7 @@ class World:
                 self.oracle.figures["fault: skew"] += 1
             else:
                 loop.call_at(blow.at, self._strike, blow)
+        self.oracle.figures["four engines"] += self.program.engines == program.MOST_ENGINES
         for host in self.hosts:
             host.start()
         for script in self.program.scripts:
