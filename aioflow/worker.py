@@ -283,10 +283,15 @@ class Worker:
             self._lose("its lease was over")
 
     async def watch(self) -> None:
-        """Look at the lease while the store is silent, which holds up ``run``; until cancelled."""
-        while not self._store.exclusive:
-            await self._clock.sleep(self._lease // 10)
-            if self._asking:
+        """Look at the event loop's lag, and at the lease while a silent store holds up ``run``; until cancelled."""
+        pause = self._lease // 10
+        while True:
+            before = self._clock.monotonic()
+            await self._clock.sleep(pause)
+            lag = self._clock.monotonic() - before - pause
+            if lag > self._lease // 3:  # what renews the lease has not had its turn, either
+                telemetry.warn("event loop was blocked", worker=self._number, seconds=round(lag / SECOND, 1))
+            elif self._asking:
                 self._check_lease()
 
     def _check_lease(self) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.postgres import Schemas
 
 #: Seconds for which a loop may stand still, in calls that block or work. A blocking call that matters takes longer.
-LONGEST_BLOCK = 1.0
+LONGEST_BLOCK = 2.0
 #: Threads that their pools keep on purpose, to be used again or to end with their loop.
 POOLED_THREADS = ("AnyIO worker thread", "asyncio_", "ThreadPoolExecutor-")
 

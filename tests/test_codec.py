@@ -43,7 +43,9 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         yield engine
 
 
-@pytest.mark.parametrize(("annotation", "value"), KINDS, ids=[f"{a} {str(v)[:20]}" for a, v in KINDS])
+@pytest.mark.parametrize(
+    ("annotation", "value"), KINDS, ids=[f"{number} {a} {str(v)[:20]}"[:80] for number, (a, v) in enumerate(KINDS)]
+)
 async def test_values_survive_steps(engine: Engine, annotation: Any, value: Any) -> None:
     """A value that ``start`` was given, and one that a step assigned, are the same in the next step and at the end."""
     context = create_model("Context", given=(annotation, ...), assigned=(list[annotation], []))

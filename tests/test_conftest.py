@@ -22,11 +22,11 @@ async def test_good():
     await asyncio.sleep(0)
 
 async def test_blocks():
-    time.sleep(1.4)
+    time.sleep(2.8)
 
 async def test_works_too_long():
     began = time.thread_time()
-    while time.thread_time() - began < 1.4:
+    while time.thread_time() - began < 2.8:
         pass
 
 async def test_is_given_little_time():
@@ -38,7 +38,7 @@ async def test_is_given_little_time():
 
 @pytest.fixture
 def slow_elsewhere():
-    time.sleep(1.4)
+    time.sleep(2.8)
 
 async def test_blocks_while_no_loop_runs(slow_elsewhere): pass
 
@@ -133,8 +133,8 @@ def outcomes(report: str, test: str) -> set[str]:
 @pytest.mark.parametrize(
     ("test", "sentence"),
     [
-        ("test_blocks", "test_blocks blocked the event loop for 1 s, here:"),
-        ("test_works_too_long", "test_works_too_long blocked the event loop for 1 s, here:"),
+        ("test_blocks", "test_blocks blocked the event loop for 2 s, here:"),
+        ("test_works_too_long", "test_works_too_long blocked the event loop for 2 s, here:"),
         ("test_leaves_a_task", "test_leaves_a_task left tasks running:"),
         ("test_leaves_a_connection", "test_leaves_a_connection left threads running:"),
         ("test_leaves_a_bare_connection", "test_leaves_a_bare_connection left connections open:"),
@@ -150,7 +150,7 @@ def test_what_is_found_at_teardown_names_its_test(report: str, test: str, senten
 
 def test_a_blocked_loop_is_shown_where_it_stands(report: str) -> None:
     """The report of a blocked loop ends in the line that blocks it."""
-    assert re.search(r"in test_blocks\n +time\.sleep\(1\.4\)", report)
+    assert re.search(r"in test_blocks\n +time\.sleep\(2\.8\)", report)
 
 
 @pytest.mark.parametrize("test", ["test_warns", "test_forgets_a_file", "test_loses_an_exception", "test_chooses"])

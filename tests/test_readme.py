@@ -70,7 +70,9 @@ def test_its_commands_are_single_lines_that_bring_what_they_need(name: str) -> N
     assert "\n" not in found[1]
     assert venv == "python3 -m venv .venv"
     assert install.startswith(".venv/bin/pip install -q ")
-    assert run == {"hello": ".venv/bin/python examples/01_hello.py", "test": ".venv/bin/python -m pytest -q"}[name]
+    assert (
+        run == {"hello": ".venv/bin/python examples/01_hello.py", "test": ".venv/bin/python -m pytest -q -n auto"}[name]
+    )
 
 
 def test_its_code_compiles() -> None:

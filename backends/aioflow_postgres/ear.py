@@ -46,6 +46,7 @@ class Ear:
         self._untold = False
         self._ending = asyncio.Event()
         self._connection: Any = None
+        self._own_pid = 0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -76,7 +77,7 @@ class Ear:
         return self.heard
 
     def _hear(self, _: Any, pid: int, __: str, ___: object) -> None:
-        if self._connection is None or pid != self._connection.get_server_pid():
+        if pid != self._own_pid:
             self._count()
 
     def _count(self) -> None:
@@ -92,6 +93,7 @@ class Ear:
         while not self._ending.is_set():
             try:
                 connection = self._connection = await asyncpg.connect(self._dsn, timeout=self._timeout)
+                self._own_pid = connection.get_server_pid()
                 try:
                     await self._in_time(connection.add_listener(self._channel, self._hear))
                     backoff = _FIRST_BACKOFF

@@ -12,10 +12,12 @@ from aioflow_postgres.database import Session
 from aioflow_postgres.rows import SELECT_RUNS, named
 
 _RENEW: Final = "UPDATE aioflow.workers SET until = $2 WHERE id = $1 AND until > $3 RETURNING id"
-#: The lease of a worker that has one is left as it is.
+#: The lease of a worker that has one is left as it is, and its row unlocked: pulse.py renews it while the event loop is
+#: blocked, perhaps in the middle of this transaction.
 _REGISTER: Final = """
-INSERT INTO aioflow.workers AS w (id, until) VALUES ($1, $2)
-ON CONFLICT (id) DO UPDATE SET until = excluded.until WHERE w.until <= $3
+WITH again AS (UPDATE aioflow.workers SET until = $2 WHERE id = $1 AND until <= $3)
+INSERT INTO aioflow.workers (id, until) SELECT $1, $2
+WHERE NOT EXISTS (SELECT FROM aioflow.workers WHERE id = $1) ON CONFLICT DO NOTHING
 """
 #: Owners of running runs: one step through the index for each, however many runs it has.
 _OWNERS: Final = """

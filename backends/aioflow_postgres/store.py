@@ -20,6 +20,7 @@ from aioflow_postgres.address import parse
 from aioflow_postgres.database import Database, Session
 from aioflow_postgres.ear import Ear
 from aioflow_postgres.migrating import NewerSchema, migrate
+from aioflow_postgres.pulse import Pulse
 from aioflow_postgres.timing import ServerClock
 
 _RESERVE = """
@@ -41,7 +42,7 @@ class PostgresStore:
     Raises:
         ValueError: it is no such URL.
 
-    The mutable state: the connections and the ear while it is open, the last hint that was told, and the
+    The mutable state: the connections, the ear and the pulse while it is open, the last hint that was told, and the
     server's clock.
     """
 
@@ -53,6 +54,7 @@ class PostgresStore:
         self._address = parse(url)
         self._database: Database | None = None
         self._ear: Ear | None = None
+        self._pulse: Pulse | None = None
         self._hinted = 0
         self._clock = Clock()
         self._server_clock = ServerClock()
@@ -84,6 +86,7 @@ class PostgresStore:
             await database.close()
             raise
         self._database = database
+        self._pulse = Pulse(self._address, lambda: self._server_clock.ahead)
         listen = self._address.listen or (None if database.pooled else self._address.dsn)
         if listen is not None:
             self._ear = Ear(listen, self._address.schema, self._address.timeout)
@@ -94,7 +97,10 @@ class PostgresStore:
     async def close(self) -> None:
         """See the port."""
         ear, database, self._ear, self._database = self._ear, self._database, None, None
+        pulse, self._pulse = self._pulse, None
         try:
+            if pulse is not None:
+                await pulse.stop()
             if ear is not None:
                 await ear.close()
         finally:
@@ -183,12 +189,14 @@ class PostgresStore:
         claim = await self._open_database.transact(
             lambda session: ownership.claim(session, worker, lease=lease, limit=limit, known=known, held=held, now=now)
         )
+        if self._pulse is not None:
+            self._pulse.start(worker, lease)
         if claim.runs:
             self._tell()
         return claim
 
     async def renew(self, worker: int, lease: Micros, now: Micros) -> bool:
-        """See the port."""
+        """See the port. While the event loop is blocked a thread renews, see pulse.py."""
         database = self._open_database
         renewed = await database.say(lambda session: ownership.renew(session, worker, lease, now))
         await database.ask(self._server_clock.measure)
@@ -196,6 +204,8 @@ class PostgresStore:
 
     async def release(self, worker: int, now: Micros) -> None:
         """See the port."""
+        if self._pulse is not None:
+            await self._pulse.stop()
         if self._database is not None:
             await self._database.transact(lambda session: ownership.release(session, worker, now))
             self._tell()
@@ -204,6 +214,8 @@ class PostgresStore:
         """See the port: how many hints were heard. Without a listening connection, always the same."""
         if self._database is None:
             raise StoreUnavailable(self.name, "it is not open")
+        if self._pulse is not None:
+            self._pulse.turned()
         if self._ear is None:
             await self._clock.sleep(_PATIENCE)
         else:

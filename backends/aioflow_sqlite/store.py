@@ -36,6 +36,7 @@ from aioflow_sqlite.connection import (
 )
 from aioflow_sqlite.files import Files
 from aioflow_sqlite.lock import FileLock
+from aioflow_sqlite.problems import told_apart
 from aioflow_sqlite.rows import SELECT_RUNS
 from aioflow_sqlite.transactions import snapshot, transaction
 from aioflow_sqlite.wal import Wal, weight
@@ -119,7 +120,7 @@ class SQLiteStore:
                 advice = "Use the aioflow that wrote it, or a newer one."
                 raise StoreUnavailable(self.name, str(error), advice) from error
             if isinstance(error, sqlite3.Error):
-                raise self._told_apart(error) from error
+                raise told_apart(self.name, error) from error
             raise
         return uuid
 
@@ -320,7 +321,7 @@ class SQLiteStore:
         try:
             return await connection.run(function, loan)
         except sqlite3.Error as error:
-            raise self._told_apart(error) from error
+            raise told_apart(self.name, error) from error
         except (OverflowError, UnicodeEncodeError) as error:
             raise StoreRefused(self.name, str(error)) from error
         except OSError as error:  # the lock file
@@ -328,27 +329,6 @@ class SQLiteStore:
         except ValueError as error:  # aiosqlite: closed meanwhile
             raise StoreUnavailable(self.name, str(error)) from error
 
-    def _told_apart(self, error: sqlite3.Error) -> StoreError:
-        """The data's fault, or the store's."""
-        if isinstance(error, sqlite3.DataError | sqlite3.IntegrityError | sqlite3.InterfaceError):
-            return StoreRefused(self.name, str(error))
-        text = str(error)
-        advice = next((words for sign, words in _ADVICE.items() if sign in text), "")
-        return StoreUnavailable(self.name, text, advice)
-
 
 def _nothing() -> None:
     pass
-
-
-_ADVICE = {
-    "switched to WAL": "Look at the disk: it has to be a local one that can be written.",
-    "unable to open": "Check that the directory exists and can be written.",
-    "locked": "Another process holds the file's write lock: end its long transaction.",
-    "readonly": "Check the permissions of the file and of its directory.",
-    "full": "Make room on the disk: work goes on by itself.",
-    "malformed": "The file is damaged: restore a backup.",
-    "not a database": "The path holds another kind of file, or the file is damaged: then restore a backup.",
-    "disk I/O error": "The disk or its file system failed: look into the system's log; "
-    "the file is opened anew, and work goes on when it can be written.",
-}

@@ -164,7 +164,7 @@ async def test_power_loss_after_failed_syncs_loses_nothing(tmp_path: Path, rng: 
 async def test_pages_copied_beside_a_reader_outlive_a_sync_that_failed_later(
     tmp_path: Path, rng: random.Random
 ) -> None:
-    """A checkpoint that a reader stops halfway syncs nothing. When the sync of the next one fails, its pages are not lost."""
+    """A checkpoint that a reader stops halfway syncs nothing, but when the next one's sync fails its pages are not lost."""
     acknowledged = Acknowledged()
     failing = False
 

@@ -1,0 +1,105 @@
+"""Keeping a lease while the event loop is blocked, from a thread.
+
+The event loop renews its worker's lease. While a step holds it up it cannot, though the process is well, and others
+would take its runs over and do its steps again. So a thread looks whether the loop still turns; if it does not, the
+thread renews, over a connection that it makes for that. A loop that does not turn for four leases is taken for dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from threading import Event, Thread, get_ident
+from typing import Final
+
+import asyncpg
+import structlog
+from anyio import to_thread
+
+from aioflow.clock import SECOND, Clock, Micros
+from aioflow_postgres import ownership
+from aioflow_postgres.address import Address
+from aioflow_postgres.database import FAILURES, Session, Statements, hang_up
+
+_log = structlog.get_logger("aioflow")
+#: Leases for which a blocked loop is waited for.
+_PATIENCE: Final = 4
+
+
+class Pulse:
+    """Renews the lease of a worker whose event loop is blocked.
+
+    Args:
+        address: where the store is.
+        ahead: how far the store's clock is ahead of the machine's.
+
+    The mutable state: the thread, and when the loop was last seen turning.
+    """
+
+    def __init__(self, address: Address, ahead: Callable[[], Micros]) -> None:
+        self._address = address
+        self._ahead = ahead
+        self._clock = Clock()
+        self._thread: Thread | None = None
+        self._end = Event()
+        self._seen: Micros = 0
+
+    def start(self, worker: int, lease: Micros) -> None:
+        """Keep this worker's lease from now on, if nothing does; called in the event loop."""
+        if self._thread is None:
+            self._seen = self._clock.monotonic()
+            arguments = (worker, lease, get_ident())
+            self._thread = Thread(target=self._run, args=arguments, name="aioflow pulse", daemon=True)
+            self._thread.start()
+
+    def turned(self) -> None:
+        """The event loop turns."""
+        self._seen = self._clock.monotonic()
+
+    async def stop(self) -> None:
+        """Keep it no longer."""
+        self._end.set()
+        if self._thread is not None:
+            await to_thread.run_sync(self._thread.join)
+            self._thread = None
+
+    def _run(self, worker: int, lease: Micros, loop: int) -> None:
+        while not self._end.wait(lease / 10 / SECOND):
+            if self._blocked(lease):
+                try:
+                    asyncio.run(self._keep(worker, lease, loop))
+                except (*FAILURES, TimeoutError) as error:
+                    _log.warning("the lease of a blocked event loop cannot be renewed", worker=worker, error=str(error))
+
+    def _blocked(self, lease: Micros) -> Micros:
+        """For how long the event loop has been blocked; 0 if it is not, or for so long that it is given up."""
+        silent = self._clock.monotonic() - self._seen
+        return silent if lease // 5 < silent < _PATIENCE * lease else 0
+
+    async def _keep(self, worker: int, lease: Micros, loop: int) -> None:
+        """Renew until the event loop turns again."""
+        timeout = lease / 2 / SECOND
+        connection = await asyncpg.connect(self._address.dsn, timeout=timeout, statement_cache_size=0)
+        session = Session(connection, Statements(self._address.schema))
+        told = ""
+        try:
+            while blocked := self._blocked(lease):
+                late = asyncio.get_running_loop().call_later(timeout, connection.terminate)
+                kept = await ownership.renew(session, worker, lease, self._clock.micros() + self._ahead())
+                late.cancel()
+                before, told = told, "was renewed beside it" if kept else "is over"
+                if told != before:
+                    seconds = round(blocked / SECOND, 1)
+                    text = f"event loop is blocked, the worker's lease {told}"
+                    _log.warning(text, worker=worker, seconds=seconds, at=_place(loop))
+                if not kept or self._end.wait(lease / 5 / SECOND):
+                    break
+        finally:
+            await hang_up(connection)
+
+
+def _place(thread: int) -> str:
+    """Where a thread is."""
+    frame = sys._current_frames().get(thread)  # noqa: SLF001 - the only way to see another thread
+    return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
