@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -117,6 +118,13 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
     seed = request.config.stash[SEED]
     request.node.add_report_section("setup", "seed", f"repeat its random choices with --seed={seed}")
     return random.Random(f"{seed} {request.node.nodeid}")
+
+
+@pytest.fixture(autouse=True)
+def _logs_nothing() -> Iterator[None]:
+    """Leave structlog unconfigured, as it was found: capturing logs configures it, and then the engine prints."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)
