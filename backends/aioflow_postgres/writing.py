@@ -1,13 +1,18 @@
-"""The one statement that writes runs: rows that move, rows that begin, and the history of both."""
+"""The one statement that writes runs: rows that move, rows that begin, and the history of both.
+
+Most batches have nothing in half of their columns; those are not sent. Numbers go as the text of an array, and so do
+words that need no quotes: asyncpg asks each element of a list what it is, which takes longer than all else it does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 from aioflow.model import Run, Transition
 from aioflow_postgres.database import Session
-from aioflow_postgres.rows import HISTORY_COLUMNS, RUN_COLUMNS, columns, types_of, unnest
+from aioflow_postgres.rows import HISTORY_COLUMNS, named, types_of
 
 #: The guard of a row that begins: no row has such a seq, whatever a change may say.
 BEGINS: Final = -1
@@ -22,32 +27,94 @@ class Row(NamedTuple):
     transition: Transition
 
 
+#: Between words, none of which has it: JSON writes it otherwise.
+_BETWEEN: Final = "\x1f"
+_RUN_TYPES: Final = dict(zip(Run._fields, types_of(Run), strict=True))
 #: Of a transition, what the run's own row does not have: all but run_id and seq.
-_LOGGED: Final = Transition._fields[2:]
-_NAMES: Final = (*Run._fields, "was_seq", "was_fence", *(f"of_{name}" for name in _LOGGED))
-_TYPES: Final = (*types_of(Run), "bigint", "bigint", *types_of(Transition)[2:])
-_OFFERED: Final = unnest(_NAMES, _TYPES, "offered")
+_OWN: Final = Transition._fields[2:]
+_OWN_TYPES: Final = dict(zip(_OWN, types_of(Transition)[2:], strict=True))
 _MUTABLE: Final = Run._fields[Run._fields.index("status") :]
+#: What a run that goes from step to step, or ends, may lack, and its transition.
+_SELDOM: Final = (
+    *("key", "parent_id", "event_id", "next_step", "waiting_for", "wake_at", "arms", "input", "deadline", "failure"),
+    *("progress", "error", "traceback"),
+)
+_seldom: Callable[[Run], tuple[object, ...]] = itemgetter(*map(Run._fields.index, _SELDOM))
+_NOTHING: Final = (None,) * len(_SELDOM)
 
 
-def _value(column: str, table: str) -> str:
-    return f"{table}.{column}{'::json' if column == 'data' else ''}"
+class _Shape:
+    """Some of the columns; all others are NULL.
+
+    Args:
+        lacks: the columns of runs that are.
+        own: those of transitions that are not.
+        plain: whether texts are words that need no quotes.
+    """
+
+    def __init__(self, lacks: Sequence[str], own: Sequence[str], *, plain: bool) -> None:
+        self.plain = plain
+        has = [name for name in Run._fields if name not in lacks]
+        self.types = [
+            *(_RUN_TYPES[name] for name in has),
+            *("bigint", "bigint"),
+            *(_OWN_TYPES[name] for name in own),
+        ]
+        self._of_run: Callable[[Run], tuple[Any, ...]] = itemgetter(*map(Run._fields.index, has))
+        self._of_transition: Callable[[Transition], tuple[Any, ...]] = itemgetter(*map(Transition._fields.index, own))
+        names = [*has, "was_seq", "was_fence", *(f"of_{name}" for name in own)]
+        self.sql = _statement(has, own, self._offered(names))
+
+    def _offered(self, names: Sequence[str]) -> str:
+        arrays = []
+        for place, type_ in enumerate(self.types, 1):
+            if type_ == "bigint":
+                arrays.append(f"${place}::text::bigint[]")
+            elif type_ == "text" and self.plain:
+                arrays.append(f"string_to_array(${place}::text, chr({ord(_BETWEEN)}))")
+            else:
+                arrays.append(f"${place}::{type_}[]")
+        return f"unnest({', '.join(arrays)}) AS offered ({named(names)})"
+
+    def values(self, rows: Sequence[Row]) -> list[Any] | None:
+        """The statement's parameters; None if it is no statement for these rows."""
+        flat = [(*self._of_run(row.run), row.seq, row.fence, *self._of_transition(row.transition)) for row in rows]
+        values: list[Any] = []
+        for type_, column in zip(self.types, zip(*flat, strict=True), strict=True):
+            if type_ == "bigint":
+                values.append(f"{{{str(column)[1:-1].rstrip(',')}}}".replace("None", "NULL"))
+            elif type_ == "text" and self.plain:
+                text = _BETWEEN.join(column)
+                if not text or text.count(_BETWEEN) != len(rows) - 1:
+                    return None
+                values.append(text)
+            else:
+                values.append(column)
+        return values
 
 
-_HISTORY: Final = ", ".join(f"o.of_{name}" for name in _LOGGED)
-#: Guards are checked under the lock that the row is written with: a row that somebody else has just changed is looked at
-#: once more. The rows come sorted by id, and are locked in this order. A run and row 1 of its history are there both or
-#: neither, so what begins needs no join of the two, which would be planned for a few rows and take as long as all pairs.
-_WRITE: Final = f"""
-WITH offered AS (SELECT * FROM {_OFFERED}),
+def _statement(has: Sequence[str], own: Sequence[str], offered: str) -> str:
+    """Write the offered rows.
+
+    Guards are checked under the lock that the row is written with: a row that somebody else has just changed is looked at
+    once more. The rows come sorted by id, and are locked in this order. A run and row 1 of its history are there both or
+    neither, so what begins needs no join of the two, which would be planned for a few rows and take as long as all pairs.
+    """
+
+    def value(column: str) -> str:
+        return f"o.{column}{'::json' if column == 'data' else ''}" if column in has else "NULL"
+
+    history = ", ".join(f"o.of_{name}" if name in own else "NULL" for name in _OWN)
+    return f"""
+WITH offered AS (SELECT * FROM {offered}),
 moved AS (
-    UPDATE aioflow.runs AS r SET {", ".join(f"{column} = {_value(column, 'o')}" for column in _MUTABLE)}
+    UPDATE aioflow.runs AS r SET {", ".join(f"{column} = {value(column)}" for column in _MUTABLE)}
     FROM offered AS o WHERE r.id = o.id AND r.seq = o.was_seq AND r.fence = o.was_fence AND o.was_seq <> {BEGINS}
-    RETURNING o.id, o.seq, {_HISTORY}
+    RETURNING o.id, o.seq, {history}
 ),
 begun AS (
-    INSERT INTO aioflow.runs ({RUN_COLUMNS})
-    SELECT {", ".join(_value(column, "o") for column in Run._fields)} FROM offered AS o WHERE o.was_seq = {BEGINS}
+    INSERT INTO aioflow.runs ({named(has)})
+    SELECT {", ".join(map(value, has))} FROM offered AS o WHERE o.was_seq = {BEGINS}
     ON CONFLICT (id) DO NOTHING RETURNING id
 ),
 logged AS (
@@ -56,13 +123,23 @@ logged AS (
 ),
 logged_as_begun AS (
     INSERT INTO aioflow.history ({HISTORY_COLUMNS})
-    SELECT o.id, o.seq, {_HISTORY} FROM offered AS o WHERE o.was_seq = {BEGINS} ON CONFLICT (run_id, seq) DO NOTHING
+    SELECT o.id, o.seq, {history} FROM offered AS o WHERE o.was_seq = {BEGINS} ON CONFLICT (run_id, seq) DO NOTHING
 )
 SELECT id FROM moved UNION ALL SELECT id FROM begun
 """
 
 
+_FULL: Final = _Shape((), _OWN, plain=False)
+_BARE: Final = _Shape(_SELDOM, [name for name in _OWN if name != "error"], plain=True)
+
+
 async def write(session: Session, rows: Sequence[Row]) -> set[int]:
     """Write the rows whose guards hold, each with its history row: the ids of those."""
-    flat = [(*row.run, row.seq, row.fence, *row.transition[2:]) for row in rows]
-    return {id_ for (id_,) in await session.fetch(_WRITE, *columns(flat, len(_NAMES)))}
+    bare = all(row.transition.error is None and _seldom(row.run) == _NOTHING for row in rows)
+    shape = _BARE
+    values = _BARE.values(rows) if bare else None
+    if values is None:
+        shape = _FULL
+        values = _FULL.values(rows)
+        assert values is not None  # it takes whatever there is
+    return {id_ for (id_,) in await session.fetch(shape.sql, *values)}
