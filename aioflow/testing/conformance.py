@@ -17,6 +17,7 @@ pytest.register_assert_rewrite(
     "aioflow.testing.conformance_offers",
     "aioflow.testing.conformance_ownership",
     "aioflow.testing.conformance_plans",
+    "aioflow.testing.conformance_plain",
     "aioflow.testing.conformance_questions",
     "aioflow.testing.conformance_samples",
     "aioflow.testing.conformance_select",
@@ -36,6 +37,7 @@ from aioflow.testing.conformance_mailbox import MailboxConformance  # noqa: E402
 from aioflow.testing.conformance_missed import MissedConformance  # noqa: E402
 from aioflow.testing.conformance_offers import OffersConformance  # noqa: E402
 from aioflow.testing.conformance_ownership import OwnershipConformance  # noqa: E402
+from aioflow.testing.conformance_plain import PlainConformance  # noqa: E402
 from aioflow.testing.conformance_plans import PlansConformance  # noqa: E402
 from aioflow.testing.conformance_questions import QuestionsConformance  # noqa: E402
 from aioflow.testing.conformance_select import SelectConformance  # noqa: E402
@@ -46,6 +48,7 @@ from aioflow.testing.conformance_takeover import TakeoverConformance  # noqa: E4
 class StoreConformance(
     LifecycleConformance,
     ApplyConformance,
+    PlainConformance,
     OffersConformance,
     ConcurrencyConformance,
     QuestionsConformance,
