@@ -22,6 +22,7 @@ from aioflow.waiters import Waiters
 
 _LISTEN: Micros = SECOND // 10
 _SHORT: Micros = SECOND // 500
+_BUSY: Micros = SECOND // 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +52,21 @@ class Parts:
         while True:
             await self.clock.sleep(pause)
             try:
+                asked = self.clock.monotonic()
                 hint = await self.store.hint(self.clock.micros())
                 changed, seen = hint != seen, hint
                 if self.store.pushes_hints:  # the first is followed at once, many in a row are followed together
-                    pause = min(2 * pause, _LISTEN) if changed else _SHORT
+                    in_a_row = changed and self.clock.monotonic() - asked < pause
+                    pause = min(2 * pause, _BUSY) if in_a_row else _SHORT
                 if changed:
                     foreign()
                 if changed or self.clock.monotonic() >= look_again:
                     look_again = self.clock.monotonic() + SECOND
                     # Of what executes here is heard, unless somebody else has changed it.
                     awaited = dict.fromkeys([*self.waiters.run_ids, *self.callers.run_ids])
-                    asked = [run for run in awaited if changed or not self.slots.drives(run)]
-                    if asked:
-                        found = await self.store.load(asked, self.clock.micros())
+                    looked_for = [run for run in awaited if changed or not self.slots.drives(run)]
+                    if looked_for:
+                        found = await self.store.load(looked_for, self.clock.micros())
                         self.waiters.tell_all(found)
                         self.callers.read(found)
             except Exception as error:  # noqa: BLE001 - nothing may end the listening

@@ -318,7 +318,10 @@ class Store(Protocol):
         ...
 
     async def hint(self, now: Micros) -> int:
-        """A number that changes when somebody else has written to the store. Cheap, and only a hint."""
+        """A number that changes when somebody else has applied something. Cheap, and only a hint.
+
+        Of a claim it need not tell: nobody waits for an owner.
+        """
         ...
 
     async def stats(self, now: Micros) -> Stats:

@@ -8,19 +8,13 @@ from typing import Final
 from aioflow.clock import SECOND, Micros
 from aioflow.model import SUSPECT_CRASHES, Run
 from aioflow.store import Claim
-from aioflow_postgres.database import Session
+from aioflow_postgres.database import Database, Session
 from aioflow_postgres.rows import SELECT_RUNS, named
 
 _RENEW: Final = "UPDATE aioflow.workers SET until = $2 WHERE id = $1 AND until > $3 RETURNING id"
-#: The lease of a worker that has one is left as it is, and its row unlocked: pulse.py renews it while the event loop is
-#: blocked, perhaps in the middle of this transaction.
-_REGISTER: Final = """
-WITH again AS (UPDATE aioflow.workers SET until = $2 WHERE id = $1 AND until <= $3)
-INSERT INTO aioflow.workers (id, until) SELECT $1, $2
-WHERE NOT EXISTS (SELECT FROM aioflow.workers WHERE id = $1) ON CONFLICT DO NOTHING
-"""
-#: Owners of running runs: one step through the index for each, however many runs it has.
-_OWNERS: Final = """
+#: Owners of running runs that are dead, one step through the index for each, however many runs it has, and whether they
+#: were never heard of; then, if ``$3``, the worker's own running runs, with NULL.
+_LOOK: Final = """
 WITH RECURSIVE owners (owner) AS (
     (SELECT owner FROM aioflow.runs WHERE status = 'running' AND owner IS NOT NULL ORDER BY owner LIMIT 1)
     UNION ALL
@@ -29,6 +23,7 @@ WITH RECURSIVE owners (owner) AS (
     ) FROM owners AS o WHERE o.owner IS NOT NULL
 ) SELECT o.owner, w.id IS NULL FROM owners AS o LEFT JOIN aioflow.workers AS w ON w.id = o.owner
 WHERE o.owner IS NOT NULL AND o.owner <> $1 AND (w.id IS NULL OR w.until <= $2)
+UNION ALL SELECT id, NULL FROM aioflow.runs WHERE $3 AND status = 'running' AND owner = $1
 """
 #: Looked at once more when the lock is had: one that is just being renewed lives. One that is dead is forgotten, so that
 #: it cannot renew afterwards, whatever its clock says: it has lost runs.
@@ -37,8 +32,15 @@ DELETE FROM aioflow.workers WHERE id IN
     (SELECT id FROM aioflow.workers WHERE id = ANY($1::bigint[]) AND until <= $2 ORDER BY id FOR UPDATE)
 RETURNING id
 """
-_TAKE: Final = f"""
-WITH free AS (
+#: The lease of a worker that has one is left as it is, and its row unlocked: pulse.py renews it while the event loop is
+#: blocked, perhaps in the middle of this.
+_CLAIM: Final = f"""
+WITH again AS (UPDATE aioflow.workers SET until = $6 WHERE id = $1 AND until <= $7),
+registered AS (
+    INSERT INTO aioflow.workers (id, until) SELECT $1, $6
+    WHERE NOT EXISTS (SELECT FROM aioflow.workers WHERE id = $1) ON CONFLICT DO NOTHING
+),
+free AS (
     SELECT id FROM aioflow.runs WHERE status = 'running' AND (owner IS NULL OR owner = ANY($2::bigint[]))
         AND (workflow, version) IN (SELECT * FROM unnest($3::text[], $4::text[]))
     ORDER BY id LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
@@ -47,7 +49,6 @@ UPDATE aioflow.runs AS r SET owner = $1, fence = r.fence + 1, marked = 0,
     crashes = r.crashes + (r.owner IS NOT NULL AND (r.crashes < {SUSPECT_CRASHES} OR r.marked = 1))::int
 FROM free WHERE r.id = free.id RETURNING {named(Run._fields, "r.")}
 """
-_MINE: Final = "SELECT id FROM aioflow.runs WHERE status = 'running' AND owner = $1"
 _FREE: Final = """
 UPDATE aioflow.runs SET owner = NULL, fence = fence + 1, marked = 0 WHERE status = 'running' AND owner = $1
 """
@@ -57,7 +58,7 @@ _MEMORY: Final[Micros] = 24 * 3600 * SECOND
 
 
 async def claim(
-    session: Session,
+    database: Database,
     worker: int,
     *,
     lease: Micros,
@@ -66,23 +67,27 @@ async def claim(
     held: Collection[int] | None,
     now: Micros,
 ) -> Claim:
-    """See the port."""
-    await session.execute(_REGISTER, worker, now + lease, now)
-    runs: list[Run] = []
-    if limit > 0 and known:
-        owners = [(owner, is_unknown) for owner, is_unknown in await session.fetch(_OWNERS, worker, now)]
-        dead = [owner for owner, is_unknown in owners if is_unknown]
-        if expired := [owner for owner, is_unknown in owners if not is_unknown]:
-            dead += [owner for (owner,) in await session.fetch(_BURY, expired, now)]
-        workflows, versions = zip(*known, strict=True)
-        taken = await session.fetch(_TAKE, worker, dead, list(workflows), list(versions), limit)
-        runs = sorted(Run._make(row) for row in taken)
+    """See the port. Two statements, each by itself, if nobody is dead: every hint is followed by this."""
+    seen = await database.ask(lambda session: session.fetch(_LOOK, worker, now, held is not None))
+    mine = {owner for owner, is_unknown in seen if is_unknown is None}
+    dead = [owner for owner, is_unknown in seen if is_unknown]
+    expired = [owner for owner, is_unknown in seen if is_unknown is False]
+    if limit <= 0 or not known:
+        dead, expired = [], []
+    workflows, versions = zip(*known, strict=True) if known else ((), ())
+
+    async def take(session: Session) -> list[Run]:
+        buried = [owner for (owner,) in await session.fetch(_BURY, expired, now)] if expired else []
+        values = (worker, dead + buried, workflows, versions, limit, now + lease, now)
+        return sorted(Run._make(row) for row in await session.fetch(_CLAIM, *values))
+
+    runs = await (database.transact(take) if expired else database.say(take))
     if held is None:
         return Claim(True, runs)
-    mine = {run_id for (run_id,) in await session.fetch(_MINE, worker)}
     held = set(held)
     if lost := mine.difference(held, (run.id for run in runs)):
-        rows = await session.fetch(f"{SELECT_RUNS} WHERE id = ANY($1::bigint[]) AND owner = $2", sorted(lost), worker)
+        sql = f"{SELECT_RUNS} WHERE id = ANY($1::bigint[]) AND owner = $2 AND status = 'running'"
+        rows = await database.ask(lambda session: session.fetch(sql, sorted(lost), worker))
         runs += [Run._make(row) for row in rows]
     return Claim(True, runs, held - mine)
 

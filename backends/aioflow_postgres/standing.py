@@ -91,9 +91,10 @@ class Standing:
         if waiting := [change.run.id for change in self._changes if isinstance(change, Move) and change.unless_mail]:
             self.in_time = await mailbox.in_time(session, waiting, self._now)
             self.to_occur = await in_the_way(session, waiting, self._now)
+        signals = [change.signal for change in self._changes if isinstance(change, Post)]
+        if waiting and signals:  # of those that the batch itself posts some may be for these runs
             waits = await session.fetch(_WAITS, waiting)
             self.waits = {id_: (wake_at, [Arm(*arm) for arm in json.loads(arms)]) for id_, wake_at, arms in waits}
-        signals = [change.signal for change in self._changes if isinstance(change, Post)]
         self.before = await mailbox.before(session, signals, self._now)
 
     async def _read_keys(self, session: Session) -> None:

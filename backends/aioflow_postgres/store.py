@@ -186,14 +186,12 @@ class PostgresStore:
     ) -> Claim:
         """See the port."""
         held = None if held is None else frozenset(held)
-        claim = await self._open_database.transact(
-            lambda session: ownership.claim(session, worker, lease=lease, limit=limit, known=known, held=held, now=now)
+        claim = await ownership.claim(
+            self._open_database, worker, lease=lease, limit=limit, known=known, held=held, now=now
         )
         if self._pulse is not None:
             self._pulse.start(worker, lease)
-        if claim.runs:
-            self._tell()
-        return claim
+        return claim  # of which nobody else needs to hear: whoever has lost a run finds that by its lease
 
     async def renew(self, worker: int, lease: Micros, now: Micros) -> bool:
         """See the port. While the event loop is blocked a thread renews, see pulse.py."""
