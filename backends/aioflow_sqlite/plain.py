@@ -26,7 +26,7 @@ from aioflow_sqlite.writing import LENGTHS, NULL
 
 #: More bytes of data than this would not fit into the cache of what SQLite keeps of a statement, 500 pages, but into a
 #: file in a directory of temporary files, which there need not be.
-_LARGEST = 1_000_000
+_LARGEST = 700_000
 #: What SQLite binds to one statement at the most, if it was not built otherwise.
 _BINDS = 32_766
 _MUTABLE = Run._fields[Run._fields.index("status") :]
