@@ -122,6 +122,14 @@ class PlainConformance:
         await check(store, [move.run for move in moves])
         assert [transition.step for transition in await log(store, 1)] == [odd, odd]
 
+    async def test_long_errors_come_through(self, store: Store) -> None:
+        """A thousand runs that fail at once, each with a traceback of some kilobytes."""
+        runs = [a_run(run_id) for run_id in range(1, 1001)]
+        await store.apply([starting(run) for run in runs], NOW)
+        moves = [moving(run, kind="fail", status="failed", error=f"{run.id}", traceback="x" * 3000) for run in runs]
+        await store.apply(moves, NOW)
+        await check(store, [move.run for move in moves])
+
     @pytest.mark.parametrize("number", [1, 40])
     async def test_much_data_comes_through(self, store: Store, number: int) -> None:
         """A megabyte and a half in one batch, of one run or of many."""

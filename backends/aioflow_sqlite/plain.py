@@ -106,8 +106,6 @@ def apply_plain(
     Returns:
         The results; None if nothing was written, as it is no such batch, or a guard does not hold.
     """
-    if weight > _LARGEST:
-        return None
     view = _BARE_ONLY
     rows: list[tuple[int, Run, Transition]] = []
     results: list[Result] = []
@@ -128,10 +126,13 @@ def apply_plain(
                 return None
         else:
             return None
-        if _rest(run) != _NOTHING:
+        if (rest := _rest(run)) != _NOTHING:
             view = _FULL
+            weight += sum(len(value) for value in rest if type(value) is str)
         rows.append((place, run, change.transition))
         results.append(Result("applied", run))
+    if weight > _LARGEST:
+        return None
     parts = [_values(view, rows[first : first + view.rows]) for first in range(0, len(rows), view.rows)]
     begins()
     try:
