@@ -25,6 +25,8 @@ from aioflow_postgres.database import FAILURES, Session, Statements, hang_up
 _log = structlog.get_logger("aioflow")
 #: Leases for which a blocked loop is waited for.
 _PATIENCE: Final = 4
+#: Seconds for which the thread is waited for at the end.
+_LAST_WAIT: Final = 2.0
 
 
 class Pulse:
@@ -42,27 +44,31 @@ class Pulse:
         self._ahead = ahead
         self._clock = Clock()
         self._thread: Thread | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._end = Event()
         self._seen: Micros = 0
 
     def start(self, worker: int, lease: Micros) -> None:
         """Keep this worker's lease from now on, if nothing does; called in the event loop."""
         if self._thread is None:
-            self._seen = self._clock.monotonic()
+            self._turn(asyncio.get_running_loop(), lease / 20 / SECOND)
             arguments = (worker, lease, get_ident())
             self._thread = Thread(target=self._run, args=arguments, name="aioflow pulse", daemon=True)
             self._thread.start()
 
-    def turned(self) -> None:
-        """The event loop turns."""
-        self._seen = self._clock.monotonic()
-
     async def stop(self) -> None:
         """Keep it no longer."""
         self._end.set()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._thread is not None:
-            await to_thread.run_sync(self._thread.join)
+            await to_thread.run_sync(self._thread.join, _LAST_WAIT)  # it may be connecting
             self._thread = None
+
+    def _turn(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        """The event loop turns."""
+        self._seen = self._clock.monotonic()
+        self._timer = loop.call_later(seconds, self._turn, loop, seconds)
 
     def _run(self, worker: int, lease: Micros, loop: int) -> None:
         while not self._end.wait(lease / 10 / SECOND):

@@ -212,8 +212,6 @@ class PostgresStore:
         """See the port: how many hints were heard. Without a listening connection, always the same."""
         if self._database is None:
             raise StoreUnavailable(self.name, "it is not open")
-        if self._pulse is not None:
-            self._pulse.turned()
         if self._ear is None:
             await self._clock.sleep(_PATIENCE)
         else:
