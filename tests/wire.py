@@ -1,51 +1,80 @@
-"""A wire to a PostgreSQL server that cuts, delays, goes silent, and loses replies, as it is told to."""
+"""A wire to a PostgreSQL server that cuts, delays, goes silent, deaf or nowhere, and loses replies, as it is told to."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
+from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote
 
 #: The server's word that a transaction is committed.
 COMMITTED = b"COMMIT\0"
 
 
+class Link:
+    """A connection through the wire: a client, and the server unless its side is gone.
+
+    The mutable state: how much the client has asked since the last answer, and whether the server's side is gone.
+    """
+
+    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter | None) -> None:
+        self.client = client
+        self.server = server
+        self.asked = 0
+
+    def cut(self) -> None:
+        """End it, for both sides."""
+        self.client.transport.abort()
+        self.lose_server()
+
+    def lose_server(self) -> None:
+        """End it for the server; the client goes on writing, to nobody."""
+        server, self.server = self.server, None
+        if server is not None:
+            server.transport.abort()
+
+
 class Wire:
-    """A proxy between sockets.
+    """A proxy between a TCP port and the server's socket.
 
     Attributes:
-        silent: nothing comes through, either way, and nobody is told: half-open connections.
+        silent: nothing comes through, either way, and nobody is told: half-open for both sides.
+        deaf: what clients write comes through, and what the server answers does not.
+        gone: new connections are accepted, and lead nowhere; see also ``hang``.
         delay: seconds that each piece takes.
         lose_commit: the next reply to a COMMIT is lost, and its connection with it.
         lose_reply: the next reply that a client gets is lost likewise, if the client has asked with more than so many bytes.
         lost: how many replies were.
         cuts: how many connections were cut.
+        swallowed: how many pieces have come to nobody.
+        delayed: how many have come late.
     """
 
     def __init__(self, server: Path) -> None:
         self._server = server
-        self._directory = Path(tempfile.mkdtemp(prefix="aioflow-wire-"))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._links: set[Link] = set()
         self.silent = False
+        self.deaf = False
+        self.gone = False
         self.delay = 0.0
         self.lose_commit = False
         self.lose_reply: int | None = None
         self.lost = 0
         self.cuts = 0
+        self.swallowed = 0
+        self.delayed = 0
 
     @property
     def url(self) -> str:
         """Where the wire begins."""
-        return f"postgresql://postgres@/postgres?host={quote(str(self._directory), safe='')}"
+        host, port = self._listening.sockets[0].getsockname()
+        return f"postgresql://postgres@{host}:{port}/postgres"
 
     async def __aenter__(self) -> Self:
-        self._listening = await asyncio.start_unix_server(self._connect, self._directory / ".s.PGSQL.5432")
+        self._listening = await asyncio.start_server(self._connect, "127.0.0.1", 0)
         return self
 
     async def __aexit__(
@@ -56,49 +85,104 @@ class Wire:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        shutil.rmtree(self._directory)
+
+    @property
+    def faults(self) -> int:
+        """How much has gone wrong."""
+        return self.lost + self.cuts + self.swallowed + self.delayed
+
+    def mend(self) -> None:
+        """Let new connections, and those that are whole, work again."""
+        self.silent = self.deaf = self.gone = False
+        self.delay = 0.0
+
+    def fail(self, how: str) -> None:
+        """Begin to fail in this way."""
+        match how:
+            case "cut":
+                self.cut()
+            case "hang":
+                self.hang()
+            case "slow":
+                self.delay = 0.02
+            case "lose commit":
+                self.lose_commit = True
+            case "lose reply":
+                self.lose_reply = 500
+            case _:
+                assert how in ("silent", "deaf")
+                setattr(self, how, True)
 
     def cut(self) -> None:
         """Cut all connections that there are."""
-        self.cuts += len(self._writers) // 2
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
+        self.cuts += len(self._links)
+        for link in self._links:
+            link.cut()
+        self._links.clear()
+
+    def hang(self) -> None:
+        """Take the server's side away from all connections: the clients' stay open, for good, and so do new ones."""
+        self.gone = True
+        for link in self._links:
+            link.lose_server()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_unix_connection(self._server)
-        self._writers |= {writer, back}
-        asked = [0]
-        for task in (
-            asyncio.create_task(self._carry(reader, back, asked, answers=False)),
-            asyncio.create_task(self._carry(there, writer, asked, answers=True)),
-        ):
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if self.gone:
+            link, there = Link(writer, None), None
+        else:
+            there, back = await asyncio.open_unix_connection(self._server)
+            link = Link(writer, back)
+        self._links.add(link)
+        self._spawn(self._carry_there(link, reader))
+        if there is not None:
+            self._spawn(self._carry_back(link, there))
 
-    async def _carry(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: list[int], *, answers: bool
-    ) -> None:
+    def _spawn(self, carrying: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(carrying)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry_there(self, link: Link, client: asyncio.StreamReader) -> None:
+        """What the client writes."""
         with suppress(OSError):
-            while piece := await reader.read(1 << 16):
-                if self.delay:
-                    await asyncio.sleep(self.delay)
-                if self.silent:
+            while piece := await self._piece(client):
+                if self.silent or link.server is None:
+                    self.swallowed += 1
                     continue
-                if not answers:
-                    asked[0] += len(piece)
-                elif self._loses(piece, asked[0]):
+                link.asked += len(piece)
+                link.server.write(piece)
+                await link.server.drain()
+        if link.server is not None:
+            link.server.close()  # which ends the way back
+        else:
+            self._end(link)
+
+    async def _carry_back(self, link: Link, server: asyncio.StreamReader) -> None:
+        """What the server answers."""
+        with suppress(OSError):
+            while piece := await self._piece(server):
+                if self.silent or self.deaf:
+                    self.swallowed += 1
+                    continue
+                if self._loses(piece, link.asked):
                     self.lost += 1
                     break
-                else:
-                    asked[0] = 0
-                writer.write(piece)
-                await writer.drain()
-        if answers:
-            writer.transport.abort()
-        else:
-            writer.close()
-        self._writers.discard(writer)
+                link.asked = 0
+                link.client.write(piece)
+                await link.client.drain()
+        if link.server is not None:
+            self._end(link)
+
+    def _end(self, link: Link) -> None:
+        self._links.discard(link)
+        link.cut()
+
+    async def _piece(self, reader: asyncio.StreamReader) -> bytes:
+        piece = await reader.read(1 << 16)
+        if self.delay:
+            await asyncio.sleep(self.delay)
+            self.delayed += 1
+        return piece
 
     def _loses(self, piece: bytes, asked: int) -> bool:
         if self.lose_commit and COMMITTED in piece:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar
 
 import asyncpg
@@ -215,7 +216,7 @@ class Database:
             connection = await pool.acquire(timeout=self._address.timeout)
         except Exception as error:
             raise told_apart(self._address.name, error) from error
-        late = asyncio.get_running_loop().call_later(self._address.timeout * patience, connection.terminate)
+        late = asyncio.get_running_loop().call_later(self._address.timeout * patience, _drop, connection)
         try:
             session = Session(connection, self._sql)
             if not transaction:
@@ -225,11 +226,11 @@ class Database:
             return await _transaction(connection, session, operation, begin)
         except (*FAILURES, Doubt, UnicodeEncodeError) as error:
             if not isinstance(error, asyncpg.PostgresError | UnicodeEncodeError):
-                connection.terminate()
+                _drop(connection)
             raise told_apart(self._address.name, error) from error
         except BaseException:
-            if connection.is_closed() or connection.is_in_transaction():
-                connection.terminate()
+            if _is_lost(connection) or connection.is_in_transaction():
+                _drop(connection)
             raise
         finally:
             late.cancel()
@@ -265,11 +266,11 @@ async def _transaction(connection: Connection, session: Session, operation: Oper
     try:
         result = await operation(session)
     except BaseException:
-        if not connection.is_closed():
+        if not _is_lost(connection):
             try:
                 await connection.execute("ROLLBACK")
             except FAILURES:
-                connection.terminate()
+                _drop(connection)
         raise
     if (tag := await connection.execute("COMMIT")) != "COMMIT":
         raise Doubt(f"the server answered {tag} to COMMIT")
@@ -288,6 +289,20 @@ async def _give_back(pool: Any, connection: Any) -> None:
     try:
         await pool.release(connection)
     except FAILURES:
+        _drop(connection)
+
+
+def _is_lost(connection: Connection) -> bool:
+    """Whether it is of no use any more. One that the server has closed is the pool's again, and answers nothing."""
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        return True
+
+
+def _drop(connection: Connection) -> None:
+    """Drop it, unless it is the pool's again because it was lost."""
+    with suppress(asyncpg.InterfaceError):
         connection.terminate()
 
 

@@ -28,6 +28,7 @@ from aioflow.testing.conformance_samples import (
 )
 from aioflow_postgres import PostgresStore
 from tests.postgres import Schemas, query, with_options
+from tests.stores.races import holding
 from tests.support import wait_until
 from tests.wire import Wire
 
@@ -48,7 +49,7 @@ async def store(wire: Wire, postgres_url: str) -> AsyncIterator[PostgresStore]:
     store = PostgresStore(with_options(wire.url, schema=schema, timeout=1, pool_size=3))
     await store.open(NOW)
     yield store
-    wire.silent = False
+    wire.mend()
     await store.close()
 
 
@@ -112,6 +113,23 @@ async def test_a_reply_to_commit_that_is_lost(
     await check(store, await store.apply(batch(), NOW))
 
 
+@pytest.mark.parametrize("batch", [plain, full])
+async def test_a_connection_that_is_cut_in_the_middle_of_a_transaction(
+    wire: Wire, store: PostgresStore, postgres_server: Schemas, postgres_url: str, batch: Callable[[], list[Change]]
+) -> None:
+    """The store is unavailable, whatever the driver raises; offered again, the changes apply once."""
+    await prepare(store)
+    schema = postgres_url.rpartition("schema=")[2]
+    waiting = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{schema}%'"
+    async with holding(postgres_server.url, f"SELECT 1 FROM {schema}.runs WHERE id = 1 FOR UPDATE"):
+        applying = asyncio.ensure_future(store.apply(batch(), NOW))
+        await wait_until(lambda: _first(postgres_server.url, waiting))
+        wire.cut()
+        with pytest.raises(StoreUnavailable):
+            await applying
+    await check(store, await store.apply(batch(), NOW))
+
+
 async def test_a_committer_hears_the_truth_over_a_bad_wire(wire: Wire, store: PostgresStore, rng: Any) -> None:
     """Cut, silent, slow, lossy: everybody who waits for a change is told, and each was applied once."""
     committer = Committer(store, Clock(), lambda change, result: None, in_flight=store.in_flight)
@@ -128,18 +146,10 @@ async def test_a_committer_hears_the_truth_over_a_bad_wire(wire: Wire, store: Po
 
     driving = asyncio.gather(*(drive(number) for number in runs))
     while not driving.done():
-        match rng.choice(["cut", "lose", "silent", "slow"]):
-            case "cut":
-                wire.cut()
-            case "lose":
-                wire.lose_reply = 500
-            case "silent":
-                wire.silent = True
-            case _:
-                wire.delay = 0.02
+        wire.fail(rng.choice(["cut", "lose reply", "silent", "deaf", "hang", "slow"]))
         faults += 1
         await asyncio.wait({driving}, timeout=0.1 if faults < 20 else 1.5)
-        wire.silent, wire.delay = False, 0.0
+        wire.mend()
         if faults >= 20:
             break
     wire.lose_reply = None
@@ -150,14 +160,60 @@ async def test_a_committer_hears_the_truth_over_a_bad_wire(wire: Wire, store: Po
         assert [line.seq for line in await log(store, number)] == list(range(1, 14))
 
 
-async def test_a_half_open_connection_is_dropped(wire: Wire, store: PostgresStore) -> None:
-    """A server that says nothing any more is unavailable after the timeout; then another connection is made."""
+@pytest.mark.parametrize("batch", [plain, full])
+@pytest.mark.parametrize("way", ["silent", "deaf", "hang"])
+async def test_a_half_open_connection_is_dropped(
+    wire: Wire, store: PostgresStore, way: str, batch: Callable[[], list[Change]]
+) -> None:
+    """After the timeout another connection is made, and the batch is applied once, whoever had heard what until then."""
     await prepare(store)
-    wire.silent = True
+    wire.fail(way)
     with pytest.raises(StoreUnavailable):
-        await store.apply(plain(), NOW)
-    wire.silent = False
-    await check(store, await store.apply(plain(), NOW))
+        await store.apply(batch(), NOW)
+    assert wire.swallowed > 0
+    wire.mend()
+    await check(store, await store.apply(batch(), NOW))
+
+
+@pytest.mark.parametrize("way", ["silent", "deaf", "hang"])
+async def test_a_store_opens_no_half_open_connection(wire: Wire, postgres_url: str, way: str) -> None:
+    """A server that accepts and says nothing is unavailable after the timeout; later it can be opened."""
+    wire.fail(way)
+    schema = postgres_url.rpartition("schema=")[2]
+    store = PostgresStore(with_options(wire.url, schema=schema, timeout=0.5))
+    with pytest.raises(StoreUnavailable):
+        await store.open(NOW)
+    assert wire.swallowed > 0
+    wire.mend()
+    await store.open(NOW)
+    await store.close()
+
+
+async def test_who_listens_notices_a_server_that_is_gone(
+    wire: Wire, store: PostgresStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stays open, and is used now and then: it is made anew, and hints are heard again."""
+    monkeypatch.setattr("aioflow_postgres.ear._PING", 1_000)
+    await store.close()
+    await store.open(NOW)
+    ear = store._ear
+    assert ear is not None
+    await wait_until(lambda: ear.listening)
+    wire.hang()
+    await wait_until(lambda: not ear.listening)
+    assert (wire.cuts, wire.swallowed > 0) == (0, True)
+    wire.mend()
+    await wait_until(lambda: ear.listening, timeout=10)
+    seen = await store.hint(NOW)
+    other = PostgresStore(postgres_url)
+    await other.open(NOW)
+    await put(other, a_run(1))
+    await other.close()
+
+    async def heard() -> bool:
+        return await store.hint(NOW) != seen
+
+    await wait_until(heard)
 
 
 async def test_who_listens_notices_a_half_open_connection(wire: Wire, store: PostgresStore, postgres_url: str) -> None:
