@@ -1,0 +1,36 @@
+"""The engine says that the event loop was blocked: all runs wait then, and no lease is renewed."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+from pydantic import BaseModel
+from structlog.testing import capture_logs
+
+from aioflow import Engine, complete, get_context, step, workflow
+from tests.support import wait_until
+
+
+@workflow("holds-the-loop-up")
+class HoldsUp:
+    """Its step blocks."""
+
+    class Context(BaseModel):
+        seconds: float
+
+    @step(start=True)
+    async def hold(self):
+        threading.Event().wait(get_context(self.Context).seconds)
+        return complete()
+
+
+async def test_a_block_is_told_with_its_length() -> None:
+    """One of most of a lease is logged as a warning, once, with the seconds."""
+    with capture_logs() as logs:
+        async with Engine("memory://", workflows=[HoldsUp], lease=timedelta(seconds=1)) as engine:
+            await (await engine.start(HoldsUp, seconds=0.9)).wait()
+            told = lambda: [line for line in logs if line["event"] == "event loop was blocked"]  # noqa: E731
+            await wait_until(told, what="the block is told")
+    assert [line["log_level"] for line in told()] == ["warning"]
+    assert 0.5 <= told()[0]["seconds"] <= 5
