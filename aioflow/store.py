@@ -290,7 +290,7 @@ class Store(Protocol):
         held: Collection[int] | None,
         now: Micros,
     ) -> Claim:
-        """Make this worker the owner of up to ``limit`` running runs that have no living one.
+        """Make this worker the owner of up to ``limit`` running runs that have no living one; of none below 1.
 
         Taking raises the fence and clears the mark. Taking from a dead owner (``owner`` set, its lease over, its lock lost) adds one to
         ``crashes`` while they are below 2, and from then on only if the run is ``marked``.

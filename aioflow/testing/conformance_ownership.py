@@ -74,10 +74,11 @@ class OwnershipConformance:
         assert sorted(held) == list(range(1, 8))
 
     async def test_claim_without_room_takes_nothing(self, store: Store) -> None:
-        """With ``limit`` 0 a worker is registered, and gets no run."""
+        """With ``limit`` 0, or below it as a worker has more than it has room for, it is registered, and gets no run."""
         await put(store, a_run(1))
-        claim = await claiming(store, 3, limit=0)
-        assert (claim.working, claim.runs) == (True, [])
+        for limit in (-1, 0):
+            claim = await claiming(store, 3, limit=limit)
+            assert (claim.working, claim.runs) == (True, [])
         assert await row(store, 1) == a_run(1)
         assert await store.renew(3, LEASE, NOW + 1) is True
 

@@ -78,7 +78,7 @@ async def claim(
 
     async def take(session: Session) -> list[Run]:
         buried = [owner for (owner,) in await session.fetch(_BURY, expired, now)] if expired else []
-        values = (worker, dead + buried, workflows, versions, limit, now + lease, now)
+        values = (worker, dead + buried, workflows, versions, max(limit, 0), now + lease, now)
         return sorted(Run._make(row) for row in await session.fetch(_CLAIM, *values))
 
     runs = await (database.transact(take) if expired else database.say(take))
