@@ -114,6 +114,10 @@ class Child:
         """See ``exit_code``; the loop goes on meanwhile."""
         return await anyio.to_thread.run_sync(self.exit_code, within)
 
+    def is_stopped(self) -> bool:
+        """Whether it was stopped by SIGSTOP."""
+        return Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T"
+
     def send(self, number: int) -> None:
         """Send it a signal; it must live."""
         assert self.exit_code() is None, f"life {self.life} ended by itself"

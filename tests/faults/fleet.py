@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 import asyncpg
+import structlog
 from pydantic import BaseModel
 
 from aioflow import Engine, complete, get_context, get_run, goto, sleep, step, wait, workflow
@@ -24,6 +25,8 @@ from tests.faults.program import serve
 
 #: This process's connection for what steps do to the outside world.
 outside: asyncpg.Pool[Any] | None = None
+#: Whether this process stops itself in the middle of its first step that is held.
+stops = False
 
 
 async def note() -> None:
@@ -66,15 +69,20 @@ class Fleet:
 
 @workflow("held")
 class Held:
-    """Its first step lasts until the outside world has a row that says so."""
+    """Its step lasts until the outside world has a row that says so, or ends with the stop of a process that stops."""
 
     class Context(BaseModel):
         name: str
 
     @step(start=True)
     async def hold(self):
+        global stops  # noqa: PLW0603 - steps can be given nothing
         await note()
         assert outside is not None
+        if stops:
+            stops = False
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return complete()
         while not await outside.fetchval("SELECT count(*) FROM gates WHERE name = $1", get_context(self.Context).name):
             await Clock().sleep(20_000)
         return complete()
@@ -101,8 +109,10 @@ ALL = (Fleet, Held, Asks)
 
 
 async def work(job: dict[str, Any]) -> None:
-    """Work until SIGTERM. ``off``: by how many seconds the machine's clock is wrong."""
-    global outside
+    """Work until SIGTERM. ``off``: by how many seconds the machine's clock is wrong; ``stops``: see above."""
+    global outside, stops
+    if stops := job.get("stops", False):
+        structlog.configure()  # the log is to have what became of the commit
     if off := job.get("off"):
         right = time.time_ns
         time.time_ns = lambda: right() + off * 1_000_000_000
