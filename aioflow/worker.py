@@ -4,9 +4,9 @@ Memory follows the store. ``follow`` hears of every change that was committed he
 what must be: an activation for a running run that this worker owns, a timer for a waiting one, nothing for one that
 ended. So it does not matter who committed it, or whether that somebody still lives.
 
-The mutable state of ``Worker``: the activations by run id, slots promised to runs that are being committed, tasks
-that were left behind, what was heard since the last claim was asked for, whether the store is being asked, and the
-flags ``working`` and ``draining``.
+The mutable state of ``Worker``: the activations by run id, those of them that wait for a slot, slots promised to runs
+that are being committed, tasks that were left behind, what was heard since the last claim was asked for, whether the
+store is being asked, and the flags ``working`` and ``draining``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from aioflow.committer import Committer
 from aioflow.delivery import Delivery
 from aioflow.executor import Executor
 from aioflow.interventions import unblock
+from aioflow.lease import Lease
 from aioflow.model import Run, WorkflowStatus
 from aioflow.planner import Planner
 from aioflow.reading import read_context
 from aioflow.registry import Registry
 from aioflow.scheduler import Scheduler
-from aioflow.store import RunQuery, Store
+from aioflow.store import Claim, RunQuery, Store
 
 RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
 _PAGE = 500
@@ -56,13 +57,14 @@ class Worker:
         self._commit_ids = commit_ids
         self._number = number
         self._max_running = max_running
-        self._lease = lease
+        self._length = lease
+        self._lease = Lease(store, clock, number, lease)
         self._activations: dict[int, Activation] = {}
+        self._waiting: dict[int, Activation] = {}
         self._heard: dict[int, int] = {}
         self._promised = 0
         self._backlog = False
         self._foreign = False
-        self._renewed: Micros = 0
         self._next_compare: Micros = 0
         self._left_behind = 0
         self._asking = False
@@ -88,7 +90,7 @@ class Worker:
     @property
     def running(self) -> int:
         """How many runs execute here."""
-        return len(self._activations)
+        return len(self._activations) - len(self._waiting)
 
     @property
     def held(self) -> Collection[int]:
@@ -120,10 +122,15 @@ class Worker:
             self._idle.set()
         if self.draining:
             return
+        while self._waiting and self._has_slot():
+            self._waiting.pop(next(iter(self._waiting))).begin()
         # In batches: each claim is a transaction.
         if self._backlog and (self.room >= max(1, self._max_running // 8) or not self._activations):
             self._claim_now.set()
         self.scheduler.made_room()
+
+    def _has_slot(self) -> bool:  # for a run that was claimed
+        return self.running + self._promised + self._left_behind < self._max_running
 
     # ---- memory follows the store
 
@@ -139,23 +146,28 @@ class Worker:
             return
         if activation is not None:
             self.ended(activation)
-            if run.status == WorkflowStatus.CANCELLED:
+            # A step that runs still was begun anew, when it was not known what would become of the first one's transition.
+            if run.status == WorkflowStatus.CANCELLED or activation.current is not None:
                 activation.halt()
         if run.status == WAITING:
             self.scheduler.arm(run)
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, run: Run, *, promised: bool = True) -> None:
         if self.draining or not self.working:
             return
-        activation = Activation(run, self._tools)
-        self._activations[run.id] = activation
+        waits = not promised and not self._has_slot()  # the room of then was promised since, or an answer was lost
+        activation = self._activations[run.id] = Activation(run, self._tools)
         self._idle.clear()
-        activation.begin()
+        if waits:
+            self._waiting[run.id] = activation
+        else:
+            activation.begin()
 
     def ended(self, activation: Activation) -> None:
         """See activation.Home."""
         if self._activations.get(activation.run.id) is activation:
             del self._activations[activation.run.id]
+            self._waiting.pop(activation.run.id, None)
             self._made_room()
 
     def left_behind(self, task: asyncio.Task[None]) -> None:
@@ -180,24 +192,21 @@ class Worker:
 
     async def run(self) -> None:
         """Claim what has no owner, look for what was missed, renew the lease; until cancelled."""
-        next_renewal = self._clock.monotonic() + self._lease // 3
         self._foreign = True  # what a task before this one was about to look at
-        pause = min(SECOND, self._lease // 6)  # so that a short lease, too, is renewed in time
+        pause = min(SECOND, self._length // 6)  # so that a short lease, too, is renewed in time
         while True:
             await self._clock.wait(self._claim_now, pause)
             self._claim_now.clear()
             self._asking = True
             try:
-                if self._clock.monotonic() >= next_renewal:
-                    next_renewal = self._clock.monotonic() + self._lease // 3
-                    await self._renew()
+                if self.working and self._lease.is_due and not await self._lease.renew():
+                    self._lose("its lease was over")
                 await self.look()
+                self._asking = False  # else ``watch`` looks at the lease, until it can be looked at
             except Exception as error:  # noqa: BLE001 - nothing may end the claiming
                 telemetry.trouble("store cannot be looked at, will try again", error)
                 self._check_lease()
                 await self._clock.sleep(SECOND // 2)
-            finally:
-                self._asking = False
 
     async def look(self) -> None:
         """One look at the store: that is all of recovery."""
@@ -213,32 +222,29 @@ class Worker:
         limit = min(self.room, _PAGE)
         claim = await self._store.claim(
             self._number,
-            lease=self._lease,
+            lease=self._length,
             limit=limit,
             known=self._registry.known(),
             held=list(held) if compare else None,
             now=now,
         )
         began = claim.working and not self.working
+        if began and not self._store.exclusive:
+            # A claim leaves a lease that runs as it is, and its answer may be late: only so is it known until when.
+            self._foreign = True
+            if not await self._lease.renew() or self._lease.ends:
+                return
         if self.working and not claim.working:
             self._lose("another process works the store")
         self.working = self.scheduler.working = self.planner.working = claim.working
         if not claim.working:
             return
-        for run in claim.runs:
-            # What was committed here since the store looked is newer than what it saw.
-            if run.id not in self._activations and run.seq >= self._heard.get(run.id, 0):
-                self._begin(run)
-        for run_id in claim.gone:
-            if self._activations.get(run_id) is held[run_id]:  # cancelled or taken over by somebody else
-                self.ended(held[run_id])
-                held[run_id].halt()
+        self._take_in(claim, held)
         self._backlog = self._backlog or began or len(claim.runs) >= limit
         if self._backlog and self.room > 0:
             self._claim_now.set()
         if began:
             telemetry.info("worker works", worker=self._number, store=self._store.name)
-            self._renewed = self._clock.monotonic()
             self.scheduler.poke()
             self.planner.poke()
         generation = self._registry.generation
@@ -255,6 +261,16 @@ class Worker:
             await self._unblock()
             await self.planner.unblock()
             self._known_generation = generation
+
+    def _take_in(self, claim: Claim, held: dict[int, Activation]) -> None:
+        for run in claim.runs:
+            # What was committed here since the store looked is newer than what it saw.
+            if run.id not in self._activations and run.seq >= self._heard.get(run.id, 0):
+                self._begin(run, promised=False)
+        for run_id in claim.gone:
+            if self._activations.get(run_id) is held[run_id]:  # cancelled or taken over by somebody else
+                self.ended(held[run_id])
+                held[run_id].halt()
 
     async def _unblock(self) -> None:
         """Let blocked runs go on that the code can take now."""
@@ -273,31 +289,21 @@ class Worker:
                 return
             after = (runs[-1].id, runs[-1].id)
 
-    async def _renew(self) -> None:
-        if not self.working:
-            return
-        started = self._clock.monotonic()
-        if await self._store.renew(self._number, self._lease, self._clock.micros()):
-            self._renewed = started
-        else:
-            self._lose("its lease was over")
-
     async def watch(self) -> None:
         """Look at the event loop's lag, and at the lease while a silent store holds up ``run``; until cancelled."""
-        pause = self._lease // 10
+        pause = self._length // 10
         while True:
             before = self._clock.monotonic()
             await self._clock.sleep(pause)
             lag = self._clock.monotonic() - before - pause
-            if lag > self._lease // 3:  # what renews the lease has not had its turn, either
+            if lag > self._length // 3:  # what renews the lease has not had its turn, either
                 telemetry.warn("event loop was blocked", worker=self._number, seconds=round(lag / SECOND, 1))
             elif self._asking:
                 self._check_lease()
 
     def _check_lease(self) -> None:
         """Stop before others take over: what could not be renewed may soon be theirs."""
-        late = self._clock.monotonic() - self._renewed > self._lease * 2 // 3
-        if self.working and not self._store.exclusive and late:
+        if self.working and self._lease.ends:
             self._lose("its lease could not be renewed")
 
     def _lose(self, why: str) -> None:
@@ -323,6 +329,8 @@ class Worker:
         self.draining = True
         self.scheduler.working = False
         await self.planner.stop(GRACE)
+        for activation in self._waiting.values():
+            activation.begin()  # which ends it
         if self._activations:
             self._idle.clear()
             try:

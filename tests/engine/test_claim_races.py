@@ -9,13 +9,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aioflow import Engine, goto, sleep
+from aioflow import Engine, get_run, goto, sleep
 from aioflow.changes import Change, Move, Result
 from aioflow.clock import SECOND, Micros
 from aioflow.commands import Command
 from aioflow.errors import StoreUnavailable
 from aioflow.store import Claim
 from aioflow_memory import MemoryStore
+from tests.engine.conftest import ShiftedClock
 from tests.flows import PATIENCE, done, ended, flow
 from tests.support import wait_until
 
@@ -82,6 +83,24 @@ class LosingLeases(MemoryStore):
             assert self.engine._worker is not None
             self.engine._worker._lose("its lease was over")
             self.lost.set()
+        return await super().apply(changes, now)
+
+
+class LateCommits(MemoryStore):
+    """A store that takes its time to commit a sleep, for which a worker loses its lease."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine: Engine | None = None
+        self.go_on = asyncio.Event()
+
+    async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+        sleeps = any(isinstance(change, Move) and change.transition.kind == "sleep" for change in changes)
+        if sleeps and self.engine is not None:
+            assert self.engine._worker is not None
+            self.engine._worker._lose("its lease was over")
+            self.engine = None
+            await self.go_on.wait()
         return await super().apply(changes, now)
 
 
@@ -159,3 +178,129 @@ async def test_a_worker_without_its_lease_begins_nothing() -> None:
         assert (await run.wait(PATIENCE)).status == "completed"
     assert store.lost.is_set()
     assert working == [True]
+
+
+async def test_a_claim_that_comes_late_gets_no_slot_that_was_promised_since() -> None:
+    """Of a run that was claimed and one that was started before the claim was answered, one waits for the other."""
+    inside: list[object] = []
+    most: list[int] = []
+    gate = asyncio.Event()
+
+    async def first(self: object) -> Command:
+        inside.append(self)
+        most.append(len(inside))
+        await gate.wait()
+        inside.remove(self)
+        return done(self)
+
+    store = SlowClaims()
+    order = flow(Calls, first)
+    async with Engine(store, max_running=1) as engine, Engine(store, worker=False) as client:
+        store.slow = True
+        await asyncio.wait_for(store.asked.wait(), PATIENCE)
+        claimed = await client.start(order)
+        store.look.set()
+        await asyncio.wait_for(store.looked.wait(), PATIENCE)
+        started = await engine.start(order)
+        await wait_until(lambda: inside)
+        claims = store.claims
+        store.answer.set()
+        await wait_until(lambda: store.claims > claims)
+        assert store.answers == [[claimed.id]]
+        assert (await engine.stats()).running_here == 1
+        gate.set()
+        for run in (claimed, started):
+            assert (await run.wait(PATIENCE)).status == "completed"
+    assert most == [1, 1]
+
+
+async def test_what_waits_for_a_slot_is_given_back_at_the_end() -> None:
+    """An engine that closes does not wait for a run that has no slot, and leaves it to the next."""
+    begun: list[int] = []
+    gate = asyncio.Event()
+
+    async def first(self: object) -> Command:
+        begun.append(get_run().id)
+        await gate.wait()
+        return done(self)
+
+    store = SlowClaims()
+    order = flow(Calls, first)
+    async with Engine(store, worker=False) as client:
+        async with Engine(store, max_running=1) as engine:
+            store.slow = True
+            await asyncio.wait_for(store.asked.wait(), PATIENCE)
+            claimed = await client.start(order)
+            store.look.set()
+            await asyncio.wait_for(store.looked.wait(), PATIENCE)
+            started = await engine.start(order)
+            await wait_until(lambda: begun)
+            claims = store.claims
+            store.answer.set()
+            await wait_until(lambda: store.claims > claims)
+            asyncio.get_running_loop().call_soon(gate.set)
+        assert begun == [started.id]
+        await claimed.refresh()
+        assert claimed.row.owner is None
+        async with Engine(store):
+            assert (await client.wait(claimed.id, PATIENCE)).status == "completed"
+
+
+async def test_who_begins_to_work_has_a_whole_lease(clock: ShiftedClock) -> None:
+    """However long the store took to answer, nobody takes over from a worker that has just begun."""
+    begun = asyncio.Event()
+
+    async def first(self: object) -> Command:
+        begun.set()
+        return await asyncio.Future()
+
+    store = SlowClaims()
+    store.slow = True
+    lease = 30 * SECOND
+
+    async def answer_late() -> None:
+        store.look.set()
+        await store.looked.wait()
+        clock.shift(timedelta(microseconds=lease * 9 // 10))
+        store.answer.set()
+
+    late = asyncio.ensure_future(answer_late())
+    shortly = timedelta(0)
+    async with Engine(store, clock=clock, lease=timedelta(microseconds=lease), shutdown_timeout=shortly) as engine:
+        await late
+        run = await engine.start(flow(Calls, first))
+        await asyncio.wait_for(begun.wait(), PATIENCE)
+        known = [(run.row.workflow, run.row.version)]
+        later = clock.micros() + lease // 2
+        claim = await store.claim(99, lease=lease, limit=9, known=known, held=None, now=later)
+        assert claim.runs == []
+
+
+async def test_a_step_whose_run_has_gone_on_is_stopped() -> None:
+    """A step that was begun anew, as it was not known that the first one's transition would be committed, is in vain."""
+    calls: list[str] = []
+
+    async def first(self: object) -> Command:
+        calls.append("begun")
+        if len(calls) == 1:
+            return done(self)
+        if len(calls) == 2:
+            return sleep(timedelta(hours=1))
+        try:
+            return await asyncio.Future()
+        except asyncio.CancelledError:
+            calls.append("stopped")
+            raise
+
+    store, order = LateCommits(), flow(Calls, first)
+    async with Engine(store) as engine:
+        await ended(engine, order)  # so that nothing else is to be committed when it loses its lease
+        store.engine = engine
+        run = await engine.start(order)
+        await wait_until(lambda: len(calls) == 3)
+        store.go_on.set()
+        await run.wait(PATIENCE, until="parked")
+        await wait_until(lambda: len(calls) == 4)
+        await run.refresh()
+        assert run.status == "waiting"
+    assert calls == ["begun", "begun", "begun", "stopped"]
