@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextvars import copy_context
 from random import Random
 from typing import Any, NamedTuple
 
-from aioflow.changes import Amend, Mark, Move, Start
+from aioflow.changes import Amend, Change, Mark, Move, Result, Start
 from aioflow.clock import SECOND
 from aioflow.errors import StoreUnavailable
 from aioflow.store import PlanQuery
 from aioflow.testing.simloop import Process, SimLoop
 from tests.simulation.oracle import Oracle
+from tests.simulation.owners import Owners
 
 LEASE = 2.0
 #: When the last fault happens, seconds.
@@ -97,9 +98,9 @@ def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
 
 
 class Request:
-    """A request on its way. ``died``: whether its sender was killed before it came there."""
+    """A request on its way. ``asked``: when it was sent; ``left``: of the sender's lease, as it was carried out, seconds."""
 
-    __slots__ = ("arguments", "client", "fault", "keywords", "reply", "timer", "verb")
+    __slots__ = ("arguments", "asked", "client", "fault", "keywords", "left", "reply", "timer", "verb")
 
     def __init__(self, client: Wire, verb: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self.client = client
@@ -107,6 +108,8 @@ class Request:
         self.arguments = arguments
         self.keywords = keywords
         self.fault = ""
+        self.asked = 0.0
+        self.left = 0.0
         self.reply: asyncio.Future[Any]
         self.timer: asyncio.TimerHandle | None = None
 
@@ -135,6 +138,9 @@ class Server:
         self.loop = loop
         self.store = store
         self.oracle = oracle
+        self.owners = Owners(
+            loop, oracle.figures, oracle.rows.__getitem__, oracle.problems.append, leases=not self.exclusive
+        )
         self.plan = plan
         self.trace = trace
         self.calm = False
@@ -168,6 +174,7 @@ class Server:
     async def ask(self, client: Wire, verb: str, *arguments: Any, **keywords: Any) -> Any:
         """Send a request and wait for the reply."""
         request = Request(client, verb, arguments, keywords)
+        request.asked = self.loop.time()
         request.fault = self._fault(client, verb, arguments)
         if request.fault in ("error after", "applied after the error") and verb not in WRITES:
             request.fault = "error before"
@@ -175,6 +182,8 @@ class Server:
         if request.fault:
             self.oracle.figures[f"fault: {request.fault}"] += 1
             self.trace(client.title, f"{verb} meets {request.fault}")
+        if verb == "release":
+            self.owners.gives_back(client)
         if verb == "apply":
             self.oracle.offered(client, arguments[0])
             self._check_lanes(request)
@@ -239,8 +248,16 @@ class Server:
         if request.reply.done() or not request.client.process.alive:
             return
         request.reply.set_result(value)
-        if request.verb == "apply":
-            self.oracle.answered(request.client, request.arguments[0], value)
+        client, owners = request.client, self.owners
+        match request.verb:
+            case "apply":
+                self.oracle.answered(client, request.arguments[0], value)
+                owners.moved(client, {result.run.id for result in value if result.outcome == "applied" and result.run})
+            case "renew":
+                owners.heard(client, request.asked, request.left if value else None)
+            case "claim" if value.working:
+                owners.heard(client, request.asked, request.left)
+                owners.gone(client, set(value.gone), request.asked)
 
     def _fail(self, request: Request) -> None:
         if not request.reply.done():
@@ -249,27 +266,25 @@ class Server:
     def _do(self, request: Request) -> Any:
         """Carry out a verb, in no time, and tell the oracle."""
         verb, arguments, keywords, oracle = request.verb, request.arguments, request.keywords, self.oracle
-        value = now_or_never(getattr(self.store_of(request.client), verb)(*arguments, **keywords))
-        client = request.client
+        client, owners = request.client, self.owners
+        value = now_or_never(getattr(self.store_of(client), verb)(*arguments, **keywords))
         match verb:
             case "apply":
-                changes, now = arguments
-                self._writes[client] += any(result.outcome == "applied" for result in value)
-                oracle.applied(client, changes, value, now)
-                told = [
-                    (type(c).__name__, r.run and (r.run.id, r.run.seq), r.outcome)
-                    for c, r in zip(changes, value, strict=True)
-                ]
-                self.trace(client.title, f"apply {told}")
+                self._applied(client, *arguments, value)
             case "claim":
                 now, lease, held = keywords["now"], keywords["lease"], keywords["held"]
                 oracle.claimed(client, arguments[0], value, now, lease=lease, held=held)
+                oracle.wrong(owners.claimed(client, arguments[0]))
+                request.left = min(oracle.leases.get(arguments[0], now) - now, lease) / SECOND
                 self._writes[client] += bool(value.runs)
                 if value.runs or value.gone:
                     self.trace(client.title, f"claim {[run.id for run in value.runs]} {sorted(value.gone)}")
             case "renew":
                 worker, lease, now = arguments
+                left = oracle.leases.get(worker, now) - now
                 oracle.renewed(worker, lease, now, well=value)
+                oracle.wrong(owners.renewed(client, left / SECOND, lease / SECOND))
+                request.left = lease / SECOND
                 self.trace(client.title, f"renew {value}")
             case "release":
                 oracle.released(arguments[0])
@@ -290,6 +305,18 @@ class Server:
             case _:
                 self.trace(client.title, verb)
         return value
+
+    def _applied(self, client: Wire, changes: Sequence[Change], now: int, results: Sequence[Result]) -> None:
+        self._writes[client] += any(result.outcome == "applied" for result in results)
+        self.oracle.applied(client, changes, results, now)
+        for change, result in _in_all(changes, results):
+            if isinstance(change, Start | Move) and result.outcome == "applied":
+                self.oracle.wrong(self.owners.committed(client, change.run, change.transition.kind))
+        told = [
+            (type(c).__name__, r.run and (r.run.id, r.run.seq), r.outcome)
+            for c, r in zip(changes, results, strict=True)
+        ]
+        self.trace(client.title, f"apply {told}")
 
     # ---- as a process sees it
 
@@ -340,6 +367,14 @@ def _names(verb: str, arguments: tuple[Any, ...]) -> set[str]:
         names |= {type(change).__name__ for change in arguments[0]}
         names |= {change.transition.kind for change in arguments[0] if isinstance(change, Move)}
     return names
+
+
+def _in_all(changes: Sequence[Change], results: Sequence[Result]) -> Iterator[tuple[Change, Result]]:
+    """Changes, and those that go with them."""
+    for change, result in zip(changes, results, strict=True):
+        yield change, result
+        if isinstance(change, Move):
+            yield from zip(change.also, result.also, strict=False)
 
 
 def _runs_of(request: Request) -> set[int]:

@@ -107,10 +107,12 @@ class Eye:
     def step_started(self, run: Run) -> None:
         """See telemetry.Instrument."""
         self._world.oracle.step_started(self._client, run, self._world.now())
+        self._world.oracle.wrong(self._world.server.owners.step_started(self._client, run))
         self._world.trace(self._client.title, f"step {run.id} {run.seq} {run.step}")
 
     def step_ended(self, run: Run, error: BaseException | None) -> None:
         """See telemetry.Instrument."""
+        self._world.server.owners.step_ended(self._client, run)
 
 
 class Host:
@@ -150,6 +152,8 @@ class Host:
     async def _live(self, process: Process, closing: asyncio.Event, clock: SimClock) -> None:
         while not closing.is_set():
             wire = self.wire = Wire(self.world.server, process)
+            owners = self.world.server.owners
+            owners.joined(wire, self.world.program.slots[self.index])
             engine = Engine(
                 wire,  # type: ignore[arg-type]
                 workflows=scripted.workflows(),
@@ -165,6 +169,7 @@ class Host:
                     self.engine = engine
                     await closing.wait()
                     self.engine = None
+                self.world.oracle.wrong(owners.closed(wire))
             except StoreUnavailable:
                 self.engine = None
                 await self.world.loop.pause(0.1)
@@ -223,6 +228,7 @@ class World:
         server = FileServer if self.on_file else Server
         self.server = server(loop, store, self.oracle, self.plan, self.case.seed, self.trace)
         self.server.prepare()
+        self.server.owners.at_once = self.oracle.prompt is not None
         for blow in self.plan.blows:
             if blow.kind == "skew":
                 self.hosts[blow.engine].skew = round((blow.lasts - 2) * SECOND)
@@ -317,6 +323,7 @@ class World:
 
     def _resume(self, process: Process) -> None:
         if process.alive and process.held is not None:
+            self.server.owners.resumed(process)
             self.loop.resume_process(process)
 
     def _calm(self) -> None:
