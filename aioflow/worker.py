@@ -297,7 +297,7 @@ class Worker:
             await self._clock.sleep(pause)
             lag = self._clock.monotonic() - before - pause
             if lag > self._length // 3:  # what renews the lease has not had its turn, either
-                telemetry.warn("event loop was blocked", worker=self._number, seconds=round(lag / SECOND, 1))
+                telemetry.warn("event loop did not turn", worker=self._number, seconds=round(lag / SECOND, 1))
             elif self._asking:
                 self._check_lease()
 

@@ -122,13 +122,19 @@ class PlainConformance:
         await check(store, [move.run for move in moves])
         assert [transition.step for transition in await log(store, 1)] == [odd, odd]
 
-    async def test_long_errors_come_through(self, store: Store) -> None:
-        """A thousand runs that fail at once, each with a traceback of some kilobytes."""
+    @pytest.mark.parametrize("where", ["run", "transition"])
+    async def test_long_errors_come_through(self, store: Store, where: str) -> None:
+        """A thousand runs that fail or try again at once, with tracebacks or errors of some kilobytes."""
         runs = [a_run(run_id) for run_id in range(1, 1001)]
         await store.apply([starting(run) for run in runs], NOW)
-        moves = [moving(run, kind="fail", status="failed", error=f"{run.id}", traceback="x" * 3000) for run in runs]
+        if where == "run":
+            moves = [moving(run, kind="fail", status="failed", error=f"{run.id}", traceback="x" * 3000) for run in runs]
+        else:
+            moves = [moving(run, kind="retry") for run in runs]
+            moves = [move._replace(transition=move.transition._replace(error="Ω" * 2000)) for move in moves]
         await store.apply(moves, NOW)
         await check(store, [move.run for move in moves])
+        assert (await log(store, 1000))[-1].error == moves[-1].transition.error
 
     @pytest.mark.parametrize("number", [1, 40])
     async def test_much_data_comes_through(self, store: Store, number: int) -> None:

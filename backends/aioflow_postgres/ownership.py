@@ -35,10 +35,10 @@ RETURNING id
 #: The lease of a worker that has one is left as it is, and its row unlocked: pulse.py renews it while the event loop is
 #: blocked, perhaps in the middle of this.
 _CLAIM: Final = f"""
-WITH again AS (UPDATE aioflow.workers SET until = $6 WHERE id = $1 AND until <= $7),
-registered AS (
-    INSERT INTO aioflow.workers (id, until) SELECT $1, $6
-    WHERE NOT EXISTS (SELECT FROM aioflow.workers WHERE id = $1) ON CONFLICT DO NOTHING
+WITH registered AS (
+    INSERT INTO aioflow.workers AS w (id, until) SELECT $1, $6
+    WHERE NOT EXISTS (SELECT FROM aioflow.workers WHERE id = $1 AND until > $7)
+    ON CONFLICT (id) DO UPDATE SET until = excluded.until WHERE w.until <= $7
 ),
 free AS (
     SELECT id FROM aioflow.runs WHERE status = 'running' AND (owner IS NULL OR owner = ANY($2::bigint[]))

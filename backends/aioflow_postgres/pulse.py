@@ -51,8 +51,10 @@ class Pulse:
     def start(self, worker: int, lease: Micros) -> None:
         """Keep this worker's lease from now on, if nothing does; called in the event loop."""
         if self._thread is None:
-            self._turn(asyncio.get_running_loop(), lease / 20 / SECOND)
-            arguments = (worker, lease, get_ident())
+            self._end = Event()
+            loop = asyncio.get_running_loop()
+            self._turn(loop, lease / 20 / SECOND)
+            arguments = (worker, lease, loop, get_ident())
             self._thread = Thread(target=self._run, args=arguments, name="aioflow pulse", daemon=True)
             self._thread.start()
 
@@ -70,11 +72,14 @@ class Pulse:
         self._seen = self._clock.monotonic()
         self._timer = loop.call_later(seconds, self._turn, loop, seconds)
 
-    def _run(self, worker: int, lease: Micros, loop: int) -> None:
-        while not self._end.wait(lease / 10 / SECOND):
-            if self._blocked(lease):
+    def _run(self, worker: int, lease: Micros, loop: asyncio.AbstractEventLoop, thread: int) -> None:
+        over = False
+        while not self._end.wait(lease / 10 / SECOND) and not loop.is_closed():
+            blocked = self._blocked(lease)
+            over = over and bool(blocked)
+            if blocked and not over:
                 try:
-                    asyncio.run(self._keep(worker, lease, loop))
+                    over = not asyncio.run(self._keep(worker, lease, thread))
                 except (*FAILURES, TimeoutError) as error:
                     _log.warning("the lease of a blocked event loop cannot be renewed", worker=worker, error=str(error))
 
@@ -83,8 +88,8 @@ class Pulse:
         silent = self._clock.monotonic() - self._seen
         return silent if lease // 5 < silent < _PATIENCE * lease else 0
 
-    async def _keep(self, worker: int, lease: Micros, loop: int) -> None:
-        """Renew until the event loop turns again."""
+    async def _keep(self, worker: int, lease: Micros, thread: int) -> bool:
+        """Renew until the event loop turns again; False if the lease is over."""
         timeout = lease / 2 / SECOND
         connection = await asyncpg.connect(self._address.dsn, timeout=timeout, statement_cache_size=0)
         session = Session(connection, Statements(self._address.schema))
@@ -98,9 +103,12 @@ class Pulse:
                 if told != before:
                     seconds = round(blocked / SECOND, 1)
                     text = f"event loop is blocked, the worker's lease {told}"
-                    _log.warning(text, worker=worker, seconds=seconds, at=_place(loop))
-                if not kept or self._end.wait(lease / 5 / SECOND):
+                    _log.warning(text, worker=worker, seconds=seconds, at=_place(thread))
+                if not kept:
+                    return False
+                if self._end.wait(lease / 5 / SECOND):
                     break
+            return True
         finally:
             await hang_up(connection)
 

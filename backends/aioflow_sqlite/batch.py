@@ -52,23 +52,20 @@ _HOLDER_OF_KEY = f"""{SELECT_RUNS} WHERE workflow = ? AND key = ?
 ORDER BY iif(id = ?, ?, status IN ('running', 'waiting')) DESC, created_at DESC, id DESC LIMIT 1"""
 
 
-def commit(
-    db: sqlite3.Connection, changes: Sequence[Change], now: Micros, weight: int, begins: Callable[[], None]
-) -> list[Result]:
+def commit(db: sqlite3.Connection, changes: Sequence[Change], now: Micros, begins: Callable[[], None]) -> list[Result]:
     """Check each change's guards and write those that hold, as one transaction.
 
     Args:
         db: no transaction is open.
         changes: what to write.
         now: the time, in microseconds.
-        weight: how many bytes of data they have.
         begins: called when most of what needs the GIL is done, which may be at the end.
 
     Returns:
         A result for each.
     """
     try:
-        results = apply_plain(db, changes, weight, begins)
+        results = apply_plain(db, changes, begins)
         return transaction(db, partial(apply, changes=changes, now=now)) if results is None else results
     finally:
         begins()

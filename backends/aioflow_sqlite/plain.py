@@ -92,21 +92,18 @@ def prepare(db: sqlite3.Connection) -> None:
             db.execute(statement)
 
 
-def apply_plain(
-    db: sqlite3.Connection, changes: Sequence[Change], weight: int, begins: Callable[[], None]
-) -> list[Result] | None:
+def apply_plain(db: sqlite3.Connection, changes: Sequence[Change], begins: Callable[[], None]) -> list[Result] | None:
     """Write a batch of runs that start or go on, as a transaction.
 
     Args:
         db: on which ``prepare`` was called; no transaction is open.
         changes: the batch.
-        weight: how many bytes of data it has.
         begins: called before what does not need the GIL.
 
     Returns:
         The results; None if nothing was written, as it is no such batch, or a guard does not hold.
     """
-    view = _BARE_ONLY
+    view, size = _BARE_ONLY, 0
     rows: list[tuple[int, Run, Transition]] = []
     results: list[Result] = []
     for change in changes:
@@ -128,10 +125,11 @@ def apply_plain(
             return None
         if (rest := _rest(run)) != _NOTHING:
             view = _FULL
-            weight += sum(len(value) for value in rest if type(value) is str)
+            size += sum(map(_size, rest))
+        size += _size(run.data) + _size(change.transition.error)
         rows.append((place, run, change.transition))
         results.append(Result("applied", run))
-    if weight > _LARGEST:
+    if size > _LARGEST:
         return None
     parts = [_values(view, rows[first : first + view.rows]) for first in range(0, len(rows), view.rows)]
     begins()
@@ -143,6 +141,13 @@ def apply_plain(
     except sqlite3.IntegrityError:
         return None
     return results
+
+
+def _size(value: object) -> int:
+    """Bytes of a text, at the most; what else there is takes few."""
+    if type(value) is not str:
+        return 0
+    return len(value) if value.isascii() else 4 * len(value)
 
 
 def _values(view: _View, rows: Sequence[tuple[int, Run, Transition]]) -> list[object]:

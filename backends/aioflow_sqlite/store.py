@@ -131,8 +131,6 @@ class SQLiteStore:
             if reader is not None and reader is not writer:
                 await reader.close()
             if writer is not None:
-                if self._works and self._wal is not None and self._wal.lost:
-                    await self._mend(self._wal, writer)
                 await writer.close()
         finally:
             self._works = False
@@ -155,7 +153,7 @@ class SQLiteStore:
         """See the port."""
         data, loan = weight(changes), Event() if len(changes) >= _MANY else None
         begins = _nothing if loan is None else loan.set
-        return await self._write(lambda db: batch.commit(db, changes, now, data, begins), data, loan)
+        return await self._write(lambda db: batch.commit(db, changes, now, begins), data, loan)
 
     async def load(self, run_ids: Collection[int], now: Micros) -> list[Run]:
         """See the port."""
@@ -246,6 +244,7 @@ class SQLiteStore:
         """See the port."""
         if self._works:
             await self._write(lambda db: ownership.give_back(db, worker))
+            await self._mend()
         self._works = False
         if self._lock is not None:
             self._lock.release()
@@ -290,12 +289,15 @@ class SQLiteStore:
 
         return await self._run(writer, write, loan)
 
-    async def _mend(self, wal: Wal, writer: Connection) -> None:
-        """Copy the WAL back while it is known what is lost: SQLite does so at the last closing, and deletes it."""
+    async def _mend(self) -> None:
+        """Write anew what a failed sync has lost, while that is known: SQLite deletes the WAL at the last closing."""
+        wal, writer = self._wal, self._writer
+        if wal is None or writer is None or not wal.lost:
+            return
         try:
             await writer.run(wal.copy_back)
         except (sqlite3.Error, StoreError) as error:
-            _log.error("a page that could not be synced cannot be written anew", store=self.name, error=str(error))
+            _log.error("pages that could not be synced cannot be written anew", store=self.name, error=str(error))
 
     def _keep_short(self, wal: Wal, writer: Connection, db: sqlite3.Connection, data: int) -> None:
         """Whatever becomes of that, what was written before is committed."""

@@ -12,7 +12,11 @@ import struct
 from collections.abc import Sequence
 from typing import Literal
 
+import structlog
+
 from aioflow.changes import Change, Move, Post, Start
+
+_log = structlog.get_logger("aioflow")
 
 #: 16 MB: a busy page is copied less often.
 _PAGES = 4000
@@ -93,6 +97,9 @@ class Wal:
             sqlite3.Error: it could not be copied, or not be synced.
         """
         if self.lost:
+            _log.warning(
+                "a sync has failed, all pages are written anew: that takes room for the file twice", wal=self._path
+            )
             db.execute("VACUUM")
             self.lost = False
         try:

@@ -30,7 +30,7 @@ async def test_a_block_is_told_with_its_length() -> None:
     with capture_logs() as logs:
         async with Engine("memory://", workflows=[HoldsUp], lease=timedelta(seconds=1)) as engine:
             await (await engine.start(HoldsUp, seconds=0.9)).wait()
-            told = lambda: [line for line in logs if line["event"] == "event loop was blocked"]  # noqa: E731
+            told = lambda: [line for line in logs if line["event"] == "event loop did not turn"]  # noqa: E731
             await wait_until(told, what="the block is told")
     assert [line["log_level"] for line in told()] == ["warning"]
     assert 0.5 <= told()[0]["seconds"] <= 5

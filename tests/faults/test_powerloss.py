@@ -161,8 +161,9 @@ async def test_power_loss_after_failed_syncs_loses_nothing(tmp_path: Path, rng: 
     assert figures["failed sync runs.db"] + figures["failed checkpoint"] >= 1
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
 async def test_pages_copied_beside_a_reader_outlive_a_sync_that_failed_later(
-    tmp_path: Path, rng: random.Random
+    tmp_path: Path, rng: random.Random, *, goes_on: bool
 ) -> None:
     """A checkpoint that a reader stops halfway syncs nothing, but when the next one's sync fails its pages are not lost."""
     acknowledged = Acknowledged()
@@ -179,30 +180,37 @@ async def test_pages_copied_beside_a_reader_outlive_a_sync_that_failed_later(
             *(orders.process(engine, acknowledged, next(numbers), early=number % 2 == 0) for number in range(ORDERS))
         )
 
+    image = tmp_path / "image"
+    image.mkdir()
     engine = Engine(f"sqlite:///{tmp_path}/runs.db?vfs={disk.name}", workflows=orders.WORKFLOWS)
     engine.instruments.append(acknowledged)
-    async with engine:
-        assert engine._parts is not None
-        store = engine._parts.store
-        assert isinstance(store, SQLiteStore)
-        assert store._wal is not None
-        await some_orders()
-        with closing(sqlite3.connect(f"file:{tmp_path}/runs.db?vfs={disk.name}", uri=True)) as reader:
-            reader.execute("BEGIN")
-            reader.execute("SELECT count(*) FROM runs").fetchone()
+    with capture_logs():
+        async with engine:
+            assert engine._parts is not None
+            store = engine._parts.store
+            assert isinstance(store, SQLiteStore)
+            assert store._wal is not None
             await some_orders()
-            await store._write(store._wal.copy_back)
-            reader.execute("COMMIT")
-        failing = True
-        with pytest.raises(StoreError, match="I/O"):
-            await store._write(store._wal.copy_back)
-        failing = False
-        await store._write(store._wal.copy_back)
-        await some_orders()  # these go to the beginning of the WAL, over what was copied
-        image = tmp_path / "image"
-        image.mkdir()
-        found = await examine(disk.lose_power(rng, image), acknowledged.so_far())
-    disk.remove()
+            with closing(sqlite3.connect(f"file:{tmp_path}/runs.db?vfs={disk.name}", uri=True)) as reader:
+                reader.execute("BEGIN")
+                reader.execute("SELECT count(*) FROM runs").fetchone()
+                await some_orders()
+                await store._write(store._wal.copy_back)
+                reader.execute("COMMIT")
+            failing = True
+            with pytest.raises(StoreError, match="I/O"):
+                await store._write(store._wal.copy_back)
+            failing = False
+            if goes_on:
+                await store._write(store._wal.copy_back)
+                await some_orders()  # these go to the beginning of the WAL, over what was copied
+                before = acknowledged.so_far()
+                disk.lose_power(rng, image)
+        if not goes_on:  # the engine has ended as if nothing were wrong
+            before = acknowledged.so_far()
+            disk.lose_power(rng, image)
+        disk.remove()
+        found = await examine(image / "runs.db", before)
     assert not found, "\n".join(found)
 
 

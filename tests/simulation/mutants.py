@@ -295,9 +295,9 @@ MUTANTS = [
     Mutant("commit rows and history apart", _BATCH, "_Batch._write_rows",
            "write(self._db, WRITE_HISTORY", "self._db.commit()\n        self._db.execute('BEGIN')\n        write(self._db, WRITE_HISTORY",
            store="sqlite", seed=340,
-           more=("aioflow_sqlite.plain", "apply_plain", "if weight > _LARGEST:", "if True:")),
+           more=("aioflow_sqlite.plain", "apply_plain", "if size > _LARGEST:", "if True:")),
     Mutant("acknowledge before the commit", _BATCH, "commit",
-           "apply_plain(db, changes, weight, begins)\n"
+           "apply_plain(db, changes, begins)\n"
            "        return transaction(db, partial(apply, changes=changes, now=now)) if results is None else results\n",
            "(db.in_transaction and db.commit(), db.execute('BEGIN IMMEDIATE'), apply(db, changes, now))[2]\n"
            "        return results\n",

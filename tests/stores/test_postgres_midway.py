@@ -9,6 +9,7 @@ import pytest
 from aioflow.changes import Post, Result
 from aioflow.model import Run
 from aioflow.testing.conformance_samples import (
+    KNOWN,
     LEASE,
     NOW,
     a_run,
@@ -321,3 +322,16 @@ async def test_what_is_offered_again_while_its_first_offer_is_under_way(race: Ra
         assert await whole(pair[0], 6) == first.run
     else:
         assert (await pair[0].stats(NOW)).mailbox == 2
+
+
+async def test_a_late_worker_that_claims_while_it_is_buried_is_registered_again(race: Race, pair: Pair) -> None:
+    """What it gets it owns under a lease that lives, so that nobody else takes it at once."""
+    await claiming(pair[1], 4, now=NOW + 1)
+    await put(pair[0], a_run(8))
+    told = await race.midway(
+        "workers", takes_it_on(pair[1]), pair[0].claim(3, lease=LEASE, limit=10, known=KNOWN, held=None, now=LATER)
+    )
+    got = {run.id for run in told.second.runs}
+    assert got <= {8}
+    assert await pair[0].renew(3, LEASE, LATER)
+    assert got.isdisjoint(run.id for run in (await takes_it_on(pair[1])).runs)
