@@ -114,9 +114,11 @@ class Owners:
                 self._is_to_end(client, step, "its run was gone")
 
     def moved(self, client: Client, run_ids: set[int]) -> None:
-        """An engine hears that these have gone on."""
+        """An engine hears that these have gone on, and do not run any more."""
         for step in self._steps[client].values():
-            if step.run.id in run_ids and self._stands(step.run.id).seq > step.run.seq:
+            stands = self._stands(step.run.id)
+            # One that was begun anew while the first one's goto was not known runs to its end, and is refused.
+            if step.run.id in run_ids and stands.seq > step.run.seq and stands.status != "running":
                 self._figures["a step whose run has gone on"] += 1
                 self._is_to_end(client, step, "its run has gone on")
 
