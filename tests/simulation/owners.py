@@ -15,6 +15,8 @@ from aioflow.testing.simloop import Process, SimLoop
 
 #: Seconds within which a step has ended that was stopped.
 AT_ONCE = 0.05
+#: Seconds after a pause within which an engine has looked at its lease.
+AWAKE = 0.5
 #: Kinds of transitions by which a run that waits goes on.
 RESUMED = ("wake", "timeout", "signal", "event", "action")
 
@@ -140,7 +142,7 @@ class Owners:
     def _paused(self, client: Client, since: float) -> bool:
         """Whether it could not do anything, for it was paused or killed."""
         process = client.process
-        return not process.alive or process.held is not None or self._resumed.get(process, -1.0) >= since - AT_ONCE
+        return not process.alive or process.held is not None or self._resumed.get(process, -1.0) >= since - AWAKE
 
     # ---- what it does
 
