@@ -175,7 +175,7 @@ MUTANTS = [
     Mutant("who loses its lease does not stop its steps", _WORKER, "Worker._lose",
            "        self.ended(activation)\n        activation.halt()\n", "        pass\n", seed=321),
     Mutant("lost claims are looked for only when others write", _WORKER, "Worker.look",
-           "compare = foreign or self._clock.monotonic() >= self._next_compare", "compare = foreign", seed=283),
+           "compare = foreign or self._clock.monotonic() >= self._next_compare", "compare = foreign", seed=83),
     Mutant("resuming by a signal does not raise the fence", _OUTSIDE, "answer", "fence=run.fence + 1", "fence=run.fence", seed=423),
     Mutant("a sender does not look who waits", _DELIVERY, "Delivery.posted", "    self.notify(result.run_ids)\n", "", seed=419),
     Mutant("nobody scans the mailboxes", _DELIVERY, "Delivery.look", "if not scan:", "if True:",
