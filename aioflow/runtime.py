@@ -180,9 +180,9 @@ class Engine(Calls):
         committer.start()
         try:
             if self._works:
+                self._tasks.keep(worker.watch, name="aioflow lease")
                 await worker.look()
                 self._tasks.keep(worker.run, name="aioflow worker")
-                self._tasks.keep(worker.watch, name="aioflow lease")
                 self._tasks.keep(scheduler.run, name="aioflow scheduler")
                 self._tasks.keep(planner.run, name="aioflow planner")
             self._tasks.keep(delivery.run, name="aioflow delivery")

@@ -67,7 +67,7 @@ class Worker:
         self._foreign = False
         self._next_compare: Micros = 0
         self._left_behind = 0
-        self._asking = False
+        self._asking = True  # as it opens
         self._known_generation = -1
         self._claim_now = asyncio.Event()
         self._idle = asyncio.Event()
