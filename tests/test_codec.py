@@ -44,7 +44,7 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 @pytest.mark.parametrize(
-    ("annotation", "value"), KINDS, ids=[f"{number} {a} {str(v)[:20]}"[:80] for number, (a, v) in enumerate(KINDS)]
+    ("annotation", "value"), KINDS, ids=[f"{number} {type(value).__name__}" for number, (_, value) in enumerate(KINDS)]
 )
 async def test_values_survive_steps(engine: Engine, annotation: Any, value: Any) -> None:
     """A value that ``start`` was given, and one that a step assigned, are the same in the next step and at the end."""
