@@ -25,6 +25,8 @@ from aioflow_postgres.database import FAILURES, Session, Statements, hang_up
 _log = structlog.get_logger("aioflow")
 #: Leases for which a blocked loop is waited for.
 _PATIENCE: Final = 4
+#: Seconds between two looks at the loop at the most, however long a lease is.
+_LONGEST_LOOK: Final = 60.0
 #: Seconds for which the thread is waited for at the end.
 _LAST_WAIT: Final = 2.0
 
@@ -53,7 +55,7 @@ class Pulse:
         if self._thread is None:
             self._end = Event()
             loop = asyncio.get_running_loop()
-            self._turn(loop, lease / 20 / SECOND)
+            self._turn(loop, min(lease / 20 / SECOND, _LONGEST_LOOK / 2))
             arguments = (worker, lease, loop, get_ident())
             self._thread = Thread(target=self._run, args=arguments, name="aioflow pulse", daemon=True)
             self._thread.start()
@@ -74,7 +76,7 @@ class Pulse:
 
     def _run(self, worker: int, lease: Micros, loop: asyncio.AbstractEventLoop, thread: int) -> None:
         over = False
-        while not self._end.wait(lease / 10 / SECOND) and not loop.is_closed():
+        while not self._end.wait(min(lease / 10 / SECOND, _LONGEST_LOOK)) and not loop.is_closed():
             blocked = self._blocked(lease)
             over = over and bool(blocked)
             if blocked and not over:
@@ -106,7 +108,7 @@ class Pulse:
                     _log.warning(text, worker=worker, seconds=seconds, at=_place(thread))
                 if not kept:
                     return False
-                if self._end.wait(lease / 5 / SECOND):
+                if self._end.wait(min(lease / 5 / SECOND, _LONGEST_LOOK)):
                     break
             return True
         finally:
