@@ -156,13 +156,17 @@ class Database:
     async def close(self) -> None:
         """Let what is under way end, then disconnect; what does not end in time is dropped."""
         pool, self._pool = self._pool, None
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=self._address.timeout)
+        await self.settle()
         if pool is not None:
             try:
                 await asyncio.wait_for(pool.close(), timeout=2.0)
             except FAILURES:
                 pool.terminate()
+
+    async def settle(self) -> None:
+        """Let what is under way end, also that whose caller has left."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=self._address.timeout)
 
     async def ask(self, operation: Operation[T]) -> T:
         """Do one statement. It may take four times as long as a change."""

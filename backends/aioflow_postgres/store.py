@@ -205,6 +205,7 @@ class PostgresStore:
         if self._pulse is not None:
             await self._pulse.stop()
         if self._database is not None:
+            await self._database.settle()  # a claim that was left would take again what is given back
             await self._database.transact(lambda session: ownership.release(session, worker, now))
             self._tell()
 

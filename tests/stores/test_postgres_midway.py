@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NamedTuple
 
 import pytest
@@ -335,3 +336,19 @@ async def test_a_late_worker_that_claims_while_it_is_buried_is_registered_again(
     assert got <= {8}
     assert await pair[0].renew(3, LEASE, LATER)
     assert got.isdisjoint(run.id for run in (await takes_it_on(pair[1])).runs)
+
+
+async def test_a_claim_that_was_left_takes_nothing_of_what_is_given_back(pair: Pair) -> None:
+    """The server carries it out all the same, so that giving back has to come after it."""
+    store = pair[0]
+    for number in range(8, 28):
+        await put(store, a_run(number))
+        claim = asyncio.ensure_future(store.claim(3, lease=LEASE, limit=100, known=KNOWN, held=None, now=NOW + 1))
+        seen: set[object] = set()
+        while len(seen) < 2 and not claim.done():  # its second statement is under way
+            seen |= store._open_database._tasks
+            await asyncio.sleep(0)
+        claim.cancel()
+        await store.release(3, NOW + 1)
+        await asyncio.gather(claim, return_exceptions=True)
+        assert (await row(store, number)).owner is None
