@@ -23,6 +23,12 @@ ORDERS = 30
 WORKERS = 3
 
 
+def say(text: str) -> None:
+    """Print a line at once and as a whole: several processes share the terminal."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 @workflow("order")
 class Order:
     class Context(BaseModel):
@@ -38,7 +44,7 @@ class Order:
 
     @step
     async def ship(self):
-        print(f"worker {os.getpid()} ships, key {get_run().step_key.partition(':')[2]}", flush=True)
+        say(f"worker {os.getpid()} ships, key {get_run().step_key.partition(':')[2]}")
         await asyncio.sleep(0.3)  # the carrier
         get_context(self.Context).shipped_by = os.getpid()
         return complete()
@@ -46,7 +52,7 @@ class Order:
 
 async def work(url: str) -> None:
     async with Engine(url, lease=timedelta(seconds=2), max_running=5) as engine:
-        print(f"worker {os.getpid()} works", flush=True)
+        say(f"worker {os.getpid()} works")
         await engine.run_forever()
 
 
@@ -60,14 +66,14 @@ async def coordinate(url: str) -> None:
         while not await client.count(step="ship"):  # noqa: ASYNC110 - it is other processes that get there
             await asyncio.sleep(0.05)
         workers[0].kill()
-        print(f"worker {workers[0].pid} was killed", flush=True)
+        say(f"worker {workers[0].pid} was killed")
         for run in runs:
             await run.result(timeout=60)
         ended = [await client.get(run.id) for run in runs]
         rows = [len(await client.history(run.id)) for run in runs]
-        print(f"{len(ended)} orders shipped by {len({run.context.shipped_by for run in ended})} workers")
-        print(f"transitions of an order: {sorted(set(rows))}")
-        print(f"the killed worker shipped {sum(run.context.shipped_by == workers[0].pid for run in ended)} of them")
+        say(f"{len(ended)} orders shipped by {len({run.context.shipped_by for run in ended})} workers")
+        say(f"transitions of an order: {sorted(set(rows))}")
+        say(f"the killed worker shipped {sum(run.context.shipped_by == workers[0].pid for run in ended)} of them")
         for worker in workers[1:]:
             worker.send_signal(signal.SIGTERM)  # they give back what they run, and end
         await asyncio.gather(*(worker.wait() for worker in workers))
