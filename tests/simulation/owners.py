@@ -93,6 +93,8 @@ class Owners:
 
     def renewed(self, client: Client, left: float, lease: float) -> Iterator[str]:
         """A worker has asked for more, when so many seconds of its lease were left."""
+        if client in self._gave_back:  # it was asked before, and came later
+            return
         if self.at_once and self._leases and left < lease / 2:
             yield f"{client.title} renewed its lease of {lease} s when {left} s were left, and nothing was wrong"
 
