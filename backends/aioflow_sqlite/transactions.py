@@ -9,14 +9,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def begin(db: sqlite3.Connection) -> None:
-    """Begin a write transaction."""
-    db.executescript("BEGIN IMMEDIATE")  # lets go of the GIL once, where execute() does three times
-
-
 def transaction(db: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
     """Run it in a write transaction: all of it is committed, or nothing."""
-    begin(db)
+    db.executescript("BEGIN IMMEDIATE")  # lets go of the GIL once, where execute() does three times
     try:
         result = function(db)
         db.commit()  # once, too

@@ -22,23 +22,18 @@ def placeholders(columns: Sequence[str], nullable: frozenset[str]) -> str:
     return f"({', '.join('nullif(?, char(0))' if column in nullable else '?' for column in columns)})"
 
 
-def write(db: sqlite3.Connection, statement: tuple[str, str, str], rows: Sequence[tuple[object, ...]]) -> int:
+def write(db: sqlite3.Connection, statement: tuple[str, str, str], rows: Sequence[tuple[object, ...]]) -> None:
     """Write the rows. ``statement``: what stands before the VALUES list, one row's placeholders, and what follows it.
 
     It must be harmless to it that a row is written twice.
-
-    Returns:
-        How many rows it has inserted or changed.
     """
-    changed = 0
     for start in range(0, len(rows), LENGTHS[-1]):
         part = rows[start : start + LENGTHS[-1]]
         length = LENGTHS[bisect_left(LENGTHS, len(part))]
         values = [NULL if value is None else value for value in chain.from_iterable(part)]
         values += values[-len(part[-1]) :] * (length - len(part))
         # As one execution of many: execute() lets go of the GIL once more, to ask for the last rowid.
-        changed += db.executemany(_sql(statement, length), (values,)).rowcount
-    return changed
+        db.executemany(_sql(statement, length), (values,))
 
 
 @cache
