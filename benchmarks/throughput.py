@@ -130,6 +130,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
     tuned: list[float] = []
     limits: list[float] = []
     pace: list[float] = []
+    busy: list[tuple[float, float]] = []
     times: list[float] = []
     thresholds = gc.get_threshold()
     with tempfile.TemporaryDirectory() as directory:
@@ -138,7 +139,9 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
             limits.append(raw(Path(directory), 4 * options.runs // GROUP * GROUP))
             # A fresh file each round: nothing is deleted in between, which would slow single commits for a while.
             async with Engine(f"sqlite:///{directory}/{number}.db", max_running=options.outstanding) as engine:
+                before = time.thread_time(), time.process_time()
                 rates.append(await many(engine, options.runs, options.outstanding))
+                busy.append((time.thread_time() - before[0], time.process_time() - before[1]))
                 times += await alone(engine, options.serial)
             gc.collect()
             gc.freeze()
@@ -159,6 +162,10 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         "raw_transitions_per_s": round(statistics.median(limits)),
         "tasks_per_s": round(statistics.median(pace)),
         "tasks_for_a_run": round(statistics.median(pace) / statistics.median(rates), 1),
+        "cpu_us_a_run": {
+            name: round(statistics.median(seconds) / options.runs * 1_000_000)
+            for name, seconds in zip(("event loop", "process"), zip(*busy, strict=True), strict=True)
+        },
         "share_of_raw": round(4 * statistics.median(rates) / statistics.median(limits), 3),
         "serial_ms_p50": round(times[len(times) // 2], 3),
         "serial_ms_p99": round(times[len(times) * 99 // 100], 3),
