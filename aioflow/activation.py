@@ -139,6 +139,13 @@ class Activation(Watch):
         self._not_alone()
         self._tools.home.ended(self)
 
+    def is_behind(self, run: Run) -> bool:
+        """Whether the run has come to this row by a transition that this activation did not offer.
+
+        It was begun anew, then, while it was not known what would become of an earlier one's transition.
+        """
+        return self.run.seq < run.seq and (self._move is None or self._move.run.seq < run.seq)
+
     async def advance(self, task: asyncio.Task[None]) -> bool:
         """See pool.Job."""
         tools = self._tools
@@ -194,7 +201,7 @@ class Activation(Watch):
         """Whether there is code that can take the run; else it is parked, or failed as poison."""
         tools, run = self._tools, self.run
         if run.crashes and (move := poison(run, now=tools.clock.micros(), commit_id=next(tools.commit_ids))):
-            await tools.committer.submit(move)
+            await self._submit(move)
             return False
         self._generation = tools.registry.generation
         definition = self._definition = tools.registry.get(run.workflow, run.version)
@@ -210,16 +217,23 @@ class Activation(Watch):
         else:
             self._live = read
             return run.crashes < SUSPECT_CRASHES or await self._go_alone()
-        await tools.committer.submit(move)
+        await self._submit(move)
         return False
 
     async def _prepare_late(self, move: Move) -> bool:
         """The run's own time is over: it goes to its ``on_timeout`` first, or ends."""
-        run = _still_own(await self._tools.committer.submit(move), move)
+        run = (await self._submit(move)).left_by(move)
         if run is None or run.status != RUNNING:
             return False
         self.run = run
         return await self._prepare()
+
+    async def _submit(self, move: Move) -> Result:
+        self._move = move
+        try:
+            return await self._tools.committer.submit(move)
+        finally:
+            self._move = None
 
     async def _go_alone(self) -> bool:
         """A suspect runs alone until its transition is committed: if the process dies meanwhile, it was this run.
@@ -303,7 +317,7 @@ class Activation(Watch):
                 self._commit(Ran(Raised(error), None, move.transition.duration_micros))
                 return
             self._adrift(outcome)
-        elif (run := _still_own(outcome, move)) is not None:
+        elif (run := outcome.left_by(move)) is not None:
             if run.status == RUNNING:
                 if self._alone:
                     self._not_alone()
@@ -334,13 +348,3 @@ def _has_failed(ran: Ran, move: Move) -> bool:
     """Whether the attempt came to nothing after all: what it returned leads nowhere."""
     meant = isinstance(ran.outcome, Stepped) and isinstance(ran.outcome.command, Fail)
     return not meant and move.transition.kind in ("retry", "fail", "on_fail", "reopen")
-
-
-def _still_own(result: Result, move: Move) -> Run | None:
-    """The row as the move left it; None if it was refused.
-
-    Also if it is not as that left it: an offer whose reply was lost may be answered with what came after it.
-    """
-    run = result.run
-    own = result.outcome == "applied" and run is not None and (run.seq, run.fence) == (move.run.seq, move.run.fence)
-    return run if own else None

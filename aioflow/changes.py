@@ -177,3 +177,12 @@ class Result(NamedTuple):
     also: tuple[Result, ...] = ()
     event: EventRecord | None = None
     plans: tuple[Deadline, ...] = ()
+
+    def left_by(self, move: Move) -> Run | None:
+        """The row as this move left it; None if it was refused.
+
+        Also if it is not as that left it: an offer whose reply was lost may be answered with what came after it.
+        """
+        run = self.run
+        own = self.outcome == "applied" and run is not None and (run.seq, run.fence) == (move.run.seq, move.run.fence)
+        return run if own else None

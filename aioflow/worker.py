@@ -4,9 +4,8 @@ Memory follows the store. ``follow`` hears of every change that was committed he
 what must be: an activation for a running run that this worker owns, a timer for a waiting one, nothing for one that
 ended. So it does not matter who committed it, or whether that somebody still lives.
 
-The mutable state of ``Worker``: the activations by run id, those of them that wait for a slot, slots promised to runs
-that are being committed, tasks that were left behind, what was heard since the last claim was asked for, whether the
-store is being asked, and the flags ``working`` and ``draining``.
+The mutable state of ``Worker``: the activations by run id, those that wait for a slot, slots promised to runs that are
+being committed, tasks left behind, what was heard since the last claim, whether the store is asked, and two flags.
 """
 
 from __future__ import annotations
@@ -129,7 +128,7 @@ class Worker:
             self._claim_now.set()
         self.scheduler.made_room()
 
-    def _has_slot(self) -> bool:  # for a run that was claimed
+    def _has_slot(self) -> bool:
         return self.running + self._promised + self._left_behind < self._max_running
 
     # ---- memory follows the store
@@ -143,11 +142,14 @@ class Worker:
                 self._backlog = self._backlog or run.owner is None
             elif activation is None:
                 self._begin(run)
+            elif activation.is_behind(run):
+                self.ended(activation)
+                activation.halt()
+                self._begin(run, promised=False)
             return
         if activation is not None:
             self.ended(activation)
-            # A step that runs still was begun anew, when it was not known what would become of the first one's transition.
-            if run.status == WorkflowStatus.CANCELLED or activation.current is not None:
+            if run.status == WorkflowStatus.CANCELLED or activation.is_behind(run):
                 activation.halt()
         if run.status == WAITING:
             self.scheduler.arm(run)
@@ -247,8 +249,7 @@ class Worker:
             telemetry.info("worker works", worker=self._number, store=self._store.name)
             self.scheduler.poke()
             self.planner.poke()
-        generation = self._registry.generation
-        learnt = self._known_generation != generation  # code that may take what waits
+        learnt = self._known_generation != (generation := self._registry.generation)  # code that may take what waits
         if compare or learnt:
             # Somebody else's waits are not in the heap: those of the next seconds are looked for.
             until = now + 2 * SECOND if foreign else now - SECOND

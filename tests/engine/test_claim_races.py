@@ -87,16 +87,17 @@ class LosingLeases(MemoryStore):
 
 
 class LateCommits(MemoryStore):
-    """A store that takes its time to commit a sleep, for which a worker loses its lease."""
+    """A store that takes its time to commit a transition, for which a worker loses its lease."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
+        self.kind = kind
         self.engine: Engine | None = None
         self.go_on = asyncio.Event()
 
     async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
-        sleeps = any(isinstance(change, Move) and change.transition.kind == "sleep" for change in changes)
-        if sleeps and self.engine is not None:
+        takes_time = any(isinstance(change, Move) and change.transition.kind == self.kind for change in changes)
+        if takes_time and self.engine is not None:
             assert self.engine._worker is not None
             self.engine._worker._lose("its lease was over")
             self.engine = None
@@ -292,7 +293,7 @@ async def test_a_step_whose_run_has_gone_on_is_stopped() -> None:
             calls.append("stopped")
             raise
 
-    store, order = LateCommits(), flow(Calls, first)
+    store, order = LateCommits("sleep"), flow(Calls, first)
     async with Engine(store) as engine:
         await ended(engine, order)  # so that nothing else is to be committed when it loses its lease
         store.engine = engine
@@ -304,3 +305,34 @@ async def test_a_step_whose_run_has_gone_on_is_stopped() -> None:
         await run.refresh()
         assert run.status == "waiting"
     assert calls == ["begun", "begun", "begun", "stopped"]
+
+
+async def test_a_run_that_was_begun_anew_goes_on_from_where_it_has_come_to() -> None:
+    """So does one that has gone on to its next step meanwhile: that begins once, and the step before it is stopped."""
+    calls: list[str] = []
+
+    async def first(self: object) -> Command:
+        calls.append("first")
+        if len(calls) == 1:
+            return done(self)
+        if len(calls) == 2:
+            return goto("second")
+        try:
+            return await asyncio.Future()
+        finally:
+            calls.append("stopped")
+
+    async def second(self: object) -> Command:
+        calls.append("second")
+        return done(self)
+
+    store, order = LateCommits("goto"), flow(Calls, first, second)
+    async with Engine(store) as engine:
+        await ended(engine, order)
+        store.engine = engine
+        run = await engine.start(order)
+        await wait_until(lambda: len(calls) == 3)
+        store.go_on.set()
+        await run.wait(PATIENCE)
+        assert [each.kind for each in await engine.history(run.id)] == ["start", "goto", "complete"]
+    assert sorted(calls) == ["first", "first", "first", "second", "stopped"]

@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 from tests.simulation.world import Case, Verdict, Where, simulate
 
-#: Situations, and how often each has to come up in 500 seeds.
-WANTED = {
+#: Situations, and how often each has to come up in 500 seeds: less than half as often as it does, and less than once where
+#: it comes seldom and in clusters, so that 500 fresh seeds need not meet it, and 100 000 have to.
+WANTED: dict[str, float] = {
     "fault: applied after the error": 200,
     "fault: clock step": 100,
     "fault: error after": 200,
@@ -33,8 +34,8 @@ WANTED = {
     "fault: silent": 100,
     "fault: skew": 50,
     "fault: slow": 500,
-    "a lease was over before it was renewed": 120,
-    "a step of a stale owner": 4,
+    "a lease was over before it was renewed": 60,
+    "a step of a stale owner": 2,
     "two batches under way": 300,
     "a step put itself off": 50,
     "a run that waits was told of an event": 25,
@@ -48,7 +49,7 @@ WANTED = {
     "cancelled while running": 10,
     "cancelled while waiting": 20,
     "event cancelled: occurred": 10,
-    "event cancelled: pending": 2,
+    "event cancelled: pending": 1,
     "event occurred as it was emitted": 200,
     "event occurred in its time": 120,
     "event replaced: cancelled": 4,
@@ -65,20 +66,20 @@ WANTED = {
     "race: a signal offered twice": 15,
     "race: a signal was there before the timeout": 40,
     "race: a start offered twice": 40,
-    "race: a start put off was offered twice": 1,
+    "race: a start put off was offered twice": 0.5,
     "race: a start was made already, or was moved": 150,
     "race: an event had occurred already, or was moved": 40,
-    "race: an event offered twice": 8,
+    "race: an event offered twice": 5,
     "race: action came too late": 60,
-    "race: refused under an old fence": 15,
-    "race: event came too late": 1,
+    "race: refused under an old fence": 8,
+    "race: event came too late": 0.3,
     "race: retry came too late": 3,
-    "race: sent twice under one signal_id": 1,
+    "race: sent twice under one signal_id": 0.4,
     "race: signal came too late": 5,
-    "race: sleep came too late": 1,
+    "race: sleep came too late": 0.5,
     "race: started twice under one key": 100,
     "race: timeout came too late": 50,
-    "race: wait came too late": 1,
+    "race: wait came too late": 0.5,
     "race: wake came too late": 150,
     "receipt: RunEnded": 300,
     "receipt: RunNotFound": 60,
@@ -90,7 +91,7 @@ WANTED = {
     "run started by an event": 450,
     "run started by an event that was moved": 100,
     "signal expired": 300,
-    "signal given past the mailbox": 30,
+    "signal given past the mailbox": 20,
     "signal rejected": 15,
     "signal taken from the mailbox": 300,
     "taken from the dead": 50,
@@ -98,10 +99,10 @@ WANTED = {
     "transition: on_fail": 150,
     "transition: reopen": 40,
     "transition: timeout": 200,
-    "user: emitted again, as it was not known": 3,
-    "user: not known whether it was sent": 25,
-    "user: sent again, as it was not known": 15,
-    "user: started again, as it was not known": 6,
+    "user: emitted again, as it was not known": 2,
+    "user: not known whether it was sent": 12,
+    "user: sent again, as it was not known": 10,
+    "user: started again, as it was not known": 4,
 }
 #: The same of 500 seeds on SQLite.
 WANTED_OF_SQLITE = {
@@ -140,7 +141,7 @@ class Sweep(NamedTuple):
     @property
     def unmet(self) -> list[str]:
         """The situations that did not come up often enough."""
-        wanted = [(what, least * self.figures["seeds"] // 500) for what, least in WANTED.items()]
+        wanted = [(what, int(least * self.figures["seeds"] / 500)) for what, least in WANTED.items()]
         on_sqlite = self.figures[f"{ON_SQLITE}seeds"]
         wanted += [(f"{ON_SQLITE}{what}", least * on_sqlite // 500) for what, least in WANTED_OF_SQLITE.items()]
         return [f"{what}: {self.figures[what]}, not {least}" for what, least in wanted if self.figures[what] < least]

@@ -51,6 +51,13 @@ def test_a_start_that_raises_as_it_is_stopped_is_no_bug() -> None:
     assert not simulate(Case(2004126)).problems
 
 
+def test_who_began_a_run_again_hears_that_it_has_gone_on() -> None:
+    """This seed has found a step that began after its transition was known, by an activation that was halted before."""
+    assert not simulate(Case(1649)).problems
+    with applied(next(mutant for mutant in MUTANTS if mutant.name == "a run that has gone on is begun where it was")):
+        assert simulate(Case(1649)).problems
+
+
 @pytest.mark.parametrize("seed", [1, 7, 18])
 def test_a_seed_repeats_itself(seed: int) -> None:
     """Fresh processes, whose strings hash differently, come to the same trace as this one."""
