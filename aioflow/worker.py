@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from functools import partial
 
 from aioflow import telemetry
@@ -62,8 +63,7 @@ class Worker:
         self._waiting: dict[int, Activation] = {}
         self._heard: dict[int, int] = {}
         self._promised = 0
-        self._backlog = False
-        self._foreign = False
+        self._backlog = self._foreign = False
         self._next_compare: Micros = 0
         self._left_behind = 0
         self._asking = True  # as it opens
@@ -74,8 +74,7 @@ class Worker:
         self.scheduler: Scheduler
         self.planner: Planner
         self.delivery: Delivery
-        self.working = False
-        self.draining = False
+        self.working = self.draining = False
 
     # ---- slots
 
@@ -123,9 +122,8 @@ class Worker:
             return
         while self._waiting and self._has_slot():
             self._waiting.pop(next(iter(self._waiting))).begin()
-        # In batches: each claim is a transaction.
         if self._backlog and (self.room >= max(1, self._max_running // 8) or not self._activations):
-            self._claim_now.set()
+            self._claim_now.set()  # in batches: each claim is a transaction
         self.scheduler.made_room()
 
     def _has_slot(self) -> bool:
@@ -135,8 +133,10 @@ class Worker:
 
     def follow(self, run: Run) -> None:
         """A transition was committed; ``run`` is the row after it."""
-        self._heard[run.id] = run.seq
         activation = self._activations.get(run.id)
+        if activation is not None and activation.run.seq > run.seq:  # claimed after this, which was told of late
+            return
+        self._heard[run.id] = run.seq
         if run.status == RUNNING:
             if run.owner != self._number:
                 self._backlog = self._backlog or run.owner is None
@@ -330,14 +330,14 @@ class Worker:
         self.draining = True
         self.scheduler.working = False
         await self.planner.stop(GRACE)
-        for activation in self._waiting.values():
-            activation.begin()  # which ends it
+        for activation in self._waiting.values():  # it ends them
+            activation.begin()
         if self._activations:
             self._idle.clear()
-            try:
+            with suppress(
+                asyncio.CancelledError
+            ):  # a step's doing, or the loop is torn down: the rest is to be closed, too
                 await Clock().wait(self._idle, patience)
-            except asyncio.CancelledError:  # a step's doing, or the loop is torn down: the rest is to be closed, too
-                pass
         for activation in list(self._activations.values()):
             activation.halt()
         self._tools.pool.close()
