@@ -9,6 +9,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from aioflow.changes import Change, Result
+from aioflow.model import Run
 from aioflow.store import RunQuery, Store
 from aioflow.testing.conformance_samples import (
     NOW,
@@ -163,14 +164,18 @@ class ConcurrencyConformance(SecondHandle):
 
     @pytest.mark.parametrize("turns", TURNS)
     async def test_a_cancelled_claim_loses_no_run(self, store: Store, turns: int) -> None:
-        """Whether a cancelled claim took the runs or not, the next one has them all."""
+        """Whether a cancelled claim took the runs or not, the next one has them all, or whoever asks again."""
         await put(store, *(a_run(number) for number in range(1, 21)))
         await _cut_short(lambda: claiming(store, 1), turns)
 
-        claim = await claiming(store, 1)
-        assert claim.working
-        assert sorted(ids(claim.runs)) == list(range(1, 21))
-        assert {(run.owner, run.crashes) for run in claim.runs} == {(1, 0)}
+        runs: list[Run] = []
+        with anyio.fail_after(10):
+            while len(runs) < 20:  # a server may hold their rows until it has heard that the first was cancelled
+                claim = await claiming(store, 1, held=ids(runs))
+                assert claim.working
+                runs += claim.runs
+        assert sorted(ids(runs)) == list(range(1, 21))
+        assert {(run.owner, run.crashes) for run in runs} == {(1, 0)}
 
     @pytest.mark.parametrize("turns", TURNS)
     async def test_a_store_survives_cancelled_questions(self, store: Store, turns: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aioflow import Engine, get_run, goto, sleep
+from aioflow import Engine, get_run, goto, sleep, wait
 from aioflow.changes import Change, Move, Result
 from aioflow.clock import SECOND, Micros
 from aioflow.commands import Command
@@ -103,6 +103,25 @@ class LateCommits(MemoryStore):
             self.engine = None
             await self.go_on.wait()
         return await super().apply(changes, now)
+
+
+class LateAnswers(MemoryStore):
+    """A store that commits a wait at once, and takes its time to say so; meanwhile a worker loses its lease."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine: Engine | None = None
+        self.waits, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+        results = await super().apply(changes, now)
+        if any(isinstance(change, Move) and change.transition.kind == "wait" for change in changes):
+            assert self.engine is not None
+            assert self.engine._worker is not None
+            self.engine._worker._lose("its lease was over")
+            self.waits.set()
+            await self.go_on.wait()
+        return results
 
 
 class Calls(BaseModel):
@@ -336,3 +355,33 @@ async def test_a_run_that_was_begun_anew_goes_on_from_where_it_has_come_to() -> 
         await run.wait(PATIENCE)
         assert [each.kind for each in await engine.history(run.id)] == ["start", "goto", "complete"]
     assert sorted(calls) == ["first", "first", "first", "second", "stopped"]
+
+
+async def test_old_news_of_a_run_stops_no_step() -> None:
+    """A wait that was over before it was known here: the step that it has led to goes on."""
+    calls: list[str] = []
+    gate = asyncio.Event()
+
+    async def first(self: object) -> Command:
+        calls.append("first")
+        return done(self) if len(calls) == 1 else wait.for_signal("go", then="second")
+
+    async def second(self: object) -> Command:
+        calls.append("second")
+        await gate.wait()
+        return done(self)
+
+    store, order = LateAnswers(), flow(Calls, first, second)
+    async with Engine(store) as engine, Engine(store, worker=False) as client:
+        store.engine = engine
+        await ended(engine, order)  # so that nothing else is to be committed meanwhile
+        run = await engine.start(order)
+        await asyncio.wait_for(store.waits.wait(), PATIENCE)
+        await client.signal("go", run_id=run.id)
+        await wait_until(lambda: calls[-1] == "second")
+        store.go_on.set()
+        await engine.signal("go", run_id=run.id)  # which is committed after the wait is known
+        assert (await engine.stats()).running_here == 1
+        gate.set()
+        assert (await run.wait(PATIENCE)).status == "completed"
+    assert calls == ["first", "first", "second"]

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from aioflow import Engine, Transition
-from aioflow.model import Run
+from aioflow.interventions import poison
+from aioflow.model import POISON_CRASHES, Run
 from tests.faults.children import House
 from tests.faults.program import LATER, REASON, RETRY, Plan, advance, parse, planned
 
@@ -79,6 +80,16 @@ class Wrong(Exception):
     """What a run should not be like."""
 
 
+class TakenForPoison(Exception):
+    """A run that every death of its process has hit in one step, until it was held to be the cause: it has failed."""
+
+
+def poison_of(row: Run, step: str) -> str | None:
+    """The error of a run that is held to kill its processes in this step."""
+    move = poison(row._replace(step=step, crashes=POISON_CRASHES), now=0, commit_id=0)
+    return move and move.run.error
+
+
 class Account:
     """A run's history and executions, walked along its model.
 
@@ -95,7 +106,7 @@ class Account:
         self.repeated = 0
 
     def check(self, store_id: str) -> None:
-        """Raise Wrong if anything is."""
+        """Raise Wrong if anything is, TakenForPoison if its end is that."""
         plan, row, outcome = self.plan, self.row, model(self.plan.program)
         assert [t.seq for t in self.history] == list(range(1, row.seq + 1)), "history has gaps"
         opened = self.next("start", "coroutine", 1)
@@ -129,6 +140,10 @@ class Account:
                 raise Wrong(f"history ends in {visit}")
             self.next(left.kind, visit.step, failures + 1)
             self.execute(visit, key, failures + 1, opened, left)
+            if (left.kind, left.error) == ("fail", poison_of(self.row, visit.step)):
+                self.same("transitions left", list(self.transitions), [])
+                self.same("status and error", (self.row.status, self.row.error), ("failed", left.error))
+                raise TakenForPoison
             if left.kind != "retry":
                 break
             if left.error is None:
@@ -223,6 +238,8 @@ async def examine(house: House, seed: int) -> tuple[Counter[str], list[str]]:
                 account.same("key", run.key, plan.key)
             except Wrong as wrong:
                 problems.append(f"{run!r} of {plan}: {wrong}")
+            except TakenForPoison:
+                figures["taken for poison"] += 1
             numbers[run.id] = plan.number
             figures["runs"] += 1
             figures["transitions"] += len(account.history)
@@ -298,6 +315,7 @@ async def test_nothing_is_lost_doubled_or_early(house: House, rng: random.Random
     assert figures["found by their key"] >= KILLS
     assert figures["never acknowledged"] >= 1
     assert figures["failed"] >= KILLS
+    assert figures["taken for poison"] <= KILLS // 10, figures
 
 
 def test_a_broken_account_is_noticed() -> None:
@@ -331,6 +349,10 @@ def test_a_broken_account_is_noticed() -> None:
     crashed = account(first, second, third, third | {"life": 2, "wall": 60_000})
     crashed.check("s")
     assert crashed.repeated == 1
+    error = poison_of(row, "thread")
+    poisoned = [*history[:5], history[5]._replace(kind="fail", error=error)]
+    with pytest.raises(TakenForPoison):
+        account(first, second, third, history=poisoned, row=row._replace(status="failed", error=error)).check("s")
     early = [*history[:4], history[4]._replace(at_micros=44_999), history[5]]
     for wrong in (
         account(first, second),
@@ -344,6 +366,7 @@ def test_a_broken_account_is_noticed() -> None:
         account(first, second, third, history=[history[0], *history[2:]]),
         account(first, second, third, history=history[:5], row=row._replace(seq=5)),
         account(first, second, third, row=row._replace(status="running")),
+        account(first, second, third, history=poisoned),
     ):
         with pytest.raises((Wrong, AssertionError)):
             wrong.check("s")

@@ -162,6 +162,8 @@ MUTANTS = [
            tests="tests/engine/test_claim_races.py"),
     Mutant("a run that has gone on is begun where it was", _WORKER, "Worker.follow", "elif activation.is_behind(run):", "elif False:",
            tests="tests/engine/test_claim_races.py"),
+    Mutant("old news stops a step", _WORKER, "Worker.follow", "activation.run.seq > run.seq", "False",
+           tests="tests/engine/test_claim_races.py"),
     Mutant("a refused commit is taken for one that was applied", "aioflow.changes", "Result.left_by",
            "return run if own else None", "return move.run", seed=127),
     Mutant("a lease is never renewed", _WORKER, "Worker.run", "self.working and self._lease.is_due and", "False and", seed=416),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from pathlib import Path
 
+import anyio
 import pytest
 from pydantic import BaseModel
 from structlog.testing import capture_logs
@@ -183,16 +183,15 @@ sys.stdin.read()
 """
 
 
-@contextmanager
-def thief(path: Path, way: str) -> Iterator[bool]:
+@asynccontextmanager
+async def thief(path: Path, way: str) -> AsyncIterator[bool]:
     """Another process that tries for the lock, and keeps it if it has it. With ``way`` "steal" it deletes the file."""
     command = [sys.executable, "-c", THIEF, f"{path}.worker", way]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    async with await anyio.open_process(command, stderr=None) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
-        try:
-            yield process.stdout.readline() == "True\n"
-        finally:
-            process.communicate()
+        yield await process.stdout.receive() == b"True\n"
+        await process.stdin.aclose()
 
 
 async def test_lock_that_was_deleted_is_there_again(tmp_path: Path) -> None:
@@ -204,7 +203,7 @@ async def test_lock_that_was_deleted_is_there_again(tmp_path: Path) -> None:
         for _ in range(3):
             take_away(path, (".worker",))
             await wait_until(lock.exists)
-        with thief(path, "ask") as has:
+        async with thief(path, "ask") as has:
             assert not has
             await engine.signal("go", run_id=run.id)
             assert (await run.wait(5)).status == "completed"
@@ -235,7 +234,7 @@ async def test_engine_whose_lock_was_stolen_stops_its_runs(tmp_path: Path) -> No
         async with Engine(f"sqlite:///{path}", workflows=[Long]) as engine:
             run = await engine.start(Long)
             await wait_until(lambda: begun)
-            with thief(path, "steal") as has:
+            async with thief(path, "steal") as has:
                 assert has
                 await wait_until(lambda: stopped)
                 assert any(line.get("why") == "another process works the store" for line in log)
