@@ -20,7 +20,7 @@ from aioflow.model import Run, Transition
 from tests.faults import images, orders
 from tests.faults.images import Acknowledged
 
-IMAGES = 60
+IMAGES = 40
 #: Orders that are processed at once, for as long as images are taken.
 AT_ONCE = 20
 
@@ -94,7 +94,7 @@ async def busy(engine: Engine, acknowledged: Acknowledged, camera: Camera) -> in
 
 
 async def test_crash_at_any_moment_loses_nothing(tmp_path: Path, rng: random.Random) -> None:
-    """Each of sixty images of a busy store holds what was acknowledged before it, whole, and its orders all end."""
+    """Each of forty images of a busy store holds what was acknowledged before it, whole, and its orders all end."""
     database, acknowledged = tmp_path / "runs.db", Bell()
     engine = Engine(f"sqlite:///{database}", workflows=orders.WORKFLOWS)
     engine.instruments.append(acknowledged)

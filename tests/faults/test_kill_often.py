@@ -30,7 +30,7 @@ STORES = 40
 STARTS = 15
 #: Seconds after the fork; where the machine is busy, as many times what a life takes to open its store.
 LONGEST_LIFE = 0.15
-OPENINGS = 3
+OPENINGS = 2
 #: 200 kills in CI, and 9 800 more with --slow.
 LOTS = [0, *(pytest.param(lot, marks=pytest.mark.slow) for lot in range(1, 50))]
 

@@ -24,7 +24,7 @@ from tests.programs import read_until, running
 
 ROOT = Path(__file__).parents[2]
 #: Cases for each operation, of those that fit and again of those that do not.
-FEW, MANY = 50, 1000
+FEW, MANY = 25, 1000
 
 #: What such a server has.
 FLOWS = [flow for flow in ALL if flow is not Broken]
