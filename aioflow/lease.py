@@ -31,10 +31,10 @@ class Lease:
         return not self._store.exclusive and self._clock.monotonic() - self._renewed > self._length * 2 // 3
 
     async def renew(self) -> bool:
-        """Renew it; False if it was over."""
+        """Renew it; False if it was over. It stays due if the store fails."""
         started = self._clock.monotonic()
-        self._next = started + self._length // 3
         if not await self._store.renew(self._number, self._length, self._clock.micros()):
             return False
         self._renewed = started
+        self._next = started + self._length // 3
         return True

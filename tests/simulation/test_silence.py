@@ -1,4 +1,4 @@
-"""A store that is silent: it neither answers nor fails."""
+"""A store that is silent, neither answers nor fails, and one that fails now and then: what a lease makes of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from aioflow import Engine, complete
 from aioflow.clock import SECOND
 from aioflow.commands import Command
+from aioflow.errors import StoreUnavailable
 from aioflow.store import Claim
 from aioflow.testing.simloop import SimClock, SimLoop
 from aioflow_memory import MemoryStore
@@ -35,6 +36,22 @@ class Silent(MemoryStore):
 
     async def renew(self, *arguments: Any) -> bool:
         self.renewed = self.loop.time()
+        return await super().renew(*arguments)
+
+
+class Failing(MemoryStore):
+    """A store that does not renew a lease within the first two of every ten seconds."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        super().__init__()
+        self.loop = loop
+        self.failed: list[float] = []
+
+    async def renew(self, *arguments: Any) -> bool:
+        now = self.loop.time()
+        if now > 8 and now % 10 < 2:
+            self.failed.append(now)
+            raise StoreUnavailable(self.name, "the connection was lost")
         return await super().renew(*arguments)
 
 
@@ -72,3 +89,26 @@ def test_steps_are_stopped_before_the_lease_is_over() -> None:
     assert len(store.asked) == 1
     [at] = stopped
     assert store.asked[0] < at < store.renewed + 30
+
+
+def test_a_renewal_that_fails_is_tried_again_soon() -> None:
+    """Not when the next would be due, which is when the lease has to be given up."""
+    loop = SimLoop(1)
+    store = Failing(loop)
+    calls: list[float] = []
+
+    async def long(self: object) -> Command:
+        calls.append(loop.time())
+        await loop.pause(100)
+        return complete()
+
+    async def main() -> None:
+        clock = SimClock(loop, 1_750_000_000 * SECOND)
+        async with Engine(store, clock=clock, lease=timedelta(seconds=30)) as engine:
+            run = await engine.start(flow(Nothing, long))
+            assert (await run.wait()).status == "completed"
+
+    loop.run_until_complete(main())
+    loop.dispose()
+    assert len(calls) == 1
+    assert len(store.failed) >= 2

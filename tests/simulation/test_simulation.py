@@ -51,11 +51,10 @@ def test_a_start_that_raises_as_it_is_stopped_is_no_bug() -> None:
     assert not simulate(Case(2004126)).problems
 
 
-def test_who_began_a_run_again_hears_that_it_has_gone_on() -> None:
-    """This seed has found a step that began after its transition was known, by an activation that was halted before."""
-    assert not simulate(Case(1649)).problems
-    with applied(next(mutant for mutant in MUTANTS if mutant.name == "a run that has gone on is begun where it was")):
-        assert simulate(Case(1649)).problems
+@pytest.mark.parametrize("seed", [1649, 20003974])
+def test_who_began_a_run_again_hears_what_has_become_of_it(seed: int) -> None:
+    """These have found a step that began after its transition was known, and one that went on without a lease."""
+    assert not simulate(Case(seed)).problems
 
 
 @pytest.mark.parametrize("seed", [1, 7, 18])
