@@ -70,56 +70,45 @@ class LosingRuns(MemoryStore):
 
 
 class LosingLeases(MemoryStore):
-    """A store under which a worker loses its lease while a goto is being committed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.engine: Engine | None = None
-        self.lost = asyncio.Event()
-
-    async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
-        goes_on = any(isinstance(change, Move) and change.transition.kind == "goto" for change in changes)
-        if goes_on and self.engine is not None and not self.lost.is_set():
-            assert self.engine._worker is not None
-            self.engine._worker._lose("its lease was over")
-            self.lost.set()
-        return await super().apply(changes, now)
-
-
-class LateCommits(MemoryStore):
-    """A store that takes its time to commit a transition, for which a worker loses its lease."""
+    """A store under which ``engine`` loses its lease, once, while a transition of a kind is being committed."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
         self.engine: Engine | None = None
-        self.go_on = asyncio.Event()
+        self.lost, self.go_on = asyncio.Event(), asyncio.Event()
+
+    def is_lost_by(self, changes: Sequence[Change]) -> bool:
+        """Whether the lease was lost just now, for these."""
+        concerns = any(isinstance(change, Move) and change.transition.kind == self.kind for change in changes)
+        if not concerns or self.engine is None or self.lost.is_set():
+            return False
+        assert self.engine._worker is not None
+        self.engine._worker._lose("its lease was over")
+        self.lost.set()
+        return True
 
     async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
-        takes_time = any(isinstance(change, Move) and change.transition.kind == self.kind for change in changes)
-        if takes_time and self.engine is not None:
-            assert self.engine._worker is not None
-            self.engine._worker._lose("its lease was over")
-            self.engine = None
+        self.is_lost_by(changes)
+        return await super().apply(changes, now)
+
+
+class LateCommits(LosingLeases):
+    """It takes its time then to commit it."""
+
+    async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+        if self.is_lost_by(changes):
             await self.go_on.wait()
         return await super().apply(changes, now)
 
 
-class LateAnswers(MemoryStore):
-    """A store that commits a wait at once, and takes its time to say so; meanwhile a worker loses its lease."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.engine: Engine | None = None
-        self.waits, self.go_on = asyncio.Event(), asyncio.Event()
+class LateAnswers(LosingLeases):
+    """It commits it at once then, and takes its time to say so."""
 
     async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+        lost = self.is_lost_by(changes)
         results = await super().apply(changes, now)
-        if any(isinstance(change, Move) and change.transition.kind == "wait" for change in changes):
-            assert self.engine is not None
-            assert self.engine._worker is not None
-            self.engine._worker._lose("its lease was over")
-            self.waits.set()
+        if lost:
             await self.go_on.wait()
         return results
 
@@ -191,7 +180,7 @@ async def test_a_worker_without_its_lease_begins_nothing() -> None:
         working.append(store.engine._worker.working)
         return done(self)
 
-    store = LosingLeases()
+    store = LosingLeases("goto")
     async with Engine(store) as engine:
         store.engine = engine
         run = await engine.start(flow(Calls, first, second))
@@ -371,12 +360,12 @@ async def test_old_news_of_a_run_stops_no_step() -> None:
         await gate.wait()
         return done(self)
 
-    store, order = LateAnswers(), flow(Calls, first, second)
+    store, order = LateAnswers("wait"), flow(Calls, first, second)
     async with Engine(store) as engine, Engine(store, worker=False) as client:
         store.engine = engine
         await ended(engine, order)  # so that nothing else is to be committed meanwhile
         run = await engine.start(order)
-        await asyncio.wait_for(store.waits.wait(), PATIENCE)
+        await asyncio.wait_for(store.lost.wait(), PATIENCE)
         await client.signal("go", run_id=run.id)
         await wait_until(lambda: calls[-1] == "second")
         store.go_on.set()
