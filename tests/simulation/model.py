@@ -18,6 +18,8 @@ from tests.simulation.program import ACT, LATER, MS, SHORT, Op, Outcome, Script,
 DELAYS = {1: 100 * MS, 2: 200 * MS}
 JITTER = 0.5
 ATTEMPTS = 3
+#: So often a run is taken from the dead in one step, then that is what they died of.
+DEATHS = 6
 
 #: What of the waits has arms.
 ARMED = ("signal", "event", "action")
@@ -73,11 +75,12 @@ def _told(state: State, event: Mapping[str, Any]) -> None:
     state.resumed, state.told = "event", event["entity"]["token"]
 
 
-def follow(state: State, row: Run, transition: Transition, taken: tuple[str, Any] | None) -> list[str]:
+def follow(state: State, was: Run, row: Run, transition: Transition, taken: tuple[str, Any] | None) -> list[str]:
     """Carry out a transition on the state; what of the row is not as it should be.
 
     Args:
         state: the run before it, which is changed.
+        was: the row before it, which tells how often the run was taken from the dead.
         row: the run after it, as the product committed it.
         transition: the history row.
         taken: the name of what it took, and a signal's token, or what is told of an event.
@@ -86,6 +89,8 @@ def follow(state: State, row: Run, transition: Transition, taken: tuple[str, Any
     try:
         if kind == "cancel":
             _end(state, "cancelled")
+        elif before == "running" and was.crashes >= DEATHS:
+            _poisoned(state, transition)
         elif before == "running":
             _stepped(state, row, transition)
         elif before == "waiting":
@@ -127,6 +132,13 @@ def _compare(state: State, row: Run, kind: str) -> Iterator[str]:
 
 
 # ---- what a step makes of its run
+
+
+def _poisoned(state: State, transition: Transition) -> None:
+    _must_be(transition, "fail")
+    if not (transition.error or "").startswith(f"The process died {DEATHS} times while step {state.step!r} "):
+        raise Wrong(f"it has failed as {transition.error!r}")
+    _end(state, "failed")
 
 
 def _stepped(state: State, row: Run, transition: Transition) -> None:

@@ -17,7 +17,7 @@ from aioflow.plans import EventRecord
 from aioflow.store import Claim, Stats
 from tests.simulation.events import Events
 from tests.simulation.mailbox import LIVE, Mailbox, is_bad, token_of
-from tests.simulation.model import State, begun, follow
+from tests.simulation.model import DEATHS, State, begun, follow
 from tests.simulation.program import Script
 
 #: How late something may be when nothing goes wrong, microseconds: less than a scan would need to heal it.
@@ -192,7 +192,8 @@ class Oracle:
         if transition.kind in ("wake", "timeout") and was.wake_at is not None:
             # A wait that an action gave back may be over already.
             self._in_time(f"run {run.id} was woken", max(was.wake_at, was.updated_at), now)
-        self.wrong(follow(self.states[run.id], run, transition, taken))
+        self.figures["taken for what they died of"] += was.crashes >= DEATHS
+        self.wrong(follow(self.states[run.id], was, run, transition, taken))
         self._write(was, run, transition)
         self._sent(change)
         for part, told in zip(change.also, result.also, strict=True):
@@ -292,7 +293,7 @@ class Oracle:
             self.problems.append(f"run {was.id} was cancelled, and nobody asked for it")
         if result.run.fence <= was.fence:
             self.problems.append(f"run {was.id} was cancelled without a new fence")
-        self.wrong(follow(self.states[was.id], result.run, transition, None))
+        self.wrong(follow(self.states[was.id], was, result.run, transition, None))
         self._write(was, result.run, transition)
 
     def _again(self, run_id: int, transition: Transition) -> None:

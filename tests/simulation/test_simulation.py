@@ -57,6 +57,13 @@ def test_who_began_a_run_again_hears_what_has_become_of_it(seed: int) -> None:
     assert not simulate(Case(seed)).problems
 
 
+def test_a_run_that_six_takeovers_hit_in_one_step_is_failed() -> None:
+    """This seed has found that the model did not know of it: without a kill, six leases were over in the same step."""
+    verdict = simulate(Case(20012489))
+    assert not verdict.problems
+    assert verdict.figures["taken for what they died of"] == 1
+
+
 @pytest.mark.parametrize("seed", [1, 7, 18])
 def test_a_seed_repeats_itself(seed: int) -> None:
     """Fresh processes, whose strings hash differently, come to the same trace as this one."""
