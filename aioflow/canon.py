@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
 from aioflow.errors import LimitExceeded
-from aioflow.model import CHARACTERS, MAX_DATA, MAX_DEPTH, MAX_NAME
+from aioflow.model import CHARACTERS, MAX_DATA, MAX_DEPTH, MAX_NAME, check_name
 
 #: Python's own limit on reading a number, which the parser has too.
 _MAX_DIGITS = 4300
@@ -128,3 +129,16 @@ def _encodes(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def id_text(what: str, entity_id: object) -> str:
+    """An entity's id, as events and waits bear it.
+
+    Raises:
+        TypeError, ValueError, LimitExceeded: it is no str, int or UUID, or cannot be stored; ``what`` names it.
+    """
+    if isinstance(entity_id, bool) or not isinstance(entity_id, str | int | UUID):
+        raise TypeError(f"{what} takes a str, an int or a UUID, got {type(entity_id).__name__}.")
+    if isinstance(entity_id, str):
+        return check_name(what, str.__str__(entity_id))  # the value of an enum's member, not its name
+    return check_name(what, int.__repr__(entity_id) if isinstance(entity_id, int) else str(entity_id))

@@ -12,14 +12,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar, overload
-from uuid import UUID
 
 from anyio import to_thread
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import from_json
 from pydantic_core import to_json as write_json
 
-from aioflow.canon import beyond, check_json, doubled
+from aioflow.canon import beyond, check_json, doubled, id_text
 from aioflow.errors import EventInvalid, LimitExceeded
 from aioflow.likeness import difference, explain, one_line
 from aioflow.model import check_name
@@ -149,19 +148,6 @@ def to_json(event: str, entity: object, entity_id: object = None) -> Entity:
         entity_id, what = _id_of(event, entity), f"Event {event!r}: without emit(entity_id=...) the id of its entity"
     id_ = None if entity_id is None else id_text(what, entity_id)
     return Entity(kind, None if raw is None else raw.decode(), id_)
-
-
-def id_text(what: str, entity_id: object) -> str:
-    """An entity's id, as it is stored.
-
-    Raises:
-        TypeError, ValueError, LimitExceeded: it is no str, int or UUID, or cannot be stored; ``what`` names it.
-    """
-    if isinstance(entity_id, bool) or not isinstance(entity_id, str | int | UUID):
-        raise TypeError(f"{what} takes a str, an int or a UUID, got {type(entity_id).__name__}.")
-    if isinstance(entity_id, str):
-        return check_name(what, str.__str__(entity_id))  # the value of an enum's member, not its name
-    return check_name(what, int.__repr__(entity_id) if isinstance(entity_id, int) else str(entity_id))
 
 
 def rebuild(event: str, kind: str | None, json: str | None) -> Any:

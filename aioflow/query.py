@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
+from aioflow.canon import id_text
 from aioflow.clock import Micros, to_micros
-from aioflow.entities import id_text
 from aioflow.errors import LimitExceeded
 from aioflow.model import CHARACTERS, MAX_DATA, MAX_NAME, WorkflowStatus, check_id, check_name, misfit
 from aioflow.plans import EventStatus

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from aioflow.clock import SECOND, Micros
 from aioflow.model import Deadline
 
-#: Before every deadline there can be.
-START: tuple[Micros, int] = (-1, -1)
+#: Before every deadline there can be: a start that is planned before an event of long ago has a negative one.
+START: tuple[Micros, int] = (-(1 << 62), -1)
 _LAST_ID = 1 << 62
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from aioflow import clock
+from aioflow.canon import id_text
 from aioflow.commands import BoundAction, Command, Returned, Target, ThenTarget, Wait, WaitArm, check_target
 from aioflow.model import check_name
 
@@ -205,22 +206,8 @@ def _event(command: str, name: object, entity_id: object, then: Any) -> WaitArm:
         check_target(command, then)
     if not isinstance(name, str):
         raise TypeError(f"{command}() takes an event's name, got {type(name).__name__}.")
-    return WaitArm(
-        "event", check_name(f"{command}(name)", name), entity_key(f"{command}(entity_id=...)", entity_id), then
-    )
-
-
-def entity_key(what: str, entity_id: object) -> str | None:
-    """The id of an entity as events bear it: a string.
-
-    Raises:
-        TypeError, ValueError, LimitExceeded: neither a string, an int nor a UUID, or not one that can be stored.
-    """
-    if entity_id is None:
-        return None
-    if isinstance(entity_id, bool) or not isinstance(entity_id, str | int | UUID):
-        raise TypeError(f"{what} takes a string, an int or a UUID, got {type(entity_id).__name__}.")
-    return check_name(what, str(entity_id))
+    key = None if entity_id is None else id_text(f"{command}(entity_id=...)", entity_id)
+    return WaitArm("event", check_name(f"{command}(name)", name), key, then)
 
 
 def _wait(

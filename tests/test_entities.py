@@ -16,7 +16,8 @@ import pytest
 from pydantic import BaseModel, Field, RootModel, SecretStr, field_validator
 
 from aioflow import entities, entity_loader, entity_type
-from aioflow.entities import Entity, id_text, load, rebuild, to_json
+from aioflow.canon import id_text
+from aioflow.entities import Entity, load, rebuild, to_json
 from aioflow.errors import EventInvalid, LimitExceeded
 
 

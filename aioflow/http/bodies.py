@@ -18,7 +18,7 @@ from pydantic import (
 )
 from starlette.requests import Request
 
-from aioflow.entities import id_text
+from aioflow.canon import id_text
 from aioflow.http.problems import Problem, invalid
 from aioflow.model import MAX_NAME, StartOptions, misfit
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -223,14 +224,16 @@ async def test_code_that_raises_is_tried_again(
     assert "no such visit" in lines[0]["error"]
 
 
-async def test_an_event_outlives_the_engine(make_engine: MakeEngine) -> None:
-    """What a client emits while nobody works is started once, by whoever works next, and not again after that."""
+@pytest.mark.parametrize("year", [None, 1965, 1])
+async def test_an_event_outlives_the_engine(make_engine: MakeEngine, year: int | None) -> None:
+    """What a client emits while nobody works is started once, by whoever works next, however long it is past."""
     told: list[Event] = []
-    flows = [listener("ev-patient", told)]
+    flows = [listener("ev-patient", told, offsets=[timedelta(days=-36_000)])]
+    at = None if year is None else datetime(year, 1, 2, tzinfo=UTC)
     async with make_engine(*flows):
         pass  # tells the store who listens
     async with make_engine(*flows, worker=False) as client:
-        await client.emit("ev-visit", event_id="e")
+        await client.emit("ev-visit", event_id="e", at=at)
         assert ((await client.stats()).planned, await client.count()) == (1, 0)
     for _ in range(2):
         async with make_engine(*flows) as engine:
@@ -496,3 +499,25 @@ async def test_a_step_that_is_executed_again_is_given_the_same(make_engine: Make
     async with make_engine(Again) as engine:
         assert (await engine.wait(run.id, 5)).status == "completed"
     assert Again.seen == [event, event]
+
+
+class Room(str, enum.Enum):  # noqa: UP042 - one whose str() is not its value
+    """An enum whose members are entity ids."""
+
+    BLUE = "blue"
+
+
+async def test_the_entity_of_a_wait_is_the_one_of_the_event(make_engine: MakeEngine) -> None:
+    """An id means the same to who emits and to who waits, whatever bears it."""
+
+    def first(self: Any) -> Command:
+        return wait_for_event("booked", entity_id=Room.BLUE, then="done")
+
+    def done(self: Any) -> Command:
+        return complete()
+
+    order = flow(Path, first, done)
+    async with make_engine(order) as engine:
+        run = await parked(engine, order)
+        await engine.emit("booked", entity_id=Room.BLUE)
+        assert _told(await run.wait(5))[2] == "blue"

@@ -38,6 +38,7 @@ from aioflow.model import Arm, Deadline, Run
 from aioflow.plans import BLOCKED, EventRecord, Listener
 from aioflow.store import EventQuery, Planned, PlanQuery, RunQuery, Store
 from aioflow.testing.conformance_samples import NOW, a_run, a_signal, a_transition, cancelling, hopping, moving
+from aioflow.timers import START
 from tests.flows import STORES
 from tests.postgres import Schemas
 from tests.stores.model import ENDED, HOUR, WEEK, Model
@@ -321,7 +322,7 @@ class StoreMachine(RuleBasedStateMachine):
             id=id_, event_id=data.draw(st.sampled_from(EVENT_IDS), "event_id"),
             name=data.draw(st.sampled_from(NAMES), "name"), namespace=data.draw(st.sampled_from(NAMESPACES), "namespace"),
             entity_id=data.draw(st.sampled_from(KEYS), "entity_id"), entity_type=None, entity=json.dumps({"n": id_}),
-            at=self.now + data.draw(st.sampled_from([-HOUR, 0, SECOND, HOUR]), "at"), occurrence=1, status="pending",
+            at=self.now + data.draw(st.sampled_from([-2 * self.now, -HOUR, 0, SECOND, HOUR]), "at"), occurrence=1, status="pending",
             mail_id=mail_id, recorded_at=self.now, occurred_at=None,
         )  # fmt: skip
         return Emit(event, replace=data.draw(st.booleans(), "replace"))
@@ -605,7 +606,7 @@ class StoreMachine(RuleBasedStateMachine):
         history = self.model.history.get(run_id, [])
         assert self.do(self.store.history(run_id, after, limit, self.now)) == history[after:][:limit]
         all_ = self.deadlines()
-        low, high = sorted(data.draw(st.tuples(*[st.sampled_from([(-1, -1), *(d[:2] for d in all_)])] * 2), "between"))
+        low, high = sorted(data.draw(st.tuples(*[st.sampled_from([START, *(d[:2] for d in all_)])] * 2), "between"))
         wanted = [deadline for deadline in all_ if low < deadline[:2] <= high]
         assert self.do(self.store.due(low, high, limit, self.now)) == wanted[:limit]
         ids = data.draw(st.lists(st.sampled_from([*self.model.runs, 999]), unique=True), "of")
@@ -630,14 +631,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_due_and_counted_is_that_of_the_model(self) -> None:
-        assert self.do(self.store.due((-1, -1), (2**60, 0), 1_000, self.now)) == self.deadlines()
+        assert self.do(self.store.due(START, (2**60, 0), 1_000, self.now)) == self.deadlines()
         assert replace(self.do(self.store.stats(self.now)), bytes=None) == self.model.stats(self.now)
 
     @invariant()
     def what_is_planned_is_that_of_the_model(self) -> None:
         events = self.model.events
         last = (2**62, 2**62)
-        assert self.do(self.store.due((-1, -1), last, 1_000, self.now, "plan")) == events.deadlines()
+        assert self.do(self.store.due(START, last, 1_000, self.now, "plan")) == events.deadlines()
         planned = self.do(self.store.select(PlanQuery(ids=(*events.plans, 999)), self.now))
         assert sorted(planned) == sorted(Planned(plan, events.by_id(plan.event)) for plan in events.plans.values())
         query = PlanQuery(blocked=("order",))
