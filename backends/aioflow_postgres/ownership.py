@@ -12,8 +12,8 @@ from aioflow_postgres.database import Database, Session
 from aioflow_postgres.rows import SELECT_RUNS, named
 
 _RENEW: Final = "UPDATE aioflow.workers SET until = $2 WHERE id = $1 AND until > $3 RETURNING id"
-#: Owners of running runs that are dead, one step through the index for each, however many runs it has, and whether they
-#: were never heard of; then, if ``$3``, the worker's own running runs, with NULL.
+#: Owners of running runs that are dead, or were never heard of, one step through the index for each, however many runs it
+#: has; then, if ``$3``, the worker's own running runs.
 _LOOK: Final = """
 WITH RECURSIVE owners (owner) AS (
     (SELECT owner FROM aioflow.runs WHERE status = 'running' AND owner IS NOT NULL ORDER BY owner LIMIT 1)
@@ -21,15 +21,18 @@ WITH RECURSIVE owners (owner) AS (
     SELECT (
         SELECT r.owner FROM aioflow.runs AS r WHERE r.status = 'running' AND r.owner > o.owner ORDER BY r.owner LIMIT 1
     ) FROM owners AS o WHERE o.owner IS NOT NULL
-) SELECT o.owner, w.id IS NULL FROM owners AS o LEFT JOIN aioflow.workers AS w ON w.id = o.owner
+) SELECT o.owner, false FROM owners AS o LEFT JOIN aioflow.workers AS w ON w.id = o.owner
 WHERE o.owner IS NOT NULL AND o.owner <> $1 AND (w.id IS NULL OR w.until <= $2)
-UNION ALL SELECT id, NULL FROM aioflow.runs WHERE $3 AND status = 'running' AND owner = $1
+UNION ALL SELECT id, true FROM aioflow.runs WHERE $3 AND status = 'running' AND owner = $1
 """
-#: Looked at once more when the lock is had: one that is just being renewed lives. One that is dead is forgotten, so that
-#: it cannot renew afterwards, whatever its clock says: it has lost runs.
+#: Looked at once more when the lock is had: one that is just being renewed, or is back, lives. A dead one keeps a row that
+#: is over since ever, locked until its runs are taken: it cannot renew afterwards, whatever its clock says, for it has lost
+#: runs. The worker ``$1`` itself, if its lease is over, is registered here, so that all take these locks in one order.
 _BURY: Final = """
-DELETE FROM aioflow.workers WHERE id IN
-    (SELECT id FROM aioflow.workers WHERE id = ANY($1::bigint[]) AND until <= $2 ORDER BY id FOR UPDATE)
+INSERT INTO aioflow.workers AS w (id, until)
+SELECT u.id, CASE u.id WHEN $1::bigint THEN $4::bigint ELSE 0 END FROM unnest($2::bigint[]) AS u (id)
+WHERE NOT EXISTS (SELECT FROM aioflow.workers AS o WHERE o.id = u.id AND o.until > $3) ORDER BY u.id
+ON CONFLICT (id) DO UPDATE SET until = excluded.until WHERE w.until <= $3
 RETURNING id
 """
 #: The lease of a worker that has one is left as it is, and its row unlocked: pulse.py renews it while the event loop is
@@ -69,19 +72,17 @@ async def claim(
 ) -> Claim:
     """See the port. Two statements, each by itself, if nobody is dead: every hint is followed by this."""
     seen = await database.ask(lambda session: session.fetch(_LOOK, worker, now, held is not None))
-    mine = {owner for owner, is_unknown in seen if is_unknown is None}
-    dead = [owner for owner, is_unknown in seen if is_unknown]
-    expired = [owner for owner, is_unknown in seen if is_unknown is False]
-    if limit <= 0 or not known:
-        dead, expired = [], []
+    mine = {run_id for run_id, is_run in seen if is_run}
+    dead = [owner for owner, is_run in seen if not is_run] if limit > 0 and known else []
     workflows, versions = zip(*known, strict=True) if known else ((), ())
 
     async def take(session: Session) -> list[Run]:
-        buried = [owner for (owner,) in await session.fetch(_BURY, expired, now)] if expired else []
-        values = (worker, dead + buried, workflows, versions, max(limit, 0), now + lease, now)
+        entered = await session.fetch(_BURY, worker, [*dead, worker], now, now + lease) if dead else []
+        buried = [owner for (owner,) in entered if owner != worker]
+        values = (worker, buried, workflows, versions, max(limit, 0), now + lease, now)
         return sorted(Run._make(row) for row in await session.fetch(_CLAIM, *values))
 
-    runs = await (database.transact(take) if expired else database.say(take))
+    runs = await (database.transact(take) if dead else database.say(take))
     if held is None:
         return Claim(True, runs)
     held = set(held)

@@ -73,7 +73,7 @@ class Harbour:
 
     def has(self, workers: int) -> Callable[[], Awaitable[Any]]:
         """Asks whether there are so many workers."""
-        return lambda: self.ask("SELECT count(*) = $1 FROM workers", workers)
+        return lambda: self.ask("SELECT count(*) = $1 FROM workers WHERE until > 0", workers)
 
     async def live(self) -> int:
         """How many runs have not ended."""
@@ -134,7 +134,7 @@ class Lookout:
         )
         for owner, until, runs, now, live in seen:
             self.live = live
-            if until is not None:  # who takes a dead worker's runs forgets the worker first
+            if until:  # who takes a dead worker's runs makes it one whose lease was over since ever
                 self._until[owner] = float(until)
             late = float(now) - self._until.setdefault(owner, float(now))
             if runs:

@@ -232,20 +232,24 @@ async def test_a_wire_that_fails_in_every_way_costs_nothing(
     await harbour.check(30 * len(faults), 5)
 
 
-async def test_signals_reach_runs_whoever_has_them(harbour: Harbour) -> None:
+async def test_signals_reach_runs_whoever_has_them(
+    harbour: Harbour, own_server: tuple[PostgresServer, Schemas]
+) -> None:
     """A client's signal ends a run that waits in another process, with hints and without them."""
-    harbour.launch(lease=LEASE)
-    async with Engine(harbour.url, workflows=ALL, worker=False) as client:
+    async with (
+        Wire(own_server[0].socket) as wire,
+        Engine(harbour.url, workflows=ALL, worker=False) as client,
+    ):
+        harbour.launch(url=with_options(harbour.url, listen=wire.url), lease=LEASE)
         for deaf in (False, True):
             runs = [await client.start(Asks) for _ in range(10)]
             for run in runs:
                 await run.wait(20, until="parked")
-            if deaf:  # who listens is cut off just before: the hint is lost
-                await harbour.ask(
-                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' OR query = ''"
-                )
+            wire.deaf, swallowed = deaf, wire.swallowed
             for run in runs:
                 await client.signal("answer", {"answer": 42}, run_id=run.id)
             for run in runs:
                 assert (await run.wait(20)).data == {"answer": 42}
                 assert run.status not in LIVE
+            assert (wire.swallowed > swallowed) == deaf  # the hints
+        wire.mend()

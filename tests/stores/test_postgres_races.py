@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import permutations
 
 import pytest
 
-from aioflow.testing.conformance_samples import LEASE, cancelling, log, moving, row
+from aioflow.testing.conformance_samples import KNOWN, LEASE, NOW, a_run, cancelling, ids, log, moving, put, row
 from aioflow_postgres import PostgresStore
 from tests.postgres import Schemas
 from tests.stores.races import (
@@ -22,6 +23,7 @@ from tests.stores.races import (
     takes_it_on,
     times_out,
 )
+from tests.support import wait_until
 
 ON_WAITER: dict[str, Side] = {
     "signal": resumes,
@@ -117,3 +119,26 @@ async def test_of_a_renewal_and_a_claim_the_first_decides(
         assert (told[0], told[1].runs) == (True, [])
     else:
         assert ([run.id for run in told[0].runs], told[1]) == ([2], False)
+
+
+async def test_who_is_back_is_not_taken_for_dead(
+    race: Race, pair: tuple[PostgresStore, PostgresStore], postgres_server: Schemas
+) -> None:
+    """A worker that was buried, and left some of its runs, may be back by the time that another takes the rest."""
+    late, other = pair
+    await other.claim(4, lease=1, limit=0, known=KNOWN, held=None, now=NOW)
+    await put(late, a_run(8))
+    await late.claim(3, lease=LEASE, limit=9, known=KNOWN, held=None, now=NOW)
+    await other.claim(5, lease=LEASE, limit=1, known=KNOWN, held=None, now=LATER)
+    async with holding(postgres_server.url, f"SELECT 1 FROM {race.schema}.workers WHERE id = 4 FOR UPDATE"):
+        taken = asyncio.ensure_future(takes_it_on(other))  # it has looked who is dead
+        await wait_until(race.waiting)
+        back = asyncio.ensure_future(late.claim(3, lease=LEASE, limit=9, known=KNOWN, held=[], now=LATER))
+
+        async def met() -> bool:
+            return back.done() or len(await race.waiting()) == 2
+
+        await wait_until(met)
+    both = [set(ids((await claim).runs)) for claim in (taken, back)]
+    assert await late.renew(3, LEASE, LATER)
+    assert both in ([{8}, set()], [set(), {8}])
