@@ -38,9 +38,8 @@ RUNNING = str(WorkflowStatus.RUNNING)
 class Home(Slots, Protocol):
     """Where activations live."""
 
-    @property
-    def draining(self) -> bool:
-        """Whether no further step is to begin."""
+    def may_begin(self) -> bool:
+        """Whether a further step may begin now; if not, its run is claimed again, or given back."""
         ...
 
     def ended(self, activation: Activation) -> None:
@@ -250,7 +249,7 @@ class Activation(Watch):
 
     def may_begin(self) -> bool:
         """See executor.Watch."""
-        return not (self.stop or self._tools.home.draining)
+        return not self.stop and self._tools.home.may_begin()
 
     def began(self, limit: Micros) -> None:
         """See executor.Watch."""

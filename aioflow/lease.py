@@ -30,6 +30,11 @@ class Lease:
         """Whether it may soon be over: what could not be renewed by now has to be let go."""
         return not self._store.exclusive and self._clock.monotonic() - self._renewed > self._length * 2 // 3
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it is over, unless somebody else has renewed it for this worker."""
+        return not self._store.exclusive and self._clock.monotonic() - self._renewed > self._length
+
     async def renew(self) -> bool:
         """Renew it; False if it was over. It stays due if the store fails."""
         started = self._clock.monotonic()

@@ -1,4 +1,4 @@
-"""Wakes waiting runs when their deadline has come, in batches, never early."""
+"""Wakes waiting runs when their deadline has come, in batches, never early; and blocked ones when their code has."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from aioflow.clock import Clock
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
 from aioflow.dueloop import DueLoop
-from aioflow.interventions import wake
+from aioflow.interventions import unblock, wake
 from aioflow.model import Deadline, Run, WorkflowStatus
+from aioflow.reading import read_context
+from aioflow.registry import Registry
 from aioflow.slots import Slots
-from aioflow.store import PlanQuery, Store
+from aioflow.store import PlanQuery, RunQuery, Store
 from aioflow.timers import Timers
+
+_PAGE = 500
 
 
 class Scheduler(DueLoop):
@@ -103,6 +107,23 @@ class Scheduler(DueLoop):
             if result.run is not None:
                 self.arm(result.run)
         return sum(result.outcome == "applied" for result in results)
+
+    async def unblock(self, registry: Registry) -> None:
+        """Let blocked runs go on that this code can take now."""
+        after = None
+        while True:
+            query = RunQuery(waiting_for=("blocked",), order="id", descending=False, limit=_PAGE, after=after)
+            runs = await self._store.select(query, self._clock.micros())
+            for run in runs:
+                definition = registry.get(run.workflow, run.version)
+                if isinstance(read_context(run, definition), str):
+                    continue
+                owner = self._slots.promise()
+                move = unblock(run, owner=owner, now=self._clock.micros(), commit_id=next(self._commit_ids))
+                await self._committer.submit(move, settled=partial(self._slots.redeem, owner))
+            if len(runs) < _PAGE:
+                return
+            after = (runs[-1].id, runs[-1].id)
 
     async def _let_occur(self, plans: set[int]) -> None:
         """Let these events occur: their time has come, and so has that of runs which wait for them until then."""

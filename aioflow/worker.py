@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from functools import partial
 
 from aioflow import telemetry
 from aioflow.activation import GRACE, Activation, Tools
@@ -21,14 +20,12 @@ from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
 from aioflow.executor import Executor
-from aioflow.interventions import unblock
 from aioflow.lease import Lease
 from aioflow.model import Run, WorkflowStatus
 from aioflow.planner import Planner
-from aioflow.reading import read_context
 from aioflow.registry import Registry
 from aioflow.scheduler import Scheduler
-from aioflow.store import Claim, RunQuery, Store
+from aioflow.store import Claim, Store
 
 RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
 _PAGE = 500
@@ -65,6 +62,7 @@ class Worker:
         self._promised = 0
         self._backlog = self._foreign = False
         self._next_compare: Micros = 0
+        self._since: Micros = 0
         self._left_behind = 0
         self._asking = True  # as it opens
         self._known_generation = -1
@@ -84,6 +82,12 @@ class Worker:
         if not self.working or self.draining:
             return 0
         return self._max_running - len(self._activations) - self._promised - self._left_behind
+
+    def may_begin(self) -> bool:
+        """See activation.Home."""
+        if self._lease.is_over:  # it was paused, and others may have its runs: nobody has asked the store yet
+            self.notice()
+        return not (self.draining or self._lease.is_over)
 
     @property
     def running(self) -> int:
@@ -140,6 +144,8 @@ class Worker:
         if run.status == RUNNING:
             if run.owner != self._number:
                 self._backlog = self._backlog or run.owner is None
+            elif activation is None and run.updated_at < self._since:
+                self.notice()  # its answer has outlived a lease, and others may have the run: the store knows
             elif activation is None:
                 self._begin(run)
             elif activation.is_behind(run):
@@ -195,7 +201,8 @@ class Worker:
     async def run(self) -> None:
         """Claim what has no owner, look for what was missed, renew the lease; until cancelled."""
         self._foreign = True  # what a task before this one was about to look at
-        pause = min(SECOND, self._length // 6)  # so that a short lease, too, is renewed in time
+        # Workers that were opened together do not look together. A short lease, too, is renewed in time.
+        pause = min(SECOND + self._number % 8 * SECOND // 16, self._length // 6)
         while True:
             await self._clock.wait(self._claim_now, pause)
             self._claim_now.clear()
@@ -246,6 +253,7 @@ class Worker:
         if self._backlog and self.room > 0:
             self._claim_now.set()
         if began:
+            self._since = now
             telemetry.info("worker works", worker=self._number, store=self._store.name)
             self.scheduler.poke()
             self.planner.poke()
@@ -259,7 +267,7 @@ class Worker:
             await self.delivery.look(scan=began or foreign or learnt or not self._store.exclusive)
         # Where others work, too, they may park what this worker's code can take.
         if began or learnt or (compare and not self._store.exclusive):
-            await self._unblock()
+            await self.scheduler.unblock(self._registry)
             await self.planner.unblock()
             self._known_generation = generation
 
@@ -272,23 +280,6 @@ class Worker:
             if self._activations.get(run_id) is held[run_id]:  # cancelled or taken over by somebody else
                 self.ended(held[run_id])
                 held[run_id].halt()
-
-    async def _unblock(self) -> None:
-        """Let blocked runs go on that the code can take now."""
-        after = None
-        while True:
-            query = RunQuery(waiting_for=("blocked",), order="id", descending=False, limit=_PAGE, after=after)
-            runs = await self._store.select(query, self._clock.micros())
-            for run in runs:
-                definition = self._registry.get(run.workflow, run.version)
-                if isinstance(read_context(run, definition), str):
-                    continue
-                owner = self.promise()
-                move = unblock(run, owner=owner, now=self._clock.micros(), commit_id=next(self._commit_ids))
-                await self._committer.submit(move, settled=partial(self.redeem, owner))
-            if len(runs) < _PAGE:
-                return
-            after = (runs[-1].id, runs[-1].id)
 
     async def watch(self) -> None:
         """Look at the event loop's lag, and at the lease while a silent store holds up ``run``; until cancelled."""

@@ -113,6 +113,20 @@ class LateAnswers(LosingLeases):
         return results
 
 
+class TakenOver(LateAnswers):
+    """Another has the run by then."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.taken: list[int] = []
+
+    async def claim(self, worker: int, **arguments: Any) -> Claim:
+        if self.lost.is_set() and not self.taken:
+            later = {"lease": SECOND, "limit": 9, "held": None, "now": arguments["now"] + 3600 * SECOND}
+            self.taken = [run.id for run in (await super().claim(99, **{**arguments, **later})).runs]
+        return await super().claim(worker, **arguments)
+
+
 class Calls(BaseModel):
     """A Context of nothing."""
 
@@ -344,6 +358,31 @@ async def test_a_run_that_was_begun_anew_goes_on_from_where_it_has_come_to() -> 
         await run.wait(PATIENCE)
         assert [each.kind for each in await engine.history(run.id)] == ["start", "goto", "complete"]
     assert sorted(calls) == ["first", "first", "first", "second", "stopped"]
+
+
+async def test_an_answer_that_outlives_the_lease_begins_nothing() -> None:
+    """A transition that is known only when its worker has lost its lease and has another: the run may be somebody else's."""
+    calls: list[str] = []
+
+    async def first(self: object) -> Command:
+        calls.append("first")
+        return done(self) if len(calls) == 1 else goto("second")
+
+    async def second(self: object) -> Command:
+        calls.append("second")
+        return done(self)
+
+    store, order = TakenOver("goto"), flow(Calls, first, second)
+    async with Engine(store) as engine:
+        await ended(engine, order)  # so that nothing else is to be committed meanwhile
+        store.engine = engine
+        run = await engine.start(order)
+        await wait_until(lambda: store.taken and engine._worker is not None and engine._worker.working)
+        store.go_on.set()
+        await engine.signal("go", run_id=run.id)  # which is committed after the goto is known
+        assert (await engine.stats()).running_here == 0
+    assert store.taken == [run.id]
+    assert calls == ["first", "first"]
 
 
 async def test_old_news_of_a_run_stops_no_step() -> None:

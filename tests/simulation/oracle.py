@@ -190,6 +190,8 @@ class Oracle:
             self.wrong(self.events.timed_out(was, now))
         self.figures["a step put itself off"] += transition.kind == "retry" and transition.error is None
         if transition.kind in ("wake", "timeout") and was.wake_at is not None:
+            if self.prompt is not None and now < was.wake_at:
+                self.problems.append(f"run {run.id} was woken {(was.wake_at - now) / 1000} ms early")
             # A wait that an action gave back may be over already.
             self._in_time(f"run {run.id} was woken", max(was.wake_at, was.updated_at), now)
         self.figures["taken for what they died of"] += was.crashes >= DEATHS

@@ -79,8 +79,11 @@ class Owners:
         self._steps[client] = {}
 
     def resumed(self, process: Process) -> None:
-        """A process that was paused goes on."""
+        """A process that was paused goes on: soon it knows whether its lease was over meanwhile."""
         self._resumed[process] = self._loop.time()
+        for client in self._until:
+            if client.process is process:
+                self._loop.call_later(2 * AWAKE, self._stops, client, context=self._context)
 
     # ---- what it asks of the store, and hears
 
@@ -121,8 +124,7 @@ class Owners:
         """An engine hears that these have gone on, and do not run any more."""
         for step in self._steps[client].values():
             stands = self._stands(step.run.id)
-            # One that was begun anew while the first one's goto was not known runs to its end, and is refused.
-            if step.run.id in run_ids and stands.seq > step.run.seq and stands.status != "running":
+            if step.run.id in run_ids and stands.seq > step.run.seq:
                 self._figures["a step whose run has gone on"] += 1
                 self._is_to_end(client, step, "its run has gone on")
 
@@ -168,7 +170,7 @@ class Owners:
         if len(runs) > slots:
             yield f"{client.title} has {slots} slots, and runs {sorted(runs)}"
         until = self._until.get(client)
-        if until is not None and until < now and not self._paused(client, until):
+        if until is not None and until < now:
             yield f"{client.title}: a step of run {run.id} began {now - until} s after its lease was over"
 
     def step_ended(self, client: Client, run: Run) -> None:
