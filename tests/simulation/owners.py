@@ -6,11 +6,12 @@ The oracle knows who owns which run, as the store has it. This holds the engines
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from typing import NamedTuple, Protocol
 
-from aioflow.model import Run
+from aioflow.clock import Micros
+from aioflow.model import SUSPECT_CRASHES, Run
 from aioflow.testing.simloop import Process, SimLoop
 
 #: Seconds within which a step has ended that was stopped.
@@ -45,7 +46,8 @@ class Owners:
         wrong: told of what is found later.
 
     The mutable state: the slots of each engine (0: it is a client), what it runs now, the number of its worker, which of
-    them have heard that they work, until when each may believe that its lease runs, and when each went on after a pause.
+    them have heard that they work, until when each may believe that its lease runs, when each went on after a pause, and
+    since when which runs are left alone.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Owners:
         self._until: dict[Client, float] = {}
         self._resumed: dict[Process, float] = {}
         self._gave_back: set[Client] = set()
+        self._alone: dict[tuple[int, int, int], float] = {}
         #: Whether nothing goes wrong and all have room, so that every run has an owner at once.
         self.at_once = False
 
@@ -176,6 +179,23 @@ class Owners:
     def step_ended(self, client: Client, run: Run) -> None:
         """A step has ended."""
         self._steps[client].pop(_place(run), None)
+
+    def left_alone(self, rows: Iterable[Run], instant: Micros, patience: float) -> Iterator[str]:
+        """Runs that nobody has executed or woken for so many seconds, though a worker has room. Asked again and again."""
+        now = self._loop.time()
+        alive = [client for client in self._working - self._gave_back if client.process.alive]
+        driven = {place for client in alive for place in self._steps[client]}
+        idle = [
+            row for row in rows
+            if (row.status == "running" and row.crashes < SUSPECT_CRASHES)  # suspects wait for each other
+            or (row.status == "waiting" and row.wake_at is not None and row.wake_at <= instant)
+        ]  # fmt: skip
+        if all(len(self._steps[client]) >= self._slots[client] for client in alive):
+            idle = []
+        self._alone = {_place(row): self._alone.get(_place(row), now) for row in idle if _place(row) not in driven}
+        for (run_id, seq, _), since in self._alone.items():
+            if now - since > patience:
+                yield f"run {run_id} at {seq} has been left alone for {now - since} s"
 
     def gives_back(self, client: Client) -> None:
         """A worker gives its runs back."""

@@ -41,6 +41,8 @@ EPOCH: Micros = 1_750_000_000 * SECOND
 #: Seconds after the last fault within which everything has to be done. Slow runs and those that they start, one after
 #: the other in the only slot, were seen to take 150.
 PATIENCE = 600.0
+#: Seconds after the end of a lease within which somebody else executes what its worker had, and wakes what is overdue.
+TAKEOVER = 4.0
 #: Whoever is killed for longer than so many seconds does not come back, if there are others.
 FOR_GOOD = 4.0
 #: The lease where nothing goes wrong, seconds: that the store is far is no reason to lose it.
@@ -157,7 +159,7 @@ class Host:
             engine = Engine(
                 wire,  # type: ignore[arg-type]
                 workflows=scripted.workflows(),
-                lease=timedelta(seconds=LONG_LEASE if self.world.plan.quiet else LEASE),
+                lease=timedelta(seconds=self.world.lease),
                 clock=clock,
                 worker=self.works,
                 max_running=self.world.program.slots[self.index] or 1,
@@ -191,6 +193,7 @@ class World:
         clients = self.on_file and self.program.engines > 1
         if self.plan.quiet and min(self.program.slots) > 100 and not clients:
             self.oracle.prompt = PROMPT if self.plan.distance == 1 else PROMPT_AT_A_DISTANCE
+        self.lease = LONG_LEASE if self.plan.quiet else LEASE
         self._hash = hashlib.blake2b(digest_size=8)
         self._lines = lines
         self._rng = Random(f"{case.seed} users")
@@ -252,6 +255,9 @@ class World:
                 busy = self.oracle.busy(self.now())
                 self.oracle.problems.append(f"not settled after {PATIENCE} s: {busy}, and {self.pending} calls")
                 return
+            self.oracle.wrong(
+                self.server.owners.left_alone(self.oracle.rows.values(), self.now(), self.lease + TAKEOVER)
+            )
             if self.oracle.problems:
                 return
             await loop.pause(0.25)
