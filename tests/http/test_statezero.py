@@ -15,13 +15,13 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from structlog.typing import EventDict
 
-from aioflow import Engine, StartOptions, WorkflowRun
+from aioflow import Engine, StartOptions
 from aioflow.http import statezero
 from aioflow.http.guard import MAX_BODY
 from aioflow.store import Store
 from tests.engine.conftest import MakeEngine, kinds_of
 from tests.http.acting import ACTING, SECRET, Asked, Expense, Gates, Guarded, Other
-from tests.http.conftest import Connect
+from tests.http.conftest import Connect, invalid, parked, refused
 
 REVIEW = "/actions/expense_file_review/"
 GOOD = {"reviewer_notes": "ok", "priority": "high", "note": "n"}
@@ -57,25 +57,6 @@ def fresh() -> None:
     """Gates are closed, and permissions have not been asked."""
     Gates.close()
     Asked.questions, Asked.general, Asked.particular = [], True, True
-
-
-async def parked(engine: Engine, flow: Any) -> WorkflowRun[Any]:
-    """A new run, as soon as it waits."""
-    run: WorkflowRun[Any] = await engine.start(flow)
-    return await run.wait(5, until="parked")
-
-
-def refused(answer: httpx.Response, status: int, type_: str, detail: Any) -> None:
-    """The answer is exactly this refusal."""
-    assert (answer.status_code, answer.json()) == (status, {"status": status, "type": type_, "detail": detail})
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["cache-control"] == "no-store"
-
-
-def invalid(answer: httpx.Response, **fields: str) -> None:
-    """The answer tells exactly these errors of fields."""
-    detail = {name: [{"message": text, "code": "validation_error"}] for name, text in fields.items()}
-    refused(answer, 400, "ValidationError", detail)
 
 
 # ---- 200
