@@ -67,7 +67,7 @@ class RunView(RunSummary):
 
 
 class RunPage(View):
-    """Runs, in order. There may be fewer than asked for, and more to come."""
+    """Runs, in order: as many as asked for, if there are."""
 
     runs: list[RunSummary]
     next: Annotated[str | None, Field(description="The cursor of the next page; null at the end.")]
