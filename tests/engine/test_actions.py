@@ -305,6 +305,25 @@ async def test_a_signal_that_was_there_first_wins(make_engine: MakeEngine) -> No
             assert not isinstance(receipt, BaseException) or isinstance(receipt, errors.RunEnded)
 
 
+async def test_an_action_that_takes_everything_is_not_given_its_self(make_engine: MakeEngine) -> None:
+    """``**more`` is given what callers say, but for what the step calls its workflow."""
+
+    @workflow("act-everything")
+    class Flow:
+        class Context(BaseModel):
+            got: dict[str, Any] = {}
+
+        @action("act_everything")
+        @step(start=True)
+        async def only(self, a: int, **more: Any) -> Command:
+            return complete(got={"a": a, **more})
+
+    async with make_engine(Flow) as engine:
+        run = await parked(engine, Flow)
+        done = await engine.act("act_everything", run.id, a=1, self=2, cls=3, b=[4])
+        assert done.data["got"] == {"a": 1, "cls": 3, "b": [4]}
+
+
 # ---- two calls at once
 
 

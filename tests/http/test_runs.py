@@ -118,6 +118,15 @@ async def test_start_by_parameters_of_any_name(client: httpx.AsyncClient) -> Non
     assert problem(answer, 422, "invalid")["errors"][0]["pointer"] == "#/context/copy"
 
 
+async def test_start_does_not_name_the_class(client: httpx.AsyncClient) -> None:
+    """What a class method calls its class is no parameter of it, also where ``**more`` takes the rest."""
+    answer = await client.post("/workflows/peculiar/runs", json={"context": {"copy": 1, "cls": 1}})
+    (told,) = problem(answer, 422, "invalid")["errors"]
+    assert (told["pointer"], told["code"]) == ("#/context/cls", "extra_forbidden")
+    run = await start(client, "peculiar", context={"copy": 1, "self": 2})
+    assert run["data"]["text"] == "1 None '' {'self': 2}"
+
+
 async def test_start_of_what_has_a_name_with_slashes(client: httpx.AsyncClient) -> None:
     """A workflow's name is quoted in the address."""
     assert (await start(client, "nap/of the cat"))["workflow"] == "nap/of the cat"
