@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -150,7 +150,7 @@ class Client:
         parts = self._open_for("runs()")
         return [WorkflowRun(self, row) for row in await parts.store.select(query, parts.clock.micros())]
 
-    async def iterate(self, query: RunQuery, page: int = 500) -> AsyncIterator[WorkflowRun[Any]]:
+    async def iterate(self, query: RunQuery, page: int = 500) -> AsyncGenerator[WorkflowRun[Any], None]:
         """All runs that match a query of the port: for edges, which have positions to begin at. ``iter_runs`` is for you.
 
         Args:

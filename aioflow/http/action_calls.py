@@ -22,7 +22,9 @@ from aioflow.run import WorkflowRun
 from aioflow.runtime import Engine
 
 _NO_RUN: Final = "No WorkflowRun matches the given query."
-_LONGEST_ID: Final = len(str(1 << 53))
+#: An id that no run comes to have, in place of one that none can have: fit for models that take no 0, say.
+_NOBODY: Final = (1 << 53) - 1
+_LONGEST_ID: Final = len(str(_NOBODY))
 
 
 class _Given(NamedTuple):
@@ -149,14 +151,14 @@ def _read(body: bytes, action: ActionDefinition) -> _Given:
         made = action.validated(values, run_id, request=True, from_json=True)
         data = {RUN_ID: run_id, **made.__dict__, **(made.__pydantic_extra__ or {})}
     except errors.ActionInputInvalid as error:
-        problems |= refusals.faults_of(error)
+        problems = {**refusals.faults_of(error), **problems}  # of the run's id we know better
     if problems:
         raise refusals.unfit(problems)
     return _Given(run_id, values, data)
 
 
 def _run_id(value: object, problems: dict[str, list[str]]) -> int:
-    """The run's id; 0, which no run has, for a number that none can have."""
+    """The run's id."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _LONGEST_ID:
         value = int(value)
     if value is None:
@@ -165,4 +167,4 @@ def _run_id(value: object, problems: dict[str, list[str]]) -> int:
         problems[RUN_ID] = ["A valid integer is required."]
     elif 0 < value < 1 << 53:
         return value
-    return 0
+    return _NOBODY

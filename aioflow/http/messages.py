@@ -84,7 +84,7 @@ class Models:
             made = model.__pydantic_validator__.validate_json(to_json(values), by_alias=True)
         except ValidationError as error:
             raise invalid(error, at=("context",)) from None
-        if (bound := _bound_name(definition.cls.create_context)) in (made.__pydantic_extra__ or {}):
+        if (bound := _bound_name(getattr(definition.cls, "create_context", None))) in (made.__pydantic_extra__ or {}):
             raise fault("Extra inputs are not permitted", "extra_forbidden", at=("context", bound))
         fields = model.model_fields
         given = {fields[name].alias or name: getattr(made, name) for name in made.model_fields_set if name in fields}
@@ -114,7 +114,7 @@ def action_model(action: ActionDefinition) -> type[BaseModel] | None:
         return None
 
 
-def _bound_name(create: Callable[..., Any]) -> str:
+def _bound_name(create: object) -> str:
     """What a class method calls its class, which no keyword may be; "" for what has none."""
     function = getattr(create, "__func__", None)
     return "" if function is None else next(iter(inspect.signature(function).parameters), "")

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AnyUrl, BaseModel, Field
+from pydantic import AnyUrl, BaseModel, Field, PositiveInt
 from starlette.requests import Request
 
 from aioflow import action, complete, fail, get_context, goto, on, sleep, statezero_action, step, wait, workflow
@@ -141,6 +141,36 @@ class Guarded:
         return complete(amount=amount)
 
 
+class PickyInput(BaseModel):
+    """Says itself what a run's id is."""
+
+    workflow_run_id: PositiveInt
+    note: str
+
+
+class PickierInput(BaseModel):
+    """Knows only the first runs."""
+
+    workflow_run_id: int = Field(lt=100)
+
+
+@workflow("sz-picky")
+class Picky:
+    """A workflow whose actions have models with the run's id."""
+
+    class Context(BaseModel):
+        pass
+
+    @action("picky_act", input=PickyInput)
+    @step(start=True)
+    async def act(self, note: str) -> Command:
+        return complete()
+
+    @action("pickier_act", input=PickierInput)
+    async def act_again(self) -> Command:
+        return complete()
+
+
 class Colour(Enum):
     """Choices."""
 
@@ -193,4 +223,4 @@ class Described:
         return complete()
 
 
-ACTING = [Expense, Other, Guarded, Described]
+ACTING = [Expense, Other, Guarded, Picky, Described]

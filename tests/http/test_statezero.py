@@ -20,7 +20,7 @@ from aioflow.http import statezero
 from aioflow.http.guard import MAX_BODY
 from aioflow.store import Store
 from tests.engine.conftest import MakeEngine, kinds_of
-from tests.http.acting import ACTING, SECRET, Asked, Expense, Gates, Guarded, Other
+from tests.http.acting import ACTING, SECRET, Asked, Expense, Gates, Guarded, Other, Picky
 from tests.http.conftest import Connect, invalid, parked, refused
 
 REVIEW = "/actions/expense_file_review/"
@@ -183,6 +183,23 @@ async def test_the_run_s_id_is_a_number(client: httpx.AsyncClient, run_id: Any) 
         await client.post(REVIEW, json={"workflow_run_id": run_id, **GOOD}),
         workflow_run_id="A valid integer is required.",
     )
+
+
+async def test_a_model_s_own_run_id_says_nothing_else(engine: Engine, client: httpx.AsyncClient) -> None:
+    """A model that has the field, and takes positive numbers alone, changes no word about an id that is none."""
+    for run_id in (2**60, 0, -3):
+        answer = await client.post("/actions/picky_act/", json={"workflow_run_id": run_id, "note": "n"})
+        refused(answer, 404, "NotFound", {"message": "No WorkflowRun matches the given query.", "code": "not_found"})
+    missing = "This field is required."
+    invalid(await client.post("/actions/picky_act/", json={"note": "n"}), workflow_run_id=missing)
+    invalid(await client.post("/actions/picky_act/", json={}), workflow_run_id=missing, note=missing)
+    answer = await client.post("/actions/picky_act/", json={"workflow_run_id": "x", "note": "n"})
+    invalid(answer, workflow_run_id="A valid integer is required.")
+    answer = await client.post("/actions/pickier_act/", json={"workflow_run_id": "x"})
+    invalid(answer, workflow_run_id="A valid integer is required.")
+    run = await parked(engine, Picky)
+    answer = await client.post("/actions/picky_act/", json={"workflow_run_id": str(run.id), "note": "n"})
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,8 @@ async def test_an_action_is_described(client: httpx.AsyncClient) -> None:
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
     names = ["described_act", "expense_file_review", "expense_pay", "guarded_act", "other_decide", "other_slow"]
-    assert (list(schema), list(schema["actions"]), schema["count"]) == (["actions", "count"], names, 6)
+    names += ["pickier_act", "picky_act"]
+    assert (list(schema), list(schema["actions"]), schema["count"]) == (["actions", "count"], names, 8)
     assert schema["actions"]["expense_file_review"] == {
         "action_name": "expense_file_review",
         "app": "workflows",
