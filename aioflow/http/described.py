@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_json, to_jsonable_python
 from starlette.responses import Response
 
+from aioflow.http.messages import action_model
 from aioflow.http.refusals import answer
 from aioflow.inputs import RUN_ID, ActionDefinition
 
@@ -76,7 +77,7 @@ def _action(action: ActionDefinition) -> Json:
         "title": " ".join(word[:1].upper() + word[1:] for word in words),
         "docstring": action.docstring,
         "class_name": "".join(word[:1].upper() + word[1:] for word in words),
-        "input_properties": _inputs(action.model),
+        "input_properties": _inputs(action_model(action)),
         "response_properties": {name: _property(name, "string") for name in _RESPONSE},
         "relationships": {},
         "permissions": [
@@ -86,9 +87,10 @@ def _action(action: ActionDefinition) -> Json:
     }
 
 
-def _inputs(model: type[BaseModel]) -> Json:
+def _inputs(model: type[BaseModel] | None) -> Json:
     """In the order in which a generated client takes them: those without a default have to come first."""
-    fields = [(name, field) for name, field in model.model_fields.items() if name != RUN_ID]
+    known = {} if model is None else model.model_fields
+    fields = [(name, field) for name, field in known.items() if name != RUN_ID]
     ordered = sorted(fields, key=lambda item: not item[1].is_required())
     return {RUN_ID: _property(RUN_ID, "integer"), **{name: _field(name, field) for name, field in ordered}}
 

@@ -11,9 +11,11 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
 from pydantic_core import to_json
 
+from aioflow import telemetry
 from aioflow.definition import WorkflowDefinition
 from aioflow.http.problems import Problem, fault, invalid
 from aioflow.inputs import ActionDefinition
+from aioflow.likeness import one_line
 from aioflow.targets import NoWayOut, named_targets
 
 
@@ -107,10 +109,11 @@ def _messages_in(definition: WorkflowDefinition) -> dict[str, list[type[BaseMode
 
 
 def action_model(action: ActionDefinition) -> type[BaseModel] | None:
-    """The model of an action's input; None as long as its annotations name what is not defined."""
+    """The model of an action's input; None, and a warning, as long as its annotations name what is not defined."""
     try:
         return action.model
-    except Exception:  # noqa: BLE001 - whatever evaluating them, or making a model of them, raises
+    except Exception as error:  # noqa: BLE001 - whatever evaluating them, or making a model of them, raises
+        telemetry.warn("what an action takes is not known", action=action.name, error=one_line(error))
         return None
 
 

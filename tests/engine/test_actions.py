@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field
+from pydantic_core import core_schema
 from structlog.typing import EventDict
 
 from aioflow import (
@@ -162,6 +163,46 @@ async def test_an_action_is_shown_with_its_schema(make_engine: MakeEngine) -> No
         await engine.act(Expense.review, run.id, approved=True)
         (pay,) = await engine.open_actions(run.id)
         assert (pay.name, pay.step, pay.title, pay.description) == ("act_pay", "pay", "Pay it", None)
+
+
+class Money:
+    """A type of somebody's own, of which pydantic knows no schema."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_plain_validator_function(lambda value: value)
+
+
+async def test_an_action_without_a_schema_is_shown(make_engine: MakeEngine) -> None:
+    """A type that JSON Schema cannot describe, or a name that only type checkers see, hides no action, nor others."""
+
+    @workflow("act-obscure")
+    class Flow:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.any(on(self.pay), on(self.look), on(self.go))
+
+        @action("obscure_pay")
+        async def pay(self, money: Money) -> Command:
+            return complete()
+
+        @action("obscure_look")
+        async def look(self, thing: "Nowhere") -> Command:  # type: ignore[name-defined] # noqa: F821, UP037
+            return complete()
+
+        @action("obscure_go")
+        async def go(self, far: bool) -> Command:
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        run = await parked(engine, Flow)
+        shown = {found.name: found.schema for found in await engine.open_actions(run.id)}
+        assert list(shown) == ["obscure_pay", "obscure_look", "obscure_go"]
+        assert shown["obscure_pay"] == shown["obscure_look"] == {"type": "object"}
+        assert shown["obscure_go"]["required"] == ["far"]
 
 
 @pytest.mark.parametrize("name", ["act_expense_review", "review", Expense.review, Expense().review])

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import httpx
 import pytest
 from pydantic import BaseModel, EmailStr
+from structlog.typing import EventDict
 
 from aioflow import Engine, action, complete, step, workflow
 from aioflow.commands import Command
@@ -190,6 +191,32 @@ async def test_the_schema_is_that_of_the_engine(connect: Connect) -> None:
         actions = (await connect(statezero(engine)).get("/actions-schema/")).json()["actions"]
         assert {"later_act", "described_act"} <= set(actions)
         assert Described.act
+
+
+async def test_an_action_whose_types_are_unknown_hides_no_other(connect: Connect, log: list[EventDict]) -> None:
+    """A name that only type checkers see leaves its action with the run's id alone, and the log says so."""
+
+    @workflow("sz-unknown")
+    class Unknown:
+        class Context(BaseModel):
+            pass
+
+        @action("unknown_act")
+        @step(start=True)
+        def act(self, thing: "Nowhere") -> Command:  # type: ignore[name-defined] # noqa: F821, UP037
+            return complete()
+
+        @action("known_act")
+        def other(self, far: bool) -> Command:
+            return complete()
+
+    async with Engine("memory://", workflows=[Unknown]) as engine:
+        actions = (await connect(statezero(engine)).get("/actions-schema/")).json()["actions"]
+    assert list(actions["unknown_act"]["input_properties"]) == ["workflow_run_id"]
+    assert list(actions["known_act"]["input_properties"]) == ["workflow_run_id", "far"]
+    (said,) = [entry for entry in log if entry["event"] == "what an action takes is not known"]
+    assert said["action"] == "unknown_act"
+    assert "Nowhere" in said["error"]
 
 
 @pytest.mark.parametrize("path", PATHS)
