@@ -48,7 +48,10 @@ class Refusal(Exception):
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON that nobody is to keep."""
     return Response(
-        to_json(body), status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json"
+        to_json(body, inf_nan_mode="null"),
+        status,
+        {"cache-control": "no-store", **(headers or {})},
+        media_type="application/json",
     )
 
 

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NewType, TypeVar
 
 import httpx
 import pytest
-from pydantic import BaseModel, EmailStr
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    EmailStr,
+    Field,
+    FutureDate,
+    FutureDatetime,
+    NaiveDatetime,
+    PastDate,
+    PastDatetime,
+)
+from pydantic.fields import FieldInfo
 from structlog.typing import EventDict
+from typing_extensions import TypeAliasType
 
 from aioflow import Engine, action, complete, step, workflow
 from aioflow.commands import Command
-from aioflow.http import statezero
-from aioflow.http.described import _type_of
+from aioflow.http import api, statezero
+from aioflow.http.described import _field
 from tests.http.acting import ACTING, Described, Expense
 from tests.http.conftest import Connect
 
 PATHS = ["/actions-schema/", "/models/"]
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -146,13 +162,89 @@ async def test_what_is_required_comes_first(client: httpx.AsyncClient) -> None:
         (dict, ("object", None)),
         (Path | bytes, ("string", None)),
         (list[Any] | set[int], ("array", None)),
+        (AwareDatetime, ("string", "date-time")),
+        (NaiveDatetime, ("string", "date-time")),
+        (PastDatetime, ("string", "date-time")),
+        (FutureDatetime, ("string", "date-time")),
+        (PastDate, ("string", "date")),
+        (FutureDate | None, ("string", "date")),
+        (TypeAliasType("Level", Literal["low", "high"]), ("string", None)),
+        (TypeAliasType("Maybe", TypeAliasType("Number", int) | None), ("integer", None)),
+        (TypeAliasType("Many", list[T], type_params=(T,))[int], ("array", None)),
+        (NewType("UserId", int), ("integer", None)),
+        (NewType("Owner", NewType("UserId", int)) | None, ("integer", None)),
         (object, ("object", None)),
         ("whatever", ("object", None)),
     ],
 )
 def test_other_types_have_their_names(kind: Any, told: Any) -> None:
     """What is text in JSON is a string; what nothing is known of is an object."""
-    assert _type_of(kind)[:2] == told
+    described = _field("field", FieldInfo.from_annotation(kind))
+    assert (described["type"], described["format"]) == told
+
+
+def test_an_alias_has_the_choices_and_bounds_of_what_it_means() -> None:
+    """Whatever a type is called, clients see what it allows."""
+
+    class Input(BaseModel):
+        level: TypeAliasType("Level", Literal["low", "high"]) | None  # type: ignore[valid-type]
+        text: TypeAliasType("Text", Annotated[str, Field(max_length=9)])  # type: ignore[valid-type]
+        maybe: Annotated[str, Field(max_length=9)] | None
+
+    level, text, maybe = (_field(name, field) for name, field in Input.model_fields.items())
+    assert (level["choices"], level["nullable"]) == ({"low": "low", "high": "high"}, True)
+    assert (text["type"], text["max_length"], text["nullable"]) == ("string", 9, False)
+    assert (maybe["type"], maybe["max_length"], maybe["nullable"]) == ("string", 9, True)
+
+
+TWO_HOURS = timezone(timedelta(hours=2))
+
+
+@pytest.mark.parametrize(
+    ("default", "told"),
+    [
+        (math.inf, None),
+        (-math.inf, None),
+        (math.nan, None),
+        ([1.0, math.inf], [1.0, None]),
+        (datetime(2030, 1, 1), None),  # noqa: DTZ001 - that is what it is about
+        ([datetime(2030, 1, 1)], None),  # noqa: DTZ001
+        (datetime(2030, 1, 1, 2, tzinfo=TWO_HOURS), "2030-01-01T00:00:00Z"),
+        ((datetime(2030, 1, 1, 2, tzinfo=TWO_HOURS),), ["2030-01-01T00:00:00Z"]),
+        ({"a": {"b": [datetime(2030, 1, 1, 2, tzinfo=TWO_HOURS)]}}, {"a": {"b": ["2030-01-01T00:00:00Z"]}}),
+        ({"a": 1}, {"a": 1}),
+        (frozenset({Decimal("1.50")}), ["1.50"]),
+        (Decimal("1.50"), "1.50"),
+        (object(), None),
+    ],
+)
+def test_a_default_is_one_that_clients_can_read(default: Any, told: Any) -> None:
+    """Datetimes are UTC and end in Z, wherever they are; what JSON or clients cannot have is none."""
+    field = Field(default)
+    assert isinstance(field, FieldInfo)
+    assert _field("field", field)["default"] == told
+
+
+async def test_the_schema_is_json_whatever_a_bound_is(connect: Connect) -> None:
+    """A bound that is not finite is none, and the checksum is that of what is sent."""
+
+    @workflow("sz-endless")
+    class Endless:
+        class Context(BaseModel):
+            pass
+
+        @action("endless_act")
+        @step(start=True)
+        def act(self, most: float = Field(default=math.inf, ge=1, le=math.inf)) -> Command:
+            return complete()
+
+    async with Engine("memory://", workflows=[Endless]) as engine:
+        answer = await connect(statezero(engine)).get("/actions-schema/")
+        document = await connect(api(engine)).get("/openapi.json")
+    told = json.loads(answer.text, parse_constant=pytest.fail)["actions"]["endless_act"]["input_properties"]["most"]
+    assert told == prop("number", "Most", required=False, min_value=1)
+    assert answer.headers["X-StateZero-Schema-Checksum"] == hashlib.sha256(answer.content).hexdigest()
+    json.loads(document.text, parse_constant=pytest.fail)
 
 
 @pytest.mark.parametrize("path", [*PATHS, *(path.rstrip("/") for path in PATHS)])
