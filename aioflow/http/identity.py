@@ -32,6 +32,11 @@ class ActionRequest(Request):
         self.run: WorkflowRun[Any] | None = None
 
 
+def has_credentials(request: Request) -> bool:
+    """Whether the caller says who he is, truly or not."""
+    return "authorization" in request.headers
+
+
 class Identity:
     """Asks ``authenticate``. Without one, this machine is everybody that there is.
 
@@ -63,5 +68,5 @@ class Identity:
         if inspect.isawaitable(user):
             user = await user
         if user is None:
-            raise no_credentials(some="authorization" in request.headers)
+            raise no_credentials(some=has_credentials(request))
         request.scope["user"] = user

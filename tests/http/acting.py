@@ -99,11 +99,12 @@ class Gates:
 
 
 class Asked:
-    """What permissions have been asked. The mutable state: the questions, and what is allowed."""
+    """What permissions have been asked. The mutable state: the questions, what is allowed, and what is raised."""
 
     questions: list[tuple[Any, ...]] = []  # noqa: RUF012 - emptied for each test
     general = True
     particular = True
+    raised: Exception | None = None
 
 
 class MayAct:
@@ -118,6 +119,8 @@ class MayActOn:
     """Asked about both, asynchronously."""
 
     async def has_permission(self, request: Request, action_name: str) -> bool:
+        if Asked.raised is not None:
+            raise Asked.raised
         return True
 
     async def has_action_permission(self, request: Any, action_name: str, data: dict[str, Any]) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.routing import Mount
 from structlog.typing import EventDict
 
@@ -56,7 +58,7 @@ def named(engine: Engine, connect: Connect) -> httpx.AsyncClient:
 def fresh() -> None:
     """Gates are closed, and permissions have not been asked."""
     Gates.close()
-    Asked.questions, Asked.general, Asked.particular = [], True, True
+    Asked.questions, Asked.general, Asked.particular, Asked.raised = [], True, True, None
 
 
 # ---- 200
@@ -136,6 +138,48 @@ async def test_an_authenticate_may_be_sync(engine: Engine, connect: Connect) -> 
     answer = await client.post("/actions/guarded_act/", json={"workflow_run_id": run.id, "amount": 3})
     assert answer.status_code == 200
     assert Asked.questions[0][1] == ""
+
+
+@pytest.mark.parametrize("path", [REVIEW, "/models/"])
+async def test_an_authenticate_may_raise_its_answer(engine: Engine, connect: Connect, path: str) -> None:
+    """A 401 says whether there were credentials, 403 is the usual one, and all else keeps its status and its headers."""
+
+    def authenticate(request: Request) -> None:
+        raise HTTPException(int(request.headers["x-status"]), headers={"retry-after": "3"})
+
+    client = connect(statezero(engine, authenticate), "203.0.113.5")
+
+    async def ask(status: int, **headers: str) -> httpx.Response:
+        return await client.request(
+            "POST" if path == REVIEW else "GET", path, headers={"x-status": str(status), **headers}
+        )
+
+    for headers, detail in (
+        ({}, "Authentication credentials were not provided."),
+        ({"authorization": "Token x"}, "Invalid token."),
+    ):
+        answer = await ask(401, **headers)
+        assert (answer.status_code, answer.json()) == (401, {"detail": detail})
+        assert answer.headers["www-authenticate"] == "Token"
+    refused(await ask(403), 403, "PermissionDenied", "Permission denied")
+    answer = await ask(429)
+    refused(answer, 429, "TooManyRequests", "Too Many Requests")
+    assert answer.headers["retry-after"] == "3"
+
+
+async def test_a_permission_may_raise_its_answer(engine: Engine, client: httpx.AsyncClient) -> None:
+    """With its own words, and under any status; nothing has run."""
+    run = await parked(engine, Guarded)
+    for raised, status, type_, detail in (
+        (HTTPException(429, "Later."), 429, "TooManyRequests", "Later."),
+        (HTTPException(402, {"odd": 1}), 402, "PaymentRequired", "Payment Required"),  # type: ignore[arg-type]
+        (HTTPException(499, "Gone."), 499, "Refused", "Gone."),
+        (HTTPException(403, "No."), 403, "PermissionDenied", "Permission denied"),
+    ):
+        Asked.raised = raised
+        answer = await client.post("/actions/guarded_act/", json={"workflow_run_id": run.id, "amount": 3})
+        refused(answer, status, type_, detail)
+    assert (await engine.get(run.id)).status == "waiting"
 
 
 async def test_an_unknown_action_is_not_found(client: httpx.AsyncClient) -> None:
