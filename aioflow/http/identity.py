@@ -19,7 +19,7 @@ Authenticate: TypeAlias = Callable[[Request], Any | Awaitable[Any]]
 
 
 class ActionRequest(Request):
-    """A request that calls an action; ``user`` is what ``authenticate`` gave.
+    """A request that calls an action; ``user`` is what ``authenticate`` gave, or ``authorize`` or the host left, or None.
 
     Attributes:
         data: what it calls it with, validated, once that is known.
@@ -28,6 +28,7 @@ class ActionRequest(Request):
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         super().__init__(scope, receive)
+        scope.setdefault("user", None)  # without it Starlette takes asking for a mistake
         self.data: dict[str, Any] = {}
         self.run: WorkflowRun[Any] | None = None
 
