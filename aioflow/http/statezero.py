@@ -50,6 +50,10 @@ def statezero(
     ``authenticate`` gave), and from ``has_action_permission`` on ``request.run`` (the WorkflowRun, or None if there is
     none) and ``request.data``.
 
+    A call with an ``Idempotency-Key`` that is sent again by the same caller gets the answer of the one that succeeded, for
+    a day, from the process that has answered it: behind several processes, or after a restart, it may be told that the
+    run does not wait for the action any more.
+
     Args:
         engine: whose actions.
         authenticate: ``authenticate(request)``, sync or async, gives who calls, or None for nobody (401). It may raise

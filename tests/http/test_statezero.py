@@ -562,6 +562,58 @@ async def test_a_key_belongs_to_one_call_of_one_caller(engine: Engine, connect: 
     assert "Current status: waiting" in foreign.json()["detail"][0]["message"]
 
 
+class Somebody:
+    """A user of whom nothing can be read."""
+
+
+class Unreadable:
+    """A user who cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError(SECRET)
+
+
+def by_name(request: Request) -> str | None:
+    return request.headers.get("x-api-key") or request.query_params.get("token")
+
+
+@pytest.mark.parametrize("authenticate", [by_name, lambda _: Somebody(), lambda _: Unreadable(), lambda _: "both"])
+@pytest.mark.parametrize("where", ["header", "query"])
+async def test_a_key_belongs_to_who_is_authenticated(
+    engine: Engine, connect: Connect, authenticate: Any, where: str
+) -> None:
+    """However callers are known, one does not get the answer to another; his own he gets, in another trace, too."""
+    client = connect(statezero(engine, authenticate), "203.0.113.5")
+    run = await parked(engine, Expense)
+    body = {"workflow_run_id": run.id, **GOOD}
+
+    async def call(name: str, operation: str) -> httpx.Response:
+        headers = {"idempotency-key": "1", "x-operation-id": operation, "traceparent": operation}
+        if where == "header":
+            return await client.post(REVIEW, json=body, headers={**headers, "x-api-key": name})
+        return await client.post(f"{REVIEW}?token={name}", json=body, headers=headers)
+
+    first = await call("ann", "1")
+    again = await call("ann", "2")
+    assert (again.status_code, again.content, again.headers["idempotent-replayed"]) == (200, first.content, "true")
+    foreign = await call("bob", "3")
+    assert "idempotent-replayed" not in foreign.headers
+    message = "The workflow is not waiting for action 'expense_file_review'. Current status: waiting"
+    refused(foreign, 400, "ValidationError", [{"message": message, "code": "validation_error"}])
+
+
+async def test_a_key_belongs_to_where_its_caller_is_if_he_is_known_by_that(engine: Engine, connect: Connect) -> None:
+    """Users that tell nothing of themselves are not mixed up from machine to machine, and those that do are told apart."""
+    app = statezero(engine, lambda request: request.client and Somebody())
+    named_ = statezero(engine, lambda request: request.client and request.client.host)
+    for where in (app, named_):
+        run = await parked(engine, Expense)
+        given = {"json": {"workflow_run_id": run.id, **GOOD}, "headers": {"idempotency-key": "1"}}
+        ann, bob = connect(where, "203.0.113.5"), connect(where, "203.0.113.6")
+        statuses = [(await client.post(REVIEW, **given)).status_code for client in (ann, ann, bob)]  # type: ignore[arg-type]
+        assert statuses == [200, 200, 400]
+
+
 @pytest.mark.parametrize("key", ["", "x" * 201])
 async def test_a_key_has_a_length(engine: Engine, client: httpx.AsyncClient, key: str) -> None:
     """A key that is empty, or longer than anything that aioflow keeps, is refused."""
