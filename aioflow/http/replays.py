@@ -114,7 +114,7 @@ def _caller(request: Request) -> Iterator[str]:
 def _user(request: Request) -> str:
     """The user, as far as he can be read: an object's address, which others have after it, says nothing."""
     user = request.scope.get("user")
-    if type(user).__repr__ is not object.__repr__:
+    if type(user).__repr__ is not object.__repr__:  # type: ignore[comparison-overlap]
         with suppress(Exception):  # whatever somebody's own __repr__ raises
             return repr(user)
     return "" if request.client is None else request.client.host
