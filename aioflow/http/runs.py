@@ -76,7 +76,7 @@ class Runs:
                     break
                 shown.append(run)
         return RunPage(
-            runs=[RunSummary.model_validate(run) for run in shown],
+            runs=[RunSummary.of(run) for run in shown],
             next=listing.cursor_after(shown[-1], asked.order) if more else None,
         ).response()
 
@@ -90,8 +90,10 @@ class Runs:
         asked = listing.read(request.query_params, listing.HistoryParameters)
         found = await self._engine.history(run.id, after=asked.after, limit=asked.limit)
         more = len(found) == asked.limit
+        if found and found[-1].seq > run.row.seq:
+            await run.refresh()
         return HistoryPage(
-            transitions=[TransitionView.of(each) for each in found], next=found[-1].seq if more else None
+            transitions=[TransitionView.of(each, run) for each in found], next=found[-1].seq if more else None
         ).response()
 
     async def wait(self, request: Request) -> Response:
@@ -111,7 +113,7 @@ class Runs:
         after = position(request, asked.after)
         if run.status.ended and after >= run.row.seq:
             return Response(status_code=204)  # which tells an EventSource not to ask again
-        return Stream(self._engine, self._exits, run.id, after)
+        return Stream(self._engine, self._exits, run, after)
 
     async def signal(self, request: Request) -> Response:
         """Send a signal to one run."""
