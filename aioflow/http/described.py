@@ -192,6 +192,11 @@ def _type_of(kind: Any) -> tuple[str, str | None, dict[str, str] | None]:
 
 
 def _choices(values: Iterable[Any]) -> tuple[str, str | None, dict[str, str]]:
+    """Values and labels of an Enum or a Literal.
+
+    Where StateZero knows only strings, those of integers are an "integer": a client that sends "1" for 1, as it would for
+    a "string", is refused, for pydantic takes 1 alone.
+    """
     found = list(values)
     integers = all(isinstance(value, int) and not isinstance(value, bool) for value in found)
     return "integer" if integers else "string", None, {str(value): str(value) for value in found}
