@@ -78,7 +78,17 @@ async def parked(engine: Engine, flow: Any) -> WorkflowRun[Any]:
 
 def refused(answer: httpx.Response, status: int, type_: str, detail: Any) -> None:
     """The answer is exactly this refusal."""
-    assert (answer.status_code, answer.json()) == (status, {"status": status, "type": type_, "detail": detail})
+    says(answer, status, {"status": status, "type": type_, "detail": detail})
+
+
+def bare(answer: httpx.Response, status: int, detail: str) -> None:
+    """The answer is exactly this refusal, which has neither status nor type."""
+    says(answer, status, {"detail": detail})
+
+
+def says(answer: httpx.Response, status: int, body: dict[str, Any]) -> None:
+    """The answer has this status and body, which is JSON that nobody keeps."""
+    assert (answer.status_code, answer.json()) == (status, body)
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"] == "no-store"
 

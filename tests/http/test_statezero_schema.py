@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import math
 from collections.abc import AsyncIterator
@@ -33,7 +34,7 @@ from aioflow.commands import Command
 from aioflow.http import api, statezero
 from aioflow.http.described import _field
 from tests.http.acting import ACTING, Described, Expense
-from tests.http.conftest import Connect
+from tests.http.conftest import Connect, bare
 
 PATHS = ["/actions-schema/", "/models/"]
 T = TypeVar("T")
@@ -138,6 +139,15 @@ async def test_every_type_is_told(client: httpx.AsyncClient) -> None:
     }
     assert found == expected
     assert list(found) == list(expected)
+
+
+@pytest.mark.parametrize(("level", "fits"), [(1, True), ("1", False)])
+async def test_whole_numbers_to_choose_from_are_told_as_what_is_taken(
+    client: httpx.AsyncClient, level: object, fits: bool
+) -> None:
+    """A client that sent a string, because the schema said so, would be refused."""
+    answer = await client.post("/actions/described_act/", json={"workflow_run_id": 1, "a_level": level})
+    assert ("a_level" not in answer.json()["detail"]) == fits
 
 
 async def test_what_is_required_comes_first(client: httpx.AsyncClient) -> None:
@@ -320,15 +330,32 @@ async def test_a_sync_token_reads_the_schema(engine: Engine, connect: Connect, p
 
     client = connect(statezero(engine, nobody, sync_token="sésame"), "203.0.113.5")
     none = await client.get(path)
-    assert (none.status_code, none.json()) == (403, {"detail": "Schema sync requires the header X-Sync-Token."})
+    bare(none, 403, "Schema sync requires the header X-Sync-Token.")
     for header in ("X-Sync-Token", "X-StateZero-Sync-Token"):
         wrong = await client.get(path, headers={header: "sesame"})
-        detail = {"detail": "Sync token mismatch: it is not the one that this server has."}
-        assert (wrong.status_code, wrong.json()) == (409, detail)
+        bare(wrong, 409, "Sync token mismatch: it is not the one that this server has.")
         right = await client.get(path, headers={header: "sésame".encode()})
         assert right.status_code == 200
     action_ = await client.post("/actions/expense_pay/", json={}, headers={"X-Sync-Token": "sésame".encode()})
-    assert action_.status_code == 401
+    bare(action_, 401, "Authentication credentials were not provided.")
+
+
+async def test_a_sync_token_is_compared_in_constant_time(
+    engine: Engine, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long it takes to refuse a token says nothing of how much of it is right."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return hmac_compare(one, other)
+
+    hmac_compare = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    client = connect(statezero(engine, sync_token="right"))
+    for sent, status in (("wrong", 409), ("right", 200), ("righ", 409)):
+        assert (await client.get("/models/", headers={"x-sync-token": sent})).status_code == status
+    assert compared == [(b"wrong", b"right"), (b"right", b"right"), (b"righ", b"right")]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -343,7 +370,8 @@ async def test_without_a_sync_token_the_schema_is_for_who_is_known(engine: Engin
 async def test_the_schema_is_only_read(client: httpx.AsyncClient, path: str) -> None:
     """Anything but GET and HEAD is not allowed."""
     answer = await client.post(path)
-    assert (answer.status_code, answer.json()) == (405, {"detail": 'Method "POST" not allowed.'})
+    bare(answer, 405, 'Method "POST" not allowed.')
+    assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
     assert (await client.head(path)).status_code == 200
 
 
