@@ -146,10 +146,6 @@ class Client:
             raise RunNotFound(workflow=name, key=key)
         return WorkflowRun(self, rows[0])
 
-    async def _select(self, query: RunQuery) -> list[WorkflowRun[Any]]:
-        parts = self._open_for("runs()")
-        return [WorkflowRun(self, row) for row in await parts.store.select(query, parts.clock.micros())]
-
     async def iterate(self, query: RunQuery, page: int = 500) -> AsyncGenerator[WorkflowRun[Any], None]:
         """All runs that match a query of the port: for edges, which have positions to begin at. ``iter_runs`` is for you.
 
