@@ -22,8 +22,6 @@ _INSTEAD: Final = {
     "reject": "What was sent does not fit.",
 }
 _RAISED: Final = "An error was raised. The log of the server has more."
-
-
 #: The errors whose text is meant for whoever reads the run.
 _TOLD: Final = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in (GiveUp, RunTimeout, StepTimeout))
 
