@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, overload
 
 from pydantic import JsonValue
 
-from aioflow import interventions
+from aioflow import interventions, telemetry
 from aioflow.callers import Caller
 from aioflow.client import PATIENCE
 from aioflow.clock import SECOND, Clock, Micros
@@ -22,6 +22,7 @@ from aioflow.definition import WorkflowDefinition
 from aioflow.emitting import Emitting
 from aioflow.errors import ActionFailed, ActionNotOpen, RunNotFound, WorkflowUnknown
 from aioflow.inputs import ACTION, REQUEST, RUN_ID, ActionDefinition
+from aioflow.likeness import one_line
 from aioflow.model import Arm, Run, check_id
 from aioflow.openings import open_arms
 from aioflow.parts import Parts
@@ -254,8 +255,15 @@ def shown(definition: WorkflowDefinition, action: ActionDefinition) -> OpenActio
 
 
 def schema_of(action: ActionDefinition) -> dict[str, JsonValue]:
-    """What an action takes, as JSON Schema. The run's id is not part of it: whoever calls says it anyway."""
-    schema = action.model.model_json_schema()
+    """What an action takes, as JSON Schema; an object of which nothing is known, if that cannot be told.
+
+    The run's id is not part of it: whoever calls says it anyway.
+    """
+    try:
+        schema = action.model.model_json_schema()
+    except Exception as error:  # noqa: BLE001 - pydantic's own, what evaluating annotations and a type's own schema raise
+        telemetry.debug("an action's input has no JSON Schema", action=action.name, error=one_line(error))
+        return {"type": "object"}
     schema.get("properties", {}).pop(RUN_ID, None)
     if RUN_ID in schema.get("required", ()):
         schema["required"].remove(RUN_ID)

@@ -73,6 +73,10 @@ class Parameters:
         """Whether it wants the event that resumed the run."""
         return bool(self._names_of(Event) or self._called("event"))
 
+    def takes(self, name: str) -> bool:
+        """Whether a keyword of this name may be given."""
+        return name in self.names or (self.takes_all and name != self._self)
+
     def fill(self, resumption: Resumption | None, failure: Failure | None, event: object = None) -> dict[str, Any]:
         """The keywords for the step.
 
@@ -162,7 +166,7 @@ class Parameters:
                     raise Unfillable(f"{parameter.name}: {explain(error)}") from error
             values[parameter.name] = value
         if self.takes_all:
-            known = {self._self, *(p.name for p in self._named)}
+            known = {*self.names, self._self}
             values |= {name: value for name, value in payload.items() if name not in known}
         return values
 

@@ -138,7 +138,9 @@ class Calls(Acting):
             TypeError, ValueError: an unknown filter, or a value of the wrong type or out of its range.
             EngineClosed, StoreUnavailable: the store cannot be asked.
         """
-        return await self.select(run_query("runs", filters, workflow=workflow, order=order, limit=limit, after=after))
+        query = run_query("runs", filters, workflow=workflow, order=order, limit=limit, after=after)
+        parts = self._open_for("runs()")
+        return [WorkflowRun(self, row) for row in await parts.store.select(query, parts.clock.micros())]
 
     @overload
     def iter_runs(
@@ -162,7 +164,7 @@ class Calls(Acting):
         Raises:
             As ``runs``.
         """
-        return self._iterate(run_query("iter_runs", filters, workflow=workflow, order=order))
+        return self.iterate(run_query("iter_runs", filters, workflow=workflow, order=order))
 
     async def count(self, *, workflow: Any = None, **filters: Unpack[RunFilters]) -> int:
         """How many runs match.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -146,16 +146,16 @@ class Client:
             raise RunNotFound(workflow=name, key=key)
         return WorkflowRun(self, rows[0])
 
-    async def select(self, query: RunQuery) -> list[WorkflowRun[Any]]:
-        """The runs that match a query of the port: for edges, which have positions to go on from. ``runs`` is for you.
+    async def iterate(self, query: RunQuery, page: int = 500) -> AsyncGenerator[WorkflowRun[Any], None]:
+        """All runs that match a query of the port: for edges, which have positions to begin at. ``iter_runs`` is for you.
+
+        Args:
+            query: which runs; whatever its limit.
+            page: how many are read at once.
 
         Raises:
             EngineClosed, StoreUnavailable: the store cannot be asked.
         """
-        parts = self._open_for("runs()")
-        return [WorkflowRun(self, row) for row in await parts.store.select(query, parts.clock.micros())]
-
-    async def _iterate(self, query: RunQuery, page: int = 500) -> AsyncIterator[WorkflowRun[Any]]:
         parts = self._open_for("iter_runs()")
         while True:
             rows = await parts.store.select(dataclasses.replace(query, limit=page), parts.clock.micros())

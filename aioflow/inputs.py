@@ -175,9 +175,8 @@ class ActionDefinition:
         if place is not None:
             values: dict[str, Any] = {place: made}
         else:
-            values = {**made.__dict__, **(made.__pydantic_extra__ or {})}
-            if not self._parameters.takes_all:
-                values = {name: value for name, value in values.items() if name in self._parameters.names}
+            given = {**made.__dict__, **(made.__pydantic_extra__ or {})}
+            values = {name: value for name, value in given.items() if self._parameters.takes(name)}
         if self.takes_request and request is not None:
             values[REQUEST] = request
         if missing := [name for name in self._parameters.needed if name not in values]:

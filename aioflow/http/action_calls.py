@@ -22,7 +22,9 @@ from aioflow.run import WorkflowRun
 from aioflow.runtime import Engine
 
 _NO_RUN: Final = "No WorkflowRun matches the given query."
-_LONGEST_ID: Final = len(str(1 << 53))
+#: An id that no run comes to have, in place of one that none can have: fit for models that take no 0, say.
+_NOBODY: Final = (1 << 53) - 1
+_LONGEST_ID: Final = len(str(_NOBODY))
 
 
 class _Given(NamedTuple):
@@ -58,13 +60,26 @@ class ActionCalls:
         action = self._engine.registry.actions.get(name)
         if action is None:
             raise refusals.not_found(f"Action '{name}' not found")
-        await _ask(action, "has_permission", request, name)
-        body = await _body_of(request)
-        given = _read(body, action)
-        request.run = request.state.run = await self._find(given.run_id)
+        given = await self._admit(action, request)
+        own = self._own(request.run, name)
+        if own is not None and own is not action:  # another version's, which may be stricter
+            given = await self._admit(own, request)
+        return await self._replays.answer(request, await request.body(), lambda: self._call(name, own, given, request))
+
+    async def _admit(self, action: ActionDefinition, request: ActionRequest) -> _Given:
+        """What is asked before the run's state: the action's permissions, and the body. Raises Refusal."""
+        await _ask(action, "has_permission", request, action.name)
+        given = _read(await _body_of(request), action)
+        if request.run is None:
+            request.run = request.state.run = await self._find(given.run_id)
         request.data = given.data
-        await _ask(action, "has_action_permission", request, name, given.data)
-        return await self._replays.answer(request, body, lambda: self._call(action, given, request))
+        await _ask(action, "has_action_permission", request, action.name, given.data)
+        return given
+
+    def _own(self, run: WorkflowRun[Any] | None, name: str) -> ActionDefinition | None:
+        """The action of this name that the run's own code has: a step of this name is not meant."""
+        definition = None if run is None else self._engine.definition_of(run.row)
+        return None if definition is None else next((each for each in definition.actions if each.name == name), None)
 
     async def _find(self, run_id: int) -> WorkflowRun[Any] | None:
         try:
@@ -72,23 +87,27 @@ class ActionCalls:
         except errors.RunNotFound:
             return None
 
-    async def _call(self, action: ActionDefinition, given: _Given, request: ActionRequest) -> Response:
+    async def _call(
+        self, name: str, action: ActionDefinition | None, given: _Given, request: ActionRequest
+    ) -> Response:
         if request.run is None:
             raise refusals.not_found(_NO_RUN)
+        if action is None:
+            raise _misplaced(request.run, name)
         try:
             with self._exits.patient() as scope:
                 run, error = await self._engine.call_action(
-                    action.name, given.run_id, given.values, request=request, from_json=True, known=request.run.row
+                    name, given.run_id, given.values, request=request, from_json=True, known=request.run.row
                 )
             if scope.cancelled_caught:  # the server ends; the action goes on where the engine works next
                 raise refusals.unavailable()
         except errors.RunNotFound:
             raise refusals.not_found(_NO_RUN) from None
-        except (errors.ActionNotOpen, errors.WorkflowUnknown):
-            raise _misplaced(await self._engine.get(given.run_id), action) from None
+        except errors.ActionNotOpen:
+            raise _misplaced(await self._engine.get(given.run_id), name) from None
         if error is not None:
             if isinstance(error, errors.ActionFailed) and run.status == WorkflowStatus.CANCELLED:
-                raise _misplaced(run, action)
+                raise _misplaced(run, name)
             raise refusals.broken(str(error)) if self._debug else refusals.broken()
         told = {
             "status": "success",
@@ -99,8 +118,8 @@ class ActionCalls:
         return answer(told)
 
 
-def _misplaced(run: WorkflowRun[Any], action: ActionDefinition) -> refusals.Refusal:
-    return refusals.misplaced(f"The workflow is not waiting for action '{action.name}'. Current status: {run.status}")
+def _misplaced(run: WorkflowRun[Any], name: str) -> refusals.Refusal:
+    return refusals.misplaced(f"The workflow is not waiting for action '{name}'. Current status: {run.status}")
 
 
 async def _ask(action: ActionDefinition, question: Question, *about: Any) -> None:
@@ -132,14 +151,14 @@ def _read(body: bytes, action: ActionDefinition) -> _Given:
         made = action.validated(values, run_id, request=True, from_json=True)
         data = {RUN_ID: run_id, **made.__dict__, **(made.__pydantic_extra__ or {})}
     except errors.ActionInputInvalid as error:
-        problems |= refusals.faults_of(error)
+        problems = {**refusals.faults_of(error), **problems}  # of the run's id we know better
     if problems:
         raise refusals.unfit(problems)
     return _Given(run_id, values, data)
 
 
 def _run_id(value: object, problems: dict[str, list[str]]) -> int:
-    """The run's id; 0, which no run has, for a number that none can have."""
+    """The run's id."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _LONGEST_ID:
         value = int(value)
     if value is None:
@@ -148,4 +167,4 @@ def _run_id(value: object, problems: dict[str, list[str]]) -> int:
         problems[RUN_ID] = ["A valid integer is required."]
     elif 0 < value < 1 << 53:
         return value
-    return 0
+    return _NOBODY

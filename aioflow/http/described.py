@@ -11,14 +11,25 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import PurePath
 from types import UnionType
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NewType, Union, get_args, get_origin
 from uuid import UUID
 
-from pydantic import AnyUrl, BaseModel, EmailStr
+from pydantic import (
+    AnyUrl,
+    AwareDatetime,
+    BaseModel,
+    EmailStr,
+    FutureDate,
+    FutureDatetime,
+    NaiveDatetime,
+    PastDate,
+    PastDatetime,
+)
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined, to_json, to_jsonable_python
+from pydantic_core import PydanticUndefined, to_jsonable_python
 from starlette.responses import Response
 
+from aioflow.http.messages import action_model
 from aioflow.http.refusals import answer
 from aioflow.inputs import RUN_ID, ActionDefinition
 
@@ -31,7 +42,13 @@ _TYPES: Final[tuple[tuple[type, str, str | None], ...]] = (
     (float, "number", None),
     (Decimal, "string", None),
     (datetime, "string", "date-time"),
+    (AwareDatetime, "string", "date-time"),
+    (NaiveDatetime, "string", "date-time"),
+    (PastDatetime, "string", "date-time"),
+    (FutureDatetime, "string", "date-time"),
     (date, "string", "date"),
+    (PastDate, "string", "date"),
+    (FutureDate, "string", "date"),
     (time, "string", "time"),
     (UUID, "string", "uuid"),
     (EmailStr, "string", "email"),
@@ -59,7 +76,9 @@ def checked_sum(body: bytes) -> dict[str, str]:
 
 def schema_answer(body: Any) -> Response:
     """A part of the schema, with its checksum."""
-    return answer(body, headers=checked_sum(to_json(body)))
+    response = answer(body)
+    response.headers.update(checked_sum(bytes(response.body)))
+    return response
 
 
 def described(actions: Iterable[ActionDefinition]) -> Json:
@@ -76,7 +95,7 @@ def _action(action: ActionDefinition) -> Json:
         "title": " ".join(word[:1].upper() + word[1:] for word in words),
         "docstring": action.docstring,
         "class_name": "".join(word[:1].upper() + word[1:] for word in words),
-        "input_properties": _inputs(action.model),
+        "input_properties": _inputs(action_model(action)),
         "response_properties": {name: _property(name, "string") for name in _RESPONSE},
         "relationships": {},
         "permissions": [
@@ -86,9 +105,10 @@ def _action(action: ActionDefinition) -> Json:
     }
 
 
-def _inputs(model: type[BaseModel]) -> Json:
+def _inputs(model: type[BaseModel] | None) -> Json:
     """In the order in which a generated client takes them: those without a default have to come first."""
-    fields = [(name, field) for name, field in model.model_fields.items() if name != RUN_ID]
+    known = {} if model is None else model.model_fields
+    fields = [(name, field) for name, field in known.items() if name != RUN_ID]
     ordered = sorted(fields, key=lambda item: not item[1].is_required())
     return {RUN_ID: _property(RUN_ID, "integer"), **{name: _field(name, field) for name, field in ordered}}
 
@@ -128,16 +148,22 @@ def _stripped(kind: Any, metadata: list[Any]) -> tuple[Any, list[Any], bool]:
     """A type without what is around it: what it is annotated with, and whether it may be None."""
     nullable = False
     while True:
-        if get_origin(kind) is Annotated:
+        origin = get_origin(kind)
+        if origin is Annotated:
             kind, *more = get_args(kind)
-            metadata += more
-        elif get_origin(kind) in (Union, UnionType):
+            for each in more:
+                metadata += each.metadata if isinstance(each, FieldInfo) else [each]
+        elif (meant := getattr(origin or kind, "__value__", None)) is not None:  # ``type A = ...``, or A[int]
+            kind = meant[get_args(kind)] if origin else meant
+        elif isinstance(kind, NewType):
+            kind = kind.__supertype__
+        elif origin in (Union, UnionType):
             members = [member for member in get_args(kind) if member is not type(None)]
             nullable = nullable or len(members) < len(get_args(kind))
             if len(members) != 1:
                 return kind, metadata, nullable
             (kind,) = members
-        elif get_origin(kind) is Literal and None in get_args(kind):
+        elif origin is Literal and None in get_args(kind):
             return Literal[tuple(each for each in get_args(kind) if each is not None)], metadata, True
         else:
             return kind, metadata, nullable
@@ -166,6 +192,11 @@ def _type_of(kind: Any) -> tuple[str, str | None, dict[str, str] | None]:
 
 
 def _choices(values: Iterable[Any]) -> tuple[str, str | None, dict[str, str]]:
+    """Values and labels of an Enum or a Literal.
+
+    Where StateZero knows only strings, those of integers are an "integer": a client that sends "1" for 1, as it would for
+    a "string", is refused, for pydantic takes 1 alone.
+    """
     found = list(values)
     integers = all(isinstance(value, int) and not isinstance(value, bool) for value in found)
     return "integer" if integers else "string", None, {str(value): str(value) for value in found}
@@ -184,8 +215,9 @@ def _bounds(kind: Any, type_: str, metadata: Iterable[Any]) -> Json:
             ("le", "max_value", ""),
         ):
             value = getattr(each, given, None)
-            if value is not None and only in ("", type_):
-                found[name] = float(value) if isinstance(value, Decimal) else _default(value)
+            told = _default(float(value) if isinstance(value, Decimal) else value)
+            if told is not None and only in ("", type_):
+                found[name] = told
         if kind is int:  # the only kind that has a next one
             if (above := getattr(each, "gt", None)) is not None:
                 found["min_value"] = above + 1
@@ -195,12 +227,25 @@ def _bounds(kind: Any, type_: str, metadata: Iterable[Any]) -> Json:
 
 
 def _default(value: Any) -> Any:
-    """As JSON; datetimes in UTC, which clients expect."""
-    if isinstance(value, datetime) and value.tzinfo is not None:
-        value = value.astimezone(UTC)
-    if isinstance(value, Decimal):
-        return str(value)
+    """As JSON; None for what clients cannot have: numbers that are not finite, and datetimes without a time zone."""
     try:
-        return to_jsonable_python(value)
+        return to_jsonable_python(_told(value), inf_nan_mode="null")
     except Exception:  # noqa: BLE001 - a default that JSON cannot have is the server's own affair
         return None
+
+
+def _told(value: Any) -> Any:
+    """With datetimes in UTC, which end in Z, wherever they are. Raises ValueError for one without a time zone."""
+    match value:
+        case datetime(tzinfo=None):
+            raise ValueError("it is no instant")
+        case datetime():
+            return value.astimezone(UTC)
+        case BaseModel():
+            return _told(value.model_dump())
+        case Mapping():
+            return {key: _told(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_told(item) for item in value]
+        case _:
+            return value

@@ -44,8 +44,8 @@ class Exits:
     def __init__(self) -> None:
         self._clock = Clock()
         self._scopes: dict[CancelScope, float | None] = {}
-        self._looking = TaskSet()
-        self._listening = TaskSet()
+        self._looker: asyncio.Task[None] | None = None
+        self._tasks = TaskSet()
 
     @contextmanager
     def bounded(self, seconds: float, receive: Receive) -> Generator[CancelScope]:
@@ -56,7 +56,7 @@ class Exits:
             receive: where the client is heard; whose body has been read, as far as it matters.
         """
         with move_on_after(seconds) as scope, self._watched(scope, 0):
-            listener = self._listening.spawn(self._listen(receive, scope), name="aioflow http client")
+            listener = self._tasks.spawn(self._listen(receive, scope), name="aioflow http client")
             try:
                 yield scope
             finally:
@@ -71,8 +71,8 @@ class Exits:
     @contextmanager
     def _watched(self, scope: CancelScope, grace: float) -> Generator[None]:
         self._scopes[scope] = grace
-        if not len(self._looking):
-            self._looking.spawn(self._look(), name="aioflow http exit")
+        if self._looker is None or self._looker.done():
+            self._looker = self._tasks.spawn(self._look(), name="aioflow http exit")
         try:
             yield
         finally:

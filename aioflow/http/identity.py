@@ -19,7 +19,7 @@ Authenticate: TypeAlias = Callable[[Request], Any | Awaitable[Any]]
 
 
 class ActionRequest(Request):
-    """A request that calls an action; ``user`` is what ``authenticate`` gave.
+    """A request that calls an action; ``user`` is what ``authenticate`` gave, or ``authorize`` or the host left, or None.
 
     Attributes:
         data: what it calls it with, validated, once that is known.
@@ -28,8 +28,14 @@ class ActionRequest(Request):
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         super().__init__(scope, receive)
+        scope.setdefault("user", None)  # without it Starlette takes asking for a mistake
         self.data: dict[str, Any] = {}
         self.run: WorkflowRun[Any] | None = None
+
+
+def has_credentials(request: Request) -> bool:
+    """Whether the caller says who he is, truly or not."""
+    return "authorization" in request.headers
 
 
 class Identity:
@@ -63,5 +69,5 @@ class Identity:
         if inspect.isawaitable(user):
             user = await user
         if user is None:
-            raise no_credentials(some="authorization" in request.headers)
+            raise no_credentials(some=has_credentials(request))
         request.scope["user"] = user

@@ -11,9 +11,11 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
 from pydantic_core import to_json
 
+from aioflow import telemetry
 from aioflow.definition import WorkflowDefinition
 from aioflow.http.problems import Problem, fault, invalid
 from aioflow.inputs import ActionDefinition
+from aioflow.likeness import one_line
 from aioflow.targets import NoWayOut, named_targets
 
 
@@ -84,6 +86,8 @@ class Models:
             made = model.__pydantic_validator__.validate_json(to_json(values), by_alias=True)
         except ValidationError as error:
             raise invalid(error, at=("context",)) from None
+        if (bound := _bound_name(getattr(definition.cls, "create_context", None))) in (made.__pydantic_extra__ or {}):
+            raise fault("Extra inputs are not permitted", "extra_forbidden", at=("context", bound))
         fields = model.model_fields
         given = {fields[name].alias or name: getattr(made, name) for name in made.model_fields_set if name in fields}
         return {**given, **(made.__pydantic_extra__ or {})}
@@ -105,11 +109,18 @@ def _messages_in(definition: WorkflowDefinition) -> dict[str, list[type[BaseMode
 
 
 def action_model(action: ActionDefinition) -> type[BaseModel] | None:
-    """The model of an action's input; None as long as its annotations name what is not defined."""
+    """The model of an action's input; None, and a warning, as long as its annotations name what is not defined."""
     try:
         return action.model
-    except Exception:  # noqa: BLE001 - whatever evaluating them, or making a model of them, raises
+    except Exception as error:  # noqa: BLE001 - whatever evaluating them, or making a model of them, raises
+        telemetry.warn("what an action takes is not known", action=action.name, error=one_line(error))
         return None
+
+
+def _bound_name(create: object) -> str:
+    """What a class method calls its class, which no keyword may be; "" for what has none."""
+    function = getattr(create, "__func__", None)
+    return "" if function is None else next(iter(inspect.signature(function).parameters), "")
 
 
 def _parameters(create: Callable[..., Any], name: str) -> type[BaseModel]:

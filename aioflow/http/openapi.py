@@ -79,7 +79,7 @@ class Description:
             made = self._made = (registry, registry.generation, describe(registry, self._models))
         servers = [{"url": quote(request.scope.get("root_path", "")) or "/"}]
         return Response(
-            to_json({**made[2], "servers": servers}),
+            to_json({**made[2], "servers": servers}, inf_nan_mode="null"),
             headers={"cache-control": "no-cache"},
             media_type="application/json",
         )

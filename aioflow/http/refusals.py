@@ -5,7 +5,9 @@ No text of an exception is part of an answer: what is told is the engine's own, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -48,7 +50,10 @@ class Refusal(Exception):
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON that nobody is to keep."""
     return Response(
-        to_json(body), status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json"
+        to_json(body, inf_nan_mode="null"),
+        status,
+        {"cache-control": "no-store", **(headers or {})},
+        media_type="application/json",
     )
 
 
@@ -128,17 +133,37 @@ def faults_of(error: errors.ActionInputInvalid | errors.LimitExceeded) -> dict[s
     return found
 
 
-def refusal_of(error: Exception, *, debug: bool = False) -> Refusal:
-    """What is answered when something is raised. ``debug``: tell what it was."""
+def _of_http(error: HTTPException, *, credentials: bool) -> Refusal:
+    """An HTTPException is an answer that somebody has chosen: its status and headers stay."""
+    match error.status_code:
+        case 401:
+            return no_credentials(some=credentials)
+        case 403:
+            return no_permission()
+        case 413:
+            return too_large()
+        case status:
+            try:
+                phrase = HTTPStatus(status).phrase
+            except ValueError:
+                phrase = "Refused"
+            detail = error.detail if isinstance(error.detail, str) else phrase
+            return _typed(status, "".join(re.findall("[A-Za-z]+", phrase)), detail, error.headers)
+
+
+def refusal_of(error: Exception, *, credentials: bool, debug: bool = False) -> Refusal:
+    """What is answered when something is raised.
+
+    Args:
+        error: what was raised.
+        credentials: whether the caller sent any.
+        debug: tell what it was.
+    """
     match error:
         case Refusal():
             return error
-        case HTTPException(status_code=413):
-            return too_large()
-        case HTTPException(status_code=401):
-            return no_credentials(some=True)
-        case HTTPException(status_code=403):
-            return no_permission()
+        case HTTPException():
+            return _of_http(error, credentials=credentials)
         case errors.ActionInputInvalid() | errors.LimitExceeded():
             return unfit(faults_of(error))
         case errors.StoreRefused():

@@ -3,6 +3,10 @@
 What was called is safe without it: an action that has run is not open any more. The key is for the caller, who else
 could not tell his own call from somebody else's. Answers are kept in this process, and only those of calls that
 succeeded: one that failed may be tried again.
+
+An answer is its caller's alone. What ``authenticate`` reads is not known, so the same caller is who is known by the
+same user, as far as that can be read, and sends the same headers, but for those that differ from call to call. Whoever
+is taken for another one only misses the answer.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from starlette.requests import Request
@@ -23,6 +28,16 @@ from aioflow.model import MAX_NAME
 HEADER: Final = "idempotency-key"
 _KEPT: Final[Micros] = 24 * 3600 * SECOND
 _MOST: Final = 10_000
+#: What is nobody's credentials, and may be another when the same call is sent again.
+_PASSING: Final = frozenset(
+    {
+        "accept", "accept-encoding", "accept-language", "baggage", "cache-control", "connection", "content-length",
+        "content-type", "date", "expect", "forwarded", "host", HEADER, "origin", "pragma", "priority", "referer", "te",
+        "traceparent", "tracestate", "transfer-encoding", "user-agent", "via", "x-canonical-id", "x-correlation-id",
+        "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto", "x-operation-id", "x-real-ip",
+        "x-request-id",
+    }
+)  # fmt: skip
 
 
 class _Answer(NamedTuple):
@@ -57,7 +72,7 @@ class Replays:
             return await call()
         if not key or len(key) > MAX_NAME:
             raise unfit({"non_field_errors": [f"The Idempotency-Key must have from 1 to {MAX_NAME} characters."]})
-        place = _digest(key, request.headers.get("authorization", ""), request.headers.get("cookie", ""))
+        place = _digest(key, *_caller(request))
         asked = _digest(request.url.path.rstrip("/"), body)
         while (calling := self._calling.get(place)) is not None:
             await calling.wait()
@@ -86,10 +101,29 @@ class Replays:
         return self._answers.get(place)
 
 
+def _caller(request: Request) -> Iterator[str]:
+    """Who calls."""
+    yield _user(request)
+    yield request.url.query
+    for name, value in sorted(request.headers.items()):
+        if name not in _PASSING and not name.startswith("sec-"):
+            yield name
+            yield value
+
+
+def _user(request: Request) -> str:
+    """The user, as far as he can be read: an object's address, which others have after it, says nothing."""
+    user = request.scope.get("user")
+    if type(user).__repr__ is not object.__repr__:  # type: ignore[comparison-overlap]
+        with suppress(Exception):  # whatever somebody's own __repr__ raises
+            return repr(user)
+    return "" if request.client is None else request.client.host
+
+
 def _digest(*parts: str | bytes) -> bytes:
     """One value for several texts, different for different ones, that keeps no secret."""
     found = hashlib.sha256()
     for part in parts:
-        raw = part.encode() if isinstance(part, str) else part
+        raw = part.encode(errors="surrogatepass") if isinstance(part, str) else part
         found.update(len(raw).to_bytes(8, "big") + raw)
     return found.digest()

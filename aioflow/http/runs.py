@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from contextlib import aclosing
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -22,11 +23,14 @@ from aioflow.http.views import (
     RunView,
     TransitionView,
 )
+from aioflow.run import WorkflowRun
 from aioflow.runtime import Engine
 from aioflow.waiters import reached
 
 #: Seconds that a long poll may take.
 LONGEST_WAIT: Final = 30.0
+#: How many runs a list reads at once, at the least: of a short page's many may not be shown.
+_READ: Final = 100
 
 
 class WaitParameters(listing.Parameters):
@@ -57,14 +61,23 @@ class Runs:
         self._models = models
 
     async def list(self, request: Request) -> Response:
-        """The runs that match, as far as they may be listed: each is asked about."""
+        """The runs that match and may be listed: each that matches is asked about, until the page is full.
+
+        Nothing in the answer depends on the others, also not whether there is more: it is looked for, however far.
+        """
         asked = listing.read(request.query_params, listing.ListParameters)
-        found = await self._engine.select(asked.query())
-        shown = [run for run in found if await self._access.allows(request, "list", run)]
-        more = len(found) == asked.limit
+        shown: list[WorkflowRun[Any]] = []
+        more = False
+        async with aclosing(self._engine.iterate(asked.query(), max(asked.limit + 1, _READ))) as matching:
+            async for run in matching:
+                if not await self._access.allows(request, "list", run):
+                    continue
+                if more := len(shown) == asked.limit:
+                    break
+                shown.append(run)
         return RunPage(
-            runs=[RunSummary.model_validate(run) for run in shown],
-            next=listing.cursor_after(found[-1], asked.order) if more else None,
+            runs=[RunSummary.of(run) for run in shown],
+            next=listing.cursor_after(shown[-1], asked.order) if more else None,
         ).response()
 
     async def get(self, request: Request) -> Response:
@@ -77,8 +90,10 @@ class Runs:
         asked = listing.read(request.query_params, listing.HistoryParameters)
         found = await self._engine.history(run.id, after=asked.after, limit=asked.limit)
         more = len(found) == asked.limit
+        if found and found[-1].seq > run.row.seq:
+            await run.refresh()
         return HistoryPage(
-            transitions=[TransitionView.of(each) for each in found], next=found[-1].seq if more else None
+            transitions=[TransitionView.of(each, run) for each in found], next=found[-1].seq if more else None
         ).response()
 
     async def wait(self, request: Request) -> Response:
@@ -98,7 +113,7 @@ class Runs:
         after = position(request, asked.after)
         if run.status.ended and after >= run.row.seq:
             return Response(status_code=204)  # which tells an EventSource not to ask again
-        return Stream(self._engine, self._exits, run.id, after)
+        return Stream(self._engine, self._exits, run, after)
 
     async def signal(self, request: Request) -> Response:
         """Send a signal to one run."""

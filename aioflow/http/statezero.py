@@ -19,7 +19,7 @@ from aioflow.http import refusals
 from aioflow.http.action_calls import ActionCalls
 from aioflow.http.described import described, schema_answer
 from aioflow.http.guard import is_foreign, limited
-from aioflow.http.identity import ActionRequest, Authenticate, Identity
+from aioflow.http.identity import ActionRequest, Authenticate, Identity, has_credentials
 from aioflow.http.refusals import Refusal, refusal_of
 from aioflow.runtime import Engine
 
@@ -50,10 +50,14 @@ def statezero(
     ``authenticate`` gave), and from ``has_action_permission`` on ``request.run`` (the WorkflowRun, or None if there is
     none) and ``request.data``.
 
+    A call with an ``Idempotency-Key`` that is sent again by the same caller gets the answer of the one that succeeded, for
+    a day, from the process that has answered it: behind several processes, or after a restart, it may be told that the
+    run does not wait for the action any more.
+
     Args:
         engine: whose actions.
-        authenticate: ``authenticate(request)``, sync or async, gives who calls, or None for nobody (401). Without it
-            only clients on this machine are answered.
+        authenticate: ``authenticate(request)``, sync or async, gives who calls, or None for nobody (401). It may raise
+            Starlette's HTTPException, as permissions may. Without it only clients on this machine are answered.
         sync_token: what code generators send as ``X-Sync-Token`` to read the schema without being anybody. Without it
             they need to be authenticated.
         allow_origins: the origins whose web pages may call, as browsers write them: ``https://app.example.com``.
@@ -148,10 +152,11 @@ class _Answering:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, as ASGI has it."""
         response: Response
+        request = ActionRequest(scope, receive)
         try:
-            response = await self._endpoint(ActionRequest(scope, receive))
+            response = await self._endpoint(request)
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, it is told as clients expect it
-            response = refusal_of(error, debug=self._debug).response()
+            response = refusal_of(error, credentials=has_credentials(request), debug=self._debug).response()
         await response(scope, receive, send)
 
 

@@ -7,7 +7,7 @@ what it has seen, and misses nothing. Once the run has ended and all of it was s
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import Final
+from typing import Any, Final
 
 from anyio import move_on_after
 from starlette.requests import Request
@@ -19,6 +19,7 @@ from aioflow.errors import AioflowError
 from aioflow.http.exits import Exits
 from aioflow.http.problems import fault
 from aioflow.http.views import TransitionView
+from aioflow.run import WorkflowRun
 from aioflow.runtime import Engine
 
 #: Seconds that a stream lasts, and until its client asks again.
@@ -35,18 +36,18 @@ class Stream(Response):
     Args:
         engine: where the run is watched.
         exits: ends it.
-        run_id: the run's id.
+        run: the run.
         after: only transitions with a higher seq.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, engine: Engine, exits: Exits, run_id: int, after: int) -> None:
+    def __init__(self, engine: Engine, exits: Exits, run: WorkflowRun[Any], after: int) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._engine = engine
         self._exits = exits
-        self._run_id = run_id
+        self._run = run
         self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,9 +65,11 @@ class Stream(Response):
 
     async def _tell(self, send: Send) -> None:
         await _say(send, f"retry: {RETRY * 1000:.0f}\n\n")
-        async with aclosing(self._engine.watch(self._run_id, after=self._after)) as watching:
+        async with aclosing(self._engine.watch(self._run.id, after=self._after)) as watching:
             async for transition in watching:
-                told = TransitionView.of(transition).model_dump_json()
+                if transition.kind == "fail":
+                    await self._run.refresh()
+                told = TransitionView.of(transition, self._run).model_dump_json()
                 await _say(send, f"id: {transition.seq}\nevent: transition\ndata: {told}\n\n")
         await _say(send, "event: end\ndata: {}\n\n")
 

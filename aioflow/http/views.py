@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.responses import Response
 
 from aioflow.actions import OpenAction
+from aioflow.errors import RunTimeout, StepTimeout
 from aioflow.events import Event
 from aioflow.model import Transition, WorkflowStatus
+from aioflow.retry import GiveUp
 from aioflow.run import WorkflowRun
 from aioflow.signals import SignalReceipt
+
+#: What is said in place of a text that may be an exception's: by the kind of transition, and else.
+_INSTEAD: Final = {
+    "block": "Its code cannot take it as it is stored. The log of the server has more.",
+    "reject": "What was sent does not fit.",
+}
+_RAISED: Final = "An error was raised. The log of the server has more."
+#: The errors whose text is meant for whoever reads the run.
+_TOLD: Final = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in (GiveUp, RunTimeout, StepTimeout))
+
+
+def error_of(run: WorkflowRun[Any]) -> str | None:
+    """Why a run failed, was cancelled or is blocked, in the words of ``fail``, ``cancel``, GiveUp and the engine alone.
+
+    Whoever wrote the text of another exception did not write it for callers. A run that failed by an exception has its
+    traceback, which ends with the class and the text; only such a run has any.
+    """
+    if run.error is None or run.status == WorkflowStatus.CANCELLED:
+        return run.error
+    if run.status != WorkflowStatus.FAILED:
+        return _INSTEAD["block"]
+    told = tuple(f"\n{kind}: {run.error}\n" for kind in _TOLD)
+    return run.error if run.traceback is None or f"\n{run.traceback}".endswith(told) else _RAISED
 
 
 class View(BaseModel):
@@ -47,12 +72,21 @@ class RunSummary(View):
     deadline: Annotated[datetime | None, Field(description="When the time of the whole run is over.")]
     attempt: int
     progress: float | None
-    error: Annotated[str | None, Field(description="Why it failed, was cancelled or is blocked.")]
+    error: Annotated[
+        str | None, Field(description="Why it failed, was cancelled or is blocked; not the text of an exception.")
+    ]
     parent_id: int | None
     event_id: str | None
     created_at: datetime
     updated_at: datetime
     ended_at: datetime | None
+
+    @classmethod
+    def of(cls, run: WorkflowRun[Any]) -> Self:
+        """What is shown of a run."""
+        shown = cls.model_validate(run)
+        shown.error = error_of(run)
+        return shown
 
 
 class RunView(RunSummary):
@@ -60,14 +94,9 @@ class RunView(RunSummary):
 
     data: Annotated[dict[str, JsonValue], Field(description="The Context.")]
 
-    @classmethod
-    def of(cls, run: WorkflowRun[Any]) -> RunView:
-        """What is shown of a run."""
-        return cls.model_validate(run)
-
 
 class RunPage(View):
-    """Runs, in order. There may be fewer than asked for, and more to come."""
+    """Runs, in order: as many as asked for, if there are."""
 
     runs: list[RunSummary]
     next: Annotated[str | None, Field(description="The cursor of the next page; null at the end.")]
@@ -85,8 +114,13 @@ class TransitionView(View):
     error: str | None
 
     @classmethod
-    def of(cls, transition: Transition) -> TransitionView:
-        """What is shown of a transition."""
+    def of(cls, transition: Transition, run: WorkflowRun[Any]) -> TransitionView:
+        """What is shown of a transition. ``run``: as it was after it, if it is the last."""
+        error = transition.error
+        if transition.kind == "fail":
+            error = error_of(run)
+        elif error is not None and transition.kind != "cancel":
+            error = _INSTEAD.get(transition.kind, _RAISED)
         return cls(
             seq=transition.seq,
             at=transition.at,
@@ -94,7 +128,7 @@ class TransitionView(View):
             attempt=transition.attempt,
             kind=transition.kind,
             duration=transition.duration.total_seconds(),
-            error=transition.error,
+            error=error,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field
+from pydantic_core import core_schema
 from structlog.typing import EventDict
 
 from aioflow import (
@@ -32,7 +33,9 @@ from aioflow import (
     wait,
     workflow,
 )
+from aioflow.changes import Post
 from aioflow.commands import Command
+from aioflow.testing.conformance_samples import a_signal
 from tests.engine.conftest import MakeEngine, ShiftedClock, kinds_of, moved_on
 from tests.support import wait_until
 
@@ -164,6 +167,46 @@ async def test_an_action_is_shown_with_its_schema(make_engine: MakeEngine) -> No
         assert (pay.name, pay.step, pay.title, pay.description) == ("act_pay", "pay", "Pay it", None)
 
 
+class Money:
+    """A type of somebody's own, of which pydantic knows no schema."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_plain_validator_function(lambda value: value)
+
+
+async def test_an_action_without_a_schema_is_shown(make_engine: MakeEngine) -> None:
+    """A type that JSON Schema cannot describe, or a name that only type checkers see, hides no action, nor others."""
+
+    @workflow("act-obscure")
+    class Flow:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.any(on(self.pay), on(self.look), on(self.go))
+
+        @action("obscure_pay")
+        async def pay(self, money: Money) -> Command:
+            return complete()
+
+        @action("obscure_look")
+        async def look(self, thing: "Nowhere") -> Command:  # type: ignore[name-defined] # noqa: F821, UP037
+            return complete()
+
+        @action("obscure_go")
+        async def go(self, far: bool) -> Command:
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        run = await parked(engine, Flow)
+        shown = {found.name: found.schema for found in await engine.open_actions(run.id)}
+        assert list(shown) == ["obscure_pay", "obscure_look", "obscure_go"]
+        assert shown["obscure_pay"] == shown["obscure_look"] == {"type": "object"}
+        assert shown["obscure_go"]["required"] == ["far"]
+
+
 @pytest.mark.parametrize("name", ["act_expense_review", "review", Expense.review, Expense().review])
 async def test_an_action_is_named_in_several_ways(make_engine: MakeEngine, name: Any) -> None:
     """By its own name, by its step's, as the step of the class, or as the method of an instance."""
@@ -290,19 +333,37 @@ async def test_an_action_as_an_arm_has_a_timeout(make_engine: MakeEngine, clock:
 
 
 async def test_a_signal_that_was_there_first_wins(make_engine: MakeEngine) -> None:
-    """A call of an arm does not overtake a signal that the run has in its mailbox already."""
-    engine = make_engine(Armed)
-    async with engine:
+    """A call of an arm does not overtake a signal that the run has in its mailbox already, and nobody has delivered."""
+    async with make_engine(Armed) as engine:
         run = await parked(engine, Armed)
-        called, receipt = await asyncio.gather(
-            engine.act(Armed.review, run.id), engine.signal("paid", run_id=run.id), return_exceptions=True
-        )
+        parts = engine._parts
+        assert parts is not None
+        now = parts.clock.micros()
+        post = Post(a_signal(1 << 40, run.id, payload="{}", sent_at=now))
+        assert [result.outcome for result in await parts.store.apply([post], now)] == ["applied"]
+        with pytest.raises(errors.ActionNotOpen):
+            await engine.act(Armed.review, run.id)
         await run.wait(5)
-        if isinstance(called, errors.ActionNotOpen):
-            assert run.data["by"] == "paid"
-        else:
-            assert run.data["by"] == "review"
-            assert not isinstance(receipt, BaseException) or isinstance(receipt, errors.RunEnded)
+        assert run.data["by"] == "paid"
+
+
+async def test_an_action_that_takes_everything_is_not_given_its_self(make_engine: MakeEngine) -> None:
+    """``**more`` is given what callers say, but for what the step calls its workflow."""
+
+    @workflow("act-everything")
+    class Flow:
+        class Context(BaseModel):
+            got: dict[str, Any] = {}
+
+        @action("act_everything")
+        @step(start=True)
+        async def only(self, a: int, **more: Any) -> Command:
+            return complete(got={"a": a, **more})
+
+    async with make_engine(Flow) as engine:
+        run = await parked(engine, Flow)
+        done = await engine.act("act_everything", run.id, a=1, self=2, cls=3, b=[4])
+        assert done.data["got"] == {"a": 1, "cls": 3, "b": [4]}
 
 
 # ---- two calls at once

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AnyUrl, BaseModel, Field
+from pydantic import AnyUrl, BaseModel, Field, PositiveInt
 from starlette.requests import Request
 
 from aioflow import action, complete, fail, get_context, goto, on, sleep, statezero_action, step, wait, workflow
@@ -99,11 +99,12 @@ class Gates:
 
 
 class Asked:
-    """What permissions have been asked. The mutable state: the questions, and what is allowed."""
+    """What permissions have been asked. The mutable state: the questions, what is allowed, and what is raised."""
 
     questions: list[tuple[Any, ...]] = []  # noqa: RUF012 - emptied for each test
     general = True
     particular = True
+    raised: Exception | None = None
 
 
 class MayAct:
@@ -118,6 +119,8 @@ class MayActOn:
     """Asked about both, asynchronously."""
 
     async def has_permission(self, request: Request, action_name: str) -> bool:
+        if Asked.raised is not None:
+            raise Asked.raised
         return True
 
     async def has_action_permission(self, request: Any, action_name: str, data: dict[str, Any]) -> bool:
@@ -139,6 +142,36 @@ class Guarded:
     @step(start=True)
     async def act(self, amount: int) -> Command:
         return complete(amount=amount)
+
+
+class PickyInput(BaseModel):
+    """Says itself what a run's id is."""
+
+    workflow_run_id: PositiveInt
+    note: str
+
+
+class PickierInput(BaseModel):
+    """Knows only the first runs."""
+
+    workflow_run_id: int = Field(lt=100)
+
+
+@workflow("sz-picky")
+class Picky:
+    """A workflow whose actions have models with the run's id."""
+
+    class Context(BaseModel):
+        pass
+
+    @action("picky_act", input=PickyInput)
+    @step(start=True)
+    async def act(self, note: str) -> Command:
+        return complete()
+
+    @action("pickier_act", input=PickierInput)
+    async def act_again(self) -> Command:
+        return complete()
 
 
 class Colour(Enum):
@@ -193,4 +226,4 @@ class Described:
         return complete()
 
 
-ACTING = [Expense, Other, Guarded, Described]
+ACTING = [Expense, Other, Guarded, Picky, Described]

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from aioflow import Engine
+from aioflow import Engine, WorkflowRun
 from aioflow.http import Authorize, api
 from aioflow.store import Store
 from tests.engine.conftest import (  # noqa: F401 - fixtures, and what runs tests on every store
@@ -68,3 +68,32 @@ def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
     assert (told["type"], told["status"]) == (f"urn:aioflow:problem:{kind}", status)
     assert told["title"]
     return told
+
+
+async def parked(engine: Engine, flow: Any) -> WorkflowRun[Any]:
+    """A new run, as soon as it waits."""
+    run: WorkflowRun[Any] = await engine.start(flow)
+    return await run.wait(5, until="parked")
+
+
+def refused(answer: httpx.Response, status: int, type_: str, detail: Any) -> None:
+    """The answer is exactly this refusal."""
+    says(answer, status, {"status": status, "type": type_, "detail": detail})
+
+
+def bare(answer: httpx.Response, status: int, detail: str) -> None:
+    """The answer is exactly this refusal, which has neither status nor type."""
+    says(answer, status, {"detail": detail})
+
+
+def says(answer: httpx.Response, status: int, body: dict[str, Any]) -> None:
+    """The answer has this status and body, which is JSON that nobody keeps."""
+    assert (answer.status_code, answer.json()) == (status, body)
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def invalid(answer: httpx.Response, **fields: str) -> None:
+    """The answer tells exactly these errors of fields."""
+    detail = {name: [{"message": text, "code": "validation_error"}] for name, text in fields.items()}
+    refused(answer, 400, "ValidationError", detail)

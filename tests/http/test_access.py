@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -135,17 +136,52 @@ async def test_a_list_is_asked_about_one_by_one(engine: Engine, guarded: Guarded
         return run is not None and (run.key or "").startswith(request.headers["x-user"])
 
     client = guarded(authorize)
-    seen: list[int] = []
+    pages: list[list[int]] = []
     cursor = None
     while True:
         params = {"limit": 3, **({"cursor": cursor} if cursor else {})}
         page = (await client.get("/runs", params=params, headers={"x-user": "bob"})).json()
-        seen += [run["id"] for run in page["runs"]]
+        pages.append([run["id"] for run in page["runs"]])
         if (cursor := page["next"]) is None:
             break
-    assert sorted(seen) == sorted(run.id for run in runs if (run.key or "").startswith("bob"))
+    assert [len(page) for page in pages] == [3, 3, 1]
+    assert {id_ for page in pages for id_ in page} == {run.id for run in runs if (run.key or "").startswith("bob")}
     assert {operation for operation, _ in asked} == {"list"}
-    assert sorted(run.id for _, run in asked if run) == sorted(run.id for run in runs)
+    assert {run.id for _, run in asked if run} == {run.id for run in runs}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 500])
+async def test_a_list_tells_nothing_of_what_it_hides(engine: Engine, guarded: Guarded, limit: int) -> None:
+    """Whether a filter matches what may not be listed, and how much of that there is, shows in no byte of the answer."""
+    mine = await engine.start(Expense, StartOptions(key="ann"), amount=7)
+    for n in range(3):
+        await engine.start(Expense, StartOptions(key=f"bob-{n}"), amount=7)
+    nobody = guarded(lambda *_: False)
+    ann = guarded(lambda request, operation, run: run is not None and run.key == "ann")
+    for client, shown in ((nobody, []), (ann, [mine.id])):
+        answers = [
+            (await client.get("/runs", params={"limit": limit, "key": ["ann", key], "data": data})).content
+            for key in ("ann", "bob-1", "carl")
+            for data in ('{"amount": 7}', "{}")
+        ]
+        assert len(set(answers)) == 1
+        page = json.loads(answers[0])
+        assert ([run["id"] for run in page["runs"]], page["next"]) == (shown, None)
+
+
+@pytest.mark.parametrize("hidden", [0, 1, 150])
+async def test_the_last_page_is_last_whatever_follows(engine: Engine, guarded: Guarded, hidden: int) -> None:
+    """A page that is full says that more follows if that may be listed, and not if only hidden runs do."""
+    shown = [await engine.start(Expense, amount=1) for _ in range(2)]
+    for _ in range(hidden):
+        await engine.start(Expense, amount=2)
+    client = guarded(lambda request, operation, run: run is not None and run.data["amount"] == 1)
+    page = (await client.get("/runs", params={"limit": 2, "order": "id"})).json()
+    assert ([run["id"] for run in page["runs"]], page["next"]) == ([run.id for run in shown], None)
+    page = (await client.get("/runs", params={"limit": 1})).json()
+    assert [run["id"] for run in page["runs"]] == [shown[1].id]
+    page = (await client.get("/runs", params={"limit": 1, "cursor": page["next"]})).json()
+    assert ([run["id"] for run in page["runs"]], page["next"]) == ([shown[0].id], None)
 
 
 async def test_a_key_that_is_taken_does_not_show_whose_run_it_is(guarded: Guarded, run: WorkflowRun[Any]) -> None:

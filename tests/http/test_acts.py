@@ -7,9 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel
+from starlette.requests import Request
 from structlog.typing import EventDict
 
-from aioflow import Engine, WorkflowRun
+from aioflow import Engine, WorkflowRun, action, complete, step, workflow
+from aioflow.commands import Command
 from aioflow.http import api
 from tests.http.conftest import Connect, problem
 from tests.http.flows import SECRET, Claim
@@ -114,6 +117,38 @@ async def test_the_actions_own_permissions_are_asked(client: httpx.AsyncClient, 
     problem(await client.post(path, json={"input": {}}, headers=AUDITOR), 422, "invalid")
     problem(await client.post(path, json={"input": {"note": "hide it"}}, headers=AUDITOR), 403, "forbidden")
     assert (await client.post(path, json={"input": {"note": "x"}}, headers=AUDITOR)).status_code == 200
+
+
+@pytest.mark.parametrize("user", [None, "ann"])
+async def test_permissions_and_steps_can_ask_who_calls(connect: Connect, user: str | None) -> None:
+    """``request.user`` is what authorize has left in the scope, and nobody without it."""
+    seen: list[object] = []
+
+    class Notes:
+        def has_permission(self, request: Request, action_name: str) -> bool:
+            seen.append(request.user)
+            return True
+
+    @workflow("asks-who-calls")
+    class Flow:
+        class Context(BaseModel):
+            pass
+
+        @action("tell_user", permissions=[Notes])
+        @step(start=True)
+        async def tell(self, request: Request) -> Command:
+            seen.append(request.user)
+            return complete()
+
+    def authorize(request: Request, operation: str, run: object) -> bool:
+        request.scope["user"] = user
+        return True
+
+    async with Engine("memory://", workflows=[Flow]) as engine:
+        run = await (await engine.start(Flow)).wait(5, until="parked")
+        client = connect(api(engine) if user is None else api(engine, authorize))
+        assert (await act(client, run, "tell_user")).status_code == 200
+        assert seen == [user, user]
 
 
 async def test_a_client_calls_what_a_worker_runs(store_url: Any, connect: Connect) -> None:

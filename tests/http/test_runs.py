@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from aioflow import Engine, StartOptions
+from aioflow.http import listing
 from tests.http.conftest import problem
 from tests.http.flows import Count, Expense, Fails, Nap
 
@@ -116,6 +117,15 @@ async def test_start_by_parameters_of_any_name(client: httpx.AsyncClient) -> Non
     assert run["data"]["text"] == "7 datetime.date(2030, 5, 1) 'x' {'y': [1]}"
     answer = await client.post("/workflows/peculiar/runs", json={"context": {"copy": "x"}})
     assert problem(answer, 422, "invalid")["errors"][0]["pointer"] == "#/context/copy"
+
+
+async def test_start_does_not_name_the_class(client: httpx.AsyncClient) -> None:
+    """What a class method calls its class is no parameter of it, also where ``**more`` takes the rest."""
+    answer = await client.post("/workflows/peculiar/runs", json={"context": {"copy": 1, "cls": 1}})
+    (told,) = problem(answer, 422, "invalid")["errors"]
+    assert (told["pointer"], told["code"]) == ("#/context/cls", "extra_forbidden")
+    run = await start(client, "peculiar", context={"copy": 1, "self": 2})
+    assert run["data"]["text"] == "1 None '' {'self': 2}"
 
 
 async def test_start_of_what_has_a_name_with_slashes(client: httpx.AsyncClient) -> None:
@@ -342,6 +352,18 @@ async def test_filters_are_bound_as_values(client: httpx.AsyncClient, engine: En
     if key:
         answer = await client.get("/runs", params={"workflow": key, "step": key})
         assert (answer.status_code, answer.json()["runs"]) == (200, [])
+
+
+@pytest.mark.parametrize(("limit", "size"), [("0", 1), ("-5", 1), ("1", 1), ("501", 3), ("9" * 20, 3)])
+async def test_a_limit_is_brought_into_its_range(
+    client: httpx.AsyncClient, engine: Engine, limit: str, size: int
+) -> None:
+    """Whoever asks for too many runs, or for none, gets as many as a page may have, or one."""
+    for _ in range(3):
+        await engine.start(Fails)
+    answer = await client.get("/runs", params={"limit": limit})
+    assert (answer.status_code, len(answer.json()["runs"])) == (200, size)
+    assert listing.ListParameters(limit=limit).limit == min(max(int(limit), 1), listing.MAX_RUNS)  # type: ignore[arg-type]
 
 
 async def test_a_cursor_is_of_its_order(client: httpx.AsyncClient, engine: Engine) -> None:

@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+import math
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NewType, TypeVar
 
 import httpx
 import pytest
-from pydantic import BaseModel, EmailStr
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    EmailStr,
+    Field,
+    FutureDate,
+    FutureDatetime,
+    NaiveDatetime,
+    PastDate,
+    PastDatetime,
+)
+from pydantic.fields import FieldInfo
+from structlog.typing import EventDict
+from typing_extensions import TypeAliasType
 
 from aioflow import Engine, action, complete, step, workflow
 from aioflow.commands import Command
-from aioflow.http import statezero
-from aioflow.http.described import _type_of
+from aioflow.http import api, statezero
+from aioflow.http.described import _field
 from tests.http.acting import ACTING, Described, Expense
-from tests.http.conftest import Connect
+from tests.http.conftest import Connect, bare
 
 PATHS = ["/actions-schema/", "/models/"]
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -51,7 +69,8 @@ async def test_an_action_is_described(client: httpx.AsyncClient) -> None:
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
     names = ["described_act", "expense_file_review", "expense_pay", "guarded_act", "other_decide", "other_slow"]
-    assert (list(schema), list(schema["actions"]), schema["count"]) == (["actions", "count"], names, 6)
+    names += ["pickier_act", "picky_act"]
+    assert (list(schema), list(schema["actions"]), schema["count"]) == (["actions", "count"], names, 8)
     assert schema["actions"]["expense_file_review"] == {
         "action_name": "expense_file_review",
         "app": "workflows",
@@ -122,6 +141,15 @@ async def test_every_type_is_told(client: httpx.AsyncClient) -> None:
     assert list(found) == list(expected)
 
 
+@pytest.mark.parametrize(("level", "fits"), [(1, True), ("1", False)])
+async def test_whole_numbers_to_choose_from_are_told_as_what_is_taken(
+    client: httpx.AsyncClient, level: object, fits: bool
+) -> None:
+    """A client that sent a string, because the schema said so, would be refused."""
+    answer = await client.post("/actions/described_act/", json={"workflow_run_id": 1, "a_level": level})
+    assert ("a_level" not in answer.json()["detail"]) == fits
+
+
 async def test_what_is_required_comes_first(client: httpx.AsyncClient) -> None:
     """Generated clients take arguments in this order, where none without a default may follow one with."""
     for described in (await client.get("/actions-schema/")).json()["actions"].values():
@@ -144,13 +172,89 @@ async def test_what_is_required_comes_first(client: httpx.AsyncClient) -> None:
         (dict, ("object", None)),
         (Path | bytes, ("string", None)),
         (list[Any] | set[int], ("array", None)),
+        (AwareDatetime, ("string", "date-time")),
+        (NaiveDatetime, ("string", "date-time")),
+        (PastDatetime, ("string", "date-time")),
+        (FutureDatetime, ("string", "date-time")),
+        (PastDate, ("string", "date")),
+        (FutureDate | None, ("string", "date")),
+        (TypeAliasType("Level", Literal["low", "high"]), ("string", None)),
+        (TypeAliasType("Maybe", TypeAliasType("Number", int) | None), ("integer", None)),
+        (TypeAliasType("Many", list[T], type_params=(T,))[int], ("array", None)),
+        (NewType("UserId", int), ("integer", None)),
+        (NewType("Owner", NewType("UserId", int)) | None, ("integer", None)),
         (object, ("object", None)),
         ("whatever", ("object", None)),
     ],
 )
 def test_other_types_have_their_names(kind: Any, told: Any) -> None:
     """What is text in JSON is a string; what nothing is known of is an object."""
-    assert _type_of(kind)[:2] == told
+    described = _field("field", FieldInfo.from_annotation(kind))
+    assert (described["type"], described["format"]) == told
+
+
+def test_an_alias_has_the_choices_and_bounds_of_what_it_means() -> None:
+    """Whatever a type is called, clients see what it allows."""
+
+    class Input(BaseModel):
+        level: TypeAliasType("Level", Literal["low", "high"]) | None  # type: ignore[valid-type]
+        text: TypeAliasType("Text", Annotated[str, Field(max_length=9)])  # type: ignore[valid-type]
+        maybe: Annotated[str, Field(max_length=9)] | None
+
+    level, text, maybe = (_field(name, field) for name, field in Input.model_fields.items())
+    assert (level["choices"], level["nullable"]) == ({"low": "low", "high": "high"}, True)
+    assert (text["type"], text["max_length"], text["nullable"]) == ("string", 9, False)
+    assert (maybe["type"], maybe["max_length"], maybe["nullable"]) == ("string", 9, True)
+
+
+TWO_HOURS = timezone(timedelta(hours=2))
+
+
+@pytest.mark.parametrize(
+    ("default", "told"),
+    [
+        (math.inf, None),
+        (-math.inf, None),
+        (math.nan, None),
+        ([1.0, math.inf], [1.0, None]),
+        (datetime(2030, 1, 1), None),  # noqa: DTZ001 - that is what it is about
+        ([datetime(2030, 1, 1)], None),  # noqa: DTZ001
+        (datetime(2030, 1, 1, 2, tzinfo=TWO_HOURS), "2030-01-01T00:00:00Z"),
+        ((datetime(2030, 1, 1, 2, tzinfo=TWO_HOURS),), ["2030-01-01T00:00:00Z"]),
+        ({"a": {"b": [datetime(2030, 1, 1, 2, tzinfo=TWO_HOURS)]}}, {"a": {"b": ["2030-01-01T00:00:00Z"]}}),
+        ({"a": 1}, {"a": 1}),
+        (frozenset({Decimal("1.50")}), ["1.50"]),
+        (Decimal("1.50"), "1.50"),
+        (object(), None),
+    ],
+)
+def test_a_default_is_one_that_clients_can_read(default: Any, told: Any) -> None:
+    """Datetimes are UTC and end in Z, wherever they are; what JSON or clients cannot have is none."""
+    field = Field(default)
+    assert isinstance(field, FieldInfo)
+    assert _field("field", field)["default"] == told
+
+
+async def test_the_schema_is_json_whatever_a_bound_is(connect: Connect) -> None:
+    """A bound that is not finite is none, and the checksum is that of what is sent."""
+
+    @workflow("sz-endless")
+    class Endless:
+        class Context(BaseModel):
+            pass
+
+        @action("endless_act")
+        @step(start=True)
+        def act(self, most: float = Field(default=math.inf, ge=1, le=math.inf)) -> Command:
+            return complete()
+
+    async with Engine("memory://", workflows=[Endless]) as engine:
+        answer = await connect(statezero(engine)).get("/actions-schema/")
+        document = await connect(api(engine)).get("/openapi.json")
+    told = json.loads(answer.text, parse_constant=pytest.fail)["actions"]["endless_act"]["input_properties"]["most"]
+    assert told == prop("number", "Most", required=False, min_value=1)
+    assert answer.headers["X-StateZero-Schema-Checksum"] == hashlib.sha256(answer.content).hexdigest()
+    json.loads(document.text, parse_constant=pytest.fail)
 
 
 @pytest.mark.parametrize("path", [*PATHS, *(path.rstrip("/") for path in PATHS)])
@@ -191,6 +295,32 @@ async def test_the_schema_is_that_of_the_engine(connect: Connect) -> None:
         assert Described.act
 
 
+async def test_an_action_whose_types_are_unknown_hides_no_other(connect: Connect, log: list[EventDict]) -> None:
+    """A name that only type checkers see leaves its action with the run's id alone, and the log says so."""
+
+    @workflow("sz-unknown")
+    class Unknown:
+        class Context(BaseModel):
+            pass
+
+        @action("unknown_act")
+        @step(start=True)
+        def act(self, thing: "Nowhere") -> Command:  # type: ignore[name-defined] # noqa: F821, UP037
+            return complete()
+
+        @action("known_act")
+        def other(self, far: bool) -> Command:
+            return complete()
+
+    async with Engine("memory://", workflows=[Unknown]) as engine:
+        actions = (await connect(statezero(engine)).get("/actions-schema/")).json()["actions"]
+    assert list(actions["unknown_act"]["input_properties"]) == ["workflow_run_id"]
+    assert list(actions["known_act"]["input_properties"]) == ["workflow_run_id", "far"]
+    (said,) = [entry for entry in log if entry["event"] == "what an action takes is not known"]
+    assert said["action"] == "unknown_act"
+    assert "Nowhere" in said["error"]
+
+
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_sync_token_reads_the_schema(engine: Engine, connect: Connect, path: str) -> None:
     """Without it 403, with a wrong one 409, with the right one in either header 200, from anywhere and as nobody."""
@@ -200,15 +330,32 @@ async def test_a_sync_token_reads_the_schema(engine: Engine, connect: Connect, p
 
     client = connect(statezero(engine, nobody, sync_token="sésame"), "203.0.113.5")
     none = await client.get(path)
-    assert (none.status_code, none.json()) == (403, {"detail": "Schema sync requires the header X-Sync-Token."})
+    bare(none, 403, "Schema sync requires the header X-Sync-Token.")
     for header in ("X-Sync-Token", "X-StateZero-Sync-Token"):
         wrong = await client.get(path, headers={header: "sesame"})
-        detail = {"detail": "Sync token mismatch: it is not the one that this server has."}
-        assert (wrong.status_code, wrong.json()) == (409, detail)
+        bare(wrong, 409, "Sync token mismatch: it is not the one that this server has.")
         right = await client.get(path, headers={header: "sésame".encode()})
         assert right.status_code == 200
     action_ = await client.post("/actions/expense_pay/", json={}, headers={"X-Sync-Token": "sésame".encode()})
-    assert action_.status_code == 401
+    bare(action_, 401, "Authentication credentials were not provided.")
+
+
+async def test_a_sync_token_is_compared_in_constant_time(
+    engine: Engine, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long it takes to refuse a token says nothing of how much of it is right."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return hmac_compare(one, other)
+
+    hmac_compare = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    client = connect(statezero(engine, sync_token="right"))
+    for sent, status in (("wrong", 409), ("right", 200), ("righ", 409)):
+        assert (await client.get("/models/", headers={"x-sync-token": sent})).status_code == status
+    assert compared == [(b"wrong", b"right"), (b"right", b"right"), (b"righ", b"right")]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -223,7 +370,8 @@ async def test_without_a_sync_token_the_schema_is_for_who_is_known(engine: Engin
 async def test_the_schema_is_only_read(client: httpx.AsyncClient, path: str) -> None:
     """Anything but GET and HEAD is not allowed."""
     answer = await client.post(path)
-    assert (answer.status_code, answer.json()) == (405, {"detail": 'Method "POST" not allowed.'})
+    bare(answer, 405, 'Method "POST" not allowed.')
+    assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
     assert (await client.head(path)).status_code == 200
 
 

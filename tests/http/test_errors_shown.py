@@ -1,0 +1,222 @@
+"""What callers are told of why something went wrong: what somebody wrote for them, and never an exception's text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import BaseModel, field_validator
+
+from aioflow import Engine, GiveUp, Retry, WorkflowRun, action, complete, fail, get_context, goto, step, workflow
+from aioflow.commands import Command
+from aioflow.errors import EngineClosed
+from aioflow.http import api
+from aioflow.http.views import TransitionView
+from aioflow.store import Store
+from tests.engine.conftest import MakeEngine, ShiftedClock
+from tests.http.conftest import Connect
+from tests.http.flows import SECRET
+
+RAISED = "An error was raised. The log of the server has more."
+BLOCKED = "Its code cannot take it as it is stored. The log of the server has more."
+
+
+class Secretive(Exception):
+    """Tells what it should not, in a way that looks like the end of another's traceback."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{SECRET}\naioflow.retry.GiveUp: {SECRET}")
+
+
+class Sly(GiveUp):
+    """Gives up, in words of its own."""
+
+
+@workflow("shows-ends", timeout=timedelta(hours=1))
+class Ends:
+    """Comes to an end in the way that it is told."""
+
+    class Context(BaseModel):
+        how: str
+
+    @step(start=True, retry=Retry(max_attempts=2, base_delay=timedelta(milliseconds=1), jitter=0))
+    async def work(self) -> Command:
+        match get_context(self.Context).how:
+            case "raise":
+                raise Secretive
+            case "raise in the engine":
+                raise EngineClosed(SECRET)
+            case "give up":
+                raise GiveUp("It cannot be delivered.") from ValueError(SECRET)
+            case "give up slyly":
+                raise Sly(SECRET)
+            case "go on":
+                return goto(self.act)
+            case _:
+                return fail("no luck")
+
+    @action("ends_act")
+    async def act(self) -> Command:
+        raise RuntimeError(SECRET)
+
+
+@workflow("shows-rescued")
+class Rescued:
+    """Fails, and is rescued."""
+
+    class Context(BaseModel):
+        pass
+
+    @step(start=True, on_fail="rescue", retry=Retry(max_attempts=1))
+    async def work(self) -> Command:
+        raise RuntimeError(SECRET)
+
+    @step
+    async def rescue(self) -> Command:
+        return complete()
+
+
+class Rules:
+    """Whether the Context of the next workflow takes what is stored. The mutable state: that."""
+
+    strict = False
+
+
+@workflow("shows-blocked")
+class Blocked:
+    """Its Context changes its mind."""
+
+    class Context(BaseModel):
+        number: int = 1
+
+        @field_validator("number")
+        @classmethod
+        def fits(cls, value: int) -> int:
+            if Rules.strict:
+                raise ValueError(SECRET)
+            return value
+
+    @step(start=True)
+    async def work(self) -> Command:
+        return complete()
+
+
+async def shown(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> tuple[str | None, list[tuple[str, str | None]]]:
+    """The run's error and its history's, which every answer that shows them shows alike, none of them with the secret."""
+    answers = [
+        await client.get(f"/runs/{run.id}"),
+        await client.get(f"/runs/{run.id}/wait?timeout=0"),
+        await client.get("/runs"),
+        await client.get(f"/runs/{run.id}/history"),
+    ]
+    assert all(SECRET not in answer.text and answer.status_code == 200 for answer in answers)
+    one, waited, listed, history = (answer.json() for answer in answers)
+    told = [(each["kind"], each["error"]) for each in history["transitions"]]
+    assert one["error"] == waited["error"] == listed["runs"][0]["error"]
+    if run.status.ended:
+        stream = (await client.get(f"/runs/{run.id}/stream")).text
+        assert SECRET not in stream
+        data = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: {")][:-1]
+        assert [(each["kind"], each["error"]) for each in map(json.loads, data)] == told
+    return one["error"], told
+
+
+@pytest.fixture
+async def engine(store_url: str | Store) -> AsyncIterator[Engine]:
+    """An open engine that knows the workflows of these tests."""
+    Rules.strict = False
+    async with Engine(store_url, workflows=[Ends, Rescued, Blocked]) as engine:
+        yield engine
+
+
+@pytest.fixture
+def client(engine: Engine, connect: Connect) -> httpx.AsyncClient:
+    """A client on this machine."""
+    return connect(api(engine))
+
+
+@pytest.mark.parametrize(
+    ("how", "told", "before"),
+    [
+        ("fail", "no luck", []),
+        ("raise", RAISED, [("retry", RAISED)]),
+        ("raise in the engine", RAISED, [("retry", RAISED)]),
+        ("give up", "It cannot be delivered.", []),
+        ("give up slyly", RAISED, []),
+    ],
+)
+async def test_a_failure_is_told_without_the_text_of_an_exception(
+    engine: Engine, client: httpx.AsyncClient, how: str, told: str, before: list[tuple[str, str | None]]
+) -> None:
+    """What ``fail`` and GiveUp were given is for callers; of anything else that is raised they learn that it was."""
+    run = await (await engine.start(Ends, how=how)).wait(5)
+    assert run.status == "failed"
+    error, history = await shown(client, run)
+    assert error == told
+    assert [each for each in history if each[1] is not None] == [*before, ("fail", told)]
+
+
+async def test_a_run_that_was_out_of_time_says_so(
+    clock: ShiftedClock, make_engine: MakeEngine, connect: Connect
+) -> None:
+    """The engine's own words are for callers, too."""
+    async with make_engine(Ends) as engine:
+        run = await (await engine.start(Ends, how="go on")).wait(5, until="parked")
+        clock.shift(timedelta(hours=2))
+        await run.wait(5)
+        told = f"Run {run.id} of workflow 'shows-ends' was out of time at step 'act'."
+        error, history = await shown(connect(api(engine)), run)
+        assert (error, history[-1]) == (told, ("fail", told))
+
+
+async def test_why_a_run_was_cancelled_is_told(engine: Engine, client: httpx.AsyncClient) -> None:
+    """In the words of whoever has cancelled it."""
+    run = await (await engine.start(Ends, how="go on")).wait(5, until="parked")
+    await engine.cancel(run.id, "duplicate")
+    await run.refresh()
+    error, history = await shown(client, run)
+    assert (error, history[-1]) == ("duplicate", ("cancel", "duplicate"))
+
+
+async def test_what_an_action_raised_is_not_told(engine: Engine, client: httpx.AsyncClient) -> None:
+    """Nor what a validator says of a signal that does not fit."""
+    run = await (await engine.start(Ends, how="go on")).wait(5, until="parked")
+    assert (await client.post(f"/runs/{run.id}/actions/ends_act", json={})).status_code == 500
+    error, history = await shown(client, run)
+    assert (error, history[-2:]) == (None, [("action", None), ("reopen", RAISED)])
+    last = (await engine.history(run.id))[-1]
+    assert SECRET in (last.error or "")
+    assert TransitionView.of(last._replace(kind="reject"), run).error == "What was sent does not fit."
+
+
+async def test_what_led_to_a_rescue_is_not_told(engine: Engine, client: httpx.AsyncClient) -> None:
+    """The way to an ``on_fail`` step says that an error was raised."""
+    run = await (await engine.start(Rescued)).wait(5)
+    error, history = await shown(client, run)
+    assert (error, history) == (None, [("start", None), ("on_fail", RAISED), ("complete", None)])
+
+
+async def test_why_a_run_is_blocked_is_not_told(store_url: str | Store, connect: Connect) -> None:
+    """It may be what a validator of the Context says."""
+    Rules.strict = False
+    async with Engine(store_url, workflows=[Blocked], worker=False) as starter:
+        run = await starter.start(Blocked)
+        Rules.strict = True
+        async with Engine(store_url, workflows=[Blocked]) as engine:
+            run = await engine.get(run.id)
+            await run.wait(5, until="parked")
+            assert SECRET in (run.error or "")
+            error, history = await shown(connect(api(engine)), run)
+            assert (error, history) == (BLOCKED, [("start", None), ("block", BLOCKED)])
+
+
+async def test_a_run_that_fails_while_it_is_watched(engine: Engine, client: httpx.AsyncClient) -> None:
+    """A stream that began before shows why, too, and no more."""
+    run = await engine.start(Ends, how="give up")
+    stream = (await client.get(f"/runs/{run.id}/stream")).text
+    assert '"error":"It cannot be delivered."' in stream
+    assert SECRET not in stream
