@@ -31,6 +31,8 @@ from aioflow.waiters import reached
 LONGEST_WAIT: Final = 30.0
 #: How many runs a list reads at once, at the least: of a short page's many may not be shown.
 _READ: Final = 100
+#: How many a list asks about at the most, so that who may see nothing cannot have all of a store read.
+MOST_LOOKED = 10_000
 
 
 class WaitParameters(listing.Parameters):
@@ -63,21 +65,28 @@ class Runs:
     async def list(self, request: Request) -> Response:
         """The runs that match and may be listed: each that matches is asked about, until the page is full.
 
-        Nothing in the answer depends on the others, also not whether there is more: it is looked for, however far.
+        Nothing in the answer depends on the others, also not whether there is more: it is looked for, up to so many runs
+        that no request reads a whole store. Then the page ends with what was found, and the next goes on from there.
         """
         asked = listing.read(request.query_params, listing.ListParameters)
         shown: list[WorkflowRun[Any]] = []
-        more = False
+        last: WorkflowRun[Any] | None = None  # where the next page begins
+        looked = 0
         async with aclosing(self._engine.iterate(asked.query(), max(asked.limit + 1, _READ))) as matching:
             async for run in matching:
+                looked += 1
                 if not await self._access.allows(request, "list", run):
+                    if looked >= MOST_LOOKED:
+                        last = run
+                        break
                     continue
-                if more := len(shown) == asked.limit:
+                if len(shown) == asked.limit:
+                    last = shown[-1]
                     break
                 shown.append(run)
         return RunPage(
             runs=[RunSummary.of(run) for run in shown],
-            next=listing.cursor_after(shown[-1], asked.order) if more else None,
+            next=None if last is None else listing.cursor_after(last, asked.order),
         ).response()
 
     async def get(self, request: Request) -> Response:

@@ -96,7 +96,7 @@ class RunView(RunSummary):
 
 
 class RunPage(View):
-    """Runs, in order: as many as asked for, if there are."""
+    """Runs, in order: as many as asked for, if there are; fewer if they are far apart among others that are not shown."""
 
     runs: list[RunSummary]
     next: Annotated[str | None, Field(description="The cursor of the next page; null at the end.")]

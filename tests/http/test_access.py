@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from aioflow import Engine, StartOptions, WorkflowRun
-from aioflow.http import Authorize
+from aioflow.http import Authorize, runs
 from tests.http.conftest import problem
 from tests.http.flows import Claim, Expense
 
@@ -182,6 +182,24 @@ async def test_the_last_page_is_last_whatever_follows(engine: Engine, guarded: G
     assert [run["id"] for run in page["runs"]] == [shown[1].id]
     page = (await client.get("/runs", params={"limit": 1, "cursor": page["next"]})).json()
     assert ([run["id"] for run in page["runs"]], page["next"]) == ([shown[0].id], None)
+
+
+async def test_a_list_does_not_look_for_ever(engine: Engine, guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may list few of very many gets short pages, which lead to the end all the same."""
+    monkeypatch.setattr(runs, "MOST_LOOKED", 4)
+    shown = [await engine.start(Expense, amount=1 if n % 10 == 0 else 2) for n in range(21)][::10]
+    client = guarded(lambda request, operation, run: run is not None and run.data["amount"] == 1)
+    found: list[int] = []
+    pages, params = 0, {"order": "id", "limit": 2}
+    while True:
+        page = (await client.get("/runs", params=params)).json()
+        found += [run["id"] for run in page["runs"]]
+        pages += 1
+        if page["next"] is None:
+            break
+        params["cursor"] = page["next"]
+    assert found == [run.id for run in shown]
+    assert pages == 6
 
 
 async def test_a_key_that_is_taken_does_not_show_whose_run_it_is(guarded: Guarded, run: WorkflowRun[Any]) -> None:
