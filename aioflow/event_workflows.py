@@ -52,7 +52,8 @@ def event_workflow(
     is called with the ``Event`` and returns the Context; without it the run gets those of event_id, event_name and
     entity_id that its Context declares. Without a Context it has one of these three. ``should_run_for_event`` is called
     with the ``Event`` before that; a run is started if it returns a true value. What either raises is logged, and both
-    are tried again later; so is what takes longer than a minute, if it is async.
+    are tried again later; so is what takes longer than a minute, if it is async. Up to 100 starts of a workflow are under
+    way at once, and hold up nobody else's.
 
     Args:
         event_name: the events' name, as ``emit`` is given it; up to 200 characters.

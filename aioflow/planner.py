@@ -145,7 +145,7 @@ class Planner(DueLoop):
             self.push(todo.values())
             raise
         taken: set[int] = set()
-        for each in planned:
+        for each in () if self._stopping else planned:
             plan = each.plan
             if plan.due > now:  # the clock went back: never early
                 self.push((Deadline(plan.due, plan.id, plan.attempts),))
