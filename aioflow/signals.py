@@ -201,19 +201,17 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
     except BaseException:  # noqa: BLE001 - a validator may raise anything
         return None
     data = run.data
-    added = payload if kind == "signal" and isinstance(payload, dict) else {}
+    added = dict(payload) if kind == "signal" and isinstance(payload, dict) else {}
     if kind == "event" and isinstance(payload, dict):  # nobody could be told of a name that the Context forbids
         codec = definition.codec
         added = {name: payload[name] for name in ABOUT_EVENT if name in codec.declared or codec.takes_more}
     if added:
         try:
-            # As JSON, which it is: a strict Context takes no str for a date from Python.
-            whole: dict[str, JsonValue] = {**from_json(run.data), **added}
-            data, _ = definition.codec.encode(definition.codec.decode(to_json(whole)))
-        except (Unstorable, LimitExceeded) as error:
-            raise Misfit(str(error)) from error
-        except BaseException as error:  # a validator may raise anything
-            raise Misfit(explain(error)) from error
+            data = _with(run, definition, added)
+        except Misfit:
+            if kind == "signal" or added.pop("entity_id", "") is not None:
+                raise
+            data = _with(run, definition, added)  # it is about nothing, which this Context's entity_id cannot say
     step = definition.steps.get(arm.then)
     if step is not None and step.parameters:
         resumption: Any = Resumption(kind, signal.name, payload)
@@ -222,3 +220,15 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
         except Unfillable as error:
             raise Misfit(f"step {arm.then!r} does not take it: {error}") from error
     return data
+
+
+def _with(run: Run, definition: WorkflowDefinition, added: Mapping[str, JsonValue]) -> str:
+    """The run's Context with these laid over it, as JSON. Raises Misfit."""
+    try:
+        # As JSON, which it is: a strict Context takes no str for a date from Python.
+        whole: dict[str, JsonValue] = {**from_json(run.data), **added}
+        return definition.codec.encode(definition.codec.decode(to_json(whole)))[0]
+    except (Unstorable, LimitExceeded) as error:
+        raise Misfit(str(error)) from error
+    except BaseException as error:  # a validator may raise anything
+        raise Misfit(explain(error)) from error

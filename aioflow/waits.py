@@ -140,6 +140,8 @@ class _Waits:
     ) -> Command:
         """Park the run until an event occurs. Its Context then has ``event_id``, ``event_name`` and ``entity_id``.
 
+        An event without an entity leaves the Context's ``entity_id`` as it is, if that cannot be None.
+
         Args:
             name: the event's name, of any namespace.
             entity_id: only an event of this entity (17 is "17"). It may also have occurred since the run started, if
