@@ -150,6 +150,8 @@ class Planner(DueLoop):
             if plan.due > now:  # the clock went back: never early
                 self.push((Deadline(plan.due, plan.id, plan.attempts),))
                 continue
+            if plan.workflow and not self.working and not self._registry.knows(plan.workflow):
+                continue  # a client leaves it to those who work
             taken.add(plan.id)
             if plan.workflow and self._begun[plan.workflow] >= _MOST:
                 self._held[plan.workflow].append(todo[plan.id])
@@ -207,10 +209,9 @@ class Planner(DueLoop):
         try:
             definition = self._registry.find(plan.workflow)
         except WorkflowUnknown as error:
-            if self.working:  # a client leaves it to those who work
-                await self._block(plan, error)
-                if self._registry.generation != generation:  # its code may have come meanwhile, and not have seen it
-                    await self.unblock()
+            await self._block(plan, error)
+            if self._registry.generation != generation:  # its code may have come meanwhile, and not have seen it
+                await self.unblock()
             return
         try:
             data = await self._ask(definition, event)

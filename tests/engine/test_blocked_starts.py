@@ -142,7 +142,7 @@ async def test_a_client_blocks_nothing(make_engine: MakeEngine) -> None:
         pass
     async with make_engine(Other, worker=False) as client:
         await client.emit("bs-visit")
-        await client.process_scheduled()
+        assert await client.process_scheduled() == 0
         assert await counts(client) == (1, 0, 0)
     async with make_engine(flow):
         await wait_until(lambda: begun)
