@@ -166,19 +166,19 @@ def _cannot(name: str, values: Mapping[str, Any], error: Exception) -> Exception
 
 
 def arm_for(run: Run, signal: Signal, now: Micros) -> Arm | None:
-    """The first arm of a waiting run that a signal fits: none if it came when the time of the wait was over."""
+    """The first arm of a waiting run that a signal fits: none if it came when the time of the wait was over.
+
+    Of events, one that names the entity comes first: what occurred before the wait is there for that alone.
+    """
     if run.wake_at is not None and min(signal.sent_at, now) > run.wake_at:  # a clock may have been set back since
         return None
     kind = "signal" if signal.event is None else "event"
-    for arm in arms_of(run):
-        if arm.kind != kind or arm.name != signal.name:
-            continue
-        if kind == "event":
-            if arm.key is None or arm.key == signal.key:
-                return arm
-        elif signal.run_id == run.id or (not signal.run_id and arm.key == signal.key):
-            return arm
-    return None
+    arms = [arm for arm in arms_of(run) if arm.kind == kind and arm.name == signal.name]
+    if kind == "event":
+        fitting = [arm for key in (signal.key, None) for arm in arms if arm.key == key]
+    else:
+        fitting = [arm for arm in arms if signal.run_id == run.id or (not signal.run_id and arm.key == signal.key)]
+    return fitting[0] if fitting else None
 
 
 class Misfit(ValueError):

@@ -61,7 +61,8 @@ class _Arms:
 
         Args:
             name: the event's name.
-            entity_id: only one of this entity (17 is "17"), which may also have occurred since the run started.
+            entity_id: only one of this entity (17 is "17"), which may also have occurred since the run started. This
+                arm takes it before one without an entity_id does.
             then: the step to go on with; its parameter ``event: Event`` is given the event.
 
         Returns:

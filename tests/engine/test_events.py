@@ -579,3 +579,22 @@ async def test_the_entity_of_a_wait_is_the_one_of_the_event(make_engine: MakeEng
         run = await parked(engine, order)
         await engine.emit("booked", entity_id=Room.BLUE)
         assert _told(await run.wait(5))[2] == "blue"
+
+
+def for_both(self: Any) -> Command:
+    """Waits for any payment, and for that of order 17 above all."""
+    return wait.any(on.event("paid", then=self.late), on.event("paid", entity_id=17, then=self.came))
+
+
+async def test_the_arm_of_the_entity_comes_first(make_engine: MakeEngine) -> None:
+    """What occurred before the wait is for it alone, and what is about its entity is, too; the rest is for any arm."""
+    order = waiter(for_both)
+    async with make_engine(order) as engine:
+        run = await parked(engine, order)
+        await engine.emit("paid", entity_id=17, event_id="before")
+        await engine.signal("go", run_id=run.id)
+        await has_come(run, 1)
+        await engine.emit("paid", entity_id=17, event_id="then")
+        await has_come(run, 2)
+        await engine.emit("paid", entity_id=18, event_id="other")
+        assert (await run.wait(5)).data["path"] == ["came before", "came then", "late"]
