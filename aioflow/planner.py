@@ -3,7 +3,7 @@
 A plan is a row of the store, and is taken away by the very transaction that fulfils it: so a run is started exactly once,
 from however many processes that is tried, and a process that dies in between leaves it for the next. A start whose code
 raises is planned again, later and later; the others do not wait for it, and not for code that takes its time. One whose
-workflow no code knows is blocked: it is due no more, until a worker comes that knows it.
+workflow this worker does not know is blocked: it is due no more, until one comes, or looks, that does.
 """
 
 from __future__ import annotations
@@ -255,9 +255,8 @@ class Planner(DueLoop):
         text = bounded(one_line(error), MAX_ERROR)
         if plan.workflow not in self._missed:
             self._missed.add(plan.workflow)
-            telemetry.warn(
-                "starts of a workflow that no code here knows are blocked", workflow=plan.workflow, error=text
-            )
+            what = "starts of a workflow that this worker does not know are blocked, until one comes that does"
+            telemetry.warn(what, workflow=plan.workflow, error=text)
         await self._commit(Replan(plan, BLOCKED, text))
 
     async def _put_off(self, planned: Planned, error: BaseException) -> None:

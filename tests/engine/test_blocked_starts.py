@@ -22,7 +22,8 @@ from tests.engine.conftest import MakeEngine, ShiftedClock
 from tests.support import wait_until
 
 HOUR = timedelta(hours=1)
-BLOCKED = "starts of a workflow that no code here knows are blocked"
+#: What a worker says of a workflow that others may know.
+BLOCKED = "starts of a workflow that this worker does not know are blocked, until one comes that does"
 
 
 @workflow("bs-other")
