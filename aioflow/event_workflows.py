@@ -58,7 +58,8 @@ def event_workflow(
     Args:
         event_name: the events' name, as ``emit`` is given it; up to 200 characters.
         offset_minutes: how many minutes after the event's ``at`` the run starts; negative: before. Where that moment
-            is past when the event is recorded, at once.
+            is past when the event is recorded, at once. No run can wait for the occurrence that has started it:
+            one that starts before returns ``sleep(event.at)``.
         offsets: several of these, as timedeltas that differ, each for a run of its own; not together with
             offset_minutes. None is beyond 100 years.
         name: what runs are stored under; ``event:`` and the class's name if not given.
