@@ -3,7 +3,7 @@
 A plan is a row of the store, and is taken away by the very transaction that fulfils it: so a run is started exactly once,
 from however many processes that is tried, and a process that dies in between leaves it for the next. A start whose code
 raises is planned again, later and later; the others do not wait for it, and not for code that takes its time. One whose
-workflow this worker does not know is blocked: it is due no more, until one comes, or looks, that does.
+workflow this worker does not know is blocked: it is due no more, until one that does looks for it.
 """
 
 from __future__ import annotations
