@@ -149,3 +149,22 @@ async def test_of_an_occurring_and_what_ends_it_the_first_decides(
     last = {"Withdraw": "cancelled", "Emit": "pending", "NoneType": "occurred"}[type(against).__name__]
     assert event.status == last
     assert [plan.occurrence for plan in await plans(pair[0])] == ([2] if against is MOVED else [])
+
+
+@pytest.mark.parametrize("event_first", [True, False], ids=["event first", "end first"])
+async def test_an_event_leaves_nothing_behind_for_a_wait_that_is_ending(
+    race: Race, pair: Pair, *, event_first: bool
+) -> None:
+    """Whichever comes second waits for the other, and the copy for that wait is gone with the wait."""
+    await put(pair[0], BEFORE)
+    [parked] = await pair[0].apply([PARKS], NOW)
+    assert parked.run is not None
+    ends = moving(parked.run, kind="timeout", status="running", waiting_for=None, arms=None)
+    sides: list[tuple[str, Change]] = [("signals", Emit(an_event())), ("runs", ends)]
+    told = await meeting(race, pair, *(sides if event_first else reversed(sides)))
+    assert (told.way, told.first.outcome, told.second.outcome) == ("waits", "applied", "applied")
+    happened = told.first if event_first else told.second
+    assert happened.run_ids == ((5,) if event_first else ())
+    anew = moving(ends.run, kind="wait", status="waiting", waiting_for="event", arms=event_arms("ordered"))
+    assert [result.outcome for result in await pair[0].apply([anew], NOW)] == ["applied"]
+    assert 5 not in dict(await mailbox(pair[0]))
