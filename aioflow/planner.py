@@ -13,7 +13,10 @@ import contextvars
 import json
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
+
+from anyio.lowlevel import checkpoint
 
 from aioflow import telemetry
 from aioflow.changes import Listen, Occur, Replan, Result, Start
@@ -289,5 +292,7 @@ async def _asked(definition: WorkflowDefinition, event: EventRecord) -> str | No
         raise TimeoutError(what) from error
     task = asyncio.current_task()
     if task is not None and task.cancelling():
+        with suppress(asyncio.CancelledError):  # it comes at the next await, which is not to be that of a commit
+            await checkpoint()
         raise asyncio.CancelledError("it has cancelled its own task")
     return data
