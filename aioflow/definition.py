@@ -180,7 +180,9 @@ class WorkflowDefinition:
             if create is not None:
                 return await self._adopted(create(event))
             told = {"event_id": event.id, "event_name": event.name, "entity_id": event.entity_id}
-            return self.codec.build({name: told[name] for name in told if name in self.codec.context.model_fields})
+            fields = [(name, field) for name, field in self.codec.context.model_fields.items() if name in told]
+            # Without an entity its id has the default, which need not be None.
+            return self.codec.build({n: told[n] for n, field in fields if told[n] is not None or field.is_required()})
         except ValidationError as error:
             raise ContextInvalid(self.name, explain(error)) from error
 

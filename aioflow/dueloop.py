@@ -112,7 +112,8 @@ class DueLoop(ABC):
         room = self._room
         if not self.working or room <= 0:
             return
-        found = await self._store.due(START, (until, _LAST_ID), max(room, BATCH), self._clock.micros(), self._of)
+        limit = max(room, BATCH) + len(self._firing)  # these may be the first of all, for long
+        found = await self._store.due(START, (until, _LAST_ID), limit, self._clock.micros(), self._of)
         new = [deadline for deadline in found if deadline.run_id not in self._firing]
         for deadline in new:
             self._timers.push(deadline)

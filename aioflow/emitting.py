@@ -48,10 +48,10 @@ class Emitting(Sending):
             entity_id: the id of that, as a str, int or UUID; without it the entity's ``id`` (or ``["id"]``), if it has one.
             at: when it occurs, as an aware datetime: now if not given, at once if it is past.
             namespace: "*" or one of your own: workflows of another one do not start.
-            event_id: your own id for it, up to 200 characters. It makes the call idempotent: an event that is there
-                already is left as it is.
+            event_id: your own id for it, up to 200 characters. It makes the call idempotent, but for ``replace``: an event
+                that is there already is left as it is.
             replace: with an event_id that is there: replace the event. Starts that were not made yet are planned anew;
-                those made are made again, for the new occurrence.
+                those made are made again, for the new occurrence. So are they by every further call.
 
         Returns:
             The event as it is stored. No ``@entity_loader`` is called for it.
@@ -62,7 +62,8 @@ class Emitting(Sending):
             EventInvalid: the entity cannot be stored as it is.
             EngineClosed: the engine is not open.
             StoreUnavailable: the store did not answer for 15 s. Whether it was recorded is not known: with an event_id,
-                the same call again tells.
+                the same call again tells; with ``replace`` ask ``events(event_id=...)`` first, as the call again would
+                be another occurrence.
         """
         parts = self._open_for("emit()")
         asked = draft(name, entity, entity_id=entity_id, at=at, namespace=namespace, event_id=event_id, replace=replace)

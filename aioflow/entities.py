@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar, overload
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import from_json
 from pydantic_core import to_json as write_json
@@ -26,6 +27,9 @@ from aioflow.model import check_name
 K = TypeVar("K", bound=type)
 T = TypeVar("T")
 L = TypeVar("L", bound=Callable[[str], Any])
+
+#: How many calls of one sync loader run at once.
+_THREADS = 40
 
 
 class Known:
@@ -41,6 +45,30 @@ class Known:
         return TypeAdapter(self.cls)
 
 
+class Loader:
+    """What ``@entity_loader`` decorated. The threads of each are counted for itself: one that hangs holds up no other.
+
+    The mutable state, for each event loop: how many calls run.
+    """
+
+    def __init__(self, function: Callable[[str], Any]) -> None:
+        self._function = function
+        self._limiter: RunVar[CapacityLimiter] = RunVar("calls of an entity's loader")
+        inner = inspect.unwrap(function)
+        self._is_async = any(map(inspect.iscoroutinefunction, (inner, getattr(inner, "__call__", None))))  # noqa: B004 - an object may be called, too
+
+    async def load(self, entity_id: str) -> Any:
+        """The entity. Raises what the function raises."""
+        if self._is_async:
+            return await self._function(entity_id)
+        limiter = self._limiter.get(None)
+        if limiter is None:
+            self._limiter.set(limiter := CapacityLimiter(_THREADS))
+        call = partial(self._function, entity_id)
+        loaded = await to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
+        return await loaded if inspect.isawaitable(loaded) else loaded
+
+
 class Entity(NamedTuple):
     """An entity as it is stored: the name of its type, its JSON, its id."""
 
@@ -52,7 +80,7 @@ class Entity(NamedTuple):
 #: By name; a class may have had several. By class: the name that it is written under. The loaders, by class.
 _by_name: dict[str, Known] = {}
 _by_class: dict[type, Known] = {}
-_loaders: dict[type, Callable[[str], Any]] = {}
+_loaders: dict[type, Loader] = {}
 
 
 @overload
@@ -94,8 +122,10 @@ def entity_loader(cls: type[T], /) -> Callable[[L], L]:
     """Re-load entities of a type fresh, instead of what was stored with the event: ``@entity_loader(Order)``.
 
     The function is called with the entity_id whenever an event of this type reaches a workflow; what it returns is
-    ``event.entity``. An async one runs on the event loop, a sync one in a thread of anyio. What it raises is raised
-    where the event was to be used, and is tried again as that is. An event without entity_id keeps what was stored.
+    ``event.entity``. An async one runs on the event loop, a sync one in a thread of anyio, up to 40 at once. What it
+    raises is raised where the event was to be used, and is tried again as that is. An event without entity_id keeps what
+    was stored. Give a sync one a timeout of its own: when time is over nobody waits for it any more, but its thread is
+    not to be had back before it returns.
 
     Args:
         cls: the pydantic model or dataclass; it is registered, if ``@entity_type`` has not done so.
@@ -112,7 +142,7 @@ def entity_loader(cls: type[T], /) -> Callable[[L], L]:
     def decorate(function: L) -> L:
         if not callable(function):
             raise TypeError(f"@entity_loader decorates a function, got {type(function).__name__}.")
-        _loaders[cls] = function
+        _loaders[cls] = Loader(function)
         return function
 
     return decorate
@@ -179,15 +209,7 @@ async def load(event: str, kind: str | None, json: str | None, entity_id: str | 
     loader = None if known is None else _loaders.get(known.cls)
     if loader is None or entity_id is None:
         return rebuild(event, kind, json)
-    if _is_async(loader):
-        return await loader(entity_id)
-    loaded = await to_thread.run_sync(partial(loader, entity_id))
-    return await loaded if inspect.isawaitable(loaded) else loaded
-
-
-def _is_async(loader: Callable[[str], Any]) -> bool:
-    function = inspect.unwrap(loader)
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - an object may be called, too
+    return await loader.load(entity_id)
 
 
 def _default_name(cls: type) -> str:

@@ -52,12 +52,14 @@ def event_workflow(
     is called with the ``Event`` and returns the Context; without it the run gets those of event_id, event_name and
     entity_id that its Context declares. Without a Context it has one of these three. ``should_run_for_event`` is called
     with the ``Event`` before that; a run is started if it returns a true value. What either raises is logged, and both
-    are tried again later; so is what takes longer than a minute, if it is async.
+    are tried again later; so is what takes longer than a minute, if it is async. Up to 100 starts of a workflow are under
+    way at once, and hold up nobody else's.
 
     Args:
         event_name: the events' name, as ``emit`` is given it; up to 200 characters.
         offset_minutes: how many minutes after the event's ``at`` the run starts; negative: before. Where that moment
-            is past when the event is recorded, at once.
+            is past when the event is recorded, at once. No run can wait for the occurrence that has started it:
+            one that starts before returns ``sleep(event.at)``.
         offsets: several of these, as timedeltas that differ, each for a run of its own; not together with
             offset_minutes. None is beyond 100 years.
         name: what runs are stored under; ``event:`` and the class's name if not given.

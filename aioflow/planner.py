@@ -2,8 +2,8 @@
 
 A plan is a row of the store, and is taken away by the very transaction that fulfils it: so a run is started exactly once,
 from however many processes that is tried, and a process that dies in between leaves it for the next. A start whose code
-raises is planned again, later and later; the others do not wait for it. One whose workflow no code knows is blocked: it
-is due no more, until a worker comes that knows it.
+raises is planned again, later and later; the others do not wait for it, and not for code that takes its time. One whose
+workflow this worker does not know is blocked: it is due no more, until one that does looks for it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 
+from anyio.lowlevel import checkpoint
+
 from aioflow import telemetry
-from aioflow.changes import Listen, Occur, Replan, Start
+from aioflow.changes import Listen, Occur, Replan, Result, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
 from aioflow.definition import WorkflowDefinition
@@ -33,12 +37,14 @@ from aioflow.store import Planned, PlanQuery, Store
 from aioflow.tasks import TaskSet
 from aioflow.timers import Timers
 
-#: How many may be under way at once. Each start runs code of the workflow's author, which may take its time; and what is
-#: committed together is what a signal that comes meanwhile waits for: twice as many double that, and start no more a second.
+#: How many may be committed together, and how many starts of one workflow be under way. A signal that comes meanwhile
+#: waits for what is committed: twice as many double that, and start no more a second.
 _MOST = 100
+#: How many may be under way in all, with those that wait for the code of their workflow: a bound on what that takes.
+_MOST_ASIDE = 10_000
 #: Seconds.
 _LONGEST = 3600.0
-#: Seconds that the workflow's code is given to say whether and with what a run starts: others wait for its place.
+#: Seconds that the workflow's code is given to say whether and with what a run starts: its other starts wait for that.
 LONGEST_ASK = 60.0
 _FIRST_BACKOFF: Micros = SECOND
 _LONGEST_BACKOFF: Micros = 300 * SECOND
@@ -53,8 +59,9 @@ class Planner(DueLoop):
         office: gives ids.
         commit_ids: makes commit ids.
 
-    The mutable state, beside that of DueLoop: the starts that are under way, which generation of the registry the store
-    has been told of, which workflows were missed, and whether it is being stopped.
+    The mutable state, beside that of DueLoop: how many are under way by workflow, those that are held back because too
+    many of theirs are, how many are held back or in the workflow's code, which generation of the registry the store has
+    been told of, which workflows were missed, and whether it is being stopped.
     """
 
     def __init__(
@@ -77,6 +84,11 @@ class Planner(DueLoop):
         self._commit_ids = commit_ids
         self._context = contextvars.copy_context()
         self._tasks = TaskSet()
+        self._places = asyncio.Semaphore(_MOST)
+        self._begun: Counter[str] = Counter()
+        self._held: defaultdict[str, deque[Deadline]] = defaultdict(deque)
+        self._resuming: set[str] = set()
+        self._aside = 0
         self._told = -1
         self._missed: set[str] = set()
         self._stopping = False
@@ -88,7 +100,7 @@ class Planner(DueLoop):
 
     @property
     def _room(self) -> int:
-        return _MOST - len(self._firing)
+        return min(_MOST - (len(self._firing) - self._aside), _MOST_ASIDE - self._aside)
 
     async def listen(self, patience: Micros | None = None) -> None:
         """Tell the store what the workflows that are known here listen to, if that has changed. See Committer.submit."""
@@ -135,18 +147,37 @@ class Planner(DueLoop):
             self._firing.difference_update(todo)
             self.push(todo.values())
             raise
-        fired = 0
-        begun: set[int] = set()
-        for each in planned:
+        taken: set[int] = set()
+        for each in () if self._stopping else planned:
             plan = each.plan
             if plan.due > now:  # the clock went back: never early
                 self.push((Deadline(plan.due, plan.id, plan.attempts),))
                 continue
-            begun.add(plan.id)
-            fired += 1
+            if plan.workflow and not self.working and not self._registry.knows(plan.workflow):
+                continue  # a client leaves it to those who work
+            taken.add(plan.id)
+            if plan.workflow and self._begun[plan.workflow] >= _MOST:
+                self._held[plan.workflow].append(todo[plan.id])
+                self._aside += 1
+                continue
+            self._begun[plan.workflow] += 1
             self._tasks.spawn(self._fulfil(each), context=self._context.copy())
-        self._firing.difference_update(todo.keys() - begun)
-        return fired
+        self._firing.difference_update(todo.keys() - taken)
+        return len(taken)
+
+    async def _resume(self, workflow: str) -> None:
+        """Begin starts that were held back, as many as there is room for; they are read again, as they were not kept."""
+        held = self._held[workflow]
+        try:
+            while held and (room := _MOST - self._begun[workflow]) > 0:
+                due = [held.popleft() for _ in range(min(room, len(held)))]
+                self._aside -= len(due)
+                self._firing.difference_update(deadline.run_id for deadline in due)
+                await self._fire(due)
+        except StoreError as error:
+            telemetry.trouble(f"{self._what} cannot be fired, will try again", error)
+        finally:
+            self._resuming.discard(workflow)
 
     async def _fulfil(self, planned: Planned) -> None:
         plan = planned.plan
@@ -154,7 +185,7 @@ class Planner(DueLoop):
             if plan.workflow:
                 await self._begin(planned)
             else:
-                result = await self._committer.commit(Occur(plan.id, planned.event.event_id))
+                result = await self._commit(Occur(plan.id, planned.event.event_id))
                 if result.outcome == "stale":  # it has occurred, but who hears of it went to somebody else, or was lost
                     self._slots.notice()
         except StoreError as error:
@@ -164,7 +195,15 @@ class Planner(DueLoop):
             )
         finally:
             self._firing.discard(plan.id)
+            self._begun[plan.workflow] -= 1
+            if self._held[plan.workflow] and plan.workflow not in self._resuming and not self._stopping:
+                self._resuming.add(plan.workflow)
+                self._tasks.spawn(self._resume(plan.workflow), context=self._context.copy())
             self.made_room()
+
+    async def _commit(self, change: Occur | Replan) -> Result:
+        async with self._places:
+            return await self._committer.commit(change)
 
     async def _begin(self, planned: Planned) -> None:
         """Start the run, or put it off, or drop it."""
@@ -173,13 +212,12 @@ class Planner(DueLoop):
         try:
             definition = self._registry.find(plan.workflow)
         except WorkflowUnknown as error:
-            if self.working:  # a client leaves it to those who work
-                await self._block(plan, error)
-                if self._registry.generation != generation:  # its code may have come meanwhile, and not have seen it
-                    await self.unblock()
+            await self._block(plan, error)
+            if self._registry.generation != generation:  # its code may have come meanwhile, and not have seen it
+                await self.unblock()
             return
         try:
-            data = await _asked(definition, event)
+            data = await self._ask(definition, event)
         except BaseException as error:  # the workflow's code may raise anything
             if isinstance(error, asyncio.CancelledError) and self._stopping:
                 raise
@@ -190,11 +228,20 @@ class Planner(DueLoop):
             await self._put_off(planned, error)
             return
         if data is None:  # should_run_for_event says no
-            await self._committer.commit(Replan(plan, None))
+            await self._commit(Replan(plan, None))
             return
-        change = await self._start(definition, planned, data)
-        owner = change.run.owner
-        await self._committer.submit(change, settled=partial(self._slots.redeem, owner))
+        async with self._places:
+            change = await self._start(definition, planned, data)
+            owner = change.run.owner
+            await self._committer.submit(change, settled=partial(self._slots.redeem, owner))
+
+    async def _ask(self, definition: WorkflowDefinition, event: EventRecord) -> str | None:
+        self._aside += 1
+        self.made_room()
+        try:
+            return await _asked(definition, event)
+        finally:
+            self._aside -= 1
 
     async def _start(self, definition: WorkflowDefinition, planned: Planned, data: str) -> Start:
         plan, event = planned
@@ -211,10 +258,9 @@ class Planner(DueLoop):
         text = bounded(one_line(error), MAX_ERROR)
         if plan.workflow not in self._missed:
             self._missed.add(plan.workflow)
-            telemetry.warn(
-                "starts of a workflow that no code here knows are blocked", workflow=plan.workflow, error=text
-            )
-        await self._committer.commit(Replan(plan, BLOCKED, text))
+            what = "starts of a workflow that this worker does not know are blocked, until one comes that does"
+            telemetry.warn(what, workflow=plan.workflow, error=text)
+        await self._commit(Replan(plan, BLOCKED, text))
 
     async def _put_off(self, planned: Planned, error: BaseException) -> None:
         """Plan a start again whose code raised."""
@@ -229,7 +275,7 @@ class Planner(DueLoop):
             attempt=plan.attempts + 1,
             error=text,
         )
-        await self._committer.commit(Replan(plan, self._clock.micros() + backoff, text))
+        await self._commit(Replan(plan, self._clock.micros() + backoff, text))
 
 
 async def _asked(definition: WorkflowDefinition, event: EventRecord) -> str | None:
@@ -246,5 +292,7 @@ async def _asked(definition: WorkflowDefinition, event: EventRecord) -> str | No
         raise TimeoutError(what) from error
     task = asyncio.current_task()
     if task is not None and task.cancelling():
+        with suppress(asyncio.CancelledError):  # it comes at the next await, which is not to be that of a commit
+            await checkpoint()
         raise asyncio.CancelledError("it has cancelled its own task")
     return data

@@ -126,6 +126,10 @@ class Registry:
             raise WorkflowUnknown(definition.name, self._by_name, other)
         return known
 
+    def knows(self, name: str) -> bool:
+        """Whether there is a workflow of this name."""
+        return bool(self._by_name.get(name))
+
     def known(self) -> list[tuple[str, str]]:
         """Every (name, version)."""
         return [(name, version) for name, versions in self._by_name.items() for version in versions]

@@ -166,19 +166,19 @@ def _cannot(name: str, values: Mapping[str, Any], error: Exception) -> Exception
 
 
 def arm_for(run: Run, signal: Signal, now: Micros) -> Arm | None:
-    """The first arm of a waiting run that a signal fits: none if it came when the time of the wait was over."""
+    """The first arm of a waiting run that a signal fits: none if it came when the time of the wait was over.
+
+    Of events, one that names the entity comes first: what occurred before the wait is there for that alone.
+    """
     if run.wake_at is not None and min(signal.sent_at, now) > run.wake_at:  # a clock may have been set back since
         return None
     kind = "signal" if signal.event is None else "event"
-    for arm in arms_of(run):
-        if arm.kind != kind or arm.name != signal.name:
-            continue
-        if kind == "event":
-            if arm.key is None or arm.key == signal.key:
-                return arm
-        elif signal.run_id == run.id or (not signal.run_id and arm.key == signal.key):
-            return arm
-    return None
+    arms = [arm for arm in arms_of(run) if arm.kind == kind and arm.name == signal.name]
+    if kind == "event":
+        fitting = [arm for key in (signal.key, None) for arm in arms if arm.key == key]
+    else:
+        fitting = [arm for arm in arms if signal.run_id == run.id or (not signal.run_id and arm.key == signal.key)]
+    return fitting[0] if fitting else None
 
 
 class Misfit(ValueError):
@@ -201,19 +201,17 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
     except BaseException:  # noqa: BLE001 - a validator may raise anything
         return None
     data = run.data
-    added = payload if kind == "signal" and isinstance(payload, dict) else {}
+    added = dict(payload) if kind == "signal" and isinstance(payload, dict) else {}
     if kind == "event" and isinstance(payload, dict):  # nobody could be told of a name that the Context forbids
         codec = definition.codec
         added = {name: payload[name] for name in ABOUT_EVENT if name in codec.declared or codec.takes_more}
     if added:
         try:
-            # As JSON, which it is: a strict Context takes no str for a date from Python.
-            whole: dict[str, JsonValue] = {**from_json(run.data), **added}
-            data, _ = definition.codec.encode(definition.codec.decode(to_json(whole)))
-        except (Unstorable, LimitExceeded) as error:
-            raise Misfit(str(error)) from error
-        except BaseException as error:  # a validator may raise anything
-            raise Misfit(explain(error)) from error
+            data = _with(run, definition, added)
+        except Misfit:
+            if kind == "signal" or added.pop("entity_id", "") is not None:
+                raise
+            data = _with(run, definition, added)  # it is about nothing, which this Context's entity_id cannot say
     step = definition.steps.get(arm.then)
     if step is not None and step.parameters:
         resumption: Any = Resumption(kind, signal.name, payload)
@@ -222,3 +220,15 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
         except Unfillable as error:
             raise Misfit(f"step {arm.then!r} does not take it: {error}") from error
     return data
+
+
+def _with(run: Run, definition: WorkflowDefinition, added: Mapping[str, JsonValue]) -> str:
+    """The run's Context with these laid over it, as JSON. Raises Misfit."""
+    try:
+        # As JSON, which it is: a strict Context takes no str for a date from Python.
+        whole: dict[str, JsonValue] = {**from_json(run.data), **added}
+        return definition.codec.encode(definition.codec.decode(to_json(whole)))[0]
+    except (Unstorable, LimitExceeded) as error:
+        raise Misfit(str(error)) from error
+    except BaseException as error:  # a validator may raise anything
+        raise Misfit(explain(error)) from error

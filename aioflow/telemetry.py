@@ -109,7 +109,8 @@ def _log_transition(run: Run, transition: Transition) -> None:
         fields["error"] = transition.error
     if kind in _WARN:
         if transition.error is not None:  # a step that raised RetryLater has not failed
-            warn(_WARN[kind], **fields)
+            told = "event rejected" if kind == "reject" and transition.error.startswith("Event ") else _WARN[kind]
+            warn(told, **fields)
     elif kind in _INFO:
         info(_INFO[kind], **fields)
     debug("transition", status=run.status, next_step=run.next_step or run.step, **fields)

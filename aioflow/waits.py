@@ -60,8 +60,9 @@ class _Arms:
         """An event.
 
         Args:
-            name: the event's name.
-            entity_id: only one of this entity (17 is "17"), which may also have occurred since the run started.
+            name: the event's name; of every namespace.
+            entity_id: only one of this entity (17 is "17"), which may also have occurred since the run started. This
+                arm takes it before one without an entity_id does.
             then: the step to go on with; its parameter ``event: Event`` is given the event.
 
         Returns:
@@ -140,8 +141,11 @@ class _Waits:
     ) -> Command:
         """Park the run until an event occurs. Its Context then has ``event_id``, ``event_name`` and ``entity_id``.
 
+        An event without an entity leaves the Context's ``entity_id`` as it is, if that cannot be None. A run cannot
+        wait for the occurrence that has started it, even if its offset was before that: ``sleep(event.at)`` does that.
+
         Args:
-            name: the event's name, of any namespace.
+            name: the event's name; of every namespace.
             entity_id: only an event of this entity (17 is "17"). It may also have occurred since the run started, if
                 the run has not gone on with it before; without an entity_id, only what occurs while the run waits.
             timeout: a timedelta, or the aware datetime, after which the run goes on with ``on_timeout``.

@@ -22,7 +22,8 @@ from tests.engine.conftest import MakeEngine, ShiftedClock
 from tests.support import wait_until
 
 HOUR = timedelta(hours=1)
-BLOCKED = "starts of a workflow that no code here knows are blocked"
+#: What a worker says of a workflow that others may know.
+BLOCKED = "starts of a workflow that this worker does not know are blocked, until one comes that does"
 
 
 @workflow("bs-other")
@@ -142,7 +143,7 @@ async def test_a_client_blocks_nothing(make_engine: MakeEngine) -> None:
         pass
     async with make_engine(Other, worker=False) as client:
         await client.emit("bs-visit")
-        await client.process_scheduled()
+        assert await client.process_scheduled() == 0
         assert await counts(client) == (1, 0, 0)
     async with make_engine(flow):
         await wait_until(lambda: begun)

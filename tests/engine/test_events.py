@@ -330,6 +330,15 @@ async def test_what_a_failing_step_emits_is_not_emitted(make_engine: MakeEngine)
         assert len(await engine.events()) == 1
 
 
+async def test_a_start_by_an_event_without_an_entity(make_engine: MakeEngine) -> None:
+    """A Context that takes no None for entity_id has its own default."""
+    flows = [listener("ev-named", body={"Context": Named})]
+    async with make_engine(*flows) as engine:
+        event = await engine.emit("ev-visit")
+        [run] = await started(engine, event.id, 1)
+        assert (run.data["event_id"], run.data["entity_id"]) == (event.id, "none yet")
+
+
 # ---- waits
 
 
@@ -467,6 +476,55 @@ async def test_a_context_that_forbids_other_keys(make_engine: MakeEngine) -> Non
         assert run.data == {"path": ["came a", "signalled"], "entity_id": "17"}
 
 
+class Named(BaseModel):
+    """Takes only text for the id of an entity."""
+
+    path: list[str] = []
+    event_id: str = ""
+    entity_id: str = "none yet"
+
+
+async def test_an_event_without_an_entity(make_engine: MakeEngine) -> None:
+    """A Context that takes no None for entity_id keeps what it has, and is told of the rest."""
+    order = waiter(for_any, Named)
+    async with make_engine(order) as engine:
+        run = await parked(engine, order)
+        await engine.signal("go", run_id=run.id)
+        await run.wait(5, until="parked")
+        for count, (event_id, entity_id) in enumerate({"a": "none yet", "b": "17", "c": "17"}.items(), 1):
+            await engine.emit("paid", entity_id=17 if event_id == "b" else None, event_id=event_id)
+            await has_come(run, count)
+            assert (run.data["event_id"], run.data["entity_id"]) == (event_id, entity_id)
+
+
+class Numbered(BaseModel):
+    """Takes no event's id."""
+
+    path: list[str] = []
+    event_id: int = 0
+
+
+async def test_an_event_that_is_rejected(make_engine: MakeEngine, log: list[EventDict]) -> None:
+    """The run waits on, and the log and the history say why."""
+    order = waiter(for_any, Numbered)
+    async with make_engine(order) as engine:
+        run = await parked(engine, order)
+        await engine.signal("go", run_id=run.id)
+        await run.wait(5, until="parked")
+        await engine.emit("paid", event_id="a")
+
+        async def rejected() -> bool:
+            return "reject" in [row.kind for row in await engine.history(run.id)]
+
+        await wait_until(rejected)
+        await engine.emit("paid", event_id="7")
+        await has_come(run, 1)
+        assert (run.data["path"], run.data["event_id"]) == (["came 7"], 7)
+    [line] = [entry for entry in log if entry["event"].endswith("rejected")]
+    assert (line["event"], line["log_level"]) == ("event rejected", "warning")
+    assert line["error"].startswith("Event 'paid' was rejected: event_id: ")
+
+
 @workflow("ev-executed-again")
 class Again:
     """Goes on with an event, and its step is executed twice."""
@@ -521,3 +579,22 @@ async def test_the_entity_of_a_wait_is_the_one_of_the_event(make_engine: MakeEng
         run = await parked(engine, order)
         await engine.emit("booked", entity_id=Room.BLUE)
         assert _told(await run.wait(5))[2] == "blue"
+
+
+def for_both(self: Any) -> Command:
+    """Waits for any payment, and for that of order 17 above all."""
+    return wait.any(on.event("paid", then=self.late), on.event("paid", entity_id=17, then=self.came))
+
+
+async def test_the_arm_of_the_entity_comes_first(make_engine: MakeEngine) -> None:
+    """What occurred before the wait is for it alone, and what is about its entity is, too; the rest is for any arm."""
+    order = waiter(for_both)
+    async with make_engine(order) as engine:
+        run = await parked(engine, order)
+        await engine.emit("paid", entity_id=17, event_id="before")
+        await engine.signal("go", run_id=run.id)
+        await has_come(run, 1)
+        await engine.emit("paid", entity_id=17, event_id="then")
+        await has_come(run, 2)
+        await engine.emit("paid", entity_id=18, event_id="other")
+        assert (await run.wait(5)).data["path"] == ["came before", "came then", "late"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,8 +11,11 @@ import pytest
 from pydantic import BaseModel
 from structlog.typing import EventDict
 
-from aioflow import Event, complete, event_workflow, step
+from aioflow import Engine, Event, complete, event_workflow, step
+from aioflow.changes import Change, Replan, Result
+from aioflow.clock import Micros
 from aioflow.commands import Command
+from aioflow_memory import MemoryStore
 from tests.engine.conftest import MakeEngine, ShiftedClock
 from tests.support import wait_until
 
@@ -163,6 +166,37 @@ async def test_a_create_context_that_never_ends(
     [text] = {entry["error"] for entry in log if entry["event"].startswith("run cannot be started")}
     what = "should_run_for_event, create_context and the entity's loader took longer than 0.05 s"
     assert text == f"TimeoutError: {what}"
+
+
+async def test_a_start_that_cancelled_its_task_is_put_off_once(clock: ShiftedClock) -> None:
+    """However long the store takes to note it: nobody asks again meanwhile."""
+    asked: list[str] = []
+    noted, free = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+            if any(isinstance(change, Replan) for change in changes):
+                noted.set()
+                await free.wait()
+            return await super().apply(changes, now)
+
+    def create(cls: Any, event: Event) -> Any:
+        asked.append(event.id)
+        _cancels()
+        return cls.Context()
+
+    body = {"create_context": classmethod(create), "Context": Other}
+    flow = event_workflow("hostile-told", name="cancelling-start")(
+        type("Cancelling", (), {"begin": step(start=True)(_begin), "__module__": __name__, **body})
+    )
+    async with Engine(Slow(), workflows=[flow], clock=clock) as engine:
+        await engine.emit("hostile-told", event_id="e")
+        await noted.wait()
+        assert engine._parts is not None
+        assert not engine._parts.planner.idle  # so that no look takes it for one that nobody cares for
+        free.set()
+        await wait_until(lambda: _failing(engine))
+        assert asked == ["e"]
 
 
 async def _begin(self: object) -> Command:

@@ -1,0 +1,204 @@
+"""Workflows whose code takes its time to say with what a run starts: nobody but their own starts waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from anyio import to_thread
+from pydantic import BaseModel
+
+from aioflow import Engine, Event, complete, entity_loader, event_workflow, step, wait_for_event, workflow
+from aioflow.commands import Command
+from tests.engine.conftest import MakeEngine, ShiftedClock
+from tests.support import wait_until
+
+HOUR = timedelta(hours=1)
+#: More than a scan looks at together.
+MANY = 700
+
+
+class Gated:
+    """A workflow whose create_context waits until the test opens the gate: how many are asked, and how often each was."""
+
+    def __init__(self) -> None:
+        self.gate = gate = asyncio.Event()
+        self.asking: set[str] = set()
+        self.asked: Counter[str] = Counter()
+        asking, asked = self.asking, self.asked
+
+        @event_workflow("slow-made", name="slow-start")
+        class Flow:
+            class Context(BaseModel):
+                pass
+
+            @classmethod
+            async def create_context(cls, event: Event) -> Any:
+                asked[event.id] += 1
+                asking.add(event.id)
+                try:
+                    await gate.wait()
+                finally:
+                    asking.discard(event.id)
+                return cls.Context()
+
+            @step(start=True)
+            async def begin(self) -> Command:
+                return complete()
+
+        self.workflow = Flow
+
+
+@event_workflow("slow-easy", name="slow-easy")
+class Easy:
+    """Starts at once."""
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        return complete()
+
+
+@workflow("slow-waits")
+class Waits:
+    """Waits for an event."""
+
+    class Context(BaseModel):
+        pass
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        return wait_for_event("slow-told", then=self.end)
+
+    @step
+    async def end(self) -> Command:
+        return complete()
+
+
+async def ended(engine: Engine, flow: type, count: int) -> None:
+    """Until so many runs have."""
+
+    async def all_ended() -> bool:
+        return await engine.count(workflow=flow, status="completed") == count
+
+    await wait_until(all_ended, 20, what=f"{count} runs of {flow.__name__}")
+
+
+async def test_others_do_not_wait_for_it(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """Other starts, those of clients' events, and what occurs go on beside many that hang; these start once they are let."""
+    slow = Gated()
+    flows = (slow.workflow, Easy, Waits)
+    async with make_engine(*flows) as engine, make_engine(*flows, worker=False) as client:
+        run = await (await engine.start(Waits)).wait(5, until="parked")
+        await asyncio.gather(*(engine.emit("slow-made") for _ in range(MANY)))
+        await engine.emit("slow-told", at=clock.now() + HOUR)
+        await wait_until(lambda: slow.asking)
+        await engine.emit("slow-easy")
+        await ended(engine, Easy, 1)
+        await client.emit("slow-easy")
+        await ended(engine, Easy, 2)
+        clock.shift(HOUR)
+        assert (await run.wait(5)).status == "completed"
+        assert len(slow.asking) == 100
+        slow.gate.set()
+        await ended(engine, slow.workflow, MANY)
+        assert (await engine.stats()).planned == 0
+    assert set(slow.asked.values()) == {1}
+
+
+async def test_an_engine_that_ends_meanwhile(make_engine: MakeEngine) -> None:
+    """Does not wait for it either: the next one makes the starts."""
+    slow = Gated()
+    async with make_engine(slow.workflow) as engine:
+        await asyncio.gather(*(engine.emit("slow-made") for _ in range(250)))
+        await wait_until(lambda: len(slow.asking) == 100)
+    assert not slow.asking
+    slow.gate.set()
+    async with make_engine(slow.workflow) as engine:
+        await ended(engine, slow.workflow, 250)
+        assert await engine.count() == 250
+
+
+async def test_a_client_waits_for_all_that_is_due(make_engine: MakeEngine) -> None:
+    """Its process_scheduled has made every start when it returns."""
+    slow = Gated()
+    async with make_engine(slow.workflow):
+        pass
+    async with make_engine(slow.workflow, worker=False) as client:
+        await asyncio.gather(*(client.emit("slow-made") for _ in range(250)))
+        doing = asyncio.create_task(client.process_scheduled())
+        await wait_until(lambda: len(slow.asking) == 100)
+        slow.gate.set()
+        assert await doing == 250
+        assert (await client.count(), (await client.stats()).planned) == (250, 0)
+
+
+class Hung(BaseModel):
+    """An entity whose loader hangs."""
+
+    id: int
+
+
+class Loaded(BaseModel):
+    """An entity whose loader answers."""
+
+    id: int
+
+
+@pytest.fixture
+def held() -> Iterator[threading.Event]:
+    """What the loader of Hung waits for."""
+    event = threading.Event()
+
+    @entity_loader(Hung)
+    def load_slowly(entity_id: str) -> Hung:
+        event.wait()
+        return Hung(id=int(entity_id))
+
+    @entity_loader(Loaded)
+    def load(entity_id: str) -> Loaded:
+        return Loaded(id=int(entity_id))
+
+    yield event
+    event.set()
+
+
+async def test_a_loader_that_hangs_in_its_thread(
+    make_engine: MakeEngine, clock: ShiftedClock, held: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left alone after a while, and holds up no other loader and none of the host's own threads."""
+    loaded: list[Any] = []
+
+    @event_workflow("slow-hung", name="slow-hung")
+    class Hangs:
+        @step(start=True)
+        async def begin(self, event: Event) -> Command:
+            return complete()
+
+    @event_workflow("slow-loaded", name="slow-loaded")
+    class Loads:
+        @step(start=True)
+        async def begin(self, event: Event) -> Command:
+            loaded.append(event.entity)
+            return complete()
+
+    async with make_engine(Hangs, Loads) as engine:
+        await asyncio.gather(*(engine.emit("slow-hung", Hung(id=number)) for number in range(50)))
+        await engine.emit("slow-loaded", Loaded(id=7))
+        await ended(engine, Loads, 1)
+        assert loaded == [Loaded(id=7)]
+        assert await asyncio.wait_for(to_thread.run_sync(int, "7"), 5) == 7
+    monkeypatch.setattr("aioflow.planner.LONGEST_ASK", 0.05)
+    async with make_engine(Hangs, Loads) as engine:
+
+        async def failing() -> bool:
+            return (await engine.stats()).failing == 50
+
+        await wait_until(failing)
+        held.set()
+        clock.shift(HOUR)
+        await ended(engine, Hangs, 50)
