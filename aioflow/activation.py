@@ -152,7 +152,7 @@ class Activation(Watch):
         self.clean = True
         ran: Ran | None = None
         try:
-            if self.may_begin() and (self._ready() or await self._prepare()):
+            if self.may_begin() and (self._ready() or (await self._prepare() and self.may_begin())):
                 assert self._live is not None
                 assert self._definition is not None
                 self.timed_out = False

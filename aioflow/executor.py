@@ -140,7 +140,7 @@ class Executor:
         try:
             # Made anew for each step: nothing but the Context outlives one, as after a crash.
             instance = definition.cls()
-            arguments = await self._arguments(run, step) if step.parameters else _NONE
+            arguments = await self._arguments(run, step, watch) if step.parameters else _NONE
             if step.in_thread:
                 returned = await self._in_thread(step, instance, arguments, watch)
             else:
@@ -210,7 +210,7 @@ class Executor:
             raise ContextNotStorable(run.id, run.workflow, run.step, str(error)) from error
         return Ran(Stepped(returned, data), parsed, duration)
 
-    async def _arguments(self, run: Run, step: StepDefinition) -> dict[str, Any]:
+    async def _arguments(self, run: Run, step: StepDefinition, watch: Watch) -> dict[str, Any]:
         """What the step's parameters get from what resumed the run."""
         try:
             if step.action is not None and (call := call_of(run)) is not None:
@@ -223,6 +223,8 @@ class Executor:
             told = None if resumption is None or resumption.kind != "event" else resumption.payload
             if isinstance(told, dict) and step.parameters.takes_event:
                 event = await event_from(told)
+                if not watch.may_begin():  # the entity's loader has taken its time
+                    raise Stopped
             return step.parameters.fill(resumption, failure_of(run), event)
         except Unfillable as error:
             raise ArgumentsMissing(run.id, run.workflow, run.step, str(error)) from error

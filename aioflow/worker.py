@@ -151,7 +151,7 @@ class Worker:
             elif activation.is_behind(run):
                 self.ended(activation)
                 activation.halt()
-                self._begin(run, promised=False)
+                self._begin(run)
             return
         if activation is not None:
             self.ended(activation)
@@ -160,10 +160,11 @@ class Worker:
         if run.status == WAITING:
             self.scheduler.arm(run)
 
-    def _begin(self, run: Run, *, promised: bool = True) -> None:
+    def _begin(self, run: Run) -> None:
         if self.draining or not self.working:
             return
-        waits = not promised and not self._has_slot()  # the room of then was promised since, or an answer was lost
+        # For its own promise to be redeemed, which comes next; or as the room of then was promised since, or an answer lost.
+        waits = not self._has_slot()
         activation = self._activations[run.id] = Activation(run, self._tools)
         self._idle.clear()
         if waits:
@@ -275,7 +276,7 @@ class Worker:
         for run in claim.runs:
             # What was committed here since the store looked is newer than what it saw.
             if run.id not in self._activations and run.seq >= self._heard.get(run.id, 0):
-                self._begin(run, promised=False)
+                self._begin(run)
         for run_id in claim.gone:
             if self._activations.get(run_id) is held[run_id]:  # cancelled or taken over by somebody else
                 self.ended(held[run_id])

@@ -51,9 +51,9 @@ def test_a_start_that_raises_as_it_is_stopped_is_no_bug() -> None:
     assert not simulate(Case(2004126)).problems
 
 
-@pytest.mark.parametrize("seed", [1649, 20003974])
-def test_who_began_a_run_again_hears_what_has_become_of_it(seed: int) -> None:
-    """These have found a step that began after its transition was known, and one that went on without a lease."""
+@pytest.mark.parametrize("seed", [1649, 20003974, 30000806, 30002305])
+def test_seeds_that_found_bugs_hold(seed: int) -> None:
+    """A step that began after its transition was known, two without a lease, and one without a slot."""
     assert not simulate(Case(seed)).problems
 
 
