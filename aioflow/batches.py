@@ -45,24 +45,36 @@ class Pending:
 
 
 class Batch:
-    """At most one change per run, per start key, per signal_id, per event and per plan."""
+    """At most one change per run, per start key, per signal_id, per event and per plan.
 
-    __slots__ = ("keys", "pending")
+    ``addresses``: where its signals go.
+    """
+
+    __slots__ = ("addresses", "keys", "pending")
 
     def __init__(self) -> None:
         self.pending: list[Pending] = []
         self.keys: set[Hashable] = set()
+        self.addresses: set[Hashable] = set()
 
 
 class Lane:
-    """What the store has of one batch, sorted, and what no other that is under way may have; both empty at rest."""
+    """What the store has of one batch, sorted, and what no other that is under way may have; all empty at rest.
 
-    __slots__ = ("ended", "keys", "offered")
+    Nor may it have signals to the same ``addresses``: they would be taken in the order in which the batches commit.
+    """
+
+    __slots__ = ("addresses", "ended", "keys", "offered")
 
     def __init__(self) -> None:
         self.offered: list[Pending] = []
         self.keys: set[Hashable] = set()
+        self.addresses: set[Hashable] = set()
         self.ended = False
+
+    def bars(self, batch: Batch) -> bool:
+        """Whether the batch has to wait for this one."""
+        return not (self.keys.isdisjoint(batch.keys) and self.addresses.isdisjoint(batch.addresses))
 
 
 def keys_of(change: Change) -> tuple[int, tuple[Hashable, ...]]:
@@ -81,6 +93,13 @@ def keys_of(change: Change) -> tuple[int, tuple[Hashable, ...]]:
     if isinstance(change, Mark | Amend):
         return change.run_id, (change.run_id,)
     return _keys_of_event(change)
+
+
+def addresses_of(change: Change) -> list[Hashable]:
+    """Where the signals go that it sends."""
+    if isinstance(change, Post):
+        return [(change.signal.run_id, change.signal.key)]
+    return [address for part in change.also for address in addresses_of(part)] if isinstance(change, Move) else []
 
 
 def _keys_of_event(change: Emit | Occur | Withdraw | Replan | Listen) -> tuple[int, tuple[Hashable, ...]]:

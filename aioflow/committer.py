@@ -24,7 +24,7 @@ from itertools import chain
 from operator import attrgetter
 
 from aioflow import telemetry
-from aioflow.batches import Batch, Lane, Pending, Told, keys_of
+from aioflow.batches import Batch, Lane, Pending, Told, addresses_of, keys_of
 from aioflow.changes import Change, Move, Result
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
@@ -159,6 +159,7 @@ class Committer:
             if batch is None or full or not batch.keys.isdisjoint(keys):
                 batch = self._next_batch()
             batch.keys.update(keys)
+            batch.addresses.update(addresses_of(change))
         until = None if patience is None else self._clock.monotonic() + patience
         batch.pending.append(Pending(change, run_id, told, until, future))
         if until is not None and not self._watching:
@@ -185,7 +186,7 @@ class Committer:
                 while lane.offered or self._fill(lane):
                     await self._offer(lane.offered)
                     lane.offered = []
-                    lane.keys = set()
+                    lane.keys, lane.addresses = set(), set()
                 # What still waits then, for the keys of another lane, that one will take.
                 if self._stopping:
                     break
@@ -205,14 +206,14 @@ class Committer:
         if not self._batches:
             return False
         batch = self._batches[0]
-        if not all(other.keys.isdisjoint(batch.keys) for other in self._lanes):
+        if any(other.bars(batch) for other in self._lanes):
             return False
         del self._batches[0]
         if self._batches:
             self._wake.set()  # another lane may have found the way barred by what stood first
         # By run id: every writer takes its locks in the same order.
         lane.offered = sorted(batch.pending, key=attrgetter("run_id"))
-        lane.keys = batch.keys
+        lane.keys, lane.addresses = batch.keys, batch.addresses
         return True
 
     def _end(self) -> None:

@@ -201,6 +201,30 @@ async def test_two_batches_are_under_way_at_once(wide_desk: Desk) -> None:
     assert wide_desk.store.batches == [[1], [2], [3, 4]]
 
 
+@pytest.mark.parametrize(
+    ("later", "way"),
+    [
+        (Post(a_signal(3, 1)), "waits"),
+        (moving(a_run(9))._replace(also=(Post(a_signal(3, 1)),)), "waits"),
+        (Post(a_signal(3, 9)), "passes"),
+    ],
+)
+async def test_signals_to_one_address_are_never_under_way_in_two_batches(
+    wide_desk: Desk, later: Change, way: str
+) -> None:
+    """Else the later batch might be committed first, and its signal taken before one that was sent before it."""
+    for started in wide_desk.submit(starting(a_run(1)), starting(a_run(9))):
+        await started
+    with wide_desk.store.held():
+        futures = wide_desk.submit(Post(a_signal(2, 1)))
+        await wide_desk.store.arrived(2)
+        futures += wide_desk.submit(later)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert len(wide_desk.store.offers) == (2 if way == "waits" else 3)
+    assert {(await future).outcome for future in futures} == {"applied"}
+
+
 async def test_changes_of_one_run_are_never_under_way_together(wide_desk: Desk) -> None:
     """A batch that shares a run with one that the store has waits for it, and all that was queued later with it."""
     with wide_desk.store.held():

@@ -90,7 +90,7 @@ async def claim(
         sql = f"{SELECT_RUNS} WHERE id = ANY($1::bigint[]) AND owner = $2 AND status = 'running'"
         rows = await database.ask(lambda session: session.fetch(sql, sorted(lost), worker))
         runs += [Run._make(row) for row in rows]
-    return Claim(True, runs, held - mine)
+    return Claim(True, runs, held.difference(mine, (run.id for run in runs)))
 
 
 async def renew(session: Session, worker: int, lease: Micros, now: Micros) -> bool:

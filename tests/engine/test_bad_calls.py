@@ -278,7 +278,7 @@ async def test_a_closed_engine_says_so(make_engine: MakeEngine, name: str, when:
 
 def test_every_call_is_in_the_tables() -> None:
     """A new public coroutine of the engine needs its rows here."""
-    others = {"run_forever", "lifespan", "instruments", "registry", "definition_of", "reread", "select"}
+    others = {"run_forever", "lifespan", "instruments", "registry", "definition_of", "reread", "iterate"}
     public = {name for name in dir(Engine) if not name.startswith("_")} - others
     assert public == set(CALLS)
     assert {row.split(":")[0] for row in ROWS} | {"process_scheduled", "stats"} == public

@@ -175,10 +175,9 @@ from aioflow_sqlite.lock import FileLock
 
 path = Path(sys.argv[1])
 lock = FileLock(path)
-if sys.argv[2] == "steal":
-    while not lock.acquire():
-        path.unlink(missing_ok=True)
-print(lock.acquire(), flush=True)
+while not (has := lock.acquire()) and sys.argv[2] == "steal":
+    path.unlink(missing_ok=True)
+print(has, flush=True)
 sys.stdin.read()
 """
 
