@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 #: Seconds for which a loop may stand still, in calls that block or work. A blocking call that matters takes longer.
 LONGEST_BLOCK = 2.0
+#: Where files take minutes.
+LONG = (
+    "tests/simulation",
+    "tests/faults",
+    "tests/http",
+    "tests/hostile",
+    "tests/test_examples",
+    "tests/test_pytest_plugin",
+)
 #: Threads that their pools keep on purpose, to be used again or to end with their loop.
 POOLED_THREADS = ("AnyIO worker thread", "asyncio_", "ThreadPoolExecutor-")
 
@@ -70,7 +79,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the slow tests out unless they are asked for."""
+    """Begin with files that take minutes, so that no worker is left with one; leave the slow tests out unless asked for."""
+    items.sort(key=lambda item: not str(item.path.relative_to(config.rootpath)).startswith(LONG))
     if config.getoption("--slow"):
         return
     for item in items:

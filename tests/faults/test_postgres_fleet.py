@@ -226,7 +226,7 @@ async def test_a_wire_that_fails_in_every_way_costs_nothing(
                     wire.fail(fault)
                 return wire.faults > before
 
-            await wait_until(struck, timeout=10, what=fault)
+            await wait_until(struck, timeout=30, what=fault)
             wire.mend()
         await wait_until(harbour.ended, timeout=20)
     await harbour.check(30 * len(faults), 5)
