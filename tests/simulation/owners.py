@@ -6,7 +6,7 @@ The oracle knows who owns which run, as the store has it. This holds the engines
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextvars import copy_context
 from typing import NamedTuple, Protocol
 
@@ -180,10 +180,12 @@ class Owners:
         """A step has ended."""
         self._steps[client].pop(_place(run), None)
 
-    def left_alone(self, rows: Iterable[Run], instant: Micros, patience: float) -> Iterator[str]:
-        """Runs that nobody has executed or woken for so many seconds, though a worker has room. Asked again and again."""
+    def left_alone(
+        self, clients: Collection[Client], rows: Iterable[Run], instant: Micros, patience: float
+    ) -> Iterator[str]:
+        """Runs that nobody has executed or woken for so many seconds, though one of these has room. Asked again and again."""
         now = self._loop.time()
-        alive = [client for client in self._working - self._gave_back if client.process.alive]
+        alive = self._working.intersection(clients)
         driven = {place for client in alive for place in self._steps[client]}
         idle = [
             row for row in rows

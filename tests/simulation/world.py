@@ -255,9 +255,9 @@ class World:
                 busy = self.oracle.busy(self.now())
                 self.oracle.problems.append(f"not settled after {PATIENCE} s: {busy}, and {self.pending} calls")
                 return
-            self.oracle.wrong(
-                self.server.owners.left_alone(self.oracle.rows.values(), self.now(), self.lease + TAKEOVER)
-            )
+            open_ = [host.wire for host in self.hosts if host.process.alive and host.engine is not None]
+            rows, patience = self.oracle.rows.values(), self.lease + TAKEOVER
+            self.oracle.wrong(self.server.owners.left_alone(open_, rows, self.now(), patience))
             if self.oracle.problems:
                 return
             await loop.pause(0.25)
