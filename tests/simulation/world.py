@@ -41,8 +41,9 @@ EPOCH: Micros = 1_750_000_000 * SECOND
 #: Seconds after the last fault within which everything has to be done. Slow runs and those that they start, one after
 #: the other in the only slot, were seen to take 150.
 PATIENCE = 600.0
-#: Seconds after the end of a lease within which somebody else executes what its worker had, and wakes what is overdue.
-TAKEOVER = 4.0
+#: Seconds after the end of a lease within which somebody else executes what its worker had, and wakes what is overdue: what
+#: was on its way when the last fault ended may be silent for three leases.
+TAKEOVER = 4.0 + 3 * LEASE
 #: Whoever is killed for longer than so many seconds does not come back, if there are others.
 FOR_GOOD = 4.0
 #: The lease where nothing goes wrong, seconds: that the store is far is no reason to lose it.
