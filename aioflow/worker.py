@@ -5,7 +5,8 @@ what must be: an activation for a running run that this worker owns, a timer for
 ended. So it does not matter who committed it, or whether that somebody still lives.
 
 The mutable state of ``Worker``: the activations by run id, those that wait for a slot, slots promised to runs that are
-being committed, tasks left behind, what was heard since the last claim, whether the store is asked, and two flags.
+being committed, tasks left behind, what was heard since the last claim, since when it works, whether the store is being
+asked, and the flags ``working`` and ``draining``.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Worker:
         """See activation.Home."""
         if self._lease.is_over:  # it was paused, and others may have its runs: nobody has asked the store yet
             self.notice()
-        return not (self.draining or self._lease.is_over)
+            return False
+        return not self.draining
 
     @property
     def running(self) -> int:
@@ -326,9 +328,8 @@ class Worker:
             activation.begin()
         if self._activations:
             self._idle.clear()
-            with suppress(
-                asyncio.CancelledError
-            ):  # a step's doing, or the loop is torn down: the rest is to be closed, too
+            # Cancelled by a step, or as the loop is torn down: the rest is to be closed, too.
+            with suppress(asyncio.CancelledError):
                 await Clock().wait(self._idle, patience)
         for activation in list(self._activations.values()):
             activation.halt()
