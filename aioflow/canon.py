@@ -40,7 +40,7 @@ def check_json(raw: bytes, what: str) -> str:
         ("\\" in text and "\\u0000" in text)
         or ("N" in text and "NaN" in text)
         or ("I" in text and "Infinity" in text)
-        or text.count("{") + text.count("[") > MAX_DEPTH
+        or (len(text) > 2 * MAX_DEPTH and text.count("{") + text.count("[") > MAX_DEPTH)
         or (len(text) > MAX_NAME and ('\\"' in text or len(max(text.split('"'), key=len)) > MAX_NAME))
     ):
         _walk_json(raw, what)

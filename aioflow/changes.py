@@ -184,5 +184,7 @@ class Result(NamedTuple):
         Also if it is not as that left it: an offer whose reply was lost may be answered with what came after it.
         """
         run = self.run
+        if run is move.run and self.outcome == "applied":  # as it is in nearly all answers
+            return run
         own = self.outcome == "applied" and run is not None and (run.seq, run.fence) == (move.run.seq, move.run.fence)
         return run if own else None

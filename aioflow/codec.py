@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, to_json
 
 from aioflow.canon import beyond, check_json
-from aioflow.likeness import alike, difference, explain, loose_fields, one_line
+from aioflow.likeness import alike, difference, explain, loose_fields, one_line, unchanged_fields
 
 #: Makes the error for an assignment to a name that the Context does not declare: (context, field, declared names).
 Undeclared = Callable[[str, str, Sequence[str]], AttributeError]
@@ -224,11 +224,17 @@ def _live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseMo
     asks_for_any = context.model_config.get("extra") == "allow"
 
     fields = context.model_fields
-    checked = config.get("validate_assignment", False)
+    # Of a frozen Context pydantic itself says that it is.
+    checked = config.get("validate_assignment", False) and not context.model_config.get("frozen")
+    unchanged = unchanged_fields(context) if checked else {}
 
     def __setattr__(self: BaseModel, name: str, value: object) -> None:  # noqa: N807 - the body of a class made below
         if checked and name in fields:  # what pydantic comes to, by a shorter way
-            self.__pydantic_validator__.validate_assignment(self, name, value)
+            if type(value) in unchanged.get(name, ()):
+                self.__dict__[name] = value
+                self.__pydantic_fields_set__.add(name)
+            else:
+                self.__pydantic_validator__.validate_assignment(self, name, value)
             return
         if (
             name not in fields

@@ -25,7 +25,7 @@ from operator import attrgetter
 
 from aioflow import telemetry
 from aioflow.batches import Batch, Lane, Pending, Told, addresses_of, keys_of
-from aioflow.changes import Change, Move, Result
+from aioflow.changes import Change, Move, Result, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
 from aioflow.store import Store
@@ -149,7 +149,9 @@ class Committer:
         # The last batch, or a new one after it if that changes the same run: changes of one run keep their order.
         batch = self._batches[-1] if self._batches else None
         full = batch is None or len(batch.pending) >= self._max_batch
-        if type(change) is Move and not change.also:
+        if (type(change) is Move and not change.also) or (
+            type(change) is Start and change.run.key is None and not change.plan
+        ):
             run_id = change.run.id
             if batch is None or full or run_id in batch.keys:
                 batch = self._next_batch()

@@ -37,7 +37,7 @@ class StepDefinition:
 
     ``is_async``: whether it is a coroutine function, also below decorators that keep ``__wrapped__``. ``in_thread``:
     whether it runs in a worker thread, as sync steps do unless they say ``thread=False``. ``parameters``: what it takes
-    besides self. ``action``: what it is called by from outside, if it is an action (``called``: its name, and what
+    besides self (``takes``: whether that is anything). ``action``: what it is called by from outside, if it is an action (``called``: its name, and what
     ``@action`` was given).
     """
 
@@ -48,6 +48,7 @@ class StepDefinition:
     is_async: bool = field(init=False)
     in_thread: bool = field(init=False)
     parameters: Parameters = field(init=False)
+    takes: bool = field(init=False)
     action: ActionDefinition | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,6 +58,7 @@ class StepDefinition:
         object.__setattr__(self, "is_async", is_async)
         object.__setattr__(self, "in_thread", not is_async and self.options.thread is not False)
         object.__setattr__(self, "parameters", Parameters(self.function))
+        object.__setattr__(self, "takes", bool(self.parameters))
         action = None
         if self.called is not None:
             name, options = self.called

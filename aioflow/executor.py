@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Mapping
 from contextvars import Context, Token, copy_context
+from gc import get_referents
 from operator import is_
 from typing import Any, Final
 
@@ -134,26 +135,27 @@ class Executor:
         limit = step.options.timeout
         error: BaseException | None = None
         returned: object = None
+        instruments = self._telemetry.instruments
         started = self._clock.monotonic()
-        if self._telemetry.instruments:
+        if instruments:
             self._telemetry.step_started(run)
         try:
             # Made anew for each step: nothing but the Context outlives one, as after a crash.
             instance = definition.cls()
-            arguments = await self._arguments(run, step, watch) if step.parameters else _NONE
+            arguments = await self._arguments(run, step, watch) if step.takes else _NONE
             if step.in_thread:
                 returned = await self._in_thread(step, instance, arguments, watch)
             else:
                 if limit is not None:
                     watch.began(limit)
-                called: Any = step.function(instance, **arguments)
+                called: Any = step.function(instance, **arguments) if arguments else step.function(instance)
                 returned = await called if step.is_async else called
         except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
             error = raised
         try:
             if limit is not None and watch.current is current:
                 watch.over()
-            if self._telemetry.instruments:
+            if instruments:
                 self._telemetry.step_ended(run, error)
             duration = self._clock.monotonic() - started
             if watch.timed_out:
@@ -290,6 +292,9 @@ def _leave(watch: Watch, current: CurrentRun, bound: Context, token: Token[Curre
 
 def _same(one: Context, other: Context) -> bool:
     """Whether two contexts have the very same values: what is equal to another may hold what that does not."""
+    tables = get_referents(one, other)  # all that each refers to; a copy shares it until one of them is changed
+    if len(tables) == 2 and tables[0] is tables[1]:
+        return True
     return len(one) == len(other) and all(map(is_, one, other)) and all(map(is_, one.values(), other.values()))
 
 

@@ -19,6 +19,11 @@ _VALUE = re.compile(r"input_value=.*, (?=input_type=)")
 
 #: Classes whose values hold no others.
 _PLAIN = frozenset([str, int, float, bool, type(None), datetime, date, time, timedelta, Decimal, UUID, bytes])
+#: Classes whose values validate as they are, where no more is asked of them.
+_SIMPLE = frozenset([str, int, float, bool, type(None)])
+#: Settings of a Context that ask no more of such values.
+_HARMLESS = frozenset(["extra", "title", "from_attributes", "arbitrary_types_allowed", "populate_by_name", "validate_by_name",
+    "validate_by_alias", "json_schema_extra", "use_attribute_docstrings"])  # fmt: skip
 
 
 def difference(left: Any, right: Any) -> str | None:
@@ -97,6 +102,19 @@ def loose_fields(context: type[BaseModel], *, checked: bool) -> tuple[str, ...]:
         for name, field in context.model_fields.items()
         if field.metadata or not _PLAIN.issuperset(_members(field.annotation))
     )
+
+
+def unchanged_fields(context: type[BaseModel]) -> dict[str, frozenset[type]]:
+    """By field: the classes whose very own values validate as they are, whatever they are."""
+    decorators = context.__pydantic_decorators__
+    if decorators.field_validators or decorators.validators or not _HARMLESS.issuperset(context.model_config):
+        return {}
+    found: dict[str, frozenset[type]] = {}
+    for name, field in context.model_fields.items():
+        members = frozenset(_members(field.annotation))
+        if not field.metadata and not field.frozen and len(members - {type(None)}) == 1 and _SIMPLE.issuperset(members):
+            found[name] = members
+    return found
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

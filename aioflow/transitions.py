@@ -102,6 +102,10 @@ _new: Any = tuple.__new__
 #: Where a row has its columns.
 _PLACE = {name: place for place, name in enumerate(Run._fields)}
 _SEQ, _CRASHES, _MARKED, _UPDATED_AT = map(_PLACE.__getitem__, ("seq", "crashes", "marked", "updated_at"))
+#: What a goto, of which there are most, changes.
+_STEP, _VISIT, _FAILURES, _HOPS, _INPUT, _PROGRESS, _DATA = map(
+    _PLACE.__getitem__, ("step", "visit", "failures", "hops", "input", "progress", "data")
+)
 
 #: What running a step came to.
 Outcome: TypeAlias = Stepped | Raised
@@ -136,10 +140,10 @@ def decide(
                     )  # fmt: skip
                 if run.hops + 1 >= definition.max_transitions:
                     raise _endless(run, definition, step)
-                return move(
-                    run, "goto", duration, now, commit_id, step=step, visit=run.seq + 1, failures=0,
-                    hops=run.hops + 1, input=None, progress=progress, data=data,
-                )  # fmt: skip
+                row: list[Any] = list(run)
+                row[_STEP], row[_VISIT], row[_FAILURES], row[_HOPS] = step, run.seq + 1, 0, run.hops + 1
+                row[_INPUT], row[_PROGRESS], row[_DATA] = None, progress, data
+                return _moved(run, row, "goto", duration, now, commit_id)
             case Sleep(length, until, then):
                 step = run.step if then is None else _resolve(run, definition, "sleep", then)
                 wakes = _instant(run, "sleep", length, until, now)
@@ -256,16 +260,31 @@ def move(
     **changes: Any,
 ) -> Move:
     """The change to a row, and its history row; ``note`` is what that tells as its error."""
-    seq = run.seq
     row: list[Any] = list(run)  # as _replace does it, in a third of the time
-    row[_SEQ], row[_CRASHES], row[_MARKED], row[_UPDATED_AT] = seq + 1, 0, 0, now
     for name, value in changes.items():
         row[_PLACE[name]] = value
+    return _moved(run, row, kind, duration, now, commit_id, note=note)
+
+
+def _moved(
+    run: Run,
+    row: list[Any],
+    kind: TransitionKind,
+    duration: Micros,
+    now: Micros,
+    commit_id: int,
+    *,
+    note: str | None = None,
+) -> Move:
+    """The same, once it has changed what is its own."""
+    seq = run.seq
+    row[_SEQ], row[_CRASHES], row[_MARKED], row[_UPDATED_AT] = seq + 1, 0, 0, now
     new: Run = _new(Run, row)
     # What resumes a run made no attempt yet: it tells the step and attempt it leads to, all else those it ended.
     made = new if kind in _RESUMING else run
     line = (run.id, seq + 1, now, made.step, made.failures + 1, kind, duration, note, commit_id)
-    return Move(new, seq, run.fence, _new(Transition, line))
+    moved: Move = _new(Move, (new, seq, run.fence, _new(Transition, line), (), False, ()))
+    return moved
 
 
 def _resolve(run: Run, definition: WorkflowDefinition, command: str, target: object) -> str:

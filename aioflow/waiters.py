@@ -47,8 +47,8 @@ class Waiters:
         entries = self._waiting.get(run.id)
         if entries is None:
             return
-        for until, future in list(entries):
-            if not future.done() and reached(run, until):
+        for until, future in entries:  # whoever hears of it goes on in a later turn of the loop
+            if reached(run, until) and not future.done():
                 future.set_result(run)
 
     def tell_all(self, runs: Iterable[Run]) -> None:

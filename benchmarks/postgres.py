@@ -5,7 +5,8 @@
 It starts a server of its own out of a wheel, with `fsync` on, and everything else of the server as it comes but for
 `shared_buffers` and `max_wal_size`. In each round, one after the other: `pgbench -N` at 10 clients; raw `unnest` batches
 of 500 transitions (UPDATE of a run, INSERT of a history row: one statement), two in flight; three-step runs in one
-worker; and the same with another worker, in a process of its own, that shares them. Then: from `engine.signal(...)` in this
+worker; the same in two processes, each of which starts half of them and works, as replicas of a web app do; and the same
+started in one process alone, whose runs another worker shares. Then: from `engine.signal(...)` in this
 process to `run.wait()` there, of runs that wait in another process; and 10 000 running runs of a dead worker until another
 has begun them all. The medians are printed as JSON.
 """
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for the server that the
 from tests.postgres import PostgresServer, Schemas
 
 GROUP = 500
+NAMES = ("pgbench -N", "raw unnest", "one worker", "two workers", "two workers, started in one")
 LEASE = timedelta(seconds=3)
 
 
@@ -93,24 +95,51 @@ async def three_steps(engine: Engine, runs: int, outstanding: int) -> float:
 
 
 @asynccontextmanager
-async def another_worker(url: str) -> AsyncIterator[None]:
-    """A worker in a process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, __file__, "--work", url, stdout=asyncio.subprocess.PIPE
-    )
+async def another(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """This program in a process of its own, once it is ready."""
+    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    process = await asyncio.create_subprocess_exec(sys.executable, __file__, *arguments, **pipes)
     assert process.stdout is not None
     await process.stdout.readline()
     try:
-        yield
+        yield process
     finally:
-        process.terminate()
+        if process.returncode is None:
+            process.terminate()
         await process.wait()
+
+
+def another_worker(url: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """A worker in a process of its own, which starts nothing."""
+    return another("--work", url)
+
+
+async def replicas(url: str, runs: int, outstanding: int) -> float:
+    """Runs per second of two processes together, each of which starts half of them, and works."""
+    half = ("--runs", str(runs // 2), "--outstanding", str(outstanding // 2))
+    async with another("--replica", url, *half) as one, another("--replica", url, *half) as other:
+        began = time.perf_counter()
+        for process in (one, other):
+            process.stdin.write(b"go\n")  # type: ignore[union-attr]
+        await asyncio.gather(*(process.stdout.readline() for process in (one, other)))  # type: ignore[union-attr]
+        rate = 2 * (runs // 2) / (time.perf_counter() - began)
+        await asyncio.gather(one.wait(), other.wait())  # they close, and give back what they have
+        return rate
 
 
 async def work(url: str) -> None:
     async with Engine(url, lease=LEASE) as engine:
         print("works", flush=True)
         await engine.run_forever()
+
+
+async def replicate(url: str, runs: int, outstanding: int) -> None:
+    async with Engine(url, lease=LEASE, max_running=outstanding) as engine:
+        await three_steps(engine, 500, outstanding)
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        await three_steps(engine, runs, outstanding)
+        print("done", flush=True)
 
 
 def pgbench(server: PostgresServer, seconds: int = 5) -> float:
@@ -191,7 +220,7 @@ async def takeover(url: str, runs: int) -> float:
 
 
 async def measure(server: PostgresServer, options: argparse.Namespace) -> dict[str, object]:
-    found: dict[str, list[float]] = {name: [] for name in ("pgbench -N", "raw unnest", "one worker", "two workers")}
+    found: dict[str, list[float]] = {name: [] for name in NAMES}
     schemas = Schemas(server.url)
     for _ in range(options.rounds):
         found["pgbench -N"].append(await asyncio.to_thread(pgbench, server))
@@ -200,8 +229,9 @@ async def measure(server: PostgresServer, options: argparse.Namespace) -> dict[s
         async with Engine(url, max_running=options.outstanding) as engine:
             await three_steps(engine, 500, options.outstanding)
             found["one worker"].append(await three_steps(engine, options.runs, options.outstanding))
+        found["two workers"].append(await replicas(url, options.runs, options.outstanding))
         async with another_worker(url), Engine(url, max_running=options.outstanding // 2) as engine:
-            found["two workers"].append(await three_steps(engine, options.runs, options.outstanding))
+            found["two workers, started in one"].append(await three_steps(engine, options.runs, options.outstanding))
     return {
         "machine": machine(),
         "per second, medians": {name: round(statistics.median(rates)) for name, rates in found.items()},
@@ -219,7 +249,11 @@ def main() -> None:
     parser.add_argument("--outstanding", type=int, default=2_000)
     parser.add_argument("--dead", type=int, default=10_000)
     parser.add_argument("--work", help="be the other worker, on this store")
+    parser.add_argument("--replica", help="be one of two that start runs and work, on this store")
     options = parser.parse_args()
+    if options.replica:
+        asyncio.run(replicate(options.replica, options.runs, options.outstanding))
+        return
     if options.work:
         asyncio.run(work(options.work))
         return

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 COVERED = ("codec", "committer", "interventions", "openings", "retry", "timers", "transitions")
 BY = (
     "test_action_transitions.py",
+    "test_assignment.py",
     "test_codec_edges.py",
     "test_committer.py",
     "test_failure_edges.py",
