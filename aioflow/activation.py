@@ -92,11 +92,11 @@ class Activation(Watch):
         "run",
     )  # fmt: skip
 
-    def __init__(self, run: Run, tools: Tools) -> None:
+    def __init__(self, run: Run, tools: Tools, live: BaseModel | None = None) -> None:
         super().__init__()
         self.run = run
         self._tools = tools
-        self._live: BaseModel | None = None
+        self._live = live
         self._definition: WorkflowDefinition | None = None
         self._generation = -1
         self._task: asyncio.Task[None] | None = None
@@ -208,7 +208,8 @@ class Activation(Watch):
             now, commit_id = tools.clock.micros(), next(tools.commit_ids)
             if move := overrun(run, definition, now=now, commit_id=commit_id):
                 return await self._prepare_late(move)
-        read = contextvars.copy_context().run(read_context, run, definition)  # what a validator sets ends with it
+        # In a copy: what a validator sets ends with it.
+        read = contextvars.copy_context().run(read_context, run, definition, self._live)
         if isinstance(read, str):
             move = block(run, read, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
         elif definition is not None and (action := uncalled(run, definition)) is not None:

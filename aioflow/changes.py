@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
+from pydantic import BaseModel
+
 from aioflow.clock import Micros
 from aioflow.model import Deadline, Reuse, Run, Signal, Transition
 from aioflow.plans import EventRecord, Listener, Plan
@@ -22,12 +24,15 @@ class Start(NamedTuple):
 
     With a ``plan`` (its id): it is stale if there is no such plan any more, and takes the plan away with it, also when it
     "exists". The run counts as having taken this occurrence of the plan's event.
+
+    ``live``: the Context that ``run.data`` reads back as, for whoever begins the run here; no store looks at it.
     """
 
     run: Run
     transition: Transition
     reuse: Reuse = "never"
     plan: int = 0
+    live: BaseModel | None = None
 
 
 class Post(NamedTuple):

@@ -269,6 +269,8 @@ class Client:
                 row = await self.reread(run_id)
                 if reached(row, until):
                     return WorkflowRun(self, row)
+            if seconds is None:
+                return WorkflowRun(self, await future)
             async with parts.clock.limit(seconds):
                 return WorkflowRun(self, await future)
         except TimeoutError:

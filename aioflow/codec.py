@@ -120,13 +120,14 @@ class ContextCodec:
             Unstorable: it cannot be written, does not read back, or reads back different.
             LimitExceeded: it is too large, too deep, or holds what not every store can hold.
         """
+        # As _write() and decode() do it: this is done for every step.
         try:
-            raw = _write(live)
+            raw = live.__pydantic_serializer__.to_json(live, by_alias=False, round_trip=True, warnings=False)
         except Exception as error:  # custom serializers may raise anything
             raise self._why_not(live, error) from error
         text = check_json(raw, "The Context")
         try:
-            parsed = self.decode(raw)
+            parsed: BaseModel = self.live.__pydantic_validator__.validate_json(raw, by_alias=False, by_name=True)
         except Exception as error:
             raise Unstorable(f"it does not read back: {explain(error)}") from error
         try:

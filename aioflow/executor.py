@@ -101,6 +101,7 @@ class Executor:
         self, clock: Clock, telemetry: Telemetry, store_id: str, threads: int, orders: Orders, callers: Callers
     ) -> None:
         self._orders = orders
+        self._make_outbox = orders.outbox
         self.callers = callers
         self._clock = clock
         self._telemetry = telemetry
@@ -128,7 +129,7 @@ class Executor:
             Stopped: the engine stopped it.
         """
         step = definition.steps[run.step]
-        watch.current = current = CurrentRun(run, live, self._store_id, self._clock, self._orders.outbox)
+        watch.current = current = CurrentRun(run, live, self._store_id, self._clock, self._make_outbox)
         token = _current.set(current)
         bind_step(run)
         bound = copy_context()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 
+from pydantic import BaseModel
+
 from aioflow import clock
 from aioflow.changes import Move, Start
 from aioflow.clock import Micros
@@ -49,10 +51,11 @@ def start(
     owner: int | None,
     now: Micros,
     commit_id: int,
+    live: BaseModel | None = None,
 ) -> Start:
     """A new run: running at its start step, or waiting for ``due`` or, if that is an action, to be called.
 
-    Its own time counts from then.
+    Its own time counts from then. ``live``: see Start.
     """
     begun, timeout = now, definition.timeout
     waiting_for: WaitingFor | None = None
@@ -62,39 +65,19 @@ def start(
     deadline = None if timeout is None else min(begun + timeout, clock.LAST_INSTANT)
     if waiting_for is None and (action := definition.steps[definition.start].action) is not None:
         waiting_for, wake_at, arms = "action", deadline, opening(action.name, definition.start)
+    step, status, next_step = definition.start, RUNNING, None
+    if waiting_for is not None:
+        status, next_step, owner = WAITING, step if waiting_for == "start" else None, None
+    # By place: with names it takes as long as all the rest.
     run = Run(
-        id=run_id,
-        workflow=definition.name,
-        version=definition.version,
-        key=key,
-        parent_id=parent_id,
-        event_id=None,
-        created_at=now,
-        status=RUNNING if waiting_for is None else WAITING,
-        step=definition.start,
-        next_step=definition.start if waiting_for == "start" else None,
-        seq=1,
-        fence=1,
-        owner=owner if waiting_for is None else None,
-        visit=1,
-        failures=0,
-        hops=0,
-        crashes=0,
-        marked=0,
-        waiting_for=waiting_for,
-        wake_at=wake_at,
-        arms=arms,
-        input=None,
-        deadline=deadline,
-        failure=None,
-        progress=None,
-        data=data,
-        error=None,
-        traceback=None,
-        updated_at=now,
-        ended_at=None,
-    )
-    return Start(run, Transition(run_id, 1, now, run.step, 1, "start", 0, None, commit_id), reuse)
+        run_id, definition.name, definition.version, key, parent_id, None, now, status, step, next_step,
+        1, 1, owner,  # seq, fence
+        1, 0, 0, 0, 0,  # visit, failures, hops, crashes, marked
+        waiting_for, wake_at, arms, None, deadline,
+        None, None, data, None, None,  # failure and progress, error and traceback
+        now, None,
+    )  # fmt: skip
+    return Start(run, Transition(run_id, 1, now, step, 1, "start", 0, None, commit_id), reuse, 0, live)
 
 
 def wake(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move:

@@ -194,7 +194,7 @@ class Office:
             TypeError, ContextInvalid, LimitExceeded: the keywords make no Context that can be stored.
         """
         try:
-            data, _ = definition.codec.encode(await definition.new_context(keywords, from_json=from_json))
+            data, live = definition.codec.encode(await definition.new_context(keywords, from_json=from_json))
         except Unstorable as error:
             raise ContextInvalid(definition.name, f"it cannot be stored: {error}") from error
         run_id = await self._take(self.run_ids, patience)
@@ -211,6 +211,7 @@ class Office:
             owner=promise() if promise is not None and interventions.begins(definition, due, now) else None,
             now=now,
             commit_id=next(self.commit_ids),
+            live=live,
         )
 
     async def post_of(self, asked: Draft, patience: Micros | None = None) -> Post:

@@ -9,8 +9,8 @@ from aioflow.likeness import explain
 from aioflow.model import Run
 
 
-def read_context(run: Run, definition: WorkflowDefinition | None) -> BaseModel | str:
-    """The run's Context, or why the code cannot take the run."""
+def read_context(run: Run, definition: WorkflowDefinition | None, live: BaseModel | None = None) -> BaseModel | str:
+    """The run's Context, or why the code cannot take the run. ``live``: the Context, if it was read already."""
     if definition is None:
         return (
             f"This process knows no workflow {run.workflow!r} version {run.version!r}. "
@@ -18,6 +18,8 @@ def read_context(run: Run, definition: WorkflowDefinition | None) -> BaseModel |
         )
     if run.step not in definition.steps:
         return _no_step(run, definition)
+    if type(live) is definition.codec.live:  # by this very code
+        return live
     try:
         return definition.codec.decode(run.data)
     except BaseException as error:  # noqa: BLE001 - a validator may raise anything

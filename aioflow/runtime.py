@@ -212,7 +212,8 @@ class Engine(Calls):
         self._telemetry.committed(run, transition)
         self._callers.committed(run, transition)
         if self._works:
-            self._worker.follow(run)
+            # Unless it has gone on since: an offer whose reply was lost may be answered so.
+            self._worker.follow(run, change.live if type(change) is Start and run.seq == 1 else None)
         self._waiters.tell(run)
         if result.mail:
             self._delivery.notify((run.id,))

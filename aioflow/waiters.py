@@ -67,11 +67,11 @@ class Waiters:
 
     def remove(self, run_id: int, future: asyncio.Future[Run]) -> None:
         """Nobody listens to this future any more."""
-        left = [entry for entry in self._waiting.get(run_id, ()) if entry[1] is not future]
-        if left:
-            self._waiting[run_id] = left
-        else:
-            self._waiting.pop(run_id, None)
+        entries = self._waiting.get(run_id, ())
+        if len(entries) > 1:
+            self._waiting[run_id] = [entry for entry in entries if entry[1] is not future]
+        elif entries and entries[0][1] is future:
+            del self._waiting[run_id]
 
 
 def reached(run: Run, until: Goal) -> bool:

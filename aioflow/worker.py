@@ -15,6 +15,8 @@ import asyncio
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 
+from pydantic import BaseModel
+
 from aioflow import telemetry
 from aioflow.activation import GRACE, Activation, Tools
 from aioflow.clock import SECOND, Clock, Micros
@@ -137,8 +139,8 @@ class Worker:
 
     # ---- memory follows the store
 
-    def follow(self, run: Run) -> None:
-        """A transition was committed; ``run`` is the row after it."""
+    def follow(self, run: Run, live: BaseModel | None = None) -> None:
+        """A transition was committed; ``run`` is the row after it, ``live`` its Context, if that is at hand."""
         activation = self._activations.get(run.id)
         if activation is not None and activation.run.seq > run.seq:  # claimed after this, which was told of late
             return
@@ -149,7 +151,7 @@ class Worker:
             elif activation is None and run.updated_at < self._since:
                 self.notice()  # its answer has outlived a lease, and others may have the run: the store knows
             elif activation is None:
-                self._begin(run)
+                self._begin(run, live)
             elif activation.is_behind(run):
                 self.ended(activation)
                 activation.halt()
@@ -162,12 +164,12 @@ class Worker:
         if run.status == WAITING:
             self.scheduler.arm(run)
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, run: Run, live: BaseModel | None = None) -> None:
         if self.draining or not self.working:
             return
         # For its own promise to be redeemed, which comes next; or as the room of then was promised since, or an answer lost.
         waits = not self._has_slot()
-        activation = self._activations[run.id] = Activation(run, self._tools)
+        activation = self._activations[run.id] = Activation(run, self._tools, live)
         self._idle.clear()
         if waits:
             self._waiting[run.id] = activation

@@ -114,7 +114,8 @@ def apply_plain(db: sqlite3.Connection, changes: Sequence[Change], begins: Calla
                 or change.unless_mail
                 or change.also
                 or run.arms is not None
-                or (change.seq, change.fence) != (run.seq - 1, run.fence)
+                or change.seq != run.seq - 1
+                or change.fence != run.fence
             ):
                 return None
         elif type(change) is Start:
