@@ -5,7 +5,7 @@ before it acts on it, so that a run outlives crashes, deploys and months of wait
 """
 
 from aioflow import errors
-from aioflow.commands import complete, fail, goto, sleep
+from aioflow.commands import Command, complete, fail, goto, sleep
 from aioflow.context import get_context, get_run
 from aioflow.decorators import step, workflow
 from aioflow.entities import entity_loader, entity_type
@@ -21,6 +21,7 @@ from aioflow.signals import SignalReceipt
 from aioflow.waits import on, wait, wait_for_event
 
 __all__ = [
+    "Command",
     "Engine",
     "Event",
     "Failure",

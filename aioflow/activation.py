@@ -208,8 +208,7 @@ class Activation(Watch):
             now, commit_id = tools.clock.micros(), next(tools.commit_ids)
             if move := overrun(run, definition, now=now, commit_id=commit_id):
                 return await self._prepare_late(move)
-        # In a copy: what a validator sets ends with it.
-        read = contextvars.copy_context().run(read_context, run, definition, self._live)
+        read = contextvars.copy_context().run(read_context, run, definition, self._live)  # what a validator sets ends
         if isinstance(read, str):
             move = block(run, read, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
         elif definition is not None and (action := uncalled(run, definition)) is not None:
@@ -222,8 +221,7 @@ class Activation(Watch):
 
     async def _prepare_late(self, move: Move) -> bool:
         """The run's own time is over: it goes to its ``on_timeout`` first, or ends."""
-        run = (await self._submit(move)).left_by(move)
-        if run is None or run.status != RUNNING:
+        if (run := (await self._submit(move)).left_by(move)) is None or run.status != RUNNING:
             return False
         self.run = run
         return await self._prepare()
@@ -245,8 +243,7 @@ class Activation(Watch):
         self._alone = True
         if not self.may_begin():
             raise Stopped
-        marked = await tools.committer.submit(Mark(run.id, run.seq, run.fence))
-        return marked.outcome == "applied"
+        return (await tools.committer.submit(Mark(run.id, run.seq, run.fence))).outcome == "applied"
 
     def may_begin(self) -> bool:
         """See executor.Watch."""
@@ -299,6 +296,8 @@ class Activation(Watch):
         if ran.also and not _has_failed(ran, move):
             owners = []
             move = move._replace(also=tuple(self._owned(part, owners) for part in ran.also))
+        if isinstance(ran.outcome, Raised):
+            tools.executor.telemetry.raised(move.transition, ran.outcome.error)
         self._move, self._owners, self._had_raised = move, owners, raised
         tools.committer.offer(move, self._told)
 
@@ -306,6 +305,8 @@ class Activation(Watch):
         """What became of the transition: go on with the row after it, unless the run is not this worker's any more."""
         move, self._move = self._move, None
         assert move is not None
+        if self._had_raised:
+            self._tools.executor.telemetry.forget(move.transition)
         if self._owners is not None:
             for owner in self._owners:
                 self._tools.home.redeem(owner)
@@ -319,8 +320,7 @@ class Activation(Watch):
             self._adrift(outcome)
         elif (run := outcome.left_by(move)) is not None:
             if run.status == RUNNING:
-                if self._alone:
-                    self._not_alone()
+                self._not_alone()
                 self.run = run
                 self._tools.pool.put(self)
                 return

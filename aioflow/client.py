@@ -16,7 +16,7 @@ from aioflow import interventions
 from aioflow.changes import Amend, Result
 from aioflow.clock import SECOND, Micros
 from aioflow.definition import WorkflowDefinition
-from aioflow.errors import EngineClosed, RunNotFound
+from aioflow.errors import EngineClosed, OtherLoop, RunNotFound
 from aioflow.model import Run, StartOptions, Transition, check_id, check_name
 from aioflow.parts import Parts
 from aioflow.query import check_limit
@@ -81,6 +81,8 @@ class Client:
     def _open_for(self, call: str) -> Parts:
         if self._parts is None:
             raise EngineClosed(f"engine.{call}")
+        if self._parts.loop is not asyncio.get_running_loop():
+            raise OtherLoop(f"engine.{call}")
         return self._parts
 
     @property
@@ -269,8 +271,6 @@ class Client:
                 row = await self.reread(run_id)
                 if reached(row, until):
                     return WorkflowRun(self, row)
-            if seconds is None:
-                return WorkflowRun(self, await future)
             async with parts.clock.limit(seconds):
                 return WorkflowRun(self, await future)
         except TimeoutError:

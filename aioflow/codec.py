@@ -217,6 +217,8 @@ def _write(live: BaseModel, *, include: set[str] | None = None, warnings: Litera
 def _live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseModel]:
     """A subclass that validates assignments, keeps undeclared names and refuses to assign new ones."""
     config: dict[str, Any] = {}
+    if "hide_input_in_errors" not in context.model_config:  # the text of an error is logged, and kept as run.error
+        config["hide_input_in_errors"] = True
     if "extra" not in context.model_config:
         config["extra"] = "allow"
     # A model validator may assign (and recurse), or compare two fields that are assigned one after the other.

@@ -17,9 +17,11 @@ from aioflow import telemetry
 from aioflow.changes import Result
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
+from aioflow.definition import WorkflowDefinition
 from aioflow.errors import StoreRefused
 from aioflow.interventions import answer, reject
 from aioflow.model import Run, Signal
+from aioflow.reading import read_context
 from aioflow.registry import Registry
 from aioflow.signals import Misfit, arm_for, fit
 from aioflow.slots import Slots
@@ -58,8 +60,8 @@ class Delivery:
         slots: who runs what is resumed.
         commit_ids: makes commit ids.
 
-    The mutable state: the runs to look at, what to do for those that turn out to have no mail, who watches which signal, who sends to which address, how many signals have expired, whether this
-    process is the one that works the store, and when it last looked for what has expired.
+    The mutable state: the runs to look at, what to do for those that turn out to have no mail, who watches which signal, who sends to which address, how many signals have expired, which runs the code
+    here cannot take though they have mail, and when it last looked for what has expired.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Delivery:
         self._watches: dict[int, Watch] = {}
         self._turns: dict[Hashable, tuple[asyncio.Lock, int]] = {}
         self._next_expiry: Micros = 0
+        self._cannot: set[int] = set()
         self.expired = 0
 
     @property
@@ -282,11 +285,21 @@ class Delivery:
             except Misfit as misfit:
                 return self._rejection(run, signal, str(misfit))
             if data is None:
+                self._warn(run, definition, signal)
                 return None
+            self._cannot.discard(run.id)
             owner, now, commit_id = self._slots.promise(), self._clock.micros(), next(self._commit_ids)
             move = answer(run, arm, signal, data, owner=owner, now=now, commit_id=commit_id)
             return _Attempt(run, signal, None, self._committer.submit(move, settled=partial(self._slots.redeem, owner)))
         return None
+
+    def _warn(self, run: Run, definition: WorkflowDefinition, signal: Signal) -> None:
+        """Say once that a run has mail, and that it waits on because the code that is here cannot take it."""
+        if run.id not in self._cannot:
+            self._cannot.add(run.id)
+            why = read_context(run, definition)
+            what = "a waiting run has mail, and keeps it: the code cannot take the run"
+            telemetry.warn(what, run_id=run.id, workflow=run.workflow, signal=signal.name, error=str(why))
 
     def _rejection(self, run: Run, signal: Signal, why: str) -> _Attempt:
         move = reject(run, signal, why, now=self._clock.micros(), commit_id=next(self._commit_ids))

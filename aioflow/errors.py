@@ -6,6 +6,7 @@ A constructor takes data, the class writes the sentence: what happened, to which
     ├── DefinitionError            a workflow class is wrong; raised at import
     ├── UsageError                 a call that cannot be right, whatever the state of the store
     │   ├── EngineClosed
+    │   ├── OtherLoop
     │   ├── WorkflowUnknown        (also a LookupError)
     │   ├── TimeStandsStill        a test waits for what no virtual time brings (also an AssertionError)
     │   ├── ContextInvalid         (also a ValueError)
@@ -133,17 +134,29 @@ class EngineClosed(UsageError):
         )
 
 
+class OtherLoop(UsageError):
+    """The engine is used in another event loop than the one that opened it."""
+
+    def __init__(self, call: str) -> None:
+        self.call = call
+        super().__init__(
+            f"{call} was called in another event loop than the one that opened the engine, perhaps in another thread. "
+            f"Nothing was done. From a thread: asyncio.run_coroutine_threadsafe({call.partition('(')[0]}(...), loop).result(), "
+            "with the loop that opened it."
+        )
+
+
 class WorkflowUnknown(UsageError, LookupError):
     """No workflow of this name is known to the engine."""
 
-    def __init__(self, workflow: str, known: Iterable[str], version: str | None = None) -> None:
+    def __init__(self, workflow: str, known: Iterable[str] | None = None, version: str | None = None) -> None:
         self.workflow = workflow
         self.version = version
-        names = ", ".join(sorted(set(known))) or "none"
+        names = "" if known is None else f" (known: {', '.join(sorted(set(known))) or 'none'})"
         shown = repr(workflow) if len(workflow) <= 200 else f"{workflow[:200]!r}..."
         which = shown if version is None else f"{shown} version {version!r}"
         super().__init__(
-            f"No workflow {which} is known to this engine (known: {names}). "
+            f"No workflow {which} is known to this engine{names}. "
             "Import the module that defines it, or add the class to Engine(workflows=[...])."
         )
 

@@ -104,7 +104,7 @@ class Executor:
         self._make_outbox = orders.outbox
         self.callers = callers
         self._clock = clock
-        self._telemetry = telemetry
+        self.telemetry = telemetry
         self._store_id = store_id
         self._limiter = CapacityLimiter(threads)
         self._threads = Threads()
@@ -136,10 +136,10 @@ class Executor:
         limit = step.options.timeout
         error: BaseException | None = None
         returned: object = None
-        instruments = self._telemetry.instruments
+        instruments = self.telemetry.instruments
         started = self._clock.monotonic()
         if instruments:
-            self._telemetry.step_started(run)
+            self.telemetry.step_started(run)
         try:
             # Made anew for each step: nothing but the Context outlives one, as after a crash.
             instance = definition.cls()
@@ -157,7 +157,7 @@ class Executor:
             if limit is not None and watch.current is current:
                 watch.over()
             if instruments:
-                self._telemetry.step_ended(run, error)
+                self.telemetry.step_ended(run, error)
             duration = self._clock.monotonic() - started
             if watch.timed_out:
                 late = self.too_late(run, limit or 0)

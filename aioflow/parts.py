@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ _BUSY: Micros = SECOND // 40
 class Parts:
     """What an open engine is made of."""
 
+    loop: asyncio.AbstractEventLoop
     store: Store
     clock: Clock
     registry: Registry

@@ -272,8 +272,10 @@ class Planner(DueLoop):
             workflow=plan.workflow,
             event_id=event.event_id,
             event_name=event.name,
+            offset_s=plan.offset / SECOND,
             attempt=plan.attempts + 1,
             error=text,
+            exception=telemetry.plain_traceback(error),
         )
         await self._commit(Replan(plan, self._clock.micros() + backoff, text))
 

@@ -138,7 +138,10 @@ def _instant(what: str, value: object) -> Micros | None:
 
 def _status(value: object) -> str:
     if value not in set(WorkflowStatus):
-        raise ValueError(f"runs(status=...) takes one of {', '.join(WorkflowStatus)}; got {value!r:.{MAX_NAME}}.")
+        advice = " Blocked runs wait: runs(waiting_for='blocked')." if value == "blocked" else ""
+        raise ValueError(
+            f"runs(status=...) takes one of {', '.join(WorkflowStatus)}; got {value!r:.{MAX_NAME}}.{advice}"
+        )
     return str(value)
 
 

@@ -117,7 +117,7 @@ class WorkflowRun(Generic[C]):
         """
         definition = self._source.definition_of(self._row)
         if definition is None:
-            raise WorkflowUnknown(self.workflow, (), self.version)
+            raise WorkflowUnknown(self.workflow, version=self.version)
         try:
             return cast("C", definition.codec.decode(self._row.data))
         except Exception as error:  # a validator may raise anything

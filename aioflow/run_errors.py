@@ -35,7 +35,7 @@ class RunNotFound(RunError, LookupError):
         self.workflow = workflow
         self.key = key
         if workflow is None:
-            sentence = f"There is no run {run_id} in this store. It was never started here, or it has been pruned."
+            sentence = f"There is no run {run_id} in this store. Is it the store in which the run was started?"
         else:
             sentence = f"There is no run of workflow {workflow!r} with key {key!r} in this store."
         super().__init__(run_id, sentence)
@@ -122,7 +122,10 @@ class NoCommand(StepError):
 
     def __init__(self, run_id: int, workflow: str, step: str, returned: str) -> None:
         self.returned = returned
-        advice = "'return goto(self.next_step)', 'return sleep(...)', 'return complete()' or 'return fail(reason)'."
+        advice = (
+            "'return goto(self.next_step)', 'return sleep(...)', 'return wait.for_signal(...)', 'return complete()' or "
+            "'return fail(reason)'."
+        )
         problem = f"returned {returned}, not a command. Return what happens next: {advice}"
         super().__init__(run_id, workflow, step, problem)
 

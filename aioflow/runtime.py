@@ -160,6 +160,7 @@ class Engine(Calls):
         if self._works:
             office.listen = planner.listen
         parts = Parts(
+            loop=asyncio.get_running_loop(),
             store=store,
             clock=clock,
             registry=known,

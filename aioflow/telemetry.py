@@ -13,8 +13,9 @@ import structlog
 from structlog.contextvars import bind_contextvars
 
 from aioflow.causes import traceback_of
-from aioflow.errors import StoreError
+from aioflow.errors import AioflowError, StoreError
 from aioflow.model import Run, Transition
+from aioflow.retry import GiveUp, is_a
 
 _log = structlog.get_logger("aioflow")
 _INFO = {"start": "run started", "complete": "run completed", "cancel": "run cancelled"}
@@ -46,17 +47,28 @@ class Instrument(Protocol):
 class Telemetry:
     """Writes the log, and calls every instrument; one that raises never breaks a run.
 
-    The mutable state: ``instruments``, and which of them have been reported as broken.
+    The mutable state: ``instruments``, which of them have been reported as broken, and what was raised by steps whose
+    transitions are being committed, by commit id.
     """
 
     def __init__(self) -> None:
         self.instruments: list[Instrument] = []
         self._broken: list[Instrument] = []
+        self._raised: dict[int, BaseException] = {}
+
+    def raised(self, transition: Transition, error: BaseException) -> None:
+        """This is what led to a transition that is about to be committed: the log is to have its traceback."""
+        if not is_a(error, (AioflowError, GiveUp)):  # those say all in a sentence
+            self._raised[transition.commit_id] = error
+
+    def forget(self, transition: Transition) -> None:
+        """It is known what became of the transition."""
+        self._raised.pop(transition.commit_id, None)
 
     def committed(self, run: Run, transition: Transition) -> None:
         """Log a committed transition, and tell every instrument of it."""
         if structlog.is_configured() or transition.error is not None:
-            _log_transition(run, transition)
+            _log_transition(run, transition, self._raised.get(transition.commit_id))
         for instrument in self.instruments:
             try:
                 instrument.committed(run, transition)
@@ -91,7 +103,7 @@ class Telemetry:
         )
 
 
-def _log_transition(run: Run, transition: Transition) -> None:
+def _log_transition(run: Run, transition: Transition, raised: BaseException | None) -> None:
     kind = transition.kind
     fields: dict[str, Any] = {
         "run_id": run.id,
@@ -110,7 +122,8 @@ def _log_transition(run: Run, transition: Transition) -> None:
     if kind in _WARN:
         if transition.error is not None:  # a step that raised RetryLater has not failed
             told = "event rejected" if kind == "reject" and transition.error.startswith("Event ") else _WARN[kind]
-            warn(told, **fields)
+            trace = {} if raised is None else {"exception": plain_traceback(raised)}
+            warn(told, **fields, **trace)
     elif kind in _INFO:
         info(_INFO[kind], **fields)
     debug("transition", status=run.status, next_step=run.next_step or run.step, **fields)

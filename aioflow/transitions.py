@@ -335,5 +335,5 @@ def _endless(run: Run, definition: WorkflowDefinition, step: str) -> LimitExceed
     return LimitExceeded(
         f"Run {run.id} of workflow {run.workflow!r}",
         f"{definition.max_transitions} transitions without a wait (max_transitions)",
-        f"it went on from step {run.step!r} to {step!r}",
+        f"it went on from step {run.step!r} to {step!r}. Let it sleep or wait in between, or allow it more",
     )

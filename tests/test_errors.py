@@ -35,6 +35,19 @@ ROWS = [
         {"call": "start()"},
     ),
     Row(
+        errors.OtherLoop("engine.start()"),
+        "engine.start() was called in another event loop than the one that opened the engine, perhaps in another thread. "
+        "Nothing was done. From a thread: asyncio.run_coroutine_threadsafe(engine.start(...), loop).result(), with the loop "
+        "that opened it.",
+        {"call": "engine.start()"},
+    ),
+    Row(
+        errors.WorkflowUnknown("order", version="2"),
+        "No workflow 'order' version '2' is known to this engine. "
+        "Import the module that defines it, or add the class to Engine(workflows=[...]).",
+        {"workflow": "order", "version": "2"},
+    ),
+    Row(
         errors.WorkflowUnknown("ordr", ["refund", "order", "order"]),
         "No workflow 'ordr' is known to this engine (known: order, refund). "
         "Import the module that defines it, or add the class to Engine(workflows=[...]).",
@@ -87,7 +100,7 @@ ROWS = [
     Row(errors.RunError(7, "Run 7 is odd."), "Run 7 is odd.", {"run_id": 7}),
     Row(
         errors.RunNotFound(7),
-        "There is no run 7 in this store. It was never started here, or it has been pruned.",
+        "There is no run 7 in this store. Is it the store in which the run was started?",
         {"run_id": 7, "workflow": None, "key": None},
     ),
     Row(
@@ -145,7 +158,8 @@ ROWS = [
     Row(
         errors.NoCommand(7, "order", "pay", "None"),
         "Step 'pay' of workflow 'order' (run 7) returned None, not a command. Return what happens next: "
-        "'return goto(self.next_step)', 'return sleep(...)', 'return complete()' or 'return fail(reason)'.",
+        "'return goto(self.next_step)', 'return sleep(...)', 'return wait.for_signal(...)', 'return complete()' or "
+        "'return fail(reason)'.",
         {"run_id": 7, "workflow": "order", "step": "pay", "returned": "None"},
     ),
     Row(

@@ -330,7 +330,8 @@ def test_a_goto_beyond_max_transitions_leads_to_the_on_fail_of_the_workflow() ->
     assert failure is not None
     assert (move.run.step, move.run.hops, failure.kind) == ("rescue", 0, "invalid")
     assert failure.error.endswith(
-        "is beyond the limit of 6 transitions without a wait (max_transitions): it went on from step 'pay' to 'ship'."
+        "is beyond the limit of 6 transitions without a wait (max_transitions): it went on from step 'pay' to 'ship'. "
+        "Let it sleep or wait in between, or allow it more."
     )
     assert returned(goto("ship"), RUN._replace(hops=5), BARE).run.status == "failed"
 

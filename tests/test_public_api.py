@@ -13,6 +13,7 @@ import aioflow
 
 #: The public API. A name enters this list when it is built, described and tested.
 PUBLIC = {
+    "Command",
     "Engine",
     "Event",
     "Failure",

@@ -344,7 +344,7 @@ def test_the_limit_of_transitions_is_exact() -> None:
     assert_failed(
         move,
         "Run 7 of workflow 'transitions.order' is beyond the limit of 5 transitions without a wait (max_transitions): "
-        "it went on from step 'pay' to 'pay'.",
+        "it went on from step 'pay' to 'pay'. Let it sleep or wait in between, or allow it more.",
         run,
     )
 

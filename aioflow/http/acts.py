@@ -39,7 +39,7 @@ class Acts:
         name = bodies.name_in(request)
         definition = self._engine.definition_of(run.row)
         if definition is None:
-            raise WorkflowUnknown(run.workflow, (), run.version)
+            raise WorkflowUnknown(run.workflow, version=run.version)
         action = definition.action_of(name)
         if action is None:
             raise Problem("action-unknown")

@@ -68,6 +68,7 @@ class Runs:
         Nothing in the answer depends on the others, also not whether there is more: it is looked for, up to so many runs
         that no request reads a whole store. Then the page ends with what was found, and the next goes on from there.
         """
+        await self._access.check(request, "list")
         asked = listing.read(request.query_params, listing.ListParameters)
         shown: list[WorkflowRun[Any]] = []
         last: WorkflowRun[Any] | None = None  # where the next page begins

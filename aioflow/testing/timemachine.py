@@ -284,6 +284,8 @@ class TimeMachine(Engine):
 
     def _committed(self, change: Change, result: Result) -> None:
         super()._committed(change, result)
+        if self._travel is not None:
+            self._travel.committed()
         transition = result.transition or getattr(change, "transition", None)
         if transition is not None and transition.kind == "wake" and self._travel is not None:
             self._travel.woke(transition.run_id)

@@ -59,6 +59,13 @@ class Travel:
         self._wakes: Counter[int] = Counter()
         self._endless: int | None = None
         self._generation = -1
+        self._commits = 0
+        self._stood: tuple[object, ...] | None = None
+        self._since: Micros = 0
+
+    def committed(self) -> None:
+        """Something has changed."""
+        self._commits += 1
 
     def woke(self, run_id: int) -> None:
         """The run has woken at the present instant."""
@@ -120,11 +127,18 @@ class Travel:
                 return
         if at is None and not self._outsiders:
             await self._activity.wait(None)
-        elif not await self._activity.wait(self._patience):
+        elif not await self._activity.wait(self._left()):
             if at is None:
                 self._fail(TimeStandsStill(await self._why()))
             else:
                 self._move(at)
+
+    def _left(self) -> Micros:
+        """What is left of the patience. That somebody looks into the store, as the engine does each second, is no change."""
+        stands = (self._commits, self._clock.micros(), *self._clock.waiters)
+        if stands != self._stood:
+            self._stood, self._since = stands, REAL.monotonic()
+        return max(self._since + self._patience - REAL.monotonic(), 0)
 
     @property
     def _outsiders(self) -> bool:

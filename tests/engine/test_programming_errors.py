@@ -18,7 +18,7 @@ from tests.engine.conftest import MakeEngine, kinds_of, run_of
 FIVE = Retry(max_attempts=5, base_delay=timedelta(0))
 RETURN_IT = (
     "not a command. Return what happens next: 'return goto(self.next_step)', 'return sleep(...)', "
-    "'return complete()' or 'return fail(reason)'."
+    "'return wait.for_signal(...)', 'return complete()' or 'return fail(reason)'."
 )
 
 

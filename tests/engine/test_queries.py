@@ -102,7 +102,7 @@ async def test_run_that_does_not_exist_is_not_found(make_engine: MakeEngine, run
             with pytest.raises(errors.RunNotFound) as raised:
                 await call(run_id)
             assert str(raised.value) == (
-                f"There is no run {run_id} in this store. It was never started here, or it has been pruned."
+                f"There is no run {run_id} in this store. Is it the store in which the run was started?"
             )
             assert raised.value.run_id == run_id
             assert isinstance(raised.value, LookupError)

@@ -1,0 +1,194 @@
+"""What the log says of a step that fails: where, and no value of a Context; and of mail that a run cannot take."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from aioflow import Failure, GiveUp, Retry, complete, fail, get_context, step, wait, workflow
+from aioflow.commands import Command
+from tests.engine.conftest import MakeEngine, idle
+from tests.flows import PATIENCE
+from tests.support import wait_until
+
+SECRET = "4111 1111 1111 1111"
+SOON = Retry(max_attempts=2, base_delay=timedelta(0))
+
+
+@workflow("logged-failing", default_retry=SOON)
+class Failing:
+    """Fails as it is told, at each attempt."""
+
+    class Context(BaseModel):
+        how: str
+
+    @step(start=True, on_fail="rescue")
+    async def begin(self) -> Command:
+        match get_context(self.Context).how:
+            case "one":
+                return complete(found={}["missing"])
+            case "group":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self.part("first part"))
+            case "given up":
+                raise GiveUp("there is no such card")
+            case "no command":
+                return None  # type: ignore[return-value]
+        return fail("as it was told")
+
+    async def part(self, name: str) -> None:
+        raise ValueError(name)
+
+    @step
+    async def rescue(self, failure: Failure) -> Command:
+        return complete(rescued=True)
+
+
+def of(entries: list[Any], run_id: int) -> list[tuple[str, str | None]]:
+    """The warnings about a run: what they say, and the traceback."""
+    return [
+        (entry["event"], entry.get("exception"))
+        for entry in entries
+        if entry.get("run_id") == run_id and entry["log_level"] == "warning"
+    ]
+
+
+@pytest.mark.parametrize(("how", "where"), [("one", '{}["missing"]'), ("group", "raise ValueError(name)")])
+async def test_a_failed_attempt_is_logged_with_its_traceback(
+    make_engine: MakeEngine, log: list[Any], how: str, where: str
+) -> None:
+    """Each attempt's, also where an on_fail step goes on, after which the run itself has none."""
+    async with make_engine() as engine:
+        run = await (await engine.start(Failing, how=how)).wait(PATIENCE)
+    assert run.data["rescued"] is True
+    told = of(log, run.id)
+    assert [event for event, _ in told] == ["step failed, will be retried", "step failed, goes on with on_fail"]
+    for _, trace in told:
+        assert trace is not None
+        assert where in trace
+
+
+@pytest.mark.parametrize("how", ["given up", "no command"])
+async def test_what_says_all_in_a_sentence_has_no_traceback(make_engine: MakeEngine, log: list[Any], how: str) -> None:
+    """GiveUp, and aioflow's own errors."""
+    async with make_engine() as engine:
+        run = await (await engine.start(Failing, how=how)).wait(PATIENCE)
+        assert engine._telemetry._raised == {}
+    assert of(log, run.id) == [("step failed, goes on with on_fail", None)]
+
+
+async def test_what_was_raised_is_forgotten_once_it_is_committed(make_engine: MakeEngine) -> None:
+    """An exception keeps its frames alive, and all that they hold."""
+    async with make_engine() as engine:
+        await asyncio.gather(*[(await engine.start(Failing, how="one")).wait(PATIENCE) for _ in range(3)])
+        assert engine._telemetry._raised == {}
+
+
+@workflow("logged-assigning", default_retry=Retry(max_attempts=1))
+class Assigning:
+    """Puts a secret where a number belongs."""
+
+    class Context(BaseModel):
+        card: str
+        number: int = 0
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        context = get_context(self.Context)
+        context.number = context.card  # type: ignore[assignment]
+        return complete()
+
+
+async def test_a_refused_assignment_tells_no_value(make_engine: MakeEngine, log: list[Any]) -> None:
+    """Neither the log nor the run's error has what was assigned."""
+    async with make_engine() as engine:
+        run = await (await engine.start(Assigning, card=SECRET)).wait(PATIENCE)
+    assert run.error is not None
+    assert "number" in run.error
+    assert "valid integer" in run.error
+    assert SECRET not in run.error + str(run.traceback) + str(log)
+
+
+class Shows(BaseModel):
+    """Asks for its values in errors."""
+
+    model_config = ConfigDict(hide_input_in_errors=False)
+    card: str
+    number: int = 0
+
+
+@workflow("logged-showing", default_retry=Retry(max_attempts=1))
+class Showing:
+    """As it asks for it itself."""
+
+    Context = Shows
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        context = get_context(Shows)
+        context.number = context.card  # type: ignore[assignment]
+        return complete()
+
+
+async def test_a_context_may_ask_for_its_values_in_errors(make_engine: MakeEngine) -> None:
+    """What its own model_config says holds."""
+    async with make_engine() as engine:
+        run = await (await engine.start(Showing, card="12 34")).wait(PATIENCE)
+    assert "12 34" in str(run.error)
+
+
+def release(context: type[BaseModel]) -> Any:
+    """The workflow as one release of the code has it."""
+
+    @workflow("logged-waiting")
+    class Waiting:
+        Context = context
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            return wait.for_signal("paid", then=self.done)
+
+        @step
+        async def done(self) -> Command:
+            return complete()
+
+    return Waiting
+
+
+class Old(BaseModel):
+    """As it was."""
+
+
+class New(BaseModel):
+    """Has a field that old runs lack."""
+
+    needed: int
+
+
+async def test_mail_that_a_run_cannot_take_is_logged_once(make_engine: MakeEngine, log: list[Any]) -> None:
+    """The run waits on and keeps it, the log says why; with code that can take it the run goes on."""
+    async with make_engine() as engine:
+        run = await engine.start(release(Old))
+        await run.wait(PATIENCE, until="parked")
+        release(New)
+        for _ in range(2):
+            await engine.signal("paid", run_id=run.id)
+        await idle(engine)
+        await wait_until(lambda: bool(kept(log)))
+        await run.refresh()
+        assert run.status == "waiting"
+        (entry,) = kept(log)
+        assert (entry["run_id"], entry["workflow"], entry["signal"]) == (run.id, "logged-waiting", "paid")
+        assert "needed" in entry["error"]
+        release(Old)
+        await run.wait(PATIENCE)
+    assert run.status == "completed"
+
+
+def kept(entries: list[Any]) -> list[Any]:
+    """What was said of mail that is kept."""
+    return [entry for entry in entries if entry["event"].startswith("a waiting run has mail, and keeps it")]
