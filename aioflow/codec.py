@@ -7,7 +7,8 @@ that comes back equal is ever offered to a store, and the parsed object is what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import (
@@ -19,10 +20,8 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, to_json
 
 from aioflow.canon import beyond, check_json
-from aioflow.likeness import alike, difference, explain, loose_fields, one_line, unchanged_fields
-
-#: Makes the error for an assignment to a name that the Context does not declare: (context, field, declared names).
-Undeclared = Callable[[str, str, Sequence[str]], AttributeError]
+from aioflow.likeness import alike, difference, explain, loose_fields, one_line
+from aioflow.live import Undeclared, fields_only, live_class
 
 
 class Unstorable(ValueError):
@@ -35,14 +34,32 @@ class ContextCodec:
     Args:
         context: the user's Context class.
         undeclared: makes the error for assigning an undeclared name.
+
+    The mutable state: the live class, which is made again if the Context was completed by its own model_rebuild().
     """
 
     def __init__(self, context: type[BaseModel], undeclared: Undeclared) -> None:
         self.context = context
-        self.live = _live_class(context, undeclared)
-        self._loose = loose_fields(context, checked=self.live.model_config.get("validate_assignment", False))
+        self._undeclared = undeclared
+        self._make()
         #: The names that the Context's keywords may have: fields and their aliases.
         self.declared = frozenset(_keywords_of(context))
+
+    def _make(self) -> None:
+        fields = self.context.model_fields.items()
+        self._live = live_class(self.context, self._undeclared)
+        #: The same without model validators.
+        self._fields = fields_only(self._live)
+        #: The defaults that every Context has itself, not a copy. Nothing has validated them.
+        self._defaults = {name: field.default for name, field in fields if isinstance(field.default, Hashable)}
+        self._loose = loose_fields(self.context, checked=self._live.model_config.get("validate_assignment", False))
+
+    @property
+    def live(self) -> type[BaseModel]:
+        """The live class."""
+        if not self._live.__pydantic_complete__ and self.context.__pydantic_complete__:
+            self._make()
+        return self._live
 
     @property
     def takes_any_keyword(self) -> bool:
@@ -83,17 +100,16 @@ class ContextCodec:
         Raises:
             ValidationError: a value does not validate, or the Context forbids undeclared names.
         """
-        if self.context.__pydantic_decorators__.model_validators:  # they are to see all of it at once
-            return self.live.__pydantic_validator__.validate_python(  # type: ignore[no-any-return]
-                {**self._values(live), **data}, by_alias=False, by_name=True
-            )
         merged = self._bare(live)
         extra = self.live.model_config.get("extra")
         problems: list[InitErrorDetails] = []
         for name, value in data.items():
             if name in self.context.model_fields:
                 try:
-                    merged.__pydantic_validator__.validate_assignment(merged, name, value)
+                    # By either name: complete(address={"street_name": ...}) as well as its alias.
+                    self._fields.__pydantic_validator__.validate_assignment(
+                        merged, name, value, by_alias=True, by_name=True
+                    )
                 except ValidationError as error:
                     problems += map(_again, error.errors(include_url=False, include_input=False))
             elif merged.__pydantic_extra__ is not None:
@@ -102,7 +118,14 @@ class ContextCodec:
                 problems.append(InitErrorDetails(type="extra_forbidden", loc=(name,), input=None))
         if problems:
             raise ValidationError.from_exception_data(self.context.__qualname__, problems)
-        return merged
+        if not self.context.__pydantic_decorators__.model_validators:
+            return merged
+        # They are to see all of it at once; from JSON, as a type that decodes would decode what it has decoded.
+        try:
+            raw = _write(merged)
+        except Exception:  # noqa: BLE001 - encode() tells more of it
+            return merged
+        return self.decode(raw)
 
     def decode(self, data: str | bytes) -> BaseModel:
         """The live Context that was stored as ``data``.
@@ -127,7 +150,7 @@ class ContextCodec:
             raise self._why_not(live, error) from error
         text = check_json(raw, "The Context")
         try:
-            parsed: BaseModel = self.live.__pydantic_validator__.validate_json(raw, by_alias=False, by_name=True)
+            parsed: BaseModel = live.__pydantic_validator__.validate_json(raw, by_alias=False, by_name=True)
         except Exception as error:
             raise Unstorable(f"it does not read back: {explain(error)}") from error
         try:
@@ -135,19 +158,36 @@ class ContextCodec:
             same = exact = left == right and live.__pydantic_extra__ == parsed.__pydantic_extra__
             if same:
                 for name in self._loose:
-                    exact = exact and alike(left[name], right[name])
+                    exact = exact and (alike(left[name], right[name]) or left[name] is self._defaults.get(name, left))
         except Exception:  # noqa: BLE001 - difference() tells which value cannot be compared
             same = exact = False
         if not exact:
             self._check_classes(live)
         if not same and (found := difference(live, parsed)) is not None:
-            raise Unstorable(found)
+            raise Unstorable(found + self._advice(live, found, raw))
         return text, parsed
+
+    def _advice(self, live: BaseModel, found: str, raw: bytes) -> str:
+        """What to do about a difference, if it is known where that comes from."""
+        if self._fields is not self._live:
+            try:
+                plain = self._fields.__pydantic_validator__.validate_json(raw, by_alias=False, by_name=True)
+            except Exception:  # noqa: BLE001 - the difference is told
+                return ""
+            if difference(live, plain) is None:
+                return ". A model validator changes it: assign the same in the step, or make it a computed_field"
+        name = re.split(r"[ .\[]", found, maxsplit=1)[0]
+        if live.__dict__.get(name, self) is self._defaults.get(name, live):
+            return ". It is the field's default: give one that the field leaves as it is, or say validate_default=True"
+        return ""
 
     def _check_classes(self, live: BaseModel) -> None:
         """Raise Unstorable for a value of a class that its field does not have, though it may be equal to what reads back."""
         try:
-            _write(live, warnings="error")
+            # Not of a default: 0 for a Decimal is as good as what reads back.
+            given = self._values(live)
+            include = {name for name in given if given[name] is not self._defaults.get(name, self)}
+            _write(live, include=None if len(include) == len(given) else include, warnings="error")
         except Exception as error:
             raise self._why_not(live, error) from error
 
@@ -212,59 +252,3 @@ def _write(live: BaseModel, *, include: set[str] | None = None, warnings: Litera
     return live.__pydantic_serializer__.to_json(
         live, include=include, by_alias=False, round_trip=True, warnings=warnings
     )
-
-
-def _live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseModel]:
-    """A subclass that validates assignments, keeps undeclared names and refuses to assign new ones."""
-    config: dict[str, Any] = {}
-    if "hide_input_in_errors" not in context.model_config:  # the text of an error is logged, and kept as run.error
-        config["hide_input_in_errors"] = True
-    if "extra" not in context.model_config:
-        config["extra"] = "allow"
-    # A model validator may assign (and recurse), or compare two fields that are assigned one after the other.
-    if "validate_assignment" not in context.model_config and not context.__pydantic_decorators__.model_validators:
-        config["validate_assignment"] = True
-    asks_for_any = context.model_config.get("extra") == "allow"
-
-    fields = context.model_fields
-    # Of a frozen Context pydantic itself says that it is.
-    checked = config.get("validate_assignment", False) and not context.model_config.get("frozen")
-    unchanged = unchanged_fields(context) if checked else {}
-
-    def __setattr__(self: BaseModel, name: str, value: object) -> None:  # noqa: N807 - the body of a class made below
-        if checked and name in fields:  # what pydantic comes to, by a shorter way
-            if type(value) in unchanged.get(name, ()):
-                self.__dict__[name] = value
-                self.__pydantic_fields_set__.add(name)
-            else:
-                self.__pydantic_validator__.validate_assignment(self, name, value)
-            return
-        if (
-            name not in fields
-            and not asks_for_any
-            and not name.startswith("_")
-            and name not in (self.__pydantic_extra__ or ())
-            and name not in context.__class_vars__  # pydantic refuses it
-            and not hasattr(getattr(type(self), name, None), "__set__")  # a property
-        ):
-            raise undeclared(context.__qualname__, name, list(context.model_fields))
-        super(live, self).__setattr__(name, value)
-
-    def __eq__(self: BaseModel, other: object) -> bool:  # noqa: N807
-        if not isinstance(other, context):
-            return NotImplemented
-        return difference(self, other) is None
-
-    namespace: dict[str, Any] = {
-        "__module__": context.__module__,
-        "__qualname__": context.__qualname__,
-        "__doc__": context.__doc__,
-        "__setattr__": __setattr__,
-        "__eq__": __eq__,
-        "__hash__": None,
-        "model_config": config,
-        "__annotations__": {},
-    }
-    metaclass: Any = type(context)
-    live: type[BaseModel] = metaclass(context.__name__, (context,), namespace)
-    return live

@@ -18,6 +18,7 @@ BY = (
     "test_assignment.py",
     "test_codec_edges.py",
     "test_committer.py",
+    "test_contexts.py",
     "test_failure_edges.py",
     "test_retry.py",
     "test_timers.py",

@@ -1,0 +1,323 @@
+"""Contexts as people write them: what pydantic allows in a model works in one, or is refused in a sentence."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import pickle
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, Json, field_serializer, model_validator
+from typing_extensions import TypedDict
+
+from aioflow import Engine, complete, get_context
+from aioflow.codec import ContextCodec, Unstorable
+from aioflow.context import undeclared_field
+from aioflow.errors import ContextInvalid
+from tests.flows import PATIENCE, completed, done, ended, flow
+
+
+class Status(Enum):
+    NEW = "new"
+
+
+def codec_of(context: type[BaseModel]) -> ContextCodec:
+    return ContextCodec(context, undeclared_field)
+
+
+class Encoded(BaseModel):
+    """It has a model validator, and fields whose values are no input for them."""
+
+    photo: Base64Bytes = b""
+    tags: Json[list[int]] = []
+    total: int = 0
+
+    @model_validator(mode="after")
+    def _any(self) -> Encoded:
+        return self
+
+
+async def test_complete_decodes_nothing_twice() -> None:
+    """What ``complete(**data)`` does not name is left as it is, also where a model validator is to see it."""
+
+    def first(self: object) -> Any:
+        return complete(total="3")
+
+    async with Engine("memory://") as engine:
+        run = await ended(engine, flow(Encoded, first), photo=base64.b64encode(b"aGVsbG8="), tags="[1]")
+    assert (run.error, run.context.photo, run.context.tags, run.context.total) == (None, b"aGVsbG8=", [1], 3)
+
+
+class Street(BaseModel):
+    street_name: str = Field(alias="streetName")
+
+
+class Home(BaseModel):
+    address: Street | None = None
+
+
+class CheckedHome(Home):
+    @model_validator(mode="after")
+    def _any(self) -> CheckedHome:
+        return self
+
+
+@pytest.mark.parametrize("name", ["street_name", "streetName"])
+@pytest.mark.parametrize("context", [Home, CheckedHome])
+def test_what_is_merged_may_have_either_name_below(context: type[BaseModel], name: str) -> None:
+    """What complete() is given for a nested model goes by field name and by alias, with and without a model validator."""
+    codec = codec_of(context)
+    merged = codec.merge(codec.adopt(context()), {"address": {name: "x"}})
+    assert codec.encode(merged)[0] == '{"address":{"street_name":"x"}}'
+
+
+class Tracking(BaseModel):
+    total: int = 0
+    items: list[int] = []
+    changed: list[str] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name != "changed":
+            self.changed.append(name)
+
+
+async def test_a_setattr_of_the_context_is_called() -> None:
+    """A Context's own ``__setattr__`` sees what a step assigns."""
+
+    def first(self: object) -> Any:
+        context = get_context(Tracking)
+        context.total = "3"
+        context.items = [1]
+        return complete()
+
+    async with Engine("memory://") as engine:
+        assert await completed(engine, flow(Tracking, first)) == Tracking.model_construct(
+            total=3, items=[1], changed=["total", "items"]
+        )
+
+
+class Owed(BaseModel):
+    """Nobody writes Decimal(0) for a default."""
+
+    amount: Decimal = Field(0, ge=0)  # type: ignore[assignment]
+    items: list[Decimal] = []
+
+
+@pytest.mark.parametrize("create", [False, True])
+async def test_a_default_may_be_of_another_class_if_it_is_equal(create: bool) -> None:
+    """0 for a Decimal, say: nothing validates a default, in pydantic either."""
+
+    def first(self: object) -> Any:
+        assert type(get_context(Owed).amount) is Decimal
+        return complete()
+
+    order = flow(Owed, first)
+    if create:
+        order.create_context = classmethod(lambda cls: Owed())
+    async with Engine("memory://") as engine:
+        assert await completed(engine, order) == Owed()
+
+
+async def test_a_field_with_such_a_default_may_be_added_while_runs_go_on(tmp_path: Path) -> None:
+    """A run that lacks the field goes on with the default."""
+
+    class Before(BaseModel):
+        pass
+
+    def first(self: object) -> Any:
+        return complete()
+
+    store = f"sqlite:///{tmp_path}/runs.db"
+    async with Engine(store, worker=False, workflows=[flow(Before, first)]) as client:
+        run_id = (await client.start("order")).id
+    async with Engine(store, workflows=[flow(Owed, first)]) as engine:
+        run = await engine.wait(run_id, PATIENCE)
+        assert (run.error, run.context) == (None, Owed())
+
+
+async def test_a_default_that_is_not_what_its_field_makes_of_it_is_told() -> None:
+    """The error says that it is the default, and what to do."""
+
+    class Valued(BaseModel):
+        model_config = ConfigDict(use_enum_values=True)
+        status: Status = Status.NEW
+
+    async with Engine("memory://") as engine:
+        with pytest.raises(ContextInvalid, match="field's default: give one that the field leaves as it is, or say"):
+            await engine.start(flow(Valued, done))
+
+
+class Derived(BaseModel):
+    """Its validator assigns a field."""
+
+    price: int = 2
+    quantity: int = 1
+    total: int = 0
+
+    @model_validator(mode="after")
+    def _sum(self) -> Derived:
+        self.total = self.price * self.quantity
+        return self
+
+
+async def test_a_field_that_a_validator_assigns_is_told_with_advice() -> None:
+    """The step has left it as it was, which is not what reads back; complete() runs the validator, and needs no advice."""
+
+    def first(self: object) -> Any:
+        get_context(Derived).quantity = 5
+        return complete()
+
+    def second(self: object) -> Any:
+        return complete(quantity=5)
+
+    async with Engine("memory://") as engine:
+        failed, done_ = await ended(engine, flow(Derived, first)), await ended(engine, flow(Derived, second))
+    assert "total reads back as another int than was written. A model validator changes it: assign" in str(failed.error)
+    assert (done_.error, done_.data) == (None, {"price": 2, "quantity": 5, "total": 10})
+
+
+def test_what_is_lossy_is_not_put_down_to_a_validator() -> None:
+    """A serializer that loses something is no business of the model validators."""
+
+    class Dated(Derived):
+        when: datetime = datetime(2030, 1, 1, tzinfo=UTC)
+
+        @field_serializer("when")
+        def _day(self, when: datetime) -> str:
+            return when.date().isoformat()
+
+    codec = codec_of(Dated)
+    live = codec.adopt(Dated())
+    live.when = datetime(2030, 1, 1, 12, tzinfo=UTC)  # type: ignore[attr-defined]
+    with pytest.raises(Unstorable, match=r"when reads back as another datetime than was written$"):
+        codec.encode(live)
+
+
+@dataclasses.dataclass
+class Counted:
+    shown: int = 0
+    seen: int = dataclasses.field(default=0, init=False)
+
+
+class Tagged(TypedDict, total=False):
+    street: str
+
+
+class Holding(BaseModel):
+    counted: Counted = Counted()
+    tagged: Tagged = {}
+
+
+def test_the_settings_of_a_live_context_are_not_those_of_what_it_holds() -> None:
+    """Dataclasses and TypedDicts take over their model's ``extra``: the user's."""
+    codec = codec_of(Holding)
+    keywords = {"counted": {"shown": 2}, "tagged": {"street": "x", "junk": 1}}
+    live = codec.merge(codec.build(keywords), {"note": 1})
+    text, parsed = codec.encode(live)
+    assert text == '{"counted":{"shown":2,"seen":0},"tagged":{"street":"x"},"note":1}'
+    assert parsed.tagged == Holding(**keywords).tagged  # type: ignore[attr-defined, arg-type]
+
+
+def test_a_live_context_can_be_pickled() -> None:
+    """For a pool of processes: as an instance of the user's own class."""
+    codec = codec_of(Owed)
+    made = pickle.loads(pickle.dumps(codec.adopt(Owed(amount=Decimal(3)))))
+    assert type(made) is Owed
+    assert made == Owed(amount=Decimal(3))
+
+
+def test_a_context_may_be_completed_by_its_own_rebuild() -> None:
+    """What it names is local, and defined after the workflow."""
+
+    def defined() -> ContextCodec:
+        class Local(BaseModel):
+            items: list[Thing] = []  # type: ignore[name-defined]
+
+        codec = codec_of(Local)
+
+        class Thing(BaseModel):
+            price: int = 0
+
+        Local.model_rebuild()
+        return codec
+
+    codec = defined()
+    assert codec.encode(codec.build({"items": [{}]}))[0] == '{"items":[{"price":0}]}'
+
+
+def test_a_model_that_lacks_a_field_is_told() -> None:
+    """A nested model without one of its fields is refused, which is no AttributeError."""
+
+    class Pair(BaseModel):
+        left: int = 0
+        right: list[int] = []
+
+    class Whole(BaseModel):
+        pair: Pair = Pair()
+
+    codec = codec_of(Whole)
+    live = codec.adopt(Whole())
+    del live.pair.right  # type: ignore[attr-defined]
+    with pytest.raises(Unstorable, match=r"^pair.right would be added$"):
+        codec.encode(live)
+
+
+@pytest.mark.filterwarnings("error")
+async def test_a_message_may_have_a_deprecated_field() -> None:
+    """Nobody has used it: there is no warning."""
+
+    class Ping(BaseModel):
+        old: Annotated[int, Field(deprecated="use new")] = 0
+
+    async with Engine("memory://") as engine:
+        assert (await engine.signal(Ping(), key="k")).state == "buffered"
+
+
+class Joined(BaseModel):
+    """Is written as only its own validator reads it, which counts how often."""
+
+    parts: list[str] = []
+    reads: int = 0
+
+    @field_serializer("parts")
+    def _join(self, parts: list[str]) -> str:
+        return ",".join(parts)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, data: Any) -> Any:
+        if isinstance(data.get("parts"), str):
+            return {**data, "parts": data["parts"].split(","), "reads": data["reads"] + 1}
+        return data
+
+
+def test_where_a_difference_comes_from_is_not_guessed() -> None:
+    """Without its validator the Context cannot even be read: no advice then."""
+    codec = codec_of(Joined)
+    with pytest.raises(Unstorable, match=r"^reads reads back as another int than was written$"):
+        codec.encode(codec.adopt(Joined(parts=["a"])))
+
+
+class Anything(Encoded):
+    """Takes what cannot be stored."""
+
+    thing: Any = None
+
+
+async def test_what_complete_is_given_and_cannot_be_stored_is_told() -> None:
+    """Also where model validators are to see it."""
+
+    def first(self: object) -> Any:
+        return complete(thing=object())
+
+    async with Engine("memory://") as engine:
+        run = await ended(engine, flow(Anything, first))
+    assert run.status == "failed"
+    assert "thing" in str(run.error)
+    assert "object" in str(run.error)
