@@ -6,8 +6,18 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, PlainSerializer, RootModel, Secret, SecretBytes, SecretStr, WrapSerializer
-from pydantic.types import EncodedBytes
+from pydantic import (
+    BaseModel,
+    FutureDate,
+    FutureDatetime,
+    PlainSerializer,
+    RootModel,
+    Secret,
+    SecretBytes,
+    SecretStr,
+    WrapSerializer,
+)
+from pydantic.types import EncodedBytes, PathType
 
 
 def problems_of(context: type[BaseModel]) -> list[str]:
@@ -23,6 +33,8 @@ def problems_of(context: type[BaseModel]) -> list[str]:
 
 
 _SECRETS = (SecretStr, SecretBytes, Secret)
+#: They validate for a time. A run is read as long as it lives.
+_PASSING = (FutureDate, FutureDatetime)
 
 
 def _field_problems(model: type[BaseModel], path: str, seen: set[object]) -> Iterator[str]:
@@ -53,6 +65,7 @@ def _type_problems(
     if hasattr(annotation, "__metadata__"):  # Annotated
         yield from _type_problems(annotation.__origin__, annotation.__metadata__, where, bytes_as_text, seen)
         return
+    yield from _passing_problems(annotation, metadata, where)
     kind = get_origin(annotation) or annotation
     if isinstance(kind, type) and issubclass(kind, _SECRETS):
         yield f"{where} is a {kind.__name__}: it would be stored as asterisks. Store a reference to the secret."
@@ -66,6 +79,19 @@ def _type_problems(
         yield from _member_problems(annotation, where, bytes_as_text, seen)
     for argument in get_args(annotation):
         yield from _type_problems(argument, (), where, bytes_as_text, seen)
+
+
+def _passing_problems(annotation: Any, metadata: Sequence[object], where: str) -> Iterator[str]:
+    """What validates now, and may not when the run is read again."""
+    if any(isinstance(m, PathType) for m in metadata):
+        yield f"{where} is a path that has to be there, or not: a run could not be read once that changes. Declare a Path."
+    if isinstance(annotation, type) and issubclass(annotation, _PASSING):
+        name = annotation.__name__
+        instead = name.removeprefix("Future").lower()
+        yield (
+            f"{where} is a {name}: a run could not be read once that is past. Declare a {instead}, and check it in "
+            "create_context."
+        )
 
 
 def _member_problems(annotation: Any, where: str, bytes_as_text: bool, seen: set[object]) -> Iterator[str]:

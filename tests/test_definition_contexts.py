@@ -11,7 +11,12 @@ from pydantic import (
     Base64UrlBytes,
     BaseModel,
     ConfigDict,
+    DirectoryPath,
     Field,
+    FilePath,
+    FutureDate,
+    FutureDatetime,
+    NewPath,
     RootModel,
     Secret,
     SecretBytes,
@@ -211,3 +216,23 @@ def test_writing_bytes_without_reading_them_is_refused() -> None:
     assert context_problems(context) == (
         "Context.photo holds raw bytes, which JSON cannot. Declare it as pydantic.Base64Bytes.",
     )
+
+
+@pytest.mark.parametrize(("annotation", "instead"), [(FutureDate, "date"), (FutureDatetime, "datetime")])
+def test_what_validates_only_for_a_time_is_refused(annotation: Any, instead: str) -> None:
+    """A run that waits past it could not be read again."""
+    for declared in (annotation, annotation | None, list[annotation]):
+        (problem,) = context_problems(create_model("Context", due=(declared, ...)))
+        assert problem == (
+            f"Context.due is a {annotation.__name__}: a run could not be read once that is past. Declare a {instead}, and "
+            "check it in create_context."
+        )
+
+
+@pytest.mark.parametrize("annotation", [FilePath, DirectoryPath, NewPath])
+def test_a_path_that_has_to_exist_is_refused(annotation: Any) -> None:
+    """A step may take the file away, or make it."""
+    for declared in (annotation, annotation | None, dict[str, annotation]):
+        assert context_problems(create_model("Context", file=(declared, ...))) == (
+            "Context.file is a path that has to be there, or not: a run could not be read once that changes. Declare a Path.",
+        )

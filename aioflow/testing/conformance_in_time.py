@@ -85,6 +85,32 @@ class InTimeConformance:
             await store.apply([Emit(an_event(at=NOW + 6, mail_id=5), replace=True)], NOW)
         assert await outcomes(store, resuming(run)._replace(unless_mail=True)) == ["applied"]
 
+    @pytest.mark.parametrize("arm", ["ordered", ("ordered", "e1")], ids=["all", "entity"])
+    async def test_the_first_that_is_due_and_heard_is_in_the_way(
+        self, store: Store, arm: str | tuple[str, str | None]
+    ) -> None:
+        """Of several arms, too; what has occurred, has started the run, or is due after its wait or later does not hide it."""
+        await listen(store, a_listener(offset=-HOUR))
+        await emit(store, an_event(1, at=NOW - 9), now=NOW - 9)
+        events = [an_event(2, at=NOW + 4), an_event(3, at=NOW + 3), an_event(4, at=NOW + 2, name="paid")]
+        await emit(store, *events, an_event(5, at=NOW + 6))
+        occurring = {plan.event: Deadline(plan.due, plan.id, 0) for plan in await plans(store) if not plan.workflow}
+        start = next(plan for plan in await plans(store) if plan.workflow and plan.event == 3)
+        early, late, both, started, run = (
+            an_event_waiter(1, arm, wake_at=NOW + 5),
+            an_event_waiter(2, arm, wake_at=NOW + 2),
+            an_event_waiter(3, arm, "paid", wake_at=NOW + 5),
+            an_event_waiter(4, arm, wake_at=NOW + 5),
+            an_event_waiter(5, arm, wake_at=NOW + 5),
+        )
+        await put(store, early, late, both, run)
+        await do(store, starting(started)._replace(plan=start.id))
+        assert await outcomes(store, resuming(early)._replace(unless_mail=True), now=NOW + 2) == ["applied"]
+        moves = [resuming(waiter)._replace(unless_mail=True) for waiter in (late, both, started, run)]
+        results = await store.apply(moves, NOW + 9)
+        assert [result.plans for result in results] == [(), (occurring[4],), (occurring[2],), (occurring[3],)]
+        assert [result.outcome for result in results] == ["applied", "stale", "stale", "stale"]
+
     async def test_what_occurs_late_was_sent_at_its_time(self, store: Store) -> None:
         """In the order of their times, whatever that of their occurring; but none before it was recorded."""
         waiter = an_event_waiter(1, ("ordered", "e1"), wake_at=NOW + 3)

@@ -87,8 +87,10 @@ class MailConformance:
     async def test_mail_is_limited_and_asked_for_by_run(self, store: Store) -> None:
         """At most ``limit`` Mails, of these runs or of all; other ids are passed over."""
         await put(store, *(a_waiter(number, since=NOW - number) for number in range(1, 6)), a_run(6))
+        await put(store, a_waiter(7, since=NOW - 5))
         await post(store, a_signal(1), a_signal(2), a_signal(3, 6))
-        assert [mail.run.id for mail in await store.mail(None, 2, NOW)] == [5, 4]
+        assert [mail.run.id for mail in await store.mail(None, 1, NOW)] == [5]
+        assert [mail.run.id for mail in await store.mail(None, 3, NOW)] == [5, 7, 4]
         for given in ([1, 3, 6, 99, 3], (1, 3), {1, 3}, frozenset({3, 1})):
             mails = await store.mail(given, 9, NOW)
             assert [(mail.run, [signal.id for signal in mail.signals]) for mail in mails] == [
@@ -97,7 +99,7 @@ class MailConformance:
             ]
         assert [mail.run.id for mail in await store.mail([1, 2, 3], 1, NOW)] == [3]
         assert await store.mail([], 9, NOW) == []
-        assert len(await store.mail(range(70_000), 9, NOW)) == 5
+        assert len(await store.mail(range(70_000), 9, NOW)) == 6
 
     async def test_a_mail_begins_with_what_was_sent_first(self, store: Store) -> None:
         """However much lies there for a run, what it is shown is the oldest of it."""
@@ -118,8 +120,18 @@ class MailConformance:
             a_signal(4, 1, name="stop"),
             a_signal(5, 1, name="other"),
             a_signal(6, 2, name="stop", key="z"),
+            a_signal(7, 2, name="stop", key="l"),
         )
-        assert await mailbox(store) == [(1, [1, 3, 4]), (2, [1, 6])]
+        assert await mailbox(store) == [(1, [1, 3, 4]), (2, [1, 6, 7])]
+
+    async def test_a_signal_to_a_key_is_not_for_a_wait_for_an_event(self, store: Store) -> None:
+        """Of the same name and key, it is in no mail of such a run, does not wake it, and does not hold up its timeout."""
+        waiter = an_event_waiter(1, ("paid", "k"))
+        await put(store, waiter)
+        (told,) = await post(store, a_signal(1, key="k"))
+        assert told.run_ids == ()
+        assert await mailbox(store) == []
+        assert await outcomes(store, resuming(waiter)._replace(unless_mail=True)) == ["applied"]
 
     @pytest.mark.parametrize("address", [{"run_id": 1}, {"key": "k"}, {}], ids=["run", "key", "all"])
     async def test_what_has_expired_is_in_no_mail(self, store: Store, address: dict[str, Any]) -> None:

@@ -85,6 +85,15 @@ class MailboxConformance:
         [other] = await post(store, a_signal(5, key="other"))
         assert other.run_ids == (3,)
 
+    async def test_a_keyed_signal_wakes_nobody_for_what_is_not_there(self, store: Store) -> None:
+        """Signals of its name and key that were taken, have expired or are addressed to a run are no more receivers."""
+        waiters = [a_waiter(number, ("paid", "k"), since=NOW + number) for number in range(1, 5)]
+        await put(store, *waiters)
+        await post(store, a_signal(1, key="k"), a_signal(2, key="k", expires_at=NOW + 5), a_signal(3, 3, key="k"))
+        await do(store, resuming(waiters[0], 1))
+        [told] = await post(store, a_signal(4, key="k"), now=NOW + 9)
+        assert told.run_ids == (2,)
+
     async def test_a_keyed_signal_waits_for_a_run(self, store: Store) -> None:
         """Nobody is told, and whoever waits for the key later has mail."""
         assert await post(store, a_signal(1, key="k")) == [Result("applied")]
@@ -147,6 +156,40 @@ class MailboxConformance:
         await store.expire(100, NOW)
         await post(store, a_signal(1), a_signal(2))
         assert await mailbox(store) == []
+
+    async def test_a_broadcast_offered_again_tells_who_has_not_taken_it(self, store: Store) -> None:
+        """Its receivers are the runs that a copy still lies there for."""
+        await put(store, a_waiter(1), a_waiter(2))
+        assert [result.run_ids for result in await post(store, a_signal(1))] == [(1, 2)]
+        await do(store, resuming(a_waiter(1), 1))
+        assert [result.run_ids for result in await post(store, a_signal(1))] == [(2,)]
+
+    async def test_what_was_rejected_may_be_sent_again(self, store: Store) -> None:
+        """A signal_id of what nobody took is free, and the new signal is delivered."""
+        await put(store, a_waiter(1))
+        await post(store, a_signal(1, 1, signal_id="s"))
+        await do(store, moving(a_waiter(1), kind="reject")._replace(takes=(1,)))
+        await post(store, a_signal(2, 1, signal_id="s"))
+        assert await mailbox(store) == [(1, [2])]
+
+    @pytest.mark.parametrize("place", [{"run_id": 1}, {"key": "k"}], ids=["run", "key"])
+    async def test_a_signal_id_that_was_taken_does_not_expire(self, store: Store, place: dict[str, Any]) -> None:
+        """What was taken in its time is not sent once more when that is over."""
+        waiter = a_waiter(1, ("paid", "k"))
+        await put(store, waiter)
+        await post(store, a_signal(1, signal_id="s", expires_at=NOW + 5)._replace(**place))
+        await do(store, resuming(waiter, 1))
+        again = Post(a_signal(2, signal_id="s")._replace(**place))
+        assert await store.apply([again], NOW + 9) == [Result("exists", run_ids=(1,))]
+
+    async def test_a_signal_id_that_expires_frees_no_other(self, store: Store) -> None:
+        """Of two that are sent again in one batch, what lies there still stays known."""
+        await post(
+            store, a_signal(1, key="k", signal_id="old", expires_at=NOW + 5), a_signal(2, key="k", signal_id="s")
+        )
+        again = [Post(a_signal(3, key="k", signal_id="old")), Post(a_signal(4, key="k", signal_id="s"))]
+        assert await outcomes(store, *again, now=NOW + 9) == ["applied", "exists"]
+        assert await outcomes(store, Post(a_signal(5, key="k", signal_id="s")), now=NOW + 9) == ["exists"]
 
     @pytest.mark.parametrize("place", [{"run_id": 1}, {"key": "k"}], ids=["run", "key"])
     async def test_a_signal_id_is_sent_once(self, store: Store, place: dict[str, Any]) -> None:

@@ -102,6 +102,15 @@ class MissedConformance:
         await store.apply([Emit(an_event(mail_id=7), replace=True)], NOW + 30 * 24 * HOUR)
         assert await mailbox(store, NOW + 30 * 24 * HOUR) == [(1, [7])]
 
+    async def test_what_another_run_has_taken_is_heard(self, store: Store) -> None:
+        """Each run hears of an event for itself."""
+        await put(store, a_run(1), a_run(2))
+        await emit(store, an_event())
+        parked = await do(store, _parking(a_run(1)))
+        await do(store, resuming(parked, 1001))
+        await do(store, _parking(a_run(2)))
+        assert await mailbox(store) == [(2, [1001])]
+
     async def test_what_is_rejected_leaves_the_wait_and_its_other_copies(self, store: Store) -> None:
         """A run that goes on to wait with the same arms still has the rest."""
         await emit(store, an_event(1), an_event(2))

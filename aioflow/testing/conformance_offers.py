@@ -16,6 +16,7 @@ from aioflow.testing.conformance_samples import (
     SecondHandle,
     a_run,
     a_transition,
+    a_waiter,
     an_ended,
     cancelling,
     do,
@@ -44,6 +45,14 @@ ODD_FROM_THE_START: list[tuple[str, Any]] = [
 
 class OffersConformance(SecondHandle):
     """Whatever was done, to offer it again does nothing more."""
+
+    @pytest.mark.parametrize("live", [a_run(2, key="k"), a_waiter(2, key="k")], ids=["running", "waiting"])
+    async def test_a_live_run_has_the_key_whatever_the_clocks_said(self, store: Store, live: Run) -> None:
+        """It stands in the way also when one that has ended was started by a clock that was ahead."""
+        await put(store, an_ended(1, key="k", created_at=NOW + 9))
+        await do(store, starting(live, reuse="ended"))
+        [result] = await store.apply([starting(a_run(3, key="k", created_at=NOW + 10), reuse="ended")], NOW)
+        assert result == Result("exists", live)
 
     # ---- Start
 

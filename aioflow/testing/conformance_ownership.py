@@ -35,7 +35,7 @@ class OwnershipConformance:
 
     async def test_claim_takes_running_runs_without_owner(self, store: Store) -> None:
         """The worker becomes the owner, the fence rises, nothing is counted; the store has what was returned."""
-        await put(store, a_run(1), a_run(2, fence=6, crashes=1))
+        await put(store, a_run(1), a_run(2, fence=6, crashes=1, marked=1))
         claim = await claiming(store, 3)
 
         assert claim.working
@@ -57,10 +57,12 @@ class OwnershipConformance:
         assert len(await log(store, 1)) == 1
 
     async def test_claim_takes_no_run_that_does_not_run(self, store: Store) -> None:
-        """Waiting and ended runs have no owner."""
+        """Waiting and ended runs have no owner, also while others are taken."""
         resting = [a_sleeper(1, NOW - 1), *(an_ended(number, status) for number, status in enumerate(ENDED, start=2))]
         await put(store, *resting)
         assert (await claiming(store, 3)).runs == []
+        await put(store, a_run(9))
+        assert ids((await claiming(store, 3)).runs) == [9]
         assert sorted(await store.load(range(1, 5), NOW)) == resting
 
     async def test_claim_takes_what_it_has_room_for(self, store: Store) -> None:
@@ -147,6 +149,7 @@ class OwnershipConformance:
         free = sorted(await store.load([1, 2], NOW))
         assert [(run.owner, run.crashes, run.marked) for run in free] == [(None, 0, 0), (None, 2, 0)]
         assert [_unowned(run) for run in free] == [_unowned(one), _unowned(two)]
+        assert await store.apply([moving(one), marking(two)], NOW + 1) == [Result("stale", run) for run in free]
         assert [len(await log(store, number)) for number in (1, 2)] == [1, 1]
 
         taken = sorted((await claiming(store, 4, NOW + 2)).runs)

@@ -169,6 +169,13 @@ class SignalsConformance(SecondHandle):
         else:
             assert result == Result("applied", move.run, also=(Result("applied", a_run(3)),))
 
+    async def test_a_wait_without_an_end_minds_all_mail(self, store: Store) -> None:
+        """Without a wake_at, mail that was sent at any time is in the way."""
+        await put(store, a_waiter(1))
+        await post(store, a_signal(1, 1, sent_at=NOW + 10), now=NOW + 10)
+        [result] = await store.apply([resuming(a_waiter(1))._replace(unless_mail=True)], NOW + 20)
+        assert result == Result("stale", a_waiter(1), mail=True)
+
     async def test_a_timeout_may_be_offered_again(self, store: Store) -> None:
         """Once applied it is applied, whatever is sent afterwards."""
         waiter = a_waiter(1, wake_at=NOW + 10)

@@ -137,6 +137,27 @@ class TakeoverConformance(SecondHandle):
         assert await store.renew(3, LEASE, NOW + LEASE + 1) is False
         assert ids((await claiming(store, 4, NOW + LEASE + 2)).runs) == [1]
 
+    async def test_a_lease_is_over_from_the_instant_that_it_names(self, store: Store) -> None:
+        """At that instant it cannot be renewed, its runs can be taken, and a claim gives a new one."""
+        _needs_leases(store)
+        await put(store, a_run(1))
+        await claiming(store, 3)
+        assert await store.renew(3, LEASE, NOW + LEASE) is False
+        assert ids((await claiming(store, 4, NOW + LEASE)).runs) == [1]
+        await claiming(store, 3, NOW + LEASE)
+        assert await store.renew(3, LEASE, NOW + LEASE) is True
+
+    async def test_who_is_back_keeps_what_nobody_took(self, store: Store) -> None:
+        """A claim after the lease was over gives a new one, and leaves the worker's runs as they are."""
+        _needs_leases(store)
+        await put(store, a_run(1))
+        [taken] = (await claiming(store, 3)).runs
+        now = NOW + LEASE
+        claim = await claiming(store, 3, now, held=[1])
+        assert (claim.runs, list(claim.gone)) == ([], [])
+        assert await row(store, 1) == taken
+        assert (await claiming(store, 4, now + LEASE - 1)).runs == []
+
     async def test_only_known_workflows_are_taken(self, store: Store) -> None:
         """A worker takes the (workflow, version) pairs that it knows, as pairs, and no other."""
         _needs_leases(store)

@@ -7,7 +7,19 @@ from itertools import permutations
 
 import pytest
 
-from aioflow.testing.conformance_samples import KNOWN, LEASE, NOW, a_run, cancelling, ids, log, moving, put, row
+from aioflow.testing.conformance_samples import (
+    KNOWN,
+    LEASE,
+    NOW,
+    a_run,
+    cancelling,
+    claiming,
+    ids,
+    log,
+    moving,
+    put,
+    row,
+)
 from aioflow_postgres import PostgresStore
 from tests.postgres import Schemas
 from tests.stores.races import (
@@ -103,6 +115,14 @@ async def test_a_claim_passes_over_a_run_that_is_being_changed(
     async with holding(postgres_server.url, f"SELECT 1 FROM {race.schema}.runs WHERE id = 2 FOR UPDATE"):
         assert (await takes_it_on(pair[1])).runs == []
     assert [run.id for run in (await takes_it_on(pair[1])).runs] == [2]
+
+
+async def test_a_claim_under_way_holds_up_no_renewal(race: Race, pair: tuple[PostgresStore, PostgresStore]) -> None:
+    """Who has a lease has it renewed in the middle of its own claim, as while its event loop is blocked."""
+    await put(pair[0], a_run(9))
+    told = await race.midway("runs", claiming(pair[0], 3, held=None), pair[1].renew(3, LEASE, LATER - 1))
+    assert (told.way, ids(told.first.runs), told.second) == ("passes", [9], True)
+    assert (await takes_it_on(pair[1])).runs == []
 
 
 @pytest.mark.parametrize("renewal_first", [True, False])
