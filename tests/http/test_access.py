@@ -133,7 +133,7 @@ async def test_a_list_is_asked_about_one_by_one(engine: Engine, guarded: Guarded
 
     async def authorize(request: Request, operation: str, run: WorkflowRun[Any] | None) -> bool:
         asked.append((operation, run))
-        return run is not None and (run.key or "").startswith(request.headers["x-user"])
+        return run is None or (run.key or "").startswith(request.headers["x-user"])
 
     client = guarded(authorize)
     pages: list[list[int]] = []
@@ -147,7 +147,20 @@ async def test_a_list_is_asked_about_one_by_one(engine: Engine, guarded: Guarded
     assert [len(page) for page in pages] == [3, 3, 1]
     assert {id_ for page in pages for id_ in page} == {run.id for run in runs if (run.key or "").startswith("bob")}
     assert {operation for operation, _ in asked} == {"list"}
+    assert [run for _, run in asked].count(None) == len(pages)
     assert {run.id for _, run in asked if run} == {run.id for run in runs}
+
+
+async def test_who_may_not_list_at_all_is_told_so(guarded: Guarded) -> None:
+    """It is asked without a run first, also of an empty store, and then nothing is read."""
+    asked: list[Any] = []
+
+    def authorize(request: Request, operation: str, run: WorkflowRun[Any] | None) -> bool:
+        asked.append((operation, run))
+        return False
+
+    problem(await guarded(authorize).get("/runs?limit=-1"), 403, "forbidden")
+    assert asked == [("list", None)]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 500])
@@ -156,8 +169,8 @@ async def test_a_list_tells_nothing_of_what_it_hides(engine: Engine, guarded: Gu
     mine = await engine.start(Expense, StartOptions(key="ann"), amount=7)
     for n in range(3):
         await engine.start(Expense, StartOptions(key=f"bob-{n}"), amount=7)
-    nobody = guarded(lambda *_: False)
-    ann = guarded(lambda request, operation, run: run is not None and run.key == "ann")
+    nobody = guarded(lambda request, operation, run: run is None)
+    ann = guarded(lambda request, operation, run: run is None or run.key == "ann")
     for client, shown in ((nobody, []), (ann, [mine.id])):
         answers = [
             (await client.get("/runs", params={"limit": limit, "key": ["ann", key], "data": data})).content
@@ -175,7 +188,7 @@ async def test_the_last_page_is_last_whatever_follows(engine: Engine, guarded: G
     shown = [await engine.start(Expense, amount=1) for _ in range(2)]
     for _ in range(hidden):
         await engine.start(Expense, amount=2)
-    client = guarded(lambda request, operation, run: run is not None and run.data["amount"] == 1)
+    client = guarded(lambda request, operation, run: run is None or run.data["amount"] == 1)
     page = (await client.get("/runs", params={"limit": 2, "order": "id"})).json()
     assert ([run["id"] for run in page["runs"]], page["next"]) == ([run.id for run in shown], None)
     page = (await client.get("/runs", params={"limit": 1})).json()
@@ -188,7 +201,7 @@ async def test_a_list_does_not_look_for_ever(engine: Engine, guarded: Guarded, m
     """Whoever may list few of very many gets short pages, which lead to the end all the same."""
     monkeypatch.setattr(runs, "MOST_LOOKED", 4)
     shown = [await engine.start(Expense, amount=1 if n % 10 == 0 else 2) for n in range(21)][::10]
-    client = guarded(lambda request, operation, run: run is not None and run.data["amount"] == 1)
+    client = guarded(lambda request, operation, run: run is None or run.data["amount"] == 1)
     found: list[int] = []
     pages, params = 0, {"order": "id", "limit": 2}
     while True:
