@@ -66,7 +66,7 @@ def customer_of(request: Request) -> str:
 def authorize(request: Request, operation: str, run: WorkflowRun | None) -> bool:
     customer = customer_of(request)
     if run is None:
-        return operation == "describe"  # neither starts nor events, nor signals to everybody
+        return operation in ("describe", "list")  # neither starts nor events, nor signals to everybody
     return run.data.get("customer") == customer
 
 

@@ -125,9 +125,7 @@ async def test_its_code_over_http_runs(
             stranger = await client.request(line[1], line[2], json=body)
             answer = await client.request(line[1], line[2], json=body, headers={"x-team": "finance"})
             assert answer.is_success, (line[0], answer.text)
-            if line[2].startswith("/flows/runs?"):
-                assert stranger.json()["runs"] == []
-            elif not line[2].endswith("readyz"):
+            if not line[2].endswith("readyz"):
                 assert stranger.status_code == 403, line[0]
             await flow.settle()
     run = await flow.get(1)

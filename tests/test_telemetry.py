@@ -399,12 +399,14 @@ async def test_every_transition_of_an_engine_is_logged_once() -> None:
 
 
 async def test_an_engine_is_silent_while_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
-    """A program that has not configured structlog hears nothing of runs that complete, and of a failed step a line."""
+    """A program that has not configured structlog hears nothing of runs that complete, and of a failed step what and where."""
     async with Engine(MemoryStore(), workflows=[Order]) as engine:
         await (await engine.start(Order)).wait(5)
-    [line] = capsys.readouterr().out.splitlines()
+    line, *trace = capsys.readouterr().out.rstrip().splitlines()
     assert "step failed, will be retried" in line
     assert "ValueError: not yet" in line
+    assert (trace[0], trace[-1]) == ("Traceback (most recent call last):", "ValueError: not yet")
+    assert sum(" [warning" in each for each in (line, *trace)) == 1
 
 
 async def test_an_instrument_is_told_in_the_order_of_the_run() -> None:

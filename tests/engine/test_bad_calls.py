@@ -96,7 +96,7 @@ ROWS: dict[str, Row] = {
     "get: negative": (
         lambda e: e.get(-1),
         errors.RunNotFound,
-        "There is no run -1 in this store. It was never started",
+        "There is no run -1 in this store. Is it the store in which",
     ),
     "find: no key": (lambda e: e.find(Known, None), TypeError, "find(key) takes a string, got NoneType."),
     "find: empty": (lambda e: e.find(Known, ""), ValueError, "find(key) must not be empty."),

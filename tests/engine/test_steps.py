@@ -295,7 +295,8 @@ async def test_loop_without_a_wait_is_stopped(make_engine: MakeEngine) -> None:
         assert len(seen) == 5
         assert run.error == (
             f"Run {run.id} of workflow 'steps-loop' is beyond the limit of 5 transitions without a wait "
-            "(max_transitions): it went on from step 'ping' to 'pong'."
+            "(max_transitions): it went on from step 'ping' to 'pong'. "
+            "Let it sleep or wait in between, or allow it more."
         )
 
 
