@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from pydantic import BaseModel
 
@@ -119,8 +120,9 @@ async def test_time_does_not_jump_while_a_signal_is_on_its_way(machine: TimeMach
         assert flow.now == began
 
 
-async def test_a_wait_without_a_timeout_stands_still() -> None:
-    """Who waits for a run that only a signal can wake is told so, with the name of the signal."""
+@pytest.mark.parametrize("patience", [0.1, 2.0])
+async def test_a_wait_without_a_timeout_stands_still(patience: float) -> None:
+    """Who waits for a run that only a signal can wake is told so; that the engine looks into the store each second is no news."""
 
     @workflow("tm-for-ever")
     class Forever:
@@ -135,9 +137,12 @@ async def test_a_wait_without_a_timeout_stands_still() -> None:
         async def end(self) -> Command:
             return complete()
 
-    async with TimeMachine(patience=timedelta(milliseconds=100)) as flow:
+    async with TimeMachine(patience=timedelta(seconds=patience)) as flow:
         run = await flow.start(Forever)
-        with pytest.raises(errors.TimeStandsStill, match=r"waits for signal 'never', at step 'ask'"):
+        with (
+            anyio.fail_after(10),
+            pytest.raises(errors.TimeStandsStill, match=r"waits for signal 'never', at step 'ask'"),
+        ):
             await run.wait()
 
 
