@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +18,14 @@ from tests.flows import PATIENCE
 from tests.support import wait_until
 
 SECRET = "4111 1111 1111 1111"
+
+
+class Large(Exception):
+    """One that can be watched."""
+
+
+#: What ``Failing`` has raised that is not to be kept.
+RAISED: list[weakref.ref[Large]] = []
 SOON = Retry(max_attempts=2, base_delay=timedelta(0))
 
 
@@ -34,6 +44,10 @@ class Failing:
             case "group":
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self.part("first part"))
+            case "kept":
+                error = Large("with its frames")
+                RAISED.append(weakref.ref(error))
+                raise error
             case "given up":
                 raise GiveUp("there is no such card")
             case "no command":
@@ -77,15 +91,16 @@ async def test_what_says_all_in_a_sentence_has_no_traceback(make_engine: MakeEng
     """GiveUp, and aioflow's own errors."""
     async with make_engine() as engine:
         run = await (await engine.start(Failing, how=how)).wait(PATIENCE)
-        assert engine._telemetry._raised == {}
     assert of(log, run.id) == [("step failed, goes on with on_fail", None)]
 
 
 async def test_what_was_raised_is_forgotten_once_it_is_committed(make_engine: MakeEngine) -> None:
     """An exception keeps its frames alive, and all that they hold."""
     async with make_engine() as engine:
-        await asyncio.gather(*[(await engine.start(Failing, how="one")).wait(PATIENCE) for _ in range(3)])
-        assert engine._telemetry._raised == {}
+        RAISED.clear()
+        await (await engine.start(Failing, how="kept")).wait(PATIENCE)
+        gc.collect()
+        assert [error() for error in RAISED] == [None, None]
 
 
 @workflow("logged-assigning", default_retry=Retry(max_attempts=1))
