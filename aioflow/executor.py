@@ -149,7 +149,7 @@ class Executor:
             else:
                 if limit is not None:
                     watch.began(limit)
-                called: Any = step.function(instance, **arguments) if arguments else step.function(instance)
+                called: Any = step.function(instance, **arguments)
                 returned = await called if step.is_async else called
         except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
             error = raised
