@@ -37,8 +37,8 @@ class StepDefinition:
 
     ``is_async``: whether it is a coroutine function, also below decorators that keep ``__wrapped__``. ``in_thread``:
     whether it runs in a worker thread, as sync steps do unless they say ``thread=False``. ``parameters``: what it takes
-    besides self (``takes``: whether that is anything). ``action``: what it is called by from outside, if it is an action (``called``: its name, and what
-    ``@action`` was given).
+    besides self (``takes``: whether that is anything). ``action``: what it is called by from outside, if it is an action
+    (``called``: its name, and what ``@action`` was given).
     """
 
     name: str

@@ -36,6 +36,8 @@ class Travel:
         store: the engine's.
         parts, worker: the engine's.
         patience: how long a wait that no timer can end is left alone, real time.
+
+    The mutable state: what wakes at the present instant, how much was committed, and how it all stood since when.
     """
 
     def __init__(
