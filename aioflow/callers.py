@@ -46,11 +46,11 @@ class Caller:
 class Callers:
     """All callers of this process.
 
-    The mutable state: the callers by call, those whose call has claimed its run by run, and why there will be no more.
+    The mutable state: the callers by call (``by_call``: whoever tells of much looks whether there is one), those whose call has claimed its run by run, and why there will be no more.
     """
 
     def __init__(self) -> None:
-        self._by_call: dict[int, Caller] = {}
+        self.by_call: dict[int, Caller] = {}
         self._by_run: dict[int, list[Caller]] = {}
         self._failed: Exception | None = None
 
@@ -68,18 +68,18 @@ class Callers:
         """
         if self._failed is not None:
             raise self._failed
-        caller = self._by_call[call] = Caller(request, asyncio.get_running_loop().create_future())
+        caller = self.by_call[call] = Caller(request, asyncio.get_running_loop().create_future())
         try:
             yield caller
         finally:
-            del self._by_call[call]
+            del self.by_call[call]
             if left := [other for other in self._by_run.pop(run_id, ()) if other is not caller]:
                 self._by_run[run_id] = left
 
     def committed(self, run: Run, transition: Transition) -> None:
         """A transition was committed here."""
         if transition.kind == "action":
-            if (caller := self._by_call.get(transition.commit_id)) is not None:
+            if (caller := self.by_call.get(transition.commit_id)) is not None:
                 caller.seq = transition.seq
                 self._by_run.setdefault(run.id, []).append(caller)
             return
@@ -106,12 +106,12 @@ class Callers:
 
     def _of(self, run: Run) -> Caller | None:
         call = call_of(run)
-        return None if call is None else self._by_call.get(call.id)
+        return None if call is None else self.by_call.get(call.id)
 
     def fail(self, error: Exception) -> None:
         """Nobody will tell any more, neither those who wait nor those who come."""
         self._failed = error
-        for caller in self._by_call.values():
+        for caller in self.by_call.values():
             if not caller.future.done():
                 caller.future.set_exception(error)
                 caller.future.exception()  # for whoever waits; he may have left

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from operator import attrgetter
@@ -56,8 +56,9 @@ class Committer:
     Args:
         store: where to.
         clock: what time it is.
-        on_commit: told of every change that was applied, in order, before whoever waits for it: what memory holds
-            follows from what was committed, whether or not somebody still listens.
+        on_commit: told of the changes of a batch that were applied, in order, before whoever waits for them: what memory
+            holds follows from what was committed, whether or not somebody still listens. Should it raise for one, it is told
+            of those after it.
         max_batch: how many changes one transaction takes.
         in_flight: how many of them the store is given at once.
     """
@@ -66,7 +67,7 @@ class Committer:
         self,
         store: Store,
         clock: Clock,
-        on_commit: Callable[[Change, Result], None],
+        on_commit: Callable[[Iterable[tuple[Change, Result]]], None],
         max_batch: int = 1000,
         in_flight: int = 1,
     ) -> None:
@@ -259,9 +260,20 @@ class Committer:
             else:
                 if failing:
                     telemetry.warn("commit works again", changes=len(pending))
+                self._follow((p.change, r) for p, r in zip(pending, results, strict=True) if r.outcome == "applied")
                 for p, result in zip(pending, results, strict=True):
-                    self._resolve(p, result)
+                    if not p.over:
+                        p.over = True
+                        p.told(result)
                 return
+
+    def _follow(self, applied: Iterator[tuple[Change, Result]]) -> None:
+        for first in applied:
+            try:
+                self._on_commit(chain((first,), applied))
+            except Exception as error:  # noqa: BLE001 - the change is committed, whoever waits for it must hear so
+                trace = telemetry.plain_traceback(error)
+                telemetry.fault("a bug in aioflow: following a commit failed", exception=trace)
 
     def _tell(self, error: StoreError) -> None:
         """Tell those whose patience is over, or everybody if the engine's is."""
@@ -279,14 +291,3 @@ class Committer:
         self._watching = any(p.impatient for p in self._waiting())
         if self._watching:
             self._loop.call_later(_WATCH / SECOND, self._watch)
-
-    def _resolve(self, pending: Pending, result: Result) -> None:
-        if result.outcome == "applied":
-            try:
-                self._on_commit(pending.change, result)
-            except Exception as error:  # noqa: BLE001 - the change is committed, whoever waits for it must hear so
-                trace = telemetry.plain_traceback(error)
-                telemetry.fault("a bug in aioflow: following a commit failed", exception=trace)
-        if not pending.over:
-            pending.over = True
-            pending.told(result)

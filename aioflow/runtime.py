@@ -194,34 +194,38 @@ class Engine(Calls):
                 await committer.stop(0)
             raise
 
-    def _committed(self, change: Change, result: Result) -> None:
-        """A change was committed: everything in memory follows from here."""
-        run = result.run
-        # Moves and starts, of which there are many, come first.
-        if isinstance(change, (Move, Start)):
-            transition: Transition | None = change.transition
-        else:
-            if isinstance(change, Post):
-                self._delivery.posted(change.signal, result)
-            elif isinstance(change, (Emit, Occur)):
-                self._delivery.notify(result.run_ids)
-            transition = result.transition
-        if result.plans:
-            self._planner.push(result.plans)
-        if run is None or transition is None or self._worker is None:
-            return
-        self._telemetry.committed(run, transition)
-        self._callers.committed(run, transition)
-        if self._works:
-            # Unless it has gone on since: an offer whose reply was lost may be answered so.
-            self._worker.follow(run, change.live if type(change) is Start and run.seq == 1 else None)
-        self._waiters.tell(run)
-        if result.mail:
-            self._delivery.notify((run.id,))
-        if result.also and isinstance(change, Move):
-            for part, told in zip(change.also, result.also, strict=True):
-                if told.outcome == "applied":
-                    self._committed(part, told)
+    def _committed(self, applied: Iterable[tuple[Change, Result]]) -> None:
+        """These changes were committed: everything in memory follows from here."""
+        telemetry, callers, waiters, worker = self._telemetry, self._callers, self._waiters, self._worker
+        logs = telemetry.is_told_all
+        for change, result in applied:
+            run = result.run
+            # Moves and starts, of which there are many, come first.
+            if isinstance(change, (Move, Start)):
+                transition: Transition | None = change.transition
+            else:
+                if isinstance(change, Post):
+                    self._delivery.posted(change.signal, result)
+                elif isinstance(change, (Emit, Occur)):
+                    self._delivery.notify(result.run_ids)
+                transition = result.transition
+            if result.plans:
+                self._planner.push(result.plans)
+            if run is None or transition is None or worker is None:
+                continue
+            if logs or transition.error is not None:
+                telemetry.committed(run, transition)
+            if callers.by_call:
+                callers.committed(run, transition)
+            if self._works:
+                # Unless it has gone on since: an offer whose reply was lost may be answered so.
+                worker.follow(run, change.live if type(change) is Start and run.seq == 1 else None)
+            waiters.tell(run)
+            if result.mail:
+                self._delivery.notify((run.id,))
+            if result.also and isinstance(change, Move):
+                pairs = zip(change.also, result.also, strict=True)
+                self._committed((part, told) for part, told in pairs if told.outcome == "applied")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

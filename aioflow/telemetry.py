@@ -65,6 +65,11 @@ class Telemetry:
         """It is known what became of the transition."""
         self._raised.pop(transition.commit_id, None)
 
+    @property
+    def is_told_all(self) -> bool:
+        """Whether somebody wants to know of every transition, not of errors alone."""
+        return structlog.is_configured() or bool(self.instruments)
+
     def committed(self, run: Run, transition: Transition) -> None:
         """Log a committed transition, and tell every instrument of it."""
         if structlog.is_configured() or transition.error is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from datetime import timedelta
@@ -73,10 +73,11 @@ class Desk:
         self.max_batch = max_batch
         self.breaks: set[int] = set()
 
-    def hear(self, change: Change, result: Result) -> None:
-        self.heard.append((change, result))
-        if run_id_of(change) in self.breaks:
-            raise ZeroDivisionError
+    def hear(self, applied: Iterable[tuple[Change, Result]]) -> None:
+        for change, result in applied:
+            self.heard.append((change, result))
+            if run_id_of(change) in self.breaks:
+                raise ZeroDivisionError
 
     @property
     def heard_of(self) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self, TypedDict, Unpack, cast, overload
 
@@ -282,13 +282,18 @@ class TimeMachine(Engine):
             await store.close()
         self._time.move(max(now, *(run.updated_at for run in newest)) if newest else now)
 
-    def _committed(self, change: Change, result: Result) -> None:
-        super()._committed(change, result)
-        if self._travel is not None:
+    def _committed(self, applied: Iterable[tuple[Change, Result]]) -> None:
+        super()._committed(self._seen(applied))
+
+    def _seen(self, applied: Iterable[tuple[Change, Result]]) -> Iterator[tuple[Change, Result]]:
+        for change, result in applied:
+            yield change, result
+            if self._travel is None:
+                continue
             self._travel.committed()
-        transition = result.transition or getattr(change, "transition", None)
-        if transition is not None and transition.kind == "wake" and self._travel is not None:
-            self._travel.woke(transition.run_id)
+            transition = result.transition or getattr(change, "transition", None)
+            if transition is not None and transition.kind == "wake":
+                self._travel.woke(transition.run_id)
 
     async def _close(self) -> None:
         if self._worker is not None:

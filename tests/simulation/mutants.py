@@ -115,8 +115,9 @@ MUTANTS = [
            "            for p in pending:\n                p.tell(error)\n            return\n", seed=1),
     Mutant("treat unknown as committed", _COMMITTER, "Committer._offer",
            "            self._tell(error)\n",
-           "            for p in pending:\n"
-           "                self._resolve(p, Result('applied', getattr(p.change, 'run', None)))\n            return\n", seed=66),
+           "            done = [(p, Result('applied', getattr(p.change, 'run', None))) for p in pending]\n"
+           "            self._on_commit([(p.change, result) for p, result in done])\n"
+           "            for p, result in done:\n                p.tell(result)\n            return\n", seed=66),
     Mutant("go on with a run that was taken over", "aioflow.changes", "Result.left_by",
            "(run.seq, run.fence) == (move.run.seq, move.run.fence)", "run.seq == move.run.seq",
            tests="tests/engine/test_claim_races.py"),
@@ -219,7 +220,7 @@ MUTANTS = [
     Mutant("do not arm what parks", _WORKER, "Worker.follow", "self.scheduler.arm(run)", "pass", seed=301),
     Mutant("wake in memory before the commit", _COMMITTER, "Committer.offer",
            "    for lane in self._lanes:\n",
-           "    if isinstance(change, Move):\n        self._on_commit(change, Result('applied', change.run))\n"
+           "    if isinstance(change, Move):\n        self._on_commit([(change, Result('applied', change.run))])\n"
            "    for lane in self._lanes:\n", seed=322),
     Mutant("nobody scans for the overdue", _LOOP, "DueLoop.scan", "for deadline in new:", "for deadline in ():", seed=7),
     # ---- steps

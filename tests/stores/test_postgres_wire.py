@@ -132,7 +132,7 @@ async def test_a_connection_that_is_cut_in_the_middle_of_a_transaction(
 
 async def test_a_committer_hears_the_truth_over_a_bad_wire(wire: Wire, store: PostgresStore, rng: Any) -> None:
     """Cut, silent, slow, lossy: everybody who waits for a change is told, and each was applied once."""
-    committer = Committer(store, Clock(), lambda change, result: None, in_flight=store.in_flight)
+    committer = Committer(store, Clock(), lambda applied: None, in_flight=store.in_flight)
     committer.start()
     await put(store, *(a_run(number) for number in range(1, 21)))
     runs = {number: a_run(number) for number in range(1, 21)}
