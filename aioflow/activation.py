@@ -22,7 +22,7 @@ from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextNotStorable, InternalError, StoreError, StoreRefused
 from aioflow.executor import Executor, Ran, Stopped, Watch
 from aioflow.interventions import block, overrun, park, poison, uncalled
-from aioflow.model import SUSPECT_CRASHES, Run, WorkflowStatus
+from aioflow.model import SUSPECT_CRASHES, Run, Transition, WorkflowStatus
 from aioflow.pool import Pool, interrupt
 from aioflow.reading import read_context
 from aioflow.registry import Registry
@@ -82,19 +82,24 @@ class Tools:
 class Activation(Watch):
     """Drives one run.
 
-    The mutable state: ``run`` (the row as last committed), its Context, the code that was ready to take it, the task that
-    runs its step, the alarm of a step with a timeout, the transition that is being committed (what was promised to the
-    runs that it starts, whether its step raised), and whether it holds the lock of suspects.
+    The mutable state: ``run`` (the row as last committed), ``leads_to`` (the seq of the row that it has offered, else of
+    that), its Context, the code that was ready to take it, the task that runs its step, the alarm of a step with a timeout,
+    the transition that is being committed (what was promised to the runs that it starts, whether its step raised), and
+    whether it holds the lock of suspects.
+
+    A row that is beyond ``leads_to`` was not written by it: the run was begun anew, while it was not known what would become
+    of an earlier one's transition.
     """
 
     __slots__ = (
         "_alarm", "_alone", "_definition", "_generation", "_had_raised", "_live", "_move", "_owners", "_task", "_tools",
-        "run",
+        "leads_to", "run",
     )  # fmt: skip
 
     def __init__(self, run: Run, tools: Tools, live: BaseModel | None = None) -> None:
         super().__init__()
         self.run = run
+        self.leads_to = run.seq
         self._tools = tools
         self._live = live
         self._definition: WorkflowDefinition | None = None
@@ -135,15 +140,9 @@ class Activation(Watch):
             self._end()
 
     def _end(self) -> None:
-        self._not_alone()
+        if self._alone:
+            self._not_alone()
         self._tools.home.ended(self)
-
-    def is_behind(self, run: Run) -> bool:
-        """Whether the run has come to this row by a transition that this activation did not offer.
-
-        It was begun anew, then, while it was not known what would become of an earlier one's transition.
-        """
-        return self.run.seq < run.seq and (self._move is None or self._move.run.seq < run.seq)
 
     async def advance(self, task: asyncio.Task[None]) -> bool:
         """See pool.Job."""
@@ -227,11 +226,8 @@ class Activation(Watch):
         return await self._prepare()
 
     async def _submit(self, move: Move) -> Result:
-        self._move = move
-        try:
-            return await self._tools.committer.submit(move)
-        finally:
-            self._move = None
+        self.leads_to = move.run.seq
+        return await self._tools.committer.submit(move)
 
     async def _go_alone(self) -> bool:
         """A suspect runs alone until its transition is committed: if the process dies meanwhile, it was this run.
@@ -260,9 +256,8 @@ class Activation(Watch):
             self._alarm = None
 
     def _not_alone(self) -> None:
-        if self._alone:
-            self._alone = False
-            self._tools.alone.release()
+        self._alone = False
+        self._tools.alone.release()
 
     def _time_out(self, limit: Micros) -> None:
         task = self._task
@@ -290,15 +285,13 @@ class Activation(Watch):
             telemetry.fault("what a step returned cannot be followed", run_id=run.id, step=run.step, exception=trace)
             self._commit(Ran(Raised(problem), None, duration))
             return
-        if move.transition.kind == "reopen":
-            self._tell_caller(ran.outcome, move.transition.error)
+        if move.transition.error is not None:
+            self._tell_error(ran.outcome, move.transition)
         owners: list[int | None] | None = None
         if ran.also and not _has_failed(ran, move):
             owners = []
             move = move._replace(also=tuple(self._owned(part, owners) for part in ran.also))
-        if isinstance(ran.outcome, Raised):
-            tools.executor.telemetry.raised(move.transition, ran.outcome.error)
-        self._move, self._owners, self._had_raised = move, owners, raised
+        self._move, self._owners, self._had_raised, self.leads_to = move, owners, raised, move.run.seq
         tools.committer.offer(move, self._told)
 
     def _told(self, outcome: Result | Exception) -> None:
@@ -320,7 +313,8 @@ class Activation(Watch):
             self._adrift(outcome)
         elif (run := outcome.left_by(move)) is not None:
             if run.status == RUNNING:
-                self._not_alone()
+                if self._alone:
+                    self._not_alone()
                 self.run = run
                 self._tools.pool.put(self)
                 return
@@ -328,11 +322,15 @@ class Activation(Watch):
             telemetry.info("transition refused, the run was cancelled or taken over", run_id=was.id, seq=move.run.seq)
         self._end()
 
-    def _tell_caller(self, outcome: Outcome, why: str | None) -> None:
-        """What an action raises is its caller's; the log has it, too, for he may have left."""
-        run, told = self.run, {"error": why}
+    def _tell_error(self, outcome: Outcome, transition: Transition) -> None:
+        """The log is to have it. What an action raises is its caller's; the log has that now, too, for he may have left."""
+        run, told, executor = self.run, {"error": transition.error}, self._tools.executor
         if isinstance(outcome, Raised):
-            self._tools.executor.callers.raised(run, outcome.error)
+            executor.telemetry.raised(transition, outcome.error)
+        if transition.kind != "reopen":
+            return
+        if isinstance(outcome, Raised):
+            executor.callers.raised(run, outcome.error)
             told = {"exception": telemetry.plain_traceback(outcome.error)}
         telemetry.warn("action failed, is open again", run_id=run.id, workflow=run.workflow, step=run.step, **told)
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 #: Microseconds: since the epoch for an instant, a plain count for a duration.
 Micros: TypeAlias = int
@@ -65,19 +64,28 @@ class Clock:
         await asyncio.sleep(duration / SECOND)
 
 
+class HasClock(Protocol):
+    """What has a clock of its own."""
+
+    @property
+    def clock_offset(self) -> Micros:
+        """How far that is ahead of the machine's."""
+        ...
+
+
 class StoreClock(Clock):
     """The clock of a store that several machines share: all of them go by it, however wrong their own are.
 
     Args:
-        ahead: how far it is ahead of the machine's, as last measured.
+        store: tells how far its clock is ahead of the machine's, as last measured.
     """
 
-    def __init__(self, ahead: Callable[[], Micros]) -> None:
-        self._ahead = ahead
+    def __init__(self, store: HasClock) -> None:
+        self._store = store
 
     def micros(self) -> Micros:
         """The present instant by the store's clock."""
-        return time.time_ns() // 1000 + self._ahead()
+        return time.time_ns() // 1000 + self._store.clock_offset
 
 
 def to_datetime(micros: Micros) -> datetime:

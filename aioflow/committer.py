@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
 from operator import attrgetter
@@ -148,34 +148,33 @@ class Committer:
             told(StoreUnavailable(self._store.name, "the engine has stopped"))
             return
         # The last batch, or a new one after it if that changes the same run: changes of one run keep their order.
-        batch = self._batches[-1] if self._batches else None
-        full = batch is None or len(batch.pending) >= self._max_batch
+        batches = self._batches
+        batch = batches[-1] if batches and len(batches[-1].pending) < self._max_batch else None
         if (type(change) is Move and not change.also) or (
             type(change) is Start and change.run.key is None and not change.plan
         ):
             run_id = change.run.id
-            if batch is None or full or run_id in batch.keys:
+            if batch is None or run_id in batch.keys:
                 batch = self._next_batch()
             batch.keys.add(run_id)
         else:
             run_id, keys = keys_of(change)
-            if batch is None or full or not batch.keys.isdisjoint(keys):
+            if batch is None or not batch.keys.isdisjoint(keys):
                 batch = self._next_batch()
             batch.keys.update(keys)
             batch.addresses.update(addresses_of(change))
-        until = None if patience is None else self._clock.monotonic() + patience
+        until = None
+        if patience is not None:
+            until = self._clock.monotonic() + patience
+            if not self._watching:
+                self._watching = True
+                self._loop.call_later(_WATCH / SECOND, self._watch)
         batch.pending.append(Pending(change, run_id, told, until, future))
-        if until is not None and not self._watching:
-            self._watching = True
-            self._loop.call_later(_WATCH / SECOND, self._watch)
-        for lane in self._lanes:
-            if not lane.offered:
-                self._wake.set()
-                break
 
     def _next_batch(self) -> Batch:
         batch = Batch()
         self._batches.append(batch)
+        self._wake.set()  # a lane that has something looks for more by itself
         return batch
 
     async def commit(self, change: Change, patience: Micros | None = None) -> Result:
@@ -260,20 +259,21 @@ class Committer:
             else:
                 if failing:
                     telemetry.warn("commit works again", changes=len(pending))
-                self._follow((p.change, r) for p, r in zip(pending, results, strict=True) if r.outcome == "applied")
-                for p, result in zip(pending, results, strict=True):
-                    if not p.over:
-                        p.over = True
-                        p.told(result)
+                self._settle(pending, results)
                 return
 
-    def _follow(self, applied: Iterator[tuple[Change, Result]]) -> None:
+    def _settle(self, pending: list[Pending], results: list[Result]) -> None:
+        applied = ((p.change, told) for p, told in zip(pending, results, strict=True) if told.outcome == "applied")
         for first in applied:
             try:
                 self._on_commit(chain((first,), applied))
             except Exception as error:  # noqa: BLE001 - the change is committed, whoever waits for it must hear so
                 trace = telemetry.plain_traceback(error)
                 telemetry.fault("a bug in aioflow: following a commit failed", exception=trace)
+        for p, result in zip(pending, results, strict=True):
+            if not p.over:
+                p.over = True
+                p.told(result)
 
     def _tell(self, error: StoreError) -> None:
         """Tell those whose patience is over, or everybody if the engine's is."""

@@ -10,10 +10,14 @@ from aioflow.store import Store
 
 
 class Lease:
-    """The lease. It counts from when it was asked for: how long the answer took does not make it longer."""
+    """The lease. It counts from when it was asked for: how long the answer took does not make it longer.
+
+    ``shared``: whether others could take the worker's runs at all.
+    """
 
     def __init__(self, store: Store, clock: Clock, number: int, length: Micros) -> None:
         self._store = store
+        self.shared = not store.exclusive
         self._clock = clock
         self._number = number
         self._length = length
@@ -28,12 +32,12 @@ class Lease:
     @property
     def ends(self) -> bool:
         """Whether it may soon be over: what could not be renewed by now has to be let go."""
-        return not self._store.exclusive and self._clock.monotonic() - self._renewed > self._length * 2 // 3
+        return self.shared and self._clock.monotonic() - self._renewed > self._length * 2 // 3
 
     @property
     def is_over(self) -> bool:
         """Whether it is over, unless somebody else has renewed it for this worker."""
-        return not self._store.exclusive and self._clock.monotonic() - self._renewed > self._length
+        return self.shared and self._clock.monotonic() - self._renewed > self._length
 
     async def renew(self) -> bool:
         """Renew it; False if it was over. It stays due if the store fails."""

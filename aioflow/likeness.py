@@ -143,7 +143,8 @@ def alike(one: Any, other: Any) -> bool:
     if kind in _PLAIN:
         return True
     if kind is list or kind is tuple:
-        return not one or all(map(alike, one, other))
+        classes = [*map(type, one)]  # of plain values, of which there may be many, at once
+        return classes == [*map(type, other)] and (_PLAIN.issuperset(classes) or all(map(alike, one, other)))
     if kind is dict:
         return not one or (all(map(alike, one, other)) and all(map(alike, one.values(), other.values())))
     return isinstance(one, BaseModel) and all(map(alike, one.__dict__.values(), other.__dict__.values()))

@@ -131,7 +131,7 @@ class Engine(Calls):
         return self
 
     async def _compose(self, store: Store) -> None:
-        clock, known = self._clock or StoreClock(lambda: store.clock_offset), self._registry
+        clock, known = self._clock or StoreClock(store), self._registry
         self._tasks = TaskSet()
         store_id = await store.open(clock.micros())
         number = await store.reserve("worker", 1, clock.micros())

@@ -88,7 +88,9 @@ class Worker:
 
     def may_begin(self) -> bool:
         """See activation.Home."""
-        if self._lease.is_over:  # it was paused, and others may have its runs: nobody has asked the store yet
+        if (
+            self._lease.shared and self._lease.is_over
+        ):  # it was paused, and others may have its runs: nobody has asked the store yet
             self.notice()
             return False
         return not self.draining
@@ -152,14 +154,14 @@ class Worker:
                 self.notice()  # its answer has outlived a lease, and others may have the run: the store knows
             elif activation is None:
                 self._begin(run, live)
-            elif activation.is_behind(run):
+            elif activation.leads_to < run.seq:
                 self.ended(activation)
                 activation.halt()
                 self._begin(run)
             return
         if activation is not None:
             self.ended(activation)
-            if run.status == WorkflowStatus.CANCELLED or activation.is_behind(run):
+            if run.status == WorkflowStatus.CANCELLED or activation.leads_to < run.seq:
                 activation.halt()
         if run.status == WAITING:
             self.scheduler.arm(run)

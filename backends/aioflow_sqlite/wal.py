@@ -30,14 +30,14 @@ def weight(changes: Sequence[Change]) -> int:
     """How many bytes of data these hold."""
     total = 0
     for change in changes:
-        if isinstance(change, Post):
-            total += len(change.signal.payload)
-        elif isinstance(change, Start):
-            total += len(change.run.data)
-        elif isinstance(change, Move):
+        if isinstance(change, Move):
             total += len(change.run.data)
             if change.also:
                 total += weight(change.also)
+        elif isinstance(change, Start):
+            total += len(change.run.data)
+        elif isinstance(change, Post):
+            total += len(change.signal.payload)
     return total
 
 

@@ -17,7 +17,7 @@ async def test_a_machine_clock_that_is_set_changes_nothing(
 ) -> None:
     """Also before the server is asked again: else a lease would be written that is over, or a timer fire early."""
     store = PostgresStore(postgres_server.fresh())
-    clock = StoreClock(lambda: store.clock_offset)
+    clock = StoreClock(store)
     await store.open(clock.micros())
     before, right = clock.micros(), time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: right() + hours * 3600 * 1_000_000_000)
