@@ -95,6 +95,8 @@ class Activation(Watch):
         "_alarm", "_alone", "_definition", "_generation", "_had_raised", "_live", "_move", "_owners", "_task", "_tools",
         "leads_to", "run",
     )  # fmt: skip
+    #: See batches.Listener.
+    listens = True
 
     def __init__(self, run: Run, tools: Tools, live: BaseModel | None = None) -> None:
         super().__init__()
@@ -292,10 +294,10 @@ class Activation(Watch):
             owners = []
             move = move._replace(also=tuple(self._owned(part, owners) for part in ran.also))
         self._move, self._owners, self._had_raised, self.leads_to = move, owners, raised, move.run.seq
-        tools.committer.offer(move, self._told)
+        tools.committer.offer(move, self)
 
-    def _told(self, outcome: Result | Exception) -> None:
-        """What became of the transition: go on with the row after it, unless the run is not this worker's any more."""
+    def told(self, outcome: Result | Exception) -> None:
+        """See batches.Listener. Go on with the row after the transition, unless the run is not this worker's any more."""
         move, self._move = self._move, None
         assert move is not None
         if self._had_raised:

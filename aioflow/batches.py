@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Hashable
-from typing import TypeAlias, assert_never
+from collections.abc import Hashable
+from typing import Protocol, assert_never
 
 from aioflow.changes import Amend, Change, Emit, Listen, Mark, Move, Occur, Post, Replan, Result, Start, Withdraw
 from aioflow.clock import Micros
 
-#: Called with what became of a change.
-Told: TypeAlias = Callable[[Result | Exception], None]
+
+class Listener(Protocol):
+    """Who is told what became of a change."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether he still wants to hear of it."""
+        ...
+
+    def told(self, outcome: Result | Exception) -> None:
+        """What became of it; called once. It must not raise."""
+        ...
 
 
 class Pending:
-    """A change, and who is told what became of it.
+    """A change, and who is told what became of it. ``until``: when one with little patience is told of the failure."""
 
-    ``future``: through which he hears it, if he awaits it. ``until``: when a caller with little patience is told of the
-    failure.
-    """
+    __slots__ = ("change", "listener", "over", "run_id", "until")
 
-    __slots__ = ("change", "future", "over", "run_id", "told", "until")
-
-    def __init__(
-        self, change: Change, run_id: int, told: Told, until: Micros | None, future: asyncio.Future[Result] | None
-    ) -> None:
+    def __init__(self, change: Change, run_id: int, listener: Listener, until: Micros | None) -> None:
         self.change = change
         self.run_id = run_id
-        self.told = told
+        self.listener = listener
         self.until = until
-        self.future = future
         self.over = False
 
     def tell(self, outcome: Result | Exception) -> None:
         """It is decided what became of the change, or it is offered no more."""
         if not self.over:
             self.over = True
-            self.told(outcome)
+            self.listener.told(outcome)
 
     @property
     def impatient(self) -> bool:
         """Whether somebody still listens who will not wait for ever."""
-        return self.until is not None and (self.future is None or not self.future.done())
+        return self.until is not None and self.listener.listens
 
 
 class Batch:

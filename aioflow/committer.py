@@ -24,7 +24,7 @@ from itertools import chain
 from operator import attrgetter
 
 from aioflow import telemetry
-from aioflow.batches import Batch, Lane, Pending, Told, addresses_of, keys_of
+from aioflow.batches import Batch, Lane, Listener, Pending, addresses_of, keys_of
 from aioflow.changes import Change, Move, Result, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
@@ -37,17 +37,33 @@ _WATCH: Micros = SECOND // 4
 _LAST_WAIT: Micros = SECOND
 
 
-def _answer(future: asyncio.Future[Result], settled: Callable[[], None] | None, outcome: Result | Exception) -> None:
-    if settled is not None:
-        settled()
-    if future.done():
-        return
-    if isinstance(outcome, Exception):
-        # If whoever waits has left, asyncio is not to print it: what memory holds follows from ``settled``.
-        future.set_exception(outcome)
-        future.exception()
-    else:
-        future.set_result(outcome)
+class _Caller:
+    """One who awaits what becomes of a change."""
+
+    __slots__ = ("_settled", "future")
+
+    def __init__(self, future: asyncio.Future[Result], settled: Callable[[], None] | None) -> None:
+        self.future = future
+        self._settled = settled
+
+    @property
+    def listens(self) -> bool:
+        """See Listener."""
+        return not self.future.done()
+
+    def told(self, outcome: Result | Exception) -> None:
+        """See Listener."""
+        if self._settled is not None:
+            self._settled()
+        future = self.future
+        if future.done():
+            return
+        if isinstance(outcome, Exception):
+            # If whoever waits has left, asyncio is not to print it: what memory holds follows from ``settled``.
+            future.set_exception(outcome)
+            future.exception()
+        else:
+            future.set_result(outcome)
 
 
 class Committer:
@@ -126,26 +142,19 @@ class Committer:
             StoreUnavailable if patience or the engine ended while the outcome was unknown.
         """
         future: asyncio.Future[Result] = asyncio.Future(loop=self._loop)
-        self.offer(change, partial(_answer, future, settled), patience, future)
+        self.offer(change, _Caller(future, settled), patience)
         return future
 
-    def offer(
-        self,
-        change: Change,
-        told: Told,
-        patience: Micros | None = None,
-        future: asyncio.Future[Result] | None = None,
-    ) -> None:
-        """Queue a change, as ``submit`` does, for somebody who is called rather than awaits.
+    def offer(self, change: Change, listener: Listener, patience: Micros | None = None) -> None:
+        """Queue a change, as ``submit`` does, for somebody who is told rather than awaits.
 
         Args:
             change: what to commit.
-            told: called once, with the result or the error; after ``on_commit``. It must not raise.
+            listener: told of the result or the error, after ``on_commit``.
             patience: see ``submit``.
-            future: through which he hears it; if that is done, nobody listens any more.
         """
         if self.ended:
-            told(StoreUnavailable(self._store.name, "the engine has stopped"))
+            listener.told(StoreUnavailable(self._store.name, "the engine has stopped"))
             return
         # The last batch, or a new one after it if that changes the same run: changes of one run keep their order.
         batches = self._batches
@@ -169,7 +178,7 @@ class Committer:
             if not self._watching:
                 self._watching = True
                 self._loop.call_later(_WATCH / SECOND, self._watch)
-        batch.pending.append(Pending(change, run_id, told, until, future))
+        batch.pending.append(Pending(change, run_id, listener, until))
 
     def _next_batch(self) -> Batch:
         batch = Batch()
@@ -273,7 +282,7 @@ class Committer:
         for p, result in zip(pending, results, strict=True):
             if not p.over:
                 p.over = True
-                p.told(result)
+                p.listener.told(result)
 
     def _tell(self, error: StoreError) -> None:
         """Tell those whose patience is over, or everybody if the engine's is."""

@@ -133,7 +133,6 @@ class Executor:
         limit = step.options.timeout
         error: BaseException | None = None
         returned: object = None
-        closed = False
         instruments = self.telemetry.instruments
         started = self._clock.monotonic()
         if instruments:
@@ -164,8 +163,7 @@ class Executor:
                 return Ran(Raised(_own_error(run, error, watch)), None, duration)
             try:
                 ran = self._returned(run, definition, live, returned, duration)
-                closed, outbox = True, current.close()
-                if isinstance(outbox, Outbox):
+                if isinstance(outbox := current.close(), Outbox):
                     ran = ran._replace(also=await self._changes(outbox, watch))
             except Stopped:
                 raise
@@ -173,8 +171,7 @@ class Executor:
                 return Ran(Raised(problem), None, duration)
             return ran
         finally:
-            if not closed:
-                current.close()
+            current.close()
             _leave(watch, current, bound, token)
 
     async def _changes(self, outbox: Outbox, watch: Watch) -> tuple[Start | Post | Emit, ...]:

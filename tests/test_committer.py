@@ -99,6 +99,18 @@ class Desk:
         return first
 
 
+class Listening:
+    """Is told what becomes of a change."""
+
+    listens = True
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def told(self, outcome: Result | Exception) -> None:
+        self.heard.append(outcome)
+
+
 @pytest.fixture
 async def desk() -> AsyncIterator[Desk]:
     """A committer that works."""
@@ -598,13 +610,13 @@ async def test_patience_ends_while_the_store_is_silent(desk: Desk) -> None:
 async def test_a_change_that_is_refused_after_patience_ended_was_told_of_once(desk: Desk) -> None:
     """The caller has heard that the outcome is unknown; that the store then refuses it is nobody's news."""
     desk.store.poison = {1}
-    told: list[object] = []
+    listener = Listening()
     with desk.store.held():
-        desk.committer.offer(starting(a_run(1)), told.append, patience=0)
+        desk.committer.offer(starting(a_run(1)), listener, patience=0)
         await desk.store.arrived(1)
-        assert await wait_until(lambda: told)
+        assert await wait_until(lambda: listener.heard)
     assert await wait_until(lambda: desk.committer.idle)
-    assert [type(each) for each in told] == [StoreUnavailable]
+    assert [type(each) for each in listener.heard] == [StoreUnavailable]
 
 
 # ---- what is decided

@@ -104,11 +104,11 @@ def apply_plain(db: sqlite3.Connection, changes: Sequence[Change], begins: Calla
         The results; None if nothing was written, as it is no such batch, or a guard does not hold.
     """
     view, size = _BARE_ONLY, 0
-    rows: list[tuple[int, Run, Transition]] = []
+    plain: list[Start | Move] = []
     results: list[Result] = []
     for change in changes:
         if type(change) is Move:
-            run, place = change.run, _GOES_ON
+            run = change.run
             if (
                 change.takes
                 or change.unless_mail
@@ -119,7 +119,7 @@ def apply_plain(db: sqlite3.Connection, changes: Sequence[Change], begins: Calla
             ):
                 return None
         elif type(change) is Start:
-            run, place = change.run, _STARTS
+            run = change.run
             if run.key is not None or change.plan or run.arms is not None:
                 return None
         else:
@@ -128,11 +128,11 @@ def apply_plain(db: sqlite3.Connection, changes: Sequence[Change], begins: Calla
             view = _FULL
             size += sum(map(_size, rest))
         size += _size(run.data) + _size(change.transition.error)
-        rows.append((place, run, change.transition))
+        plain.append(change)
         results.append(Result("applied", run))
     if size > _LARGEST:
         return None
-    parts = [_values(view, rows[first : first + view.rows]) for first in range(0, len(rows), view.rows)]
+    parts = [_values(view, plain[first : first + view.rows]) for first in range(0, len(plain), view.rows)]
     begins()
     try:
         if len(parts) == 1:
@@ -151,14 +151,14 @@ def _size(value: object) -> int:
     return len(value) if value.isascii() else 4 * len(value)
 
 
-def _values(view: _View, rows: Sequence[tuple[int, Run, Transition]]) -> list[object]:
+def _values(view: _View, changes: Sequence[Start | Move]) -> list[object]:
     values: list[object] = []
-    for place, run, transition in rows:
-        values.append(place)
-        values += view.pick(run)
-        values += _own(transition)
+    for change in changes:
+        values.append(_STARTS if type(change) is Start else _GOES_ON)
+        values += view.pick(change.run)
+        values += _own(change.transition)
     values = [NULL if value is None else value for value in values]
-    values += [_FILLS] * (view.width * (LENGTHS[bisect_left(LENGTHS, len(rows))] - len(rows)))
+    values += [_FILLS] * (view.width * (LENGTHS[bisect_left(LENGTHS, len(changes))] - len(changes)))
     return values
 
 

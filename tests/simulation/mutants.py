@@ -219,9 +219,9 @@ MUTANTS = [
            tests="tests/simulation/test_refill.py"),
     Mutant("do not arm what parks", _WORKER, "Worker.follow", "self.scheduler.arm(run)", "pass", seed=301),
     Mutant("wake in memory before the commit", _COMMITTER, "Committer.offer",
-           "    for lane in self._lanes:\n",
+           "    batch.pending.append(",
            "    if isinstance(change, Move):\n        self._on_commit([(change, Result('applied', change.run))])\n"
-           "    for lane in self._lanes:\n", seed=322),
+           "    batch.pending.append(", seed=322),
     Mutant("nobody scans for the overdue", _LOOP, "DueLoop.scan", "for deadline in new:", "for deadline in ():", seed=7),
     # ---- steps
     Mutant("keep a failed attempt's Context", _EXECUTOR, "Executor.run",
