@@ -161,7 +161,8 @@ class CurrentRun:
             workflow: the workflow class, or its name.
             options: key, reuse, delay or start_at. A key that is taken starts nothing.
             args: none; keywords only.
-            context: what ``create_context`` takes, or without one the fields of the Context.
+            context: what ``create_context`` takes, or without one the fields of the Context; lists, tuples, sets, mappings
+                and models as they are now.
 
         Raises:
             TypeError: a keyword that does not fit. Values that make no Context fail the step when it has returned.

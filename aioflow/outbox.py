@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from pydantic import BaseModel
+
 from aioflow import interventions
 from aioflow.changes import Emit, Post, Start
 from aioflow.clock import SECOND, Clock, Micros
@@ -69,7 +71,7 @@ class Outbox:
             )
         definition = self._registry.find(workflow)
         definition.check_keywords(keywords)
-        self._add(StartOrder(definition, options, dict(keywords)))
+        self._add(StartOrder(definition, options, {name: _as_it_is(value) for name, value in keywords.items()}))
 
     def signal(self, name_or_message: object, payload: object, **address: Any) -> None:
         """Send a signal."""
@@ -263,6 +265,24 @@ class Office:
             else:
                 changes.append(await self.start_of(*order, parent=outbox.run))
         return tuple(changes)
+
+
+def _as_it_is(value: Any) -> Any:
+    """A value that stays as it is now, whatever the step makes of it afterwards."""
+    try:
+        return _copy(value)
+    except Exception:  # noqa: BLE001 - it is too deep or cannot be copied: what becomes of it the start will tell
+        return value
+
+
+def _copy(value: Any) -> Any:
+    # What is neither a container nor a model is somebody's object, and means itself.
+    kind = type(value)
+    if kind in (list, tuple, set, frozenset):
+        return kind(map(_copy, value))
+    if kind is dict:
+        return {key: _copy(item) for key, item in value.items()}
+    return value.model_copy(deep=True) if isinstance(value, BaseModel) else value
 
 
 def _once(orders: Iterable[Order]) -> list[Order]:

@@ -101,6 +101,46 @@ async def test_step_starts_and_signals(make_engine: MakeEngine, sync: bool) -> N
         assert (two.status, two.waiting_for) == ("waiting", "start")
 
 
+@pytest.mark.parametrize("created", [False, True])
+async def test_a_run_is_started_with_what_its_values_were_then(make_engine: MakeEngine, created: bool) -> None:
+    """What the step makes of a list, a mapping, a set or a model afterwards is not what it has ordered."""
+
+    class Line(BaseModel):
+        sku: str
+
+    class Order(BaseModel):
+        lines: list[Line]
+        notes: dict[str, list[int]]
+        tags: set[str]
+
+    async def end(self: Any) -> Command:
+        return complete()
+
+    async def create_context(lines: list[Line], notes: dict[str, list[int]], tags: set[str]) -> Order:
+        await asyncio.sleep(0)
+        return Order(lines=lines, notes=notes, tags=tags)
+
+    body = {"Context": Order, "end": step(start=True)(end)}
+    if created:
+        body["create_context"] = staticmethod(create_context)
+    ordered: Any = workflow("ordered")(type("Ordered", (), body))
+
+    async def first(self: Any) -> Command:
+        lines, notes, tags = [Line(sku="a")], {"x": [1]}, {"new"}
+        get_run().start(ordered, lines=lines, notes=notes, tags=tags)
+        lines[0].sku = "b"
+        lines.clear()
+        notes["x"].append(2)
+        tags.clear()
+        return goto("second")
+
+    order = order_of(first)
+    async with make_engine(order, ordered) as engine:
+        await run_of(engine, order)
+        [run] = await engine.runs(workflow=ordered)
+        assert run.data == {"lines": [{"sku": "a"}], "notes": {"x": [1]}, "tags": ["new"]}
+
+
 async def test_failed_attempt_orders_nothing(make_engine: MakeEngine) -> None:
     """What an attempt that failed has ordered is discarded; the one that succeeds orders it once."""
 
