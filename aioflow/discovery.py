@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.metadata import entry_points
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
 from aioflow.errors import BackendUnknown
@@ -14,6 +16,12 @@ DEFAULT_URL = "sqlite:///aioflow.db"
 _GROUP = "aioflow.backends"
 #: Backends that need what is an optional part of this distribution: scheme -> extra.
 _EXTRAS: dict[str, str] = {"postgres": "postgres", "postgresql": "postgres"}
+
+
+@cache
+def _installed() -> Mapping[str, EntryPoint]:
+    """What serves which scheme. Asked for once: it reads a file of every distribution that is installed."""
+    return {point.name: point for point in entry_points(group=_GROUP)}
 
 
 def find_store(url_or_store: str | Store | None) -> Store:
@@ -39,7 +47,7 @@ def find_store(url_or_store: str | Store | None) -> Store:
     if not separator or not scheme:
         shown = re.sub(r"[^/]*@", "***@", url_or_store)
         raise ValueError(f"A store's URL looks like sqlite:///file.db, got {shown!r}.")
-    installed = {point.name: point for point in entry_points(group=_GROUP)}
+    installed = _installed()
     point = installed.get(scheme)
     if point is None:
         raise BackendUnknown(scheme, installed)
