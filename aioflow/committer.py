@@ -279,10 +279,16 @@ class Committer:
             except Exception as error:  # noqa: BLE001 - the change is committed, whoever waits for it must hear so
                 trace = telemetry.plain_traceback(error)
                 telemetry.fault("a bug in aioflow: following a commit failed", exception=trace)
+        problem: BaseException | None = None
         for p, result in zip(pending, results, strict=True):
             if not p.over:
                 p.over = True
-                p.listener.told(result)
+                try:
+                    p.listener.told(result)
+                except BaseException as error:  # noqa: BLE001 - raised below, when everybody was told
+                    problem = error
+        if problem is not None:
+            raise problem
 
     def _tell(self, error: StoreError) -> None:
         """Tell those whose patience is over, or everybody if the engine's is."""

@@ -122,7 +122,7 @@ class Worker:
         if owner is not None:
             self._promised -= 1
             self._made_room()
-        elif self.room > 0:
+        elif self.room + self._promised > 0:  # of a batch all have begun before the first promise is redeemed
             self._claim_now.set()
 
     def _made_room(self) -> None:

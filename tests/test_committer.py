@@ -104,11 +104,14 @@ class Listening:
 
     listens = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, raises: bool = False) -> None:
         self.heard: list[object] = []
+        self.raises = raises
 
     def told(self, outcome: Result | Exception) -> None:
         self.heard.append(outcome)
+        if self.raises:
+            raise ZeroDivisionError
 
 
 @pytest.fixture
@@ -388,6 +391,17 @@ async def test_a_hook_that_raises_is_reported_and_the_result_delivered(desk: Des
     assert logged[0]["exception"].startswith("Traceback (most recent call last):")
     assert desk.heard_of == [1, 2, 3]
     assert await desk.commit(*starts(4)) == ["applied"]
+
+
+async def test_a_listener_that_raises_keeps_nobody_from_hearing(desk: Desk) -> None:
+    """Everybody hears once what became of his change, the hook as well, and the committer goes on."""
+    listeners = [Listening(raises=number == 2) for number in (1, 2, 3)]
+    for number, listener in enumerate(listeners, 1):
+        desk.committer.offer(starting(a_run(number)), listener)
+    assert await desk.commit(*starts(4)) == ["applied"]
+    assert [len(listener.heard) for listener in listeners] == [1, 1, 1]
+    assert desk.heard_of == [1, 2, 3, 4]
+    assert await desk.commit(*starts(5)) == ["applied"]
 
 
 async def test_a_cancelled_caller_does_not_stop_its_change(desk: Desk) -> None:
