@@ -7,11 +7,24 @@ from types import TracebackType
 
 from aioflow.errors import AioflowError
 from aioflow.model import MAX_ERROR, MAX_TRACEBACK, bounded
-from aioflow.retry import GiveUp, is_a
+from aioflow.retry import GiveUp, is_a, sole
+
+#: How many of a group are told.
+_MEMBERS = 3
 
 
 def describe(error: BaseException) -> str:
-    """One error as a bounded sentence: aioflow's own as they are, others with their class."""
+    """One error as a bounded sentence: aioflow's own as they are, others with their class, a group with what is in it."""
+    inner = sole(error)
+    if is_a(inner, (AioflowError, GiveUp)):
+        return _sentence(inner)
+    if type(error) not in (ExceptionGroup, BaseExceptionGroup):
+        return _sentence(error)
+    members = [inner] if type(inner) is not type(error) else map(sole, inner.exceptions[:_MEMBERS])  # type: ignore[attr-defined]
+    return bounded(f"{_sentence(error)}: {'; '.join(map(_sentence, members))}", MAX_ERROR)
+
+
+def _sentence(error: BaseException) -> str:
     try:
         text = str.__str__(str(error))  # a plain one, also of a subclass of str
     except BaseException:  # noqa: BLE001 - an exception whose __str__ raises is still to be recorded

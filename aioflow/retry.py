@@ -10,11 +10,25 @@ from typing import TypeGuard, TypeVar
 from aioflow.clock import Micros, duration_micros
 
 E = TypeVar("E", bound=BaseException)
+#: As deep as groups are looked into.
+_DEEPEST = 32
 
 
 def is_a(error: BaseException, kinds: type[E] | tuple[type[E], ...]) -> TypeGuard[E]:
     """Whether an ``except`` of these classes would have caught it: that asks the class alone, never the error."""
     return issubclass(type(error), kinds)
+
+
+def sole(error: BaseException) -> BaseException:
+    """What is in a group of one, as ``asyncio.TaskGroup`` raises it for the only task that failed; else the error itself."""
+    for _ in range(_DEEPEST):
+        if type(error) not in (ExceptionGroup, BaseExceptionGroup):
+            break
+        members = error.exceptions  # type: ignore[attr-defined]
+        if len(members) != 1:
+            break
+        error = members[0]
+    return error
 
 
 class RetryLater(Exception):
@@ -60,10 +74,11 @@ class Retry:
     Args:
         max_attempts: attempts in all, the first included; 1 means no retry.
         base_delay: the delay after the first failure.
-        max_delay: no delay is longer.
+        max_delay: no delay is longer, the first neither: with a longer ``base_delay`` say this, too.
         backoff_factor: each delay is this many times the last; at least 1.
         jitter: from 0.0 (none) to 1.0 (between nothing and twice the delay).
-        retry_on: exception classes that are retried; others fail at once.
+        retry_on: exception classes that are retried; others fail at once. Of a group of one exception, as
+            ``asyncio.TaskGroup`` raises it, what is in it counts as well.
         give_up_on: exception classes that are never retried, even if ``retry_on`` names a base class of theirs.
 
     Raises:
@@ -107,11 +122,12 @@ class Retry:
 
     def retries(self, error: BaseException, failures: int) -> bool:
         """Whether a visit that has now failed ``failures`` times, this time with ``error``, is tried again."""
-        return (
-            failures < self.max_attempts
-            and is_a(error, self.retry_on)
-            and not (self.give_up_on and is_a(error, self.give_up_on))
-        )
+        if failures >= self.max_attempts:
+            return False
+        inner = sole(error)
+        if not is_a(error, self.retry_on) and not is_a(inner, self.retry_on):
+            return False
+        return not (self.give_up_on and (is_a(error, self.give_up_on) or is_a(inner, self.give_up_on)))
 
     def delay(self, failures: int, chance: float = 0.5) -> Micros:
         """The delay after the ``failures``-th failure, in microseconds.

@@ -70,7 +70,7 @@ from aioflow.model import (
     bounded,
 )
 from aioflow.openings import call_of, opening
-from aioflow.retry import GiveUp, RetryLater, chance_of, is_a
+from aioflow.retry import GiveUp, RetryLater, chance_of, is_a, sole
 
 RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
 COMPLETED, FAILED, CANCELLED = (
@@ -187,7 +187,8 @@ def _raised(
             run, "reopen", duration, now, commit_id, describe(error),
             status=WAITING, owner=None, hops=0, input=None, **call.wait,
         )  # fmt: skip
-    if is_a(error, RetryLater) and (delay := _delay_of(error)) is not None:
+    inner = sole(error)
+    if is_a(inner, RetryLater) and (delay := _delay_of(inner)) is not None:
         wake_at = min(now + delay, clock.LAST_INSTANT)
         return move(
             run, "retry", duration, now, commit_id, status=WAITING, owner=None, next_step=run.step,
@@ -195,7 +196,7 @@ def _raised(
         )  # fmt: skip
     failures = run.failures + 1
     policy = definition.retry_of(run.step)
-    final = is_a(error, (GiveUp, StepError, LimitExceeded))
+    final = is_a(inner, (GiveUp, StepError, LimitExceeded))
     if not final and policy.retries(error, failures):
         wake_at = min(now + policy.delay(failures, chance_of(run.id, run.seq)), clock.LAST_INSTANT)
         return move(
@@ -203,7 +204,7 @@ def _raised(
             status=WAITING, owner=None, next_step=run.step, failures=failures,
             waiting_for="retry", wake_at=by_deadline(run, wake_at), hops=0,
         )  # fmt: skip
-    kind: FailureKind = "exhausted" if not final else "gave up" if is_a(error, GiveUp) else "invalid"
+    kind: FailureKind = "exhausted" if not final else "gave up" if is_a(inner, GiveUp) else "invalid"
     return failed(run, definition, error, failures, kind, duration=duration, now=now, commit_id=commit_id)
 
 

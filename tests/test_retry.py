@@ -140,6 +140,13 @@ class Declined(ConnectionError):
         ({"give_up_on": (OSError,)}, Declined(), False),
         ({"retry_on": (Declined,), "give_up_on": (OSError,)}, Declined(), False),
         ({"retry_on": (Declined,), "give_up_on": (Declined,)}, Declined(), False),
+        ({"retry_on": (ConnectionError,)}, ExceptionGroup("g", [Declined()]), True),
+        ({"retry_on": (ConnectionError,)}, ExceptionGroup("g", [ExceptionGroup("h", [Declined()])]), True),
+        ({"retry_on": (ConnectionError,)}, ExceptionGroup("g", [Declined(), Declined()]), False),
+        ({"retry_on": (ExceptionGroup,)}, ExceptionGroup("g", [ValueError()]), True),
+        ({"give_up_on": (ConnectionError,)}, ExceptionGroup("g", [Declined()]), False),
+        ({"give_up_on": (ExceptionGroup,)}, ExceptionGroup("g", [ValueError()]), False),
+        ({}, BaseExceptionGroup("g", [KeyboardInterrupt()]), False),
     ],
     ids=str,
 )

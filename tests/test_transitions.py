@@ -539,7 +539,10 @@ FINAL = [
     (KeyboardInterrupt(), "KeyboardInterrupt"),
     (SystemExit(3), "SystemExit: 3"),
     (GeneratorExit(), "GeneratorExit"),
-    (BaseExceptionGroup("both", [KeyboardInterrupt()]), "BaseExceptionGroup: both (1 sub-exception)"),
+    (
+        BaseExceptionGroup("both", [KeyboardInterrupt()]),
+        "BaseExceptionGroup: both (1 sub-exception): KeyboardInterrupt",
+    ),
 ]
 
 
@@ -598,6 +601,11 @@ class MuteLimit(LimitExceeded):
         raise RecursionError
 
 
+def group(*members: Exception) -> ExceptionGroup[Exception]:
+    """What a TaskGroup makes of the errors of its tasks."""
+    return ExceptionGroup("g", members)
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -613,6 +621,14 @@ class MuteLimit(LimitExceeded):
         (ValueError("a\0b"), "ValueError: a\\0b"),
         (ValueError("a\ud800\udfffb"), "ValueError: a\\ud800\\udfffb"),
         (GiveUp("\0"), "\\0"),
+        (group(ValueError("no")), "ExceptionGroup: g (1 sub-exception): ValueError: no"),
+        (group(group(ValueError("no"))), "ExceptionGroup: g (1 sub-exception): ValueError: no"),
+        (
+            group(*map(ValueError, "abcd")),
+            "ExceptionGroup: g (4 sub-exceptions): ValueError: a; ValueError: b; ValueError: c",
+        ),
+        (group(group(KeyError(1)), OSError()), "ExceptionGroup: g (2 sub-exceptions): KeyError: 1; OSError"),
+        (group(GiveUp("the card is stolen")), "the card is stolen"),
     ],
     ids=ascii,
 )
@@ -1002,3 +1018,11 @@ def test_the_history_tells_the_attempts(life: Life) -> None:
             attempt = 1
         elif transition.kind == "retry" and transition.error is not None:
             attempt += 1
+
+
+def test_a_group_of_one_is_what_is_in_it() -> None:
+    """GiveUp and RetryLater mean the same when a TaskGroup of the step hands them on; of several errors none decides."""
+    assert raised(group(GiveUp("stolen"))).transition.kind == "fail"
+    later = raised(group(group(RetryLater(timedelta(minutes=1)))))
+    assert (later.transition.kind, later.run.wake_at, later.run.failures) == ("retry", NOW + 60 * SECOND, RUN.failures)
+    assert raised(group(GiveUp("stolen"), ValueError())).transition.kind == "retry"
