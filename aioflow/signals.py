@@ -207,11 +207,11 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
         added = {name: payload[name] for name in ABOUT_EVENT if name in codec.declared or codec.takes_more}
     if added:
         try:
-            data = _with(run, definition, added)
+            data = laid_over(run, definition, added)
         except Misfit:
             if kind == "signal" or added.pop("entity_id", "") is not None:
                 raise
-            data = _with(run, definition, added)  # it is about nothing, which this Context's entity_id cannot say
+            data = laid_over(run, definition, added)  # it is about nothing, which this Context's entity_id cannot say
     step = definition.steps.get(arm.then)
     if step is not None and step.parameters:
         resumption: Any = Resumption(kind, signal.name, payload)
@@ -222,7 +222,7 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
     return data
 
 
-def _with(run: Run, definition: WorkflowDefinition, added: Mapping[str, JsonValue]) -> str:
+def laid_over(run: Run, definition: WorkflowDefinition, added: Mapping[str, JsonValue]) -> str:
     """The run's Context with these laid over it, as JSON. Raises Misfit."""
     try:
         # As JSON, which it is: a strict Context takes no str for a date from Python.

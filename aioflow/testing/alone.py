@@ -19,17 +19,17 @@ from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import Unstorable
 from aioflow.commands import Command
 from aioflow.definition import WorkflowDefinition
-from aioflow.errors import ContextInvalid, TargetUnknown, UsageError
+from aioflow.errors import ContextInvalid, SignalInvalid, TargetUnknown, UsageError
 from aioflow.events import Event, EventDraft
 from aioflow.executor import Executor, Ran, Stopped, Watch
 from aioflow.inputs import REQUEST, ActionDefinition
 from aioflow.likeness import explain
-from aioflow.model import Failure, Run, StartOptions, check_name
+from aioflow.model import Failure, Resumption, Run, StartOptions, check_name
 from aioflow.openings import called
 from aioflow.outbox import Order, Outbox, StartOrder
 from aioflow.registry import Registry, definition_of
 from aioflow.shapes import C
-from aioflow.signals import Draft, draft
+from aioflow.signals import Draft, Misfit, draft, laid_over
 from aioflow.tasks import TaskSet
 from aioflow.telemetry import Telemetry
 from aioflow.transitions import Raised
@@ -136,6 +136,8 @@ async def run_alone(
     request = None
     if action is None or isinstance(resumed_by, Failure):
         run = _resumed(run, resumed_by, timed_out)
+        if isinstance(resumed_by, Mapping):
+            run, live = _with_payload(run, definition)
     else:
         run, request = _called(run, action, resumed_by)
     kept, callers = _Kept(registry), Callers()
@@ -170,6 +172,18 @@ def _resumed(run: Run, by: BaseModel | Mapping[str, Any] | Failure | None, timed
         kind = "message" if asked.message else "signal"
         run = run._replace(input=json.dumps([kind, asked.name, json.loads(asked.payload)]))
     return run._replace(input='["timeout"]') if timed_out else run
+
+
+def _with_payload(run: Run, definition: WorkflowDefinition) -> tuple[Run, BaseModel]:
+    """The run and its Context with the payload in it."""
+    resumption = Resumption.of(run)
+    assert resumption is not None
+    assert isinstance(resumption.payload, dict)
+    try:
+        run = run._replace(data=laid_over(run, definition, resumption.payload))
+    except Misfit as error:
+        raise SignalInvalid(resumption.name or "", str(error)) from error
+    return run, definition.codec.decode(run.data)
 
 
 def _called(run: Run, action: ActionDefinition, by: BaseModel | Mapping[str, Any] | None) -> tuple[Run, object]:

@@ -186,8 +186,8 @@ class TimeMachine(Engine):
             workflow: the workflow class, where several have the same step from a base class.
             key: what ``get_run().key`` says.
             attempt: what ``get_run().attempt`` says, from 1.
-            resumed_by: what fills the step's parameters: a message, the payload of a signal, a Failure, or what an action
-                is called with.
+            resumed_by: what fills the step's parameters: a message, the payload of a signal (which the Context gets, too),
+                a Failure, or what an action is called with.
             timed_out: what ``get_run().timed_out`` says.
 
         Returns:
@@ -196,7 +196,8 @@ class TimeMachine(Engine):
         Raises:
             Whatever the step raises; RetryLater and GiveUp, too.
             ContextInvalid, LimitExceeded: the Context that it is to find is not valid, or cannot be stored.
-            ActionInputInvalid: what an action is called with is not what it takes.
+            SignalInvalid, ActionInputInvalid: the payload does not fit the Context, or what an action is called with is not
+                what it takes.
             NoCommand, CommandAwaited, TargetUnknown, ContextNotStorable: what it returned, or left, is no good.
             StepTimeout: it took longer than its timeout.
             UsageError: it is no step of a workflow known to the machine, or of several.
