@@ -207,11 +207,12 @@ class Delivery:
 
     async def _expire(self) -> None:
         """Now and then, take out of the mailbox what nobody took in its time."""
-        if self._clock.monotonic() < self._next_expiry:
+        now = self._clock.micros()
+        if 0 < self._next_expiry - now <= _EXPIRE_EACH:  # else the clock was set back
             return
-        expired = await self._store.expire(_BATCH, self._clock.micros())
+        expired = await self._store.expire(_BATCH, now)
         if len(expired) < _BATCH:  # else there may be more
-            self._next_expiry = self._clock.monotonic() + _EXPIRE_EACH
+            self._next_expiry = now + _EXPIRE_EACH
         for signal in expired:
             if signal.broadcast:  # the run went on with something else, which is what it was told
                 continue

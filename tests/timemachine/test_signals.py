@@ -195,6 +195,36 @@ async def test_a_step_alone_takes_what_resumes_it(machine: TimeMachine, name: st
     assert result.context.note == note
 
 
+async def test_a_step_alone_finds_the_payload_in_its_context(machine: TimeMachine) -> None:
+    """What resumes a run is laid over its Context before the step runs, and must fit that, as in a run."""
+
+    @workflow("tm-payload")
+    class Asks:
+        class Context(BaseModel):
+            n: int = 0
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.for_signal("told", then=self.count)
+
+        @step
+        async def count(self) -> Command:
+            return complete(n=get_context(self.Context).n + 1)
+
+    assert (await machine.run_step(Asks.count, resumed_by={"n": 5, "who": "ann"})).context.n == 6
+    with pytest.raises(errors.SignalInvalid, match="n: Input should be a valid integer"):
+        await machine.run_step(Asks.count, resumed_by={"n": "many"})
+
+
+async def test_a_signal_expires_as_time_passes(flow: TimeMachine) -> None:
+    """What nobody took in its time is out of the mailbox, and counted, without any real time."""
+    await flow.signal("paid", {"amount": 1}, key="nobody", ttl=timedelta(hours=1))
+    await flow.advance(minutes=59)
+    assert ((await flow.stats()).mailbox, (await flow.stats()).expired_signals) == (1, 0)
+    await flow.advance(minutes=2)
+    assert ((await flow.stats()).mailbox, (await flow.stats()).expired_signals) == (0, 1)
+
+
 async def test_a_step_alone_may_be_late(machine: TimeMachine) -> None:
     """timed_out is what get_run() says."""
     assert (await machine.run_step(Order.close, timed_out=True)).context.closed
