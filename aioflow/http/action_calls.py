@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from aioflow import errors
@@ -106,6 +107,8 @@ class ActionCalls:
         except errors.ActionNotOpen:
             raise _misplaced(await self._engine.get(given.run_id), name) from None
         if error is not None:
+            if isinstance(error, HTTPException):  # an answer that the step has chosen
+                raise error
             if isinstance(error, errors.ActionFailed) and run.status == WorkflowStatus.CANCELLED:
                 raise _misplaced(run, name)
             raise refusals.broken(str(error)) if self._debug else refusals.broken()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -64,6 +65,8 @@ class Acts:
             raise Problem("unavailable", "The server ends; the action goes on.", headers={"retry-after": "1"})
         if outcome.error is None:
             return RunView.of(outcome.run).response()
+        if isinstance(outcome.error, HTTPException):  # an answer that the step has chosen
+            raise outcome.error
         if isinstance(outcome.error, ActionFailed) and outcome.run.status == WorkflowStatus.CANCELLED:
             raise Problem("run-ended", "It was cancelled meanwhile.", run_id=run.id, run_status=outcome.run.status)
         raise Problem("action-failed", "The run waits as before. The log of the server has more.", run_id=run.id)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AnyUrl, BaseModel, Field, PositiveInt
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from aioflow import action, complete, fail, get_context, goto, on, sleep, statezero_action, step, wait, workflow
@@ -52,6 +53,8 @@ class Expense:
         if reviewer_notes == "raise":
             context.by = "nobody"
             raise LookupError(SECRET)
+        if reviewer_notes == "conflict":
+            raise HTTPException(409, "It is above your limit.", {"x-limit": "400"})
         return goto(self.pay) if priority != "low" else fail("not worth it")
 
     @action("expense_pay")

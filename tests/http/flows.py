@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from aioflow import (
@@ -222,6 +223,8 @@ class Claim:
         """Say what is to be paid."""
         if amount == 13:
             raise RuntimeError(SECRET)
+        if amount == 409:
+            raise HTTPException(409, "It is above your limit.", {"x-limit": "400"})
         context = get_context(self.Context)
         context.amount, context.day = amount, day
         if not approved:

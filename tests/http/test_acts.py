@@ -97,6 +97,17 @@ async def test_of_two_calls_one_runs_the_step(client: httpx.AsyncClient, run: Wo
     assert run.error == "refused"
 
 
+async def test_a_step_may_raise_its_answer(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
+    """An HTTPException that it raises is the answer, with its status, its headers and its detail; the run waits as before."""
+    answer = await act(client, run, "review_claim", approved=True, amount=409)
+    assert (answer.status_code, answer.headers["x-limit"], answer.json()["detail"]) == (
+        409,
+        "400",
+        "It is above your limit.",
+    )
+    assert (await act(client, run, "review_claim", approved=True, amount=14)).status_code == 200
+
+
 async def test_a_step_that_raises_is_not_quoted(
     client: httpx.AsyncClient, run: WorkflowRun[Any], log: list[EventDict]
 ) -> None:

@@ -331,6 +331,15 @@ async def test_an_exception_in_the_step_tells_nothing(
     assert (await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD})).status_code == 200
 
 
+async def test_a_step_may_raise_its_answer(engine: Engine, client: httpx.AsyncClient) -> None:
+    """An HTTPException that it raises is the answer, with its status, its headers and its detail; the run waits as before."""
+    run = await parked(engine, Expense)
+    answer = await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD, "reviewer_notes": "conflict"})
+    refused(answer, 409, "Conflict", "It is above your limit.")
+    assert answer.headers["x-limit"] == "400"
+    assert (await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD})).status_code == 200
+
+
 async def test_debug_tells_what_the_step_raised(engine: Engine, connect: Connect) -> None:
     """Only where the host asks for it."""
     run = await parked(engine, Expense)
