@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from datetime import datetime, timedelta
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
 
 from pydantic import BaseModel, JsonValue
 from pydantic_core import from_json
@@ -16,7 +16,15 @@ from aioflow.likeness import explain
 from aioflow.model import Run, WorkflowStatus, arms_of
 from aioflow.waiters import Until
 
-C = TypeVar("C", bound=BaseModel)
+if TYPE_CHECKING:
+    # WorkflowRun alone is WorkflowRun[Any], for strict checkers.
+    from typing_extensions import TypeVar
+
+    C = TypeVar("C", bound=BaseModel, default=Any)
+else:
+    from typing import TypeVar
+
+    C = TypeVar("C", bound=BaseModel)
 
 
 class Source(Protocol):
@@ -121,7 +129,7 @@ class WorkflowRun(Generic[C]):
         try:
             return cast("C", definition.codec.decode(self._row.data))
         except Exception as error:  # a validator may raise anything
-            raise ContextInvalid(self.workflow, explain(error)) from error
+            raise ContextInvalid(self.workflow, explain(error), self.id) from error
 
     @property
     def error(self) -> str | None:

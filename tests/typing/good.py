@@ -97,6 +97,10 @@ class Order:
         return 3
 
 
+async def some_run(run: WorkflowRun) -> None:
+    assert_type(run, WorkflowRun[Any])
+
+
 @workflow("created")
 class Created:
     class Context(BaseModel):
