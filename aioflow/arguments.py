@@ -148,7 +148,7 @@ class Parameters:
                 )
             }
         except Exception as error:  # a validator may raise anything
-            raise Unfillable(explain(error)) from error
+            raise Unfillable(explain(error, name)) from error
 
     def _payload(self, payload: Mapping[str, JsonValue]) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -163,7 +163,7 @@ class Parameters:
                 try:
                     value = TypeAdapter(kind).validate_json(to_json(value))
                 except Exception as error:
-                    raise Unfillable(f"{parameter.name}: {explain(error)}") from error
+                    raise Unfillable(f"{parameter.name}: {explain(error, '')}") from error
             values[parameter.name] = value
         if self.takes_all:
             known = {*self.names, self._self}

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Final, Protocol, TypeVar, overload
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -40,6 +40,10 @@ class Outbox(Protocol):
         ...
 
 
+_OUTSIDE: Final = (
+    "{} works inside a step, while it runs. Nothing runs here. A thread that a step starts has no part of it: use "
+    "asyncio.to_thread(), or run it in contextvars.copy_context()."
+)
 #: Threads of a step may order at once.
 _MAKING = threading.Lock()
 
@@ -270,7 +274,7 @@ def get_run() -> CurrentRun:
     try:
         return _current.get()
     except LookupError:
-        raise UsageError("get_run() works inside a step, while it runs. Nothing runs here.") from None
+        raise UsageError(_OUTSIDE.format("get_run()")) from None
 
 
 @overload
@@ -293,7 +297,7 @@ def get_context(context: type[M] | None = None, /) -> Any:
     try:
         current = _current.get()
     except LookupError:
-        raise UsageError("get_context() works inside a step, while it runs. Nothing runs here.") from None
+        raise UsageError(_OUTSIDE.format("get_context()")) from None
     if context is not None and not isinstance(current._context, context):
         raise TypeError(
             f"get_context({context.__qualname__}): run {current.id} of workflow {current.workflow!r} "

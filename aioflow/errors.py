@@ -149,9 +149,22 @@ class OtherLoop(UsageError):
 class WorkflowUnknown(UsageError, LookupError):
     """No workflow of this name is known to the engine."""
 
-    def __init__(self, workflow: str, known: Iterable[str] | None = None, version: str | None = None) -> None:
+    def __init__(
+        self,
+        workflow: str,
+        known: Iterable[str] | None = None,
+        version: str | None = None,
+        *,
+        replaced_by: str | None = None,
+    ) -> None:
         self.workflow = workflow
         self.version = version
+        if replaced_by is not None:
+            super().__init__(
+                f"This class is workflow {workflow!r} version {version!r} no more: {replaced_by} has taken its place. "
+                "It was defined again, as by a script that is also imported. Define it in a module, and import that."
+            )
+            return
         names = "" if known is None else f" (known: {', '.join(sorted(set(known))) or 'none'})"
         shown = repr(workflow) if len(workflow) <= 200 else f"{workflow[:200]!r}..."
         which = shown if version is None else f"{shown} version {version!r}"
@@ -174,14 +187,16 @@ class TimeStandsStill(UsageError, AssertionError):
 
 
 class ContextInvalid(UsageError, ValueError):
-    """The arguments do not make a valid Context; nothing was started or changed.
+    """The arguments, or what a run has stored, do not make a valid Context; nothing was started or changed.
 
-    The cause is pydantic's ValidationError. What ``create_context`` itself raises comes through as it is.
+    The cause is pydantic's ValidationError. What ``create_context`` itself raises comes through as it is. ``run_id``: the
+    run whose stored Context it is, if it is one.
     """
 
-    def __init__(self, workflow: str, problem: str) -> None:
+    def __init__(self, workflow: str, problem: str, run_id: int | None = None) -> None:
         self.workflow = workflow
-        super().__init__(f"These arguments do not make a Context of workflow {workflow!r}: {problem}")
+        what = "These arguments do not" if run_id is None else f"What run {run_id} has stored does not"
+        super().__init__(f"{what} make a Context of workflow {workflow!r}: {problem}")
 
 
 class SignalInvalid(UsageError, ValueError):

@@ -47,6 +47,9 @@ def _differences(left: Any, right: Any, path: str) -> Iterator[str]:
     elif isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
         for key in left:
             yield from _differences(left[key], right[key], f"{path}[{key!r:.50}]")
+    elif isinstance(left, dict) and isinstance(right, dict) and (lost := [key for key in left if key not in right]):
+        why = "" if isinstance(lost[0], str) else ": JSON has texts as keys"
+        yield f"{path} has the key {lost[0]!r:.50} ({type(lost[0]).__name__}), which does not read back as it is{why}"
     elif type(left) is not type(right):
         yield f"{path} is a {type(left).__name__}, but reads back as a {type(right).__name__}"
     else:
@@ -83,12 +86,15 @@ def _compare(left: Any, right: Any) -> bool | str:
         return one_line(error)
 
 
-def explain(error: BaseException) -> str:
-    """Which fields do not validate and why, without their values; or what a Context's own code raised."""
+def explain(error: BaseException, whole: str = "Context") -> str:
+    """Which fields do not validate and why, without their values; or what a Context's own code raised.
+
+    ``whole``: what it is called, where that is no field; or nothing.
+    """
     if not isinstance(error, ValidationError):
         return one_line(error)
     parts = [
-        f"{'.'.join(str(at) for at in item['loc']) or 'Context'}: {item['msg']}"
+        ": ".join(filter(None, (".".join(map(str, item["loc"])) or whole, item["msg"])))
         for item in error.errors(include_url=False, include_context=False, include_input=False)
     ]
     return "; ".join(parts[:10]) + (f"; and {len(parts) - 10} more" if len(parts) > 10 else "")

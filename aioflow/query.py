@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import JsonValue
 
 from aioflow.canon import id_text
 from aioflow.clock import Micros, to_micros
 from aioflow.errors import LimitExceeded
-from aioflow.model import CHARACTERS, MAX_DATA, MAX_NAME, WorkflowStatus, check_id, check_name, misfit
+from aioflow.model import CHARACTERS, MAX_DATA, MAX_NAME, WaitingFor, WorkflowStatus, check_id, check_name, misfit
 from aioflow.plans import EventStatus
 from aioflow.registry import workflow_name
 from aioflow.run import WorkflowRun
@@ -84,7 +84,7 @@ def _read(
         workflow=tuple(workflow_name(item) for item in _several(workflow)),
         status=tuple(map(_status, _several(status))),
         step=_names("step", step),
-        waiting_for=_names("waiting_for", waiting_for),
+        waiting_for=tuple(map(_waiting_for, _names("waiting_for", waiting_for))),
         waiting_signal=_names("waiting_signal", waiting_signal),
         waiting_key=_names("waiting_key", waiting_key),
         key=_names("key", key),
@@ -143,6 +143,14 @@ def _status(value: object) -> str:
             f"runs(status=...) takes one of {', '.join(WorkflowStatus)}; got {value!r:.{MAX_NAME}}.{advice}"
         )
     return str(value)
+
+
+def _waiting_for(value: str) -> str:
+    if value not in get_args(WaitingFor):
+        raise ValueError(
+            f"runs(waiting_for=...) takes one of {', '.join(get_args(WaitingFor))}; got {value!r:.{MAX_NAME}}."
+        )
+    return value
 
 
 def _event_status(value: object) -> str:

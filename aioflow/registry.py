@@ -121,7 +121,10 @@ class Registry:
             return next(reversed(versions.values()))
         definition = definition_of(workflow)
         known = self.get(definition.name, definition.version)
-        if known is None or known.cls is not workflow:
+        if known is not None and known.cls is not workflow:
+            successor = f"{known.cls.__module__}.{known.cls.__qualname__}"
+            raise WorkflowUnknown(definition.name, version=definition.version, replaced_by=successor)
+        if known is None:
             other = definition.version if definition.name in self._by_name else None
             raise WorkflowUnknown(definition.name, self._by_name, other)
         return known

@@ -23,7 +23,7 @@ from aioflow.discovery import find_store
 from aioflow.errors import EngineClosed, StoreError, UsageError
 from aioflow.executor import Executor
 from aioflow.ids import Ids, commit_ids
-from aioflow.model import Transition
+from aioflow.model import Run, Transition
 from aioflow.outbox import Office
 from aioflow.parts import Parts
 from aioflow.planner import Planner
@@ -80,6 +80,13 @@ class Engine(Calls):
                 raise TypeError(f"Engine({name}=...) takes a timedelta, got {type(span).__name__}.")
         if lease < timedelta(seconds=1):
             raise ValueError(f"Engine(lease=...) must be at least a second, got {lease}.")
+        if not isinstance(url_or_store, str | None) and not callable(getattr(url_or_store, "apply", None)):
+            raise TypeError(
+                f"Engine() takes a URL as a string or a store, got {type(url_or_store).__name__}. "
+                'Write Engine("sqlite:///file.db").'
+            )
+        if isinstance(workflows, str | type):
+            raise TypeError(f"Engine(workflows=...) takes workflow classes in a list, got {workflows!r}.")
         self._url_or_store = url_or_store
         super().__init__(registry if workflows is None else Registry(definition_of(flow) for flow in workflows))
         self._works = worker
@@ -224,8 +231,15 @@ class Engine(Calls):
             if result.mail:
                 self._delivery.notify((run.id,))
             if result.also and isinstance(change, Move):
-                pairs = zip(change.also, result.also, strict=True)
-                self._committed((part, told) for part, told in pairs if told.outcome == "applied")
+                self._ordered(run, transition, zip(change.also, result.also, strict=True))
+
+    def _ordered(self, run: Run, transition: Transition, orders: Iterable[tuple[Start | Post | Emit, Result]]) -> None:
+        """What the run's step has ordered was committed with it, or left out."""
+        for part, told in orders:
+            if told.outcome == "applied":
+                self._committed([(part, told)])
+            else:
+                _tell_left_out(run, transition, part, told)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -293,3 +307,23 @@ class Engine(Calls):
         """
         async with self:
             yield
+
+
+def _tell_left_out(run: Run, transition: Transition, part: Start | Post | Emit, told: Result) -> None:
+    """Log what a step has ordered in vain."""
+    who = {"run_id": run.id, "workflow": run.workflow, "step": transition.step}
+    match part:
+        case Start():
+            telemetry.info("run not started, its key is taken", **who, starts=part.run.workflow, key=part.run.key)
+        case Emit(event):
+            telemetry.info(
+                "event not emitted, its event_id is known", **who, event_name=event.name, event_id=event.event_id
+            )
+        case Post(signal) if told.outcome == "exists":
+            telemetry.info(
+                "signal not sent, its signal_id is known", **who, signal=signal.name, signal_id=signal.signal_id
+            )
+        case Post(signal) if told.run is not None:
+            telemetry.info("signal not sent, its run has ended", **who, signal=signal.name, to=signal.run_id)
+        case Post(signal):
+            telemetry.warn("signal not sent, there is no such run", **who, signal=signal.name, to=signal.run_id)

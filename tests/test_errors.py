@@ -78,6 +78,17 @@ ROWS = [
         {"workflow": "order"},
     ),
     Row(
+        errors.ContextInvalid("order", "total: Field required", 7),
+        "What run 7 has stored does not make a Context of workflow 'order': total: Field required",
+        {"workflow": "order"},
+    ),
+    Row(
+        errors.WorkflowUnknown("order", version="2", replaced_by="shop.Order"),
+        "This class is workflow 'order' version '2' no more: shop.Order has taken its place. It was defined again, as by a "
+        "script that is also imported. Define it in a module, and import that.",
+        {"workflow": "order", "version": "2"},
+    ),
+    Row(
         errors.SignalInvalid("paid", "amount: Input should be a valid integer"),
         "Signal 'paid' cannot be sent: amount: Input should be a valid integer",
         {"signal": "paid"},

@@ -4,6 +4,13 @@
 StateZero's clients call them.
 """
 
+try:
+    import starlette  # noqa: F401 - asked for first, to say what is missing
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "aioflow.http needs Starlette. Try: pip install 'aioflow-engine[http]'.", name=error.name
+    ) from None
+
 from aioflow.http.access import Authorize
 from aioflow.http.app import api
 from aioflow.http.identity import ActionRequest, Authenticate

@@ -120,6 +120,11 @@ ROWS: dict[str, Row] = {
     # ---- many runs
     "runs: filter": (lambda e: e.runs(colour="red"), TypeError, "runs() has no filter 'colour' (filters: workflow,"),
     "runs: status": (lambda e: e.runs(status="done"), ValueError, "runs(status=...) takes one of running, waiting, "),
+    "runs: waiting for": (
+        lambda e: e.runs(waiting_for="timer"),
+        ValueError,
+        "runs(waiting_for=...) takes one of sleep, signal, event, action, retry, start, blocked; got 'timer'.",
+    ),
     "runs: step": (lambda e: e.runs(step=3), TypeError, "runs(step=...) takes a string or several, got int."),
     "runs: signal": (lambda e: e.runs(waiting_signal=3), TypeError, "runs(waiting_signal=...) takes a string or"),
     "runs: key": (lambda e: e.runs(waiting_key=[None]), TypeError, "runs(waiting_key=...) takes a string or several"),

@@ -198,12 +198,19 @@ async def test_engine_in_an_engine_is_another_one(make_engine: MakeEngine) -> No
         ({"lease": 30}, TypeError, "Engine(lease=...) takes a timedelta, got int."),
         ({"shutdown_timeout": 1.0}, TypeError, "Engine(shutdown_timeout=...) takes a timedelta, got float."),
         ({"workflows": [BaseModel]}, TypeError, "BaseModel is no workflow."),
+        ({"workflows": Order}, TypeError, "Engine(workflows=...) takes workflow classes in a list, got <class"),
+        (
+            {"url_or_store": Path("app.db")},
+            TypeError,
+            "Engine() takes a URL as a string or a store, got PosixPath. Write",
+        ),
+        ({"url_or_store": 5}, TypeError, "Engine() takes a URL as a string or a store, got int."),
     ],
 )
 def test_arguments_are_checked(options: dict[str, Any], error: type[Exception], text: str) -> None:
     """What cannot be meant is refused when the engine is made, before anything is opened."""
     with pytest.raises(error) as raised:
-        Engine("memory://", **options)
+        Engine(**{"url_or_store": "memory://", **options})
     assert str(raised.value).startswith(text)
 
 
