@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from aioflow import Failure, GiveUp, Retry, complete, fail, get_context, step, wait, workflow
+from aioflow import Failure, GiveUp, Retry, StartOptions, complete, fail, get_context, get_run, step, wait, workflow
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine, idle
 from tests.flows import PATIENCE
@@ -207,3 +207,59 @@ async def test_mail_that_a_run_cannot_take_is_logged_once(make_engine: MakeEngin
 def kept(entries: list[Any]) -> list[Any]:
     """What was said of mail that is kept."""
     return [entry for entry in entries if entry["event"].startswith("a waiting run has mail, and keeps it")]
+
+
+@workflow("logged-ordering")
+class Ordering:
+    """Orders what cannot be done."""
+
+    class Context(BaseModel):
+        ended: int
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        run = get_run()
+        run.signal("hello", run_id=10**6)
+        run.signal("hello", run_id=get_context(self.Context).ended)
+        run.signal("hello", key="somebody", signal_id="before")
+        run.emit("seen", event_id="before")
+        run.start(Ordering, StartOptions(key="taken"), ended=0)
+        return complete()
+
+
+async def test_what_a_step_orders_in_vain_is_logged(make_engine: MakeEngine, log: list[Any]) -> None:
+    """A signal to nobody is a warning; to a run that has ended, or what is there already, is told to who looks for it."""
+    async with make_engine(Ordering) as engine:
+        ended = await (await engine.start(Ordering, StartOptions(key="taken"), ended=1)).wait(PATIENCE)
+        await engine.signal("hello", key="nobody", signal_id="before")
+        await engine.emit("seen", event_id="before")
+        log.clear()
+        run = await (await engine.start(Ordering, ended=ended.id)).wait(PATIENCE)
+        assert run.status == "completed"
+        found = [
+            {name: entry[name] for name in entry if name not in ("run_id", "workflow", "step")}
+            for entry in log
+            if entry.get("run_id") == run.id and entry.get("step") == "begin" and "seq" not in entry
+        ]
+        assert found == [
+            {"log_level": "warning", "event": "signal not sent, there is no such run", "signal": "hello", "to": 10**6},
+            {"log_level": "info", "event": "signal not sent, its run has ended", "signal": "hello", "to": ended.id},
+            {
+                "log_level": "info",
+                "event": "signal not sent, its signal_id is known",
+                "signal": "hello",
+                "signal_id": "before",
+            },
+            {
+                "log_level": "info",
+                "event": "event not emitted, its event_id is known",
+                "event_name": "seen",
+                "event_id": "before",
+            },
+            {
+                "log_level": "info",
+                "event": "run not started, its key is taken",
+                "starts": "logged-ordering",
+                "key": "taken",
+            },
+        ]
