@@ -10,7 +10,7 @@ from uuid import UUID
 
 from aioflow.changes import Withdraw
 from aioflow.client import PATIENCE
-from aioflow.errors import EventNotFound
+from aioflow.errors import EventNotFound, IdTaken
 from aioflow.events import Event, draft, shown
 from aioflow.model import LIVE, Run, check_name
 from aioflow.parts import Parts
@@ -48,8 +48,8 @@ class Emitting(Sending):
             entity_id: the id of that, as a str, int or UUID; without it the entity's ``id`` (or ``["id"]``), if it has one.
             at: when it occurs, as an aware datetime: now if not given, at once if it is past.
             namespace: "*" or one of your own: workflows of another one do not start.
-            event_id: your own id for it, up to 200 characters. It makes the call idempotent, but for ``replace``: an event
-                that is there already is left as it is.
+            event_id: your own id for it, up to 200 characters, one of its kind in the whole store: ``f"paid-{order_id}"``.
+                It makes the call idempotent, but for ``replace``: an event that is there already is left as it is.
             replace: with an event_id that is there: replace the event. Starts that were not made yet are planned anew;
                 those made are made again, for the new occurrence. So are they by every further call.
 
@@ -60,6 +60,7 @@ class Emitting(Sending):
             TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range, or an entity that is
                 too large or too deep.
             EventInvalid: the entity cannot be stored as it is.
+            IdTaken: the event_id is that of an event with another name.
             EngineClosed: the engine is not open.
             StoreUnavailable: the store did not answer for 15 s. Whether it was recorded is not known: with an event_id,
                 the same call again tells; with ``replace`` ask ``events(event_id=...)`` first, as the call again would
@@ -68,8 +69,11 @@ class Emitting(Sending):
         parts = self._open_for("emit()")
         asked = draft(name, entity, entity_id=entity_id, at=at, namespace=namespace, event_id=event_id, replace=replace)
         result = await parts.committer.submit(await parts.office.emit_of(asked, PATIENCE), PATIENCE)
-        assert result.event is not None
-        return shown(result.event)
+        event = result.event
+        assert event is not None
+        if result.outcome == "exists" and event.name != asked.name:
+            raise IdTaken("event_id", event.event_id, f"an event {event.name!r}")
+        return shown(event)
 
     async def cancel_event(self, event_id: str, *, runs: bool = False) -> bool:
         """Cancel an event: what it has not started yet is not started, and it does not occur any more.

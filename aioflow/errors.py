@@ -13,7 +13,8 @@ A constructor takes data, the class writes the sentence: what happened, to which
     │   ├── SignalInvalid          (also a ValueError)
     │   ├── ActionInputInvalid     (also a ValueError)
     │   ├── EventInvalid           (also a ValueError)
-    │   └── EventNotFound          (also a LookupError)
+    │   ├── EventNotFound          (also a LookupError)
+    │   └── IdTaken                a signal_id or event_id that means something else (also a ValueError)
     ├── RunError                   about one run; has run_id
     │   ├── RunNotFound            (also a LookupError)
     │   ├── RunEnded
@@ -224,6 +225,18 @@ class EventInvalid(UsageError, ValueError):
     def __init__(self, event: str, problem: str) -> None:
         self.event = event
         super().__init__(f"Event {event!r} is not usable: {problem}")
+
+
+class IdTaken(UsageError, ValueError):
+    """The ``signal_id`` or ``event_id`` means something else already; nothing was sent or emitted."""
+
+    def __init__(self, name: str, id: str, holder: str) -> None:  # noqa: A002 - it is one
+        self.name = name
+        self.id = id
+        super().__init__(
+            f"{name} {id!r} is that of {holder}. Such an id means one thing in the whole store: make it of what it is for, "
+            'as f"paid-{order_id}".'
+        )
 
 
 class EventNotFound(UsageError, LookupError):

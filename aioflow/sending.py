@@ -14,10 +14,10 @@ from aioflow.changes import Result
 from aioflow.client import PATIENCE
 from aioflow.clock import SECOND
 from aioflow.delivery import Watch
-from aioflow.errors import RunEnded, RunNotFound
+from aioflow.errors import IdTaken, RunEnded, RunNotFound
 from aioflow.model import LIVE, Run, Signal
 from aioflow.parts import Parts
-from aioflow.signals import Misfit, SignalReceipt, draft
+from aioflow.signals import Draft, Misfit, SignalReceipt, draft
 from aioflow.store import RunQuery
 from aioflow.watching import Watching
 
@@ -49,7 +49,7 @@ class Sending(Watching):
             run_id: the run that it is for.
             key: the key that it is for; up to 200 characters.
             workflow: with a key: the run of this workflow (class or name) that was started with the key.
-            signal_id: makes it idempotent: within 7 days after it was taken, another send with the same is nothing new.
+            signal_id: ``f"paid-{order_id}"``, say: for the whole store, until 7 days after it was taken, it is sent but once.
             ttl: how long it waits to be taken. Without it, to a run: as long as the run lives; to a key: 7 days.
 
         Returns:
@@ -58,6 +58,7 @@ class Sending(Watching):
         Raises:
             RunNotFound, RunEnded: there is no such run, or it takes no signals any more.
             SignalInvalid: the payload or message cannot be stored.
+            IdTaken: the signal_id is that of a signal which another run than ``run_id`` has taken.
             TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
             EngineClosed: the engine is not open.
             StoreUnavailable: the store did not answer for 15 s. Whether it was sent is not known: with a signal_id,
@@ -86,7 +87,7 @@ class Sending(Watching):
             if result.outcome == "stale":
                 raise _nowhere(signal, result.run)
             if result.outcome == "exists":
-                return _receipt(signal, result, None)
+                return _known(asked, signal, result)
             if watch.pending:
                 try:
                     async with asyncio.timeout(PATIENCE / SECOND):
@@ -110,6 +111,13 @@ class Sending(Watching):
         else:
             return None
         return found[0] if found else None
+
+
+def _known(asked: Draft, signal: Signal, result: Result) -> SignalReceipt:
+    """What became of a signal with this signal_id. Raises IdTaken if another run than it is for has taken that."""
+    if asked.run_id is not None and result.run_ids and asked.run_id not in result.run_ids:
+        raise IdTaken("signal_id", asked.signal_id or "", f"a signal that run {result.run_ids[0]} has taken")
+    return _receipt(signal, result, None)
 
 
 def _receipt(signal: Signal, result: Result, watch: Watch | None) -> SignalReceipt:

@@ -104,6 +104,12 @@ ROWS = [
         {"event": "paid"},
     ),
     Row(
+        errors.IdTaken("event_id", "7", "an event 'paid'"),
+        "event_id '7' is that of an event 'paid'. Such an id means one thing in the whole store: make it of what it is for, "
+        'as f"paid-{order_id}".',
+        {"name": "event_id", "id": "7"},
+    ),
+    Row(
         errors.EventNotFound("order-1"),
         "There is no event 'order-1' in this store. It was never emitted here.",
         {"event_id": "order-1"},

@@ -181,7 +181,7 @@ def _signals(
     path: str, id_: str, summary: str, to_one: Json, to_all: Json, name: list[Json]
 ) -> Iterator[tuple[str, Json]]:
     answers = {200: answer("What became of it.", views.ReceiptView)}
-    problems = (*_WRITES, *ABOUT_A_RUN, "run-ended")
+    problems = (*_WRITES, *ABOUT_A_RUN, "run-ended", "id-taken")
     one = operation(
         f"{id_}_to_run",
         f"{summary} to a run",
@@ -206,7 +206,8 @@ def _signals(
 
 def _emit(id_: str, summary: str, schemas: Schemas, name: list[Json]) -> Json:
     answers = {200: answer("The event.", views.EventView)}
-    return operation(id_, summary, answers, _WRITES, parameters=name, body=schemas.of(bodies.EmitBody))
+    problems = (*_WRITES, "id-taken")
+    return operation(id_, summary, answers, problems, parameters=name, body=schemas.of(bodies.EmitBody))
 
 
 def _starts(schemas: Schemas, models: Models, definitions: Iterable[WorkflowDefinition]) -> Iterator[tuple[str, Json]]:

@@ -147,8 +147,12 @@ async def test_the_first_one_stays(make_engine: MakeEngine) -> None:
     """A second emit with the same event_id changes nothing, and returns the event as it stands."""
     async with make_engine(Waits) as engine, make_engine(Waits, worker=False) as other:
         first = await engine.emit("paid", Order(id=1), event_id="e")
-        assert await engine.emit("refunded", Order(id=2), event_id="e", namespace="n") == first
+        assert await engine.emit("paid", Order(id=2), event_id="e", namespace="n") == first
         assert await other.emit("paid", event_id="e") == first
+        with pytest.raises(
+            errors.IdTaken, match=r"^event_id 'e' is that of an event 'paid'\. Such an id means one thing"
+        ):
+            await other.emit("refunded", Order(id=2), event_id="e")
         assert await engine.events() == [first]
 
 

@@ -146,6 +146,7 @@ async def test_an_event_starts_its_workflow(client: httpx.AsyncClient, engine: E
         assert answer.status_code == 200
         told = answer.json()
         assert (told["id"], told["name"], told["entity_id"], told["status"]) == ("v-7", "visit.booked", "7", "occurred")
+    problem(await client.post("/events/visit.moved", json={"event_id": "v-7"}), 409, "id-taken")
     await engine.process_scheduled()
     (run,) = await engine.runs(event_id="v-7")
     assert (await run.wait(5)).data == {"entity_id": "7", "room": "blue"}
