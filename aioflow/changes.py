@@ -62,7 +62,8 @@ class Move(NamedTuple):
             that plan in ``plans``, if the occurring of an event that an arm would hear of is due by ``wake_at`` and by now:
             of several, the first.
         also: what the step started and sent, committed with it. What "exists" or is "stale" among it is left out, and
-            does not hold the move back; a Start's key is looked at as the move leaves it.
+            does not hold the move back; a Start's key is looked at as the move leaves it. Whether the move's own wait hears
+            what is sent with it, or of an event that is replaced with it the occurrence before, is open.
     """
 
     run: Run

@@ -28,7 +28,10 @@ from aioflow.slots import Slots
 from aioflow.store import Mail, Store
 
 _BATCH = 500
+#: How often the mailbox is rid of what expired and of what was taken long ago, and how much of each at once: together
+#: they say how many signals a second one worker can keep up with.
 _EXPIRE_EACH: Micros = 10 * SECOND
+_FORGETS = 10_000
 
 
 class Watch:
@@ -210,8 +213,8 @@ class Delivery:
         now = self._clock.micros()
         if 0 < self._next_expiry - now <= _EXPIRE_EACH:  # else the clock was set back
             return
-        expired = await self._store.expire(_BATCH, now)
-        if len(expired) < _BATCH:  # else there may be more
+        expired = await self._store.expire(_FORGETS, now)
+        if len(expired) < _FORGETS:  # else there may be more
             self._next_expiry = now + _EXPIRE_EACH
         for signal in expired:
             if signal.broadcast:  # the run went on with something else, which is what it was told

@@ -160,7 +160,9 @@ class Engine(Calls):
             lease=self._lease,
         )
         delivery = self._delivery = worker.delivery = Delivery(store, clock, known, committer, worker, ids)
-        scheduler = worker.scheduler = Scheduler(store, clock, committer, worker, ids, Timers(), delivery=delivery)
+        scheduler = worker.scheduler = Scheduler(
+            store, clock, committer, worker, ids, Timers(), registry=known, delivery=delivery
+        )
         planner = self._planner = worker.planner = Planner(
             store, clock, Timers(), committer=committer, registry=known, slots=worker, office=office, commit_ids=ids
         )

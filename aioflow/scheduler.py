@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
 
 from aioflow.changes import Occur, Result
-from aioflow.clock import Clock
+from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
 from aioflow.dueloop import DueLoop
@@ -19,6 +20,8 @@ from aioflow.store import PlanQuery, RunQuery, Store
 from aioflow.timers import Timers
 
 _PAGE = 500
+#: How long a run that is due is left to workers that have its code, before it is blocked for the want of it.
+_PATIENCE: Micros = 10 * SECOND
 
 
 class Scheduler(DueLoop):
@@ -27,6 +30,7 @@ class Scheduler(DueLoop):
     Args:
         store, clock, committer: what it works with.
         slots: who runs what is woken.
+        registry: the workflows that the code here knows.
         delivery: told of runs that a signal has reached before their deadline did.
         commit_ids: makes commit ids.
     """
@@ -40,9 +44,11 @@ class Scheduler(DueLoop):
         commit_ids: Iterator[int],
         timers: Timers,
         *,
+        registry: Registry,
         delivery: Delivery,
     ) -> None:
         super().__init__(store, clock, timers, "run", "timers")
+        self._registry = registry
         self._committer = committer
         self._slots = slots
         self._delivery = delivery
@@ -79,10 +85,7 @@ class Scheduler(DueLoop):
         now = self._clock.micros()
         waking = []
         for run in runs:
-            if run.status != WorkflowStatus.WAITING or run.wake_at is None:
-                continue
-            if run.wake_at > now:  # the clock went back, or it waits for something else: never early
-                self.arm(run)
+            if not self._is_to_wake(run, now):
                 continue
             owner = self._slots.promise()
             move = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))
@@ -108,22 +111,41 @@ class Scheduler(DueLoop):
                 self.arm(result.run)
         return sum(result.outcome == "applied" for result in results)
 
-    async def unblock(self, registry: Registry) -> None:
+    def _is_to_wake(self, run: Run, now: Micros) -> bool:
+        """Whether it waits, its time is over, and this worker is to wake it; if not yet, it is armed anew."""
+        if run.status != WorkflowStatus.WAITING or run.wake_at is None:
+            return False
+        if run.wake_at > now:  # the clock went back, or it waits for something else: never early
+            self.arm(run)
+            return False
+        if self._store.exclusive or now >= run.wake_at + _PATIENCE or self._registry.get(run.workflow, run.version):
+            return True
+        self.push((Deadline(now + SECOND, run.id, run.seq),))  # another worker may have its code
+        return False
+
+    async def unblock(self) -> None:
         """Let blocked runs go on that this code can take now."""
-        after = None
+        if not (known := self._registry.known()):
+            return
+        names, versions = (tuple(dict.fromkeys(column)) for column in zip(*known, strict=True))
+        query = RunQuery(
+            workflow=names, version=versions, waiting_for=("blocked",), order="id", descending=False, limit=_PAGE
+        )
         while True:
-            query = RunQuery(waiting_for=("blocked",), order="id", descending=False, limit=_PAGE, after=after)
             runs = await self._store.select(query, self._clock.micros())
+            freeing = []
             for run in runs:
-                definition = registry.get(run.workflow, run.version)
+                definition = self._registry.get(run.workflow, run.version)
                 if isinstance(read_context(run, definition), str):
                     continue
                 owner = self._slots.promise()
                 move = unblock(run, owner=owner, now=self._clock.micros(), commit_id=next(self._commit_ids))
-                await self._committer.submit(move, settled=partial(self._slots.redeem, owner))
+                freeing.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))
+            for future in freeing:
+                await future
             if len(runs) < _PAGE:
                 return
-            after = (runs[-1].id, runs[-1].id)
+            query = dataclasses.replace(query, after=(runs[-1].id, runs[-1].id))
 
     async def _let_occur(self, plans: set[int]) -> None:
         """Let these events occur: their time has come, and so has that of runs which wait for them until then."""

@@ -274,7 +274,7 @@ class Worker:
             await self.delivery.look(scan=began or foreign or learnt or not self._store.exclusive)
         # Where others work, too, they may park what this worker's code can take.
         if began or learnt or (compare and not self._store.exclusive):
-            await self.scheduler.unblock(self._registry)
+            await self.scheduler.unblock()
             await self.planner.unblock()
             self._known_generation = generation
 

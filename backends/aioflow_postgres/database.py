@@ -32,6 +32,8 @@ _IN_THE_WAY: Final = (
 )
 #: What asyncpg raises when the server or the connection fails: of the last kind when it is lost at a bad moment.
 FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncpg.InternalClientError)
+#: What a server says that has been, or has become, a standby: who connects anew finds the one that writes.
+_ELSEWHERE: Final = (asyncpg.ReadOnlySQLTransactionError, asyncpg.CannotConnectNowError)
 _TRIES: Final = 8
 #: Milliseconds for which the server keeps a transaction of ours, and its locks, while it hears nothing: a process that
 #: is stopped in the middle of one must not hold up others.
@@ -229,7 +231,7 @@ class Database:
             begin = f"{begin}; {_SET_LOCAL}" if self.pooled else begin
             return await _transaction(connection, session, operation, begin)
         except (*FAILURES, Doubt, UnicodeEncodeError) as error:
-            if not isinstance(error, asyncpg.PostgresError | UnicodeEncodeError):
+            if not isinstance(error, asyncpg.PostgresError | UnicodeEncodeError) or isinstance(error, _ELSEWHERE):
                 _drop(connection)
             raise told_apart(self._address.name, error) from error
         except BaseException:

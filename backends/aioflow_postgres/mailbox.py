@@ -25,10 +25,11 @@ _SHORT_MEMORY: Final = _HOUR
 #: How many signals of one run a Mail has at the most: a run takes one at a time.
 _FEW: Final = 8
 
-#: Pairs of a wait and a signal that fits it. ``$1``: now; ``{of}`` narrows the waits.
+#: Pairs of a wait and a signal that fits it. ``$1``: now; ``{of}`` narrows the waits. Of a signal to a run the waits are few,
+#: those with its name may be all: ``|| ''`` keeps their index out of a plan that is made while the tables are empty.
 _FITTING: Final = """
 SELECT w.since, w.run_id AS waiter, s.id, s.run_id, s.sent_at FROM aioflow.waits AS w
-JOIN aioflow.signals AS s ON s.run_id = w.run_id AND s.name = w.name
+JOIN aioflow.signals AS s ON s.run_id = w.run_id AND s.name = w.name || ''
 WHERE {of} s.taken_at IS NULL AND s.run_id <> 0 AND (s.expires_at IS NULL OR s.expires_at > $1)
     AND w.kind = CASE WHEN s.event IS NULL THEN 'signal' ELSE 'event' END
 UNION
@@ -38,22 +39,24 @@ WHERE {of} s.taken_at IS NULL AND s.run_id = 0 AND (s.expires_at IS NULL OR s.ex
 """
 _OF_ALL: Final = _FITTING.format(of="")
 _OF_THESE: Final = _FITTING.format(of="w.run_id = ANY($2::bigint[]) AND")
+#: ``OFFSET 0``: each signal is looked up by its place, where a join may go through all pairs for each signal.
 _MAIL: Final = f"""
 SELECT f.waiter, {SIGNAL_COLUMNS} FROM (
     SELECT *, row_number() OVER (PARTITION BY waiter ORDER BY sent_at, id) AS place,
         dense_rank() OVER (ORDER BY since, waiter) AS rank
     FROM ({{fitting}}) AS fitting
-) AS f JOIN aioflow.signals AS s ON s.id = f.id AND s.run_id = f.run_id
+) AS f CROSS JOIN LATERAL (SELECT * FROM aioflow.signals AS s WHERE s.id = f.id AND s.run_id = f.run_id OFFSET 0) AS s
 WHERE place <= {_FEW} AND rank <= {{limit}} ORDER BY rank, place
 """
 _IN_TIME: Final = f"""
 SELECT DISTINCT f.waiter FROM ({_OF_THESE}) AS f
 JOIN aioflow.runs AS r ON r.id = f.waiter AND f.sent_at <= coalesce(r.wake_at, f.sent_at)
 """
-_UNTAKEN: Final = """
-SELECT id, run_id FROM aioflow.signals
-WHERE id = ANY($1::bigint[]) AND taken_at IS NULL AND (expires_at IS NULL OR expires_at > $2)
-ORDER BY id, run_id FOR NO KEY UPDATE
+_UNTAKEN: Final = f"""
+SELECT s.id, s.run_id FROM {unnest(["id", "run_id"], ["bigint"] * 2, "o", 2)}
+JOIN aioflow.signals AS s ON s.id = o.id AND s.run_id = o.run_id
+WHERE s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > $1)
+ORDER BY s.id, s.run_id FOR NO KEY UPDATE OF s
 """
 #: What is taken of events is remembered for as long as the run is.
 _TAKE: Final = f"""
@@ -205,9 +208,14 @@ async def holders(session: Session, ids: Collection[int], now: Micros) -> dict[i
     return {id_: tuple(runs) for id_, runs in found.items()}
 
 
-async def untaken(session: Session, ids: Collection[int], now: Micros) -> set[tuple[int, int]]:
-    """(id, run id) of those that can still be taken; nobody else can until the transaction ends."""
-    return {(id_, run_id) for id_, run_id in await session.fetch(_UNTAKEN, list(ids), now)}
+async def untaken(session: Session, wanted: Iterable[tuple[int, int]], now: Micros) -> set[tuple[int, int]]:
+    """(id, run id) of those that can still be taken; nobody else can until the transaction ends.
+
+    ``wanted``: ids, and the runs that are to take them: each its own copy, or what has none.
+    """
+    places = {place for id_, run_id in wanted for place in ((id_, run_id), (id_, 0))}
+    found = await session.fetch(_UNTAKEN, now, *columns([*places], 2))
+    return {(id_, run_id) for id_, run_id in found}
 
 
 async def take(session: Session, taken: Sequence[tuple[int, int, int | None]], now: Micros) -> None:

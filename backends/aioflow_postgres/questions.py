@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final, get_args
 
 from pydantic import JsonValue
 
 from aioflow.clock import Micros
-from aioflow.model import ARM_KINDS, Deadline, Run, Transition
+from aioflow.model import ARM_KINDS, Deadline, Run, Transition, WaitingFor, WorkflowStatus
 from aioflow.plans import BLOCKED, EventRecord, Plan
 from aioflow.store import EventQuery, Planned, PlanQuery, RunQuery, Stats
 from aioflow_postgres.database import Session
 from aioflow_postgres.rows import EVENT_COLUMNS, HISTORY_COLUMNS, PLAN_COLUMNS, SELECT_RUNS
 
 _SEVERAL: Final = ("workflow", "version", "status", "step", "waiting_for", "key", "event_id")
+#: Columns that hold nothing but these words.
+_CLOSED: Final = {"status": frozenset(map(str, WorkflowStatus)), "waiting_for": frozenset(get_args(WaitingFor))}
 _INT64: Final = range(-(1 << 63), 1 << 63)
 
 
@@ -195,15 +197,14 @@ def _clamped(number: int) -> int:
 def _where(query: RunQuery) -> _Where:
     where = _Where()
     for column in _SEVERAL:
-        allowed = getattr(query, column)
+        if not (allowed := getattr(query, column)):
+            continue
+        these = _among(where, column, allowed)
         if column == "waiting_for" and not ARM_KINDS.isdisjoint(allowed):
-            these = f"= ANY({where.bind(list(allowed))}::text[])"
             kinds = f"SELECT 1 FROM aioflow.waits WHERE run_id = runs.id AND kind {these}"
             where.conditions.append(f"(waiting_for {these} OR EXISTS ({kinds}))")
-        elif len(allowed) == 1:
-            where.add(f"{column} = {{}}::text", allowed[0])
-        elif allowed:
-            where.add(f"{column} = ANY({{}}::text[])", list(allowed))
+        else:
+            where.conditions.append(f"{column} {these}")
     if query.parent_id:
         where.add("parent_id = ANY({}::bigint[])", [number for number in query.parent_id if number in _INT64])
     for condition, bound in (
@@ -221,6 +222,15 @@ def _where(query: RunQuery) -> _Where:
     for path, value in _leaves(query.data, []):
         _held(where, path, value)
     return where
+
+
+def _among(where: _Where, column: str, allowed: Collection[str]) -> str:
+    if _CLOSED.get(column, frozenset()).issuperset(allowed):
+        # Written out: only so is an index of runs that wait so, or have this status, in a plan that is kept.
+        return f"IN ({', '.join(map(repr, map(str, allowed)))})"
+    if len(allowed) == 1:
+        return f"= {where.bind(*allowed)}::text"
+    return f"= ANY({where.bind(list(allowed))}::text[])"
 
 
 def _leaves(wanted: Mapping[str, JsonValue], path: list[str]) -> Iterator[tuple[list[str], JsonValue]]:

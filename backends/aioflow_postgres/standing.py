@@ -86,7 +86,9 @@ class Standing:
         if offered := [place for change in self._changes if (place := self._offered_before(change))]:
             self.commits = {(id_, commit) for id_, commit in await session.fetch(_COMMITS, *columns(offered, 2))}
         await self._read_keys(session)
-        if takes := [id_ for change in self._changes if isinstance(change, Move) for id_ in change.takes]:
+        if takes := [
+            (id_, change.run.id) for change in self._changes if isinstance(change, Move) for id_ in change.takes
+        ]:
             self.untaken = await mailbox.untaken(session, takes, self._now)
         if waiting := [change.run.id for change in self._changes if isinstance(change, Move) and change.unless_mail]:
             self.in_time = await mailbox.in_time(session, waiting, self._now)

@@ -198,11 +198,11 @@ MUTANTS = [
     # ---- time
     Mutant("fire early", _TIMERS, "Timers.pop", "heap[0].at <= now and", "heap[0].at <= now + 300_000 and",
            tests="tests/test_timers.py"),
-    Mutant("fire early, and wake", _SCHEDULER, "Scheduler._wake", "run.wake_at > now:", "run.wake_at > now + 300_000:", seed=312),
+    Mutant("fire early, and wake", _SCHEDULER, "Scheduler._is_to_wake", "run.wake_at > now:", "run.wake_at > now + 300_000:", seed=312),
     Mutant("fire early, and say that it was in time", _TIMERS, "Timers.pop", "heap[0].at <= now and",
            "heap[0].at <= now + 300_000 and", seed=2,
-           more=(_SCHEDULER, "Scheduler._wake", "        if run.wake_at > now:",
-                 "        now = max(now, min(run.wake_at, now + 300_000))\n        if run.wake_at > now:")),
+           more=(_SCHEDULER, "Scheduler._wake", "        if not self._is_to_wake(run, now):",
+                 "        now = max(now, min(run.wake_at or now, now + 300_000))\n        if not self._is_to_wake(run, now):")),
     Mutant("issue a due timer twice", _SCHEDULER, "Scheduler._wake",
            "        waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n",
            "        waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n"

@@ -196,6 +196,9 @@ class StoreMachine(RuleBasedStateMachine):
             if what == "emit":
                 part = self.an_emit(data)
                 own = ("event", part.event.event_id)
+                # Which occurrences of an event the move's own wait hears, if the move replaces that event, is open.
+                if part.replace and move.run.arms is not None:
+                    continue
             elif what == "start":
                 part = self.a_start(data, key=data.draw(st.sampled_from(KEYS), "key"), parent=run.id)
                 own = None if part.run.key is None else (part.run.workflow, part.run.key)
