@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from aioflow.changes import Change, Move
+from aioflow.errors import StoreRefused
 from aioflow.model import Run
 from aioflow.store import Store
 from aioflow.testing.conformance_samples import NOW, a_run, log, moving, put, row, starting
@@ -121,6 +123,21 @@ class PlainConformance:
         await store.apply(moves, NOW)
         await check(store, [move.run for move in moves])
         assert [transition.step for transition in await log(store, 1)] == [odd, odd]
+
+    @pytest.mark.parametrize(
+        ("column", "odd"),
+        [("step", "\ud800"), ("data", '{"a":"\ud800"}'), ("step", "a\0b"), ("hops", 2**10_000)],
+        ids=ascii,
+    )
+    async def test_what_is_refused_leaves_nothing_behind(self, store: Store, column: str, odd: Any) -> None:
+        """Be it the first that a store is given: every other verb does what it does at any other time."""
+        with suppress(StoreRefused):
+            await store.apply([starting(a_run(1, **{column: odd}))], NOW)
+        assert (await store.stats(NOW)).mailbox == 0
+        assert await store.mail(None, 9, NOW) == []
+        assert await store.expire(9, NOW) == []
+        await put(store, a_run(2))
+        await check(store, [a_run(2)])
 
     @pytest.mark.parametrize("where", ["run", "transition"])
     async def test_long_errors_come_through(self, store: Store, where: str) -> None:

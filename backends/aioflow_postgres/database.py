@@ -231,7 +231,10 @@ class Database:
             begin = f"{begin}; {_SET_LOCAL}" if self.pooled else begin
             return await _transaction(connection, session, operation, begin)
         except (*FAILURES, Doubt, UnicodeEncodeError) as error:
-            if not isinstance(error, asyncpg.PostgresError | UnicodeEncodeError) or isinstance(error, _ELSEWHERE):
+            clean = _is_the_servers(error) or (
+                transaction and isinstance(error, asyncpg.DataError | UnicodeEncodeError)
+            )
+            if not clean or isinstance(error, _ELSEWHERE):
                 _drop(connection)
             raise told_apart(self._address.name, error) from error
         except BaseException:
@@ -304,6 +307,11 @@ def _is_lost(connection: Connection) -> bool:
         return connection.is_closed()
     except asyncpg.InterfaceError:
         return True
+
+
+def _is_the_servers(error: BaseException) -> bool:
+    """Whether the server said it. What asyncpg itself refuses may leave the statement half asked: only a ROLLBACK ends that."""
+    return isinstance(error, asyncpg.PostgresError) and error.severity is not None
 
 
 def _drop(connection: Connection) -> None:
