@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from aioflow.changes import Move, Post, Result, Start
-from aioflow.clock import SECOND
+from aioflow.clock import SECOND, Micros
 from aioflow.errors import StoreRefused
-from aioflow.model import Reuse, Run
+from aioflow.model import Reuse, Run, Signal
 from aioflow.store import Store
 from aioflow.testing.conformance_samples import (
     NOW,
@@ -19,6 +20,7 @@ from aioflow.testing.conformance_samples import (
     an_ended,
     arms,
     do,
+    event_arms,
     log,
     mailbox,
     moving,
@@ -85,6 +87,38 @@ class AlsoConformance:
         late = moving(waiter, kind="timeout", status="running", waiting_for=None, wake_at=None, arms=None)
         results = await store.apply([Post(a_signal(1, 1, sent_at=NOW)), late._replace(unless_mail=True)], NOW)
         assert results[1] == Result("stale", waiter, mail=True)
+
+    @pytest.mark.parametrize(
+        ("wake_at", "signal", "beaten"),
+        [
+            (NOW, a_signal(1, 1, sent_at=NOW), True),
+            (NOW, a_signal(1, 1, sent_at=NOW + 1), False),
+            (None, a_signal(1, 1), True),
+            (NOW, a_signal(1, 1, sent_at=NOW, name="x"), False),
+            (NOW, a_signal(1, 1, sent_at=NOW, name="sent"), True),
+            (NOW, a_signal(1, 1, sent_at=NOW, name="ordered"), False),
+            (NOW, a_signal(1, 2, sent_at=NOW), False),
+            (NOW, a_signal(1, sent_at=NOW, key="k", name="sent"), True),
+            (NOW, a_signal(1, sent_at=NOW, key="x", name="sent"), False),
+            (NOW, a_signal(1, sent_at=NOW, key="k"), False),
+            (NOW, a_signal(1, sent_at=NOW), True),
+            (NOW, a_signal(1, sent_at=NOW, name="sent"), True),
+            (NOW, a_signal(1, sent_at=NOW, name="ordered"), False),
+        ],
+        ids=lambda value: (
+            f"{value.run_id} {value.key} {value.name} {value.sent_at}" if isinstance(value, Signal) else None
+        ),
+    )
+    async def test_a_timeout_minds_only_what_fits_of_the_batch(
+        self, store: Store, wake_at: Micros | None, signal: Signal, *, beaten: bool
+    ) -> None:
+        """A signal just before it in the batch, by address, name and time, as if it had been there."""
+        both = [*json.loads(arms("paid", ("sent", "k"))), *json.loads(event_arms("ordered"))]
+        waiter = a_waiter(1, arms=json.dumps(both), wake_at=wake_at)
+        await put(store, waiter, a_waiter(2))
+        results = await store.apply([Post(signal), resuming(waiter)._replace(unless_mail=True)], NOW)
+        assert [result.outcome for result in results] == ["applied", "stale" if beaten else "applied"]
+        assert results[1].mail == beaten
 
     async def test_a_key_is_held_by_the_run_as_the_batch_has_left_it(self, store: Store) -> None:
         """A start that meets a key is shown the row that was written just before."""

@@ -44,13 +44,15 @@ class Batch:
 
     @property
     def keys(self) -> list[tuple[str, ...]]:
-        """Start keys and signal_ids."""
+        """Start keys, signal_ids, and the workflows that say what they listen to."""
         keys: list[tuple[str, ...]] = []
         for change in self._flat:
             if isinstance(change, Start) and change.run.key is not None:
                 keys.append(("key", change.run.workflow, change.run.key))
             elif isinstance(change, Post) and change.signal.signal_id is not None:
                 keys.append(("signal", change.signal.signal_id))
+            elif isinstance(change, Listen):
+                keys += [("listen", workflow) for workflow in change.workflows]
         return keys
 
     @property
@@ -113,7 +115,7 @@ class Batch:
             (wake_at is None or signal.sent_at <= wake_at)
             and any(
                 (arm.kind, arm.name) == ("signal", signal.name)
-                and (signal.run_id == run_id or (not signal.run_id and signal.key == arm.key))
+                and (signal.run_id == run_id or (not signal.run_id and signal.key in {None, arm.key}))
                 for arm in arms
             )
             for signal in self._posted

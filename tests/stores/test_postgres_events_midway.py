@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aioflow.changes import Change, Emit, Occur, Replan, Start, Withdraw
+from aioflow.changes import Change, Emit, Listen, Occur, Replan, Start, Withdraw
 from aioflow.clock import SECOND
 from aioflow.plans import Plan
 from aioflow.testing.conformance_samples import (
@@ -12,17 +12,19 @@ from aioflow.testing.conformance_samples import (
     a_listener,
     a_run,
     an_event,
+    an_event_waiter,
     emit,
     event_arms,
     listen,
     mailbox,
     moving,
+    planned,
     plans,
     put,
     starting,
     the_event,
 )
-from aioflow_postgres import PostgresStore
+from aioflow_postgres import PostgresStore, database
 from tests.stores.races import Race, Told, applying
 
 Pair = tuple[PostgresStore, PostgresStore]
@@ -66,13 +68,17 @@ async def runs(store: PostgresStore) -> list[int]:
 
 @pytest.mark.parametrize("wait_first", [True, False], ids=["wait first", "event first"])
 @pytest.mark.parametrize("by", ["emit", "occur"])
+@pytest.mark.parametrize("begins", ["move", "start"])
 async def test_of_a_wait_for_an_entity_and_its_event_the_second_sees_the_first(
-    race: Race, pair: Pair, by: str, *, wait_first: bool
+    race: Race, pair: Pair, begins: str, by: str, *, wait_first: bool
 ) -> None:
     """The run has the event in its mailbox, once, and whoever was second is told."""
-    await put(pair[0], BEFORE)
+    waits: Change = starting(PARKS.run)
+    if begins == "move":
+        await put(pair[0], BEFORE)
+        waits = PARKS
     happens: Change = Emit(an_event()) if by == "emit" else await occurring(pair[0])
-    sides: list[tuple[str, Change]] = [("runs", PARKS), ("events", happens)]
+    sides: list[tuple[str, Change]] = [("runs", waits), ("events", happens)]
     told = await meeting(race, pair, *(sides if wait_first else reversed(sides)))
     assert (told.first.outcome, told.second.outcome) == ("applied", "applied")
     assert (5 in told.second.run_ids) if wait_first else told.second.mail
@@ -148,6 +154,8 @@ async def test_of_an_occurring_and_what_ends_it_the_first_decides(
     event = await the_event(pair[0])
     last = {"Withdraw": "cancelled", "Emit": "pending", "NoneType": "occurred"}[type(against).__name__]
     assert event.status == last
+    has_occurred = against is None or (occur_first and against is not MOVED)
+    assert event.occurred_at == (NOW if has_occurred else None)
     assert [plan.occurrence for plan in await plans(pair[0])] == ([2] if against is MOVED else [])
 
 
@@ -168,3 +176,34 @@ async def test_an_event_leaves_nothing_behind_for_a_wait_that_is_ending(
     anew = moving(ends.run, kind="wait", status="waiting", waiting_for="event", arms=event_arms("ordered"))
     assert [result.outcome for result in await pair[0].apply([anew], NOW)] == ["applied"]
     assert 5 not in dict(await mailbox(pair[0]))
+
+
+async def test_two_events_at_once_do_not_wait_for_each_other(race: Race, pair: Pair) -> None:
+    """Both are told to the same run."""
+    await put(pair[0], an_event_waiter(5))
+    one, two = Emit(an_event()), Emit(an_event(2, entity_id="e2"))
+    told = await meeting(race, pair, ("signals", one), ("signals", two))
+    assert (told.way, told.first.run_ids, told.second.run_ids) == ("passes", (5,), (5,))
+    assert dict(await mailbox(pair[0]))[5] == [1_001, 1_002]
+
+
+async def test_an_event_and_ends_of_waits_do_not_lock_each_other_out(
+    race: Race, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both go by the ids of the runs, whoever has waited longer, so that nothing has to be done again."""
+    monkeypatch.setattr(database, "_TRIES", 1)
+    waiters = [an_event_waiter(5), an_event_waiter(6, since=NOW - SECOND)]
+    await put(pair[0], *waiters)
+    ends = [moving(run, kind="timeout", status="running", waiting_for=None, arms=None) for run in waiters]
+    told = await race.midway("runs", pair[1].apply(ends, NOW), applying(Emit(an_event()))(pair[0]))
+    assert (told.way, [result.outcome for result in told.first]) == ("waits", ["applied"] * 2)
+    assert (told.second.outcome, told.second.run_ids) == ("applied", ())
+
+
+async def test_of_two_that_say_what_is_listened_to_the_second_replaces_the_first(race: Race, pair: Pair) -> None:
+    """Also where neither finds anything to replace."""
+    one, two = (Listen(("order",), (a_listener(offset=offset),)) for offset in (0, SECOND))
+    told = await meeting(race, pair, ("listeners", one), ("listeners", two))
+    assert (told.way, told.first.outcome, told.second.outcome) == ("waits", "applied", "applied")
+    await emit(pair[0], an_event())
+    assert await planned(pair[0]) == [("order", SECOND)]
