@@ -174,6 +174,20 @@ class MissedConformance:
         assert own.mail
         assert own.also[0].run_ids == (1, 2, 3)
 
+    async def test_events_of_a_batch_are_heard_each_for_itself(self, store: Store) -> None:
+        """By its own name and entity, and not by who waits for another's; each run that waits for several hears them all."""
+        waiters: list[str | tuple[str, str | None]] = [_ARM, ("ordered", "e2"), "ordered", "paid", ("paid", "e1")]
+        await put(store, *(an_event_waiter(number, arm) for number, arm in enumerate(waiters, 1)))
+        results = await emit(
+            store,
+            an_event(1),
+            an_event(2, entity_id="e2"),
+            an_event(3, name="paid", entity_id="e2"),
+            an_event(4, entity_id=None),
+        )
+        assert [result.run_ids for result in results] == [(1, 3), (2, 3), (4,), (3,)]
+        assert (await store.stats(NOW)).mailbox == 6
+
     async def test_a_park_offered_again_says_mail(self, store: Store) -> None:
         """As it did the first time, and makes no second copy."""
         await put(store, a_run(1))
