@@ -198,8 +198,8 @@ class _Batch:
         if result.also:
             also = zip(change.also, result.also, strict=True)  # type: ignore[union-attr]
             result = result._replace(also=tuple(self.told(part, told) for part, told in also))
-        if result.run is not None and result.run.id in self._with_mail and result.outcome == "applied":
-            return result._replace(mail=True)
+        if isinstance(change, Start | Move) and result.run is not None and result.run.id in self._with_mail:
+            return result._replace(mail=True) if result.outcome == "applied" else result
         return result
 
     def _full_move(self, move: Move) -> Result:
