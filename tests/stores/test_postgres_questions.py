@@ -1,0 +1,99 @@
+"""Questions about what no column can hold: such a number stands beyond all others, and such a text is nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import pytest
+
+from aioflow.store import EventQuery, RunQuery
+from aioflow.testing.conformance_samples import NOW, a_listener, a_run, a_sleeper, an_event, emit, ids, listen, put
+from aioflow_postgres import PostgresStore
+
+LESS: Final = -(2**63) - 1
+MORE: Final = 2**63
+FIRST: Final = (LESS, LESS)
+LAST: Final = (MORE, MORE)
+
+
+@pytest.fixture
+async def store(postgres_url: str) -> AsyncIterator[PostgresStore]:
+    """A store with three runs and two events."""
+    store = PostgresStore(postgres_url)
+    await store.open(NOW)
+    await put(store, a_run(1), a_sleeper(2, NOW, parent_id=1), a_sleeper(3, -NOW))
+    await listen(store, a_listener(), a_listener(offset=-2 * NOW))
+    await emit(store, an_event(1), an_event(2, at=-NOW))
+    yield store
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"after": FIRST}, []),
+        ({"after": LAST}, [3, 2, 1]),
+        ({"after": FIRST, "descending": False, "order": "created_at"}, [1, 2, 3]),
+        ({"after": LAST, "descending": False, "order": "updated_at"}, []),
+        ({"limit": MORE}, [3, 2, 1]),
+        ({"parent_id": (LESS, MORE)}, []),
+        ({"parent_id": (MORE, 1)}, [2]),
+        *(({f"{column}_{side}": bound}, [3, 2, 1]) for column in ("created", "updated") for side, bound in (("after", LESS), ("before", MORE))),
+        *(({f"{column}_{side}": bound}, []) for column in ("created", "updated") for side, bound in (("after", MORE), ("before", LESS))),
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_runs_are_asked_for(store: PostgresStore, filters: dict[str, Any], expected: list[int]) -> None:
+    """By place, limit, parent and time; what cannot be there is not, and the order is that of numbers."""
+    assert ids(await store.select(RunQuery(**filters), NOW)) == expected
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"after": LESS}, []),
+        ({"after": MORE, "limit": MORE}, [2, 1]),
+        ({"after": LESS, "descending": False}, [1, 2]),
+        ({"at_after": LESS, "at_before": MORE}, [2, 1]),
+        ({"at_after": MORE}, []),
+        ({"at_before": LESS}, []),
+    ],
+    ids=str,
+)
+async def test_events_are_asked_for(store: PostgresStore, filters: dict[str, Any], expected: list[int]) -> None:
+    """By place, limit and time."""
+    assert [event.id for event in await store.select(EventQuery(**filters), NOW)] == expected
+
+
+async def test_runs_and_their_histories_are_asked_for(store: PostgresStore) -> None:
+    """By ids of which some cannot be, and from or up to a place that cannot."""
+    assert sorted(ids(await store.load([LESS, 1, MORE, 3], NOW))) == [1, 3]
+    assert [line.seq for line in await store.history(1, LESS, MORE, NOW)] == [1]
+    assert await store.history(1, MORE, 9, NOW) == await store.history(MORE, 0, 9, NOW) == []
+
+
+async def test_deadlines_are_asked_for(store: PostgresStore) -> None:
+    """From before all to after all, and the other way round; those before the epoch are among them."""
+    assert [deadline.run_id for deadline in await store.due(FIRST, LAST, MORE, NOW)] == [3, 2]
+    assert [deadline.at for deadline in await store.due(FIRST, LAST, MORE, NOW, "plan")] == [-3 * NOW, -NOW, -NOW, NOW]
+    assert await store.due(LAST, FIRST, MORE, NOW) == await store.due(LAST, FIRST, MORE, NOW, "plan") == []
+
+
+@pytest.mark.parametrize("odd", ["a\0b", "a\ud800b"], ids=ascii)
+@pytest.mark.parametrize("within", ["one", "several", "arm", "value", "list", "deep", "name", "deep name"])
+async def test_texts_are_asked_for(store: PostgresStore, within: str, odd: str) -> None:
+    """Wherever it stands in the question, there is nothing of that text, and the server is not asked."""
+    filters: dict[str, dict[str, Any]] = {
+        "one": {"key": (odd,)},
+        "several": {"key": ("a", odd)},
+        "arm": {"waiting_signal": (odd,)},
+        "value": {"data": {"total": odd}},
+        "list": {"data": {"total": [odd]}},
+        "deep": {"data": {"total": [{"a": odd}]}},
+        "name": {"data": {odd: 17}},
+        "deep name": {"data": {"total": [{odd: 17}]}},
+    }
+    query = RunQuery(**filters[within])
+    assert (await store.select(query, NOW), await store.count(query, NOW)) == ([], 0)
+    assert await store.select(EventQuery(name=("ordered", odd)), NOW) == []
