@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from itertools import permutations
+from typing import Any
 
 import pytest
 
+from aioflow.changes import Post, Result
 from aioflow.testing.conformance_samples import (
     KNOWN,
     LEASE,
     NOW,
     a_run,
+    a_signal,
     cancelling,
     claiming,
     ids,
@@ -19,6 +22,7 @@ from aioflow.testing.conformance_samples import (
     moving,
     put,
     row,
+    starting,
 )
 from aioflow_postgres import PostgresStore
 from tests.postgres import Schemas
@@ -162,3 +166,20 @@ async def test_who_is_back_is_not_taken_for_dead(
     both = [set(ids((await claim).runs)) for claim in (taken, back)]
     assert await late.renew(3, LEASE, LATER)
     assert both in ([{8}, set()], [set(), {8}])
+
+
+async def test_of_two_starts_of_a_key_the_first_has_it(race: Race, pair: tuple[PostgresStore, PostgresStore]) -> None:
+    """The second waits for it, and is told of it."""
+    one, two = (starting(a_run(number, key="k")) for number in (6, 7))
+    told = await race.midway("runs", applying(one)(pair[0]), applying(two)(pair[1]))
+    assert (told.way, told.first.outcome, told.second) == ("waits", "applied", Result("exists", one.run))
+
+
+@pytest.mark.parametrize("place", [{"run_id": 2}, {"key": "k"}, {}], ids=["run", "key", "all"])
+async def test_of_two_posts_of_a_signal_id_the_first_is_sent(
+    race: Race, pair: tuple[PostgresStore, PostgresStore], place: dict[str, Any]
+) -> None:
+    """The second waits for it, and exists."""
+    one, two = (Post(a_signal(id_, signal_id="s")._replace(**place)) for id_ in (6, 7))
+    told = await race.midway("signals", applying(one)(pair[0]), applying(two)(pair[1]))
+    assert (told.way, told.first.outcome, told.second) == ("waits", "applied", Result("exists", mail=bool(place)))
