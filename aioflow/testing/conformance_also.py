@@ -80,6 +80,16 @@ class AlsoConformance:
         assert results[1] == Result("stale", end.run)
         assert (await store.stats(NOW)).mailbox == 0
 
+    async def test_a_signal_before_the_end_of_its_run_in_the_batch_is_swept(self, store: Store) -> None:
+        """Whether it is still kept or stale already, it does not lie there for ever."""
+        await put(store, a_run(1))
+        end = moving(a_run(1), kind="complete", status="completed", ended_at=NOW)
+        sent, ended = await store.apply([Post(a_signal(1, 1)), end], NOW)
+        assert ended == Result("applied", end.run)
+        swept = [1] if sent.outcome == "applied" else []
+        assert [signal.id for signal in await store.expire(9, NOW)] == swept
+        assert (await store.stats(NOW)).mailbox == 0
+
     async def test_a_signal_before_a_timeout_in_the_batch_beats_it(self, store: Store) -> None:
         """The guard against mail sees what the batch has posted."""
         waiter = a_waiter(1, wake_at=NOW)

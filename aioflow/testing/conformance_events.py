@@ -82,8 +82,8 @@ class EventsConformance:
         assert await plans(store) == []
 
     async def test_an_event_of_the_future_is_pending(self, store: Store) -> None:
-        """Its occurring is planned, and the result tells when that is due."""
-        [result] = await emit(store, an_event(at=NOW + 1))
+        """Its occurring is planned, and the result tells when that is due. The store says the same of it as of others."""
+        [result] = await emit(store, an_event(at=NOW + 1, occurrence=9, status="x", occurred_at=7))
         assert result.event == an_event(at=NOW + 1) == await the_event(store)
         [plan] = await plans(store)
         assert plan == Plan(plan.id, NOW + 1, 1, 1, "", 0, 0, None)

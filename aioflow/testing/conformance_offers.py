@@ -126,26 +126,31 @@ class OffersConformance(SecondHandle):
         assert await row(store, 1) == stands
         assert await log(store, 1) == lines
 
-    async def test_a_move_is_known_by_its_commit_id_alone(self, store: Store) -> None:
+    @pytest.mark.parametrize("guarded", [False, True])
+    async def test_a_move_is_known_by_its_commit_id_alone(self, store: Store, *, guarded: bool) -> None:
         """The same Move by somebody else is not the same offer."""
         await put(store, a_run(1))
         moved = await do(store, moving(a_run(1), commit_id=10))
-        assert await store.apply([moving(a_run(1), commit_id=11)], NOW) == [Result("stale", moved)]
+        change = moving(a_run(1), commit_id=11)._replace(unless_mail=guarded)
+        assert await store.apply([change], NOW) == [Result("stale", moved)]
 
-    async def test_a_move_is_looked_for_in_its_own_history_row(self, store: Store) -> None:
+    @pytest.mark.parametrize("guarded", [False, True])
+    async def test_a_move_is_looked_for_in_its_own_history_row(self, store: Store, *, guarded: bool) -> None:
         """A commit_id that wrote another row of the history does not make a Move applied."""
         await put(store, a_run(1))
         moved = await do(store, moving(a_run(1), commit_id=10))
         moved = await do(store, moving(moved, commit_id=11))
-        change = moving(a_run(1, seq=1), commit_id=11)
+        change = moving(a_run(1, seq=1), commit_id=11)._replace(unless_mail=guarded)
         assert await store.apply([change], NOW) == [Result("stale", moved)]
 
-    async def test_a_move_is_looked_for_in_its_own_run(self, store: Store) -> None:
+    @pytest.mark.parametrize("guarded", [False, True])
+    async def test_a_move_is_looked_for_in_its_own_run(self, store: Store, *, guarded: bool) -> None:
         """A commit_id in another run's history does not make a Move applied."""
         await put(store, a_run(1), a_run(2))
-        await do(store, moving(a_run(1), commit_id=10))
+        here = await do(store, moving(a_run(1), commit_id=10))
         elsewhere = await do(store, moving(a_run(2), commit_id=11))
-        assert await store.apply([moving(a_run(2), commit_id=10)], NOW) == [Result("stale", elsewhere)]
+        changes = [moving(a_run(number), commit_id=10)._replace(unless_mail=guarded) for number in (1, 2)]
+        assert await store.apply(changes, NOW) == [Result("applied", here), Result("stale", elsewhere)]
 
     # ---- Mark, Amend
 

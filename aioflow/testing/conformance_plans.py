@@ -103,6 +103,13 @@ class PlansConformance:
         assert await outcomes(store, *changes) == ["applied"] * 4
         assert [(plan.event, plan.workflow) for plan in await plans(store)] == [(1, "a"), (2, "b")]
 
+    async def test_events_of_a_batch_start_each_what_listens_to_it(self, store: Store) -> None:
+        """By their own names and namespaces, whatever else the batch is about."""
+        await listen(store, a_listener("a"), a_listener("b", event_name="paid"), a_listener("c", namespace="shop"))
+        await emit(store, an_event(1), an_event(2, name="paid", namespace="shop"), an_event(3, namespace="shop"))
+        found = sorted((plan.event, plan.workflow) for plan in await plans(store))
+        assert found == [(1, "a"), (2, "b"), (3, "a"), (3, "c")]
+
     async def test_a_refused_batch_leaves_what_was_said(self, store: Store) -> None:
         """A Listen is undone with its neighbours."""
         await listen(store, a_listener("a"))
@@ -213,10 +220,15 @@ class PlansConformance:
         stats = await store.stats(NOW)
         assert (stats.planned, stats.failing) == (2, 1)
         assert await store.apply([again], NOW) == [Result("applied")]
-        assert await store.apply([Replan(plan, NOW, "x")], NOW) == [Result("stale")]
+        for due, error in [(NOW, "x"), (NOW, again.error), (again.due, "x"), (again.due, None)]:
+            assert await store.apply([Replan(plan, due, error)], NOW) == [Result("stale")]
+        assert await plans(store) == [other, new]
+        [same] = await store.apply([Replan(new, new.due, new.error)], NOW)
+        assert same.plans == (Deadline(new.due, new.id, 2),)
+        new = new._replace(attempts=2)
         assert await plans(store) == [other, new]
         assert await outcomes(store, Replan(new, NOW + 1)) == ["applied"]
-        assert (await plans(store))[1] == plan._replace(due=NOW + 1, attempts=2, error=None)
+        assert (await plans(store))[1] == plan._replace(due=NOW + 1, attempts=3, error=None)
 
     async def test_a_start_is_blocked(self, store: Store) -> None:
         """It is due at no instant, counted apart, found by its workflow, and due again when it is planned anew."""
