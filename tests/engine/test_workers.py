@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from aioflow import Engine, complete, get_context, get_run, step, wait, workflow
+from aioflow import Engine, complete, get_context, get_run, sleep, step, wait, workflow
 from aioflow.clock import Clock
 from aioflow.commands import Command
 from tests.support import wait_until
@@ -54,6 +54,38 @@ async def test_two_versions_of_the_code_work_side_by_side(store_url: Any) -> Non
             await run.wait(10)
             assert run.status == "completed"
         assert sorted(ran) == sorted(2 * [(run.version, run.id) for run in runs])
+
+
+@shared
+async def test_a_worker_leaves_to_others_what_its_code_cannot_take(store_url: Any) -> None:
+    """Whose time comes is woken by the worker that has its code, and is not blocked by the one that has not."""
+
+    @workflow("napping")
+    class Napping:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            return sleep(timedelta(seconds=0.3), then=self.end)
+
+        @step
+        async def end(self) -> Command:
+            return complete()
+
+    async with (
+        Engine(store_url, workflows=[Napping]) as one,
+        Engine(store_url, workflows=[versioned("1", [])]) as other,
+    ):
+        runs = [await one.start(Napping) for _ in range(30)]
+        for run in runs:
+            assert (await run.wait(10)).status == "completed"
+            assert [transition.kind for transition in await other.history(run.id)] == [
+                "start",
+                "sleep",
+                "wake",
+                "complete",
+            ]
 
 
 def gated(gates: dict[str, asyncio.Event], begun: list[int]) -> type:
