@@ -118,9 +118,12 @@ class Scheduler(DueLoop):
         if run.wake_at > now:  # the clock went back, or it waits for something else: never early
             self.arm(run)
             return False
-        if self._store.exclusive or now >= run.wake_at + _PATIENCE or self._registry.get(run.workflow, run.version):
+        # What is woken by a client, which runs nothing, is for whoever has its code.
+        if self._store.exclusive or not self.working or now >= run.wake_at + _PATIENCE:
             return True
-        self.push((Deadline(now + SECOND, run.id, run.seq),))  # another worker may have its code
+        if self._registry.get(run.workflow, run.version) is not None:
+            return True
+        self.push((Deadline(now + SECOND, run.id, run.seq),))  # another worker may have it, and be about to wake it
         return False
 
     async def unblock(self) -> None:

@@ -88,9 +88,8 @@ class Worker:
 
     def may_begin(self) -> bool:
         """See activation.Home."""
-        if (
-            self._lease.shared and self._lease.is_over
-        ):  # it was paused, and others may have its runs: nobody has asked the store yet
+        # After a pause others may have its runs, and nobody has asked the store yet.
+        if self._lease.shared and self._lease.is_over:
             self.notice()
             return False
         return not self.draining

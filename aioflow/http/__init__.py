@@ -5,15 +5,15 @@ StateZero's clients call them.
 """
 
 try:
-    import starlette  # noqa: F401 - asked for first, to say what is missing
+    from aioflow.http.access import Authorize
+    from aioflow.http.app import api
+    from aioflow.http.identity import ActionRequest, Authenticate
+    from aioflow.http.statezero import statezero
 except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "starlette":
+        raise
     raise ModuleNotFoundError(
         "aioflow.http needs Starlette. Try: pip install 'aioflow-engine[http]'.", name=error.name
     ) from None
-
-from aioflow.http.access import Authorize
-from aioflow.http.app import api
-from aioflow.http.identity import ActionRequest, Authenticate
-from aioflow.http.statezero import statezero
 
 __all__ = ["ActionRequest", "Authenticate", "Authorize", "api", "statezero"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from aioflow import Engine, complete, get_context, get_run, sleep, step, wait, workflow
+from aioflow import Engine, StartOptions, complete, get_context, get_run, sleep, step, wait, workflow
 from aioflow.clock import Clock
 from aioflow.commands import Command
 from tests.support import wait_until
@@ -56,23 +56,42 @@ async def test_two_versions_of_the_code_work_side_by_side(store_url: Any) -> Non
         assert sorted(ran) == sorted(2 * [(run.version, run.id) for run in runs])
 
 
+@workflow("napping")
+class Napping:
+    """Sleeps a little."""
+
+    class Context(BaseModel):
+        pass
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        return sleep(timedelta(seconds=0.3), then=self.end)
+
+    @step
+    async def end(self) -> Command:
+        return complete()
+
+
+@shared
+async def test_a_client_wakes_what_its_code_cannot_take(store_url: Any) -> None:
+    """process_scheduled of a client that does not know the workflow leaves the run to whoever does."""
+    async with (
+        Engine(store_url, workflows=[Napping], worker=False) as starting,
+        Engine(store_url, workflows=[versioned("1", [])], worker=False) as client,
+    ):
+        run = await starting.start(Napping, StartOptions(delay=timedelta(milliseconds=1)))
+
+        async def woken() -> bool:
+            return await client.process_scheduled() == 1
+
+        await wait_until(woken)
+        await run.refresh()
+        assert (run.status, run.row.owner) == ("running", None)
+
+
 @shared
 async def test_a_worker_leaves_to_others_what_its_code_cannot_take(store_url: Any) -> None:
     """Whose time comes is woken by the worker that has its code, and is not blocked by the one that has not."""
-
-    @workflow("napping")
-    class Napping:
-        class Context(BaseModel):
-            pass
-
-        @step(start=True)
-        async def begin(self) -> Command:
-            return sleep(timedelta(seconds=0.3), then=self.end)
-
-        @step
-        async def end(self) -> Command:
-            return complete()
-
     async with (
         Engine(store_url, workflows=[Napping]) as one,
         Engine(store_url, workflows=[versioned("1", [])]) as other,

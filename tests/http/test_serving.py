@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -287,3 +288,13 @@ async def test_bodies_on_the_wire(
         line = await reader.readline()
     writer.close()
     assert line.split()[1] in status.split()
+
+
+def test_what_is_not_installed_is_told() -> None:
+    """Without Starlette the import says what to install."""
+    program = "import sys; sys.modules['starlette'] = None; import aioflow.http"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: aioflow.http needs Starlette. Try: pip install 'aioflow-engine[http]'."
+    )
