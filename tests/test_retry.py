@@ -295,3 +295,12 @@ def test_chance_spreads(pairs: list[tuple[int, int]]) -> None:
     assert all(300 <= tenths[tenth] <= 500 for tenth in range(10)), tenths
     apart = sum(abs(a - b) for a, b in pairwise(chances)) / len(chances)
     assert apart == pytest.approx(1 / 3, abs=0.03)  # as for numbers that have nothing to do with each other
+
+
+def test_a_group_is_not_looked_into_for_ever() -> None:
+    """What is nested deeper than groups are looked into is a group, whatever is in it."""
+    error: Exception = Declined()
+    for _ in range(40):
+        error = ExceptionGroup("g", [error])
+    assert not Retry(retry_on=ConnectionError).retries(error, 1)
+    assert Retry().retries(error, 1)

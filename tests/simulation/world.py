@@ -21,6 +21,7 @@ from aioflow.errors import (
     ActionNotOpen,
     EngineClosed,
     EventNotFound,
+    IdTaken,
     RunEnded,
     RunNotFound,
     StoreUnavailable,
@@ -494,6 +495,9 @@ class World:
                     name, entity, at=at, namespace=namespace, event_id=event_id, replace=emission.replace
                 )
             )
+            if isinstance(event, IdTaken) and event_id in self.oracle.events.records:
+                self.oracle.figures["user: an id that means another event"] += 1
+                return
             if isinstance(event, BaseException):
                 self.oracle.problems.append(f"{emission}: {event!r}")
                 return
