@@ -19,7 +19,9 @@ from aioflow.slots import Slots
 from aioflow.store import PlanQuery, RunQuery, Store
 from aioflow.timers import Timers
 
+#: How many blocked runs are looked at together, and how often in one look of the worker.
 _PAGE = 500
+_PAGES = 10
 #: How long a run that is due is left to workers that have its code, before it is blocked for the want of it.
 _PATIENCE: Micros = 10 * SECOND
 
@@ -33,6 +35,8 @@ class Scheduler(DueLoop):
         registry: the workflows that the code here knows.
         delivery: told of runs that a signal has reached before their deadline did.
         commit_ids: makes commit ids.
+
+    The mutable state, beside that of its loop: how far the blocked runs were looked at.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Scheduler(DueLoop):
     ) -> None:
         super().__init__(store, clock, timers, "run", "timers")
         self._registry = registry
+        self._unblocked_to: tuple[int, int] | None = None
         self._committer = committer
         self._slots = slots
         self._delivery = delivery
@@ -126,15 +131,25 @@ class Scheduler(DueLoop):
         self.push((Deadline(now + SECOND, run.id, run.seq),))  # another worker may have it, and be about to wake it
         return False
 
-    async def unblock(self) -> None:
-        """Let blocked runs go on that this code can take now."""
+    async def unblock(self, *, anew: bool) -> bool:
+        """Let blocked runs go on that this code can take now: some, where there are many, for the lease is to be renewed.
+
+        Args:
+            anew: begin with the first of them, not with those that come after the last call's.
+
+        Returns:
+            Whether there are no more.
+        """
         if not (known := self._registry.known()):
-            return
+            return True
+        if anew:
+            self._unblocked_to = None
         names, versions = (tuple(dict.fromkeys(column)) for column in zip(*known, strict=True))
         query = RunQuery(
             workflow=names, version=versions, waiting_for=("blocked",), order="id", descending=False, limit=_PAGE
         )
-        while True:
+        for _ in range(_PAGES):
+            query = dataclasses.replace(query, after=self._unblocked_to)
             runs = await self._store.select(query, self._clock.micros())
             freeing = []
             for run in runs:
@@ -147,8 +162,10 @@ class Scheduler(DueLoop):
             for future in freeing:
                 await future
             if len(runs) < _PAGE:
-                return
-            query = dataclasses.replace(query, after=(runs[-1].id, runs[-1].id))
+                self._unblocked_to = None
+                return True
+            self._unblocked_to = (runs[-1].id, runs[-1].id)
+        return False
 
     async def _let_occur(self, plans: set[int]) -> None:
         """Let these events occur: their time has come, and so has that of runs which wait for them until then."""

@@ -6,7 +6,7 @@ ended. So it does not matter who committed it, or whether that somebody still li
 
 The mutable state of ``Worker``: the activations by run id, those that wait for a slot, slots promised to runs that are
 being committed, tasks left behind, what was heard since the last claim, since when it works, whether the store is being
-asked, and the flags ``working`` and ``draining``.
+asked and whether more runs are to be unblocked, and the flags ``working`` and ``draining``.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Worker:
         self._waiting: dict[int, Activation] = {}
         self._heard: dict[int, int] = {}
         self._promised = 0
-        self._backlog = self._foreign = False
+        self._backlog = self._foreign = self._unblocking = False
         self._next_compare: Micros = 0
         self._since: Micros = 0
         self._left_behind = 0
@@ -272,10 +272,12 @@ class Worker:
             await self.planner.scan(until)
             await self.delivery.look(scan=began or foreign or learnt or not self._store.exclusive)
         # Where others work, too, they may park what this worker's code can take.
-        if began or learnt or (compare and not self._store.exclusive):
-            await self.scheduler.unblock()
+        if self._unblocking or began or learnt or (compare and not self._store.exclusive):
+            self._unblocking = not await self.scheduler.unblock(anew=began or learnt)
             await self.planner.unblock()
             self._known_generation = generation
+            if self._unblocking:
+                self._claim_now.set()
 
     def _take_in(self, claim: Claim, held: dict[int, Activation]) -> None:
         for run in claim.runs:

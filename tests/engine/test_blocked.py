@@ -239,8 +239,13 @@ async def test_run_of_unknown_code_waits_for_it(
     assert (run.attempt, run.data["number"]) == (1, 7)
 
 
-async def test_all_blocked_runs_go_on(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """However many were blocked, all go on, a few at a time; those whose Context is still refused stay."""
+@pytest.mark.parametrize("page", [500, 7])
+async def test_all_blocked_runs_go_on(
+    make_engine: MakeEngine, clock: ShiftedClock, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """However many were blocked, all go on, a few at a time, also over several looks; whose Context is still refused stay."""
+    monkeypatch.setattr("aioflow.scheduler._PAGE", page)
+    monkeypatch.setattr("aioflow.scheduler._PAGES", 2)
     order = release(First)
     async with make_engine(order) as engine:
         runs = [await engine.start(order, number=number) for number in range(60)]
