@@ -252,7 +252,7 @@ class Server:
         match request.verb:
             case "apply":
                 self.oracle.answered(client, request.arguments[0], value)
-                owners.moved(client, {result.run.id for result in value if result.outcome == "applied" and result.run})
+                owners.moved(client, {r.run.id: r.run.seq for r in value if r.outcome == "applied" and r.run})
             case "renew":
                 owners.heard(client, request.asked, request.left if value else None)
             case "claim" if value.working:

@@ -6,7 +6,7 @@ The oracle knows who owns which run, as the store has it. This holds the engines
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from typing import NamedTuple, Protocol
 
@@ -123,11 +123,10 @@ class Owners:
                 self._figures["a step whose run was gone"] += 1
                 self._is_to_end(client, step, "its run was gone")
 
-    def moved(self, client: Client, run_ids: set[int]) -> None:
-        """An engine hears that these have gone on, and do not run any more."""
+    def moved(self, client: Client, seqs: Mapping[int, int]) -> None:
+        """An engine hears how far these have come, by run id: what it is not told of, it cannot know."""
         for step in self._steps[client].values():
-            stands = self._stands(step.run.id)
-            if step.run.id in run_ids and stands.seq > step.run.seq:
+            if seqs.get(step.run.id, 0) > step.run.seq:
                 self._figures["a step whose run has gone on"] += 1
                 self._is_to_end(client, step, "its run has gone on")
 
