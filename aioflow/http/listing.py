@@ -14,7 +14,7 @@ from starlette.datastructures import QueryParams
 from aioflow.errors import LimitExceeded
 from aioflow.http.bodies import Instant, Name
 from aioflow.http.problems import fault, invalid
-from aioflow.model import WorkflowStatus
+from aioflow.model import WaitingFor, WorkflowStatus
 from aioflow.query import run_query
 from aioflow.run import WorkflowRun
 from aioflow.store import RunQuery
@@ -60,7 +60,7 @@ class ListParameters(Parameters):
     workflow: Names = []
     status: Annotated[list[WorkflowStatus], Field(max_length=_MOST_VALUES)] = []
     step: Names = []
-    waiting_for: Names = []
+    waiting_for: Annotated[list[WaitingFor], Field(max_length=_MOST_VALUES)] = []
     waiting_signal: Names = []
     waiting_key: Names = []
     key: Names = []

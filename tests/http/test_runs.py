@@ -312,6 +312,7 @@ async def test_list_does_not_show_contexts(client: httpx.AsyncClient, engine: En
     [
         ({"statu": "failed"}, "statu"),
         ({"status": "done"}, "status"),
+        ({"waiting_for": "timer"}, "waiting_for"),
         ({"order": "key"}, "order"),
         ({"order": "id; DROP TABLE runs"}, "order"),
         ({"limit": "many"}, "limit"),
