@@ -46,7 +46,8 @@ class Caller:
 class Callers:
     """All callers of this process.
 
-    The mutable state: the callers by call (``by_call``: whoever tells of much looks whether there is one), those whose call has claimed its run by run, and why there will be no more.
+    The mutable state: the callers by call (``by_call``: whoever tells of much looks whether there is one), those whose call
+    has claimed its run by run, and why there will be no more.
     """
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from aioflow.errors import AioflowError
 from aioflow.model import MAX_ERROR, MAX_TRACEBACK, bounded
-from aioflow.retry import GiveUp, is_a, sole
+from aioflow.retry import GROUPS, GiveUp, is_a, sole
 
 #: How many of a group are told.
 _MEMBERS = 3
@@ -18,9 +18,9 @@ def describe(error: BaseException) -> str:
     inner = sole(error)
     if is_a(inner, (AioflowError, GiveUp)):
         return _sentence(inner)
-    if type(error) not in (ExceptionGroup, BaseExceptionGroup):
+    if type(error) not in GROUPS:
         return _sentence(error)
-    members = [inner] if type(inner) is not type(error) else map(sole, inner.exceptions[:_MEMBERS])  # type: ignore[attr-defined]
+    members = map(sole, inner.exceptions[:_MEMBERS]) if type(inner) in GROUPS else [inner]  # type: ignore[attr-defined]
     return bounded(f"{_sentence(error)}: {'; '.join(map(_sentence, members))}", MAX_ERROR)
 
 

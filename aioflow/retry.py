@@ -10,7 +10,9 @@ from typing import TypeGuard, TypeVar
 from aioflow.clock import Micros, duration_micros
 
 E = TypeVar("E", bound=BaseException)
-#: As deep as groups are looked into.
+#: Groups as Python itself makes them: what a subclass says of its members is not asked.
+GROUPS = (ExceptionGroup, BaseExceptionGroup)
+#: As deep as they are looked into.
 _DEEPEST = 32
 
 
@@ -22,7 +24,7 @@ def is_a(error: BaseException, kinds: type[E] | tuple[type[E], ...]) -> TypeGuar
 def sole(error: BaseException) -> BaseException:
     """What is in a group of one, as ``asyncio.TaskGroup`` raises it for the only task that failed; else the error itself."""
     for _ in range(_DEEPEST):
-        if type(error) not in (ExceptionGroup, BaseExceptionGroup):
+        if type(error) not in GROUPS:
             break
         members = error.exceptions  # type: ignore[attr-defined]
         if len(members) != 1:
