@@ -142,8 +142,7 @@ class Activation(Watch):
             self._end()
 
     def _end(self) -> None:
-        if self._alone:
-            self._not_alone()
+        self._not_alone()
         self._tools.home.ended(self)
 
     async def advance(self, task: asyncio.Task[None]) -> bool:
@@ -258,8 +257,9 @@ class Activation(Watch):
             self._alarm = None
 
     def _not_alone(self) -> None:
-        self._alone = False
-        self._tools.alone.release()
+        if self._alone:
+            self._alone = False
+            self._tools.alone.release()
 
     def _time_out(self, limit: Micros) -> None:
         task = self._task
@@ -315,8 +315,7 @@ class Activation(Watch):
             self._adrift(outcome)
         elif (run := outcome.left_by(move)) is not None:
             if run.status == RUNNING:
-                if self._alone:
-                    self._not_alone()
+                self._not_alone()
                 self.run = run
                 self._tools.pool.put(self)
                 return

@@ -35,8 +35,6 @@ from aioflow.transitions import Outcome, Raised, Stepped
 
 _COMMANDS = (Goto, Sleep, Wait, Complete, Fail)
 _NONE: Final[Mapping[str, Any]] = {}
-#: A named tuple in half the time that its own constructor takes.
-_new: Final[Any] = tuple.__new__
 REQUEST_GONE: Final = (
     "the request that called it is gone with the process that had it, or is in one that executes nothing. Call it again, "
     "where the engine works."
@@ -208,8 +206,7 @@ class Executor:
             data, parsed = codec.encode(live)
         except Unstorable as error:
             raise ContextNotStorable(run.id, run.workflow, run.step, str(error)) from error
-        ran: Ran = _new(Ran, (_new(Stepped, (returned, data)), parsed, duration, ()))
-        return ran
+        return Ran(Stepped(returned, data), parsed, duration)
 
     async def _arguments(self, run: Run, step: StepDefinition, watch: Watch) -> dict[str, Any]:
         """What the step's parameters get from what resumed the run."""

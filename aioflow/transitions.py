@@ -102,10 +102,9 @@ _new: Any = tuple.__new__
 #: Where a row has its columns.
 _PLACE = {name: place for place, name in enumerate(Run._fields)}
 _SEQ, _CRASHES, _MARKED, _UPDATED_AT = map(_PLACE.__getitem__, ("seq", "crashes", "marked", "updated_at"))
-#: What a goto, of which there are most, and complete() change.
-_STEP, _VISIT, _FAILURES, _HOPS, _INPUT, _PROGRESS, _DATA, _STATUS, _OWNER, _ENDED_AT = map(
-    _PLACE.__getitem__,
-    ("step", "visit", "failures", "hops", "input", "progress", "data", "status", "owner", "ended_at"),
+#: What a goto, of which there are most, changes.
+_STEP, _VISIT, _FAILURES, _HOPS, _INPUT, _PROGRESS, _DATA = map(
+    _PLACE.__getitem__, ("step", "visit", "failures", "hops", "input", "progress", "data")
 )
 
 #: What running a step came to.
@@ -128,7 +127,6 @@ def decide(
     if isinstance(outcome, Raised):
         return _raised(run, definition, outcome.error, duration, now, commit_id)
     command, data = outcome.command, outcome.data
-    row: list[Any]
     try:
         match command:
             case Goto():
@@ -142,7 +140,7 @@ def decide(
                     )  # fmt: skip
                 if run.hops + 1 >= definition.max_transitions:
                     raise _endless(run, definition, step)
-                row = list(run)
+                row: list[Any] = list(run)
                 row[_STEP], row[_VISIT], row[_FAILURES], row[_HOPS] = step, run.seq + 1, 0, run.hops + 1
                 row[_INPUT], row[_PROGRESS], row[_DATA] = None, progress, data
                 return _moved(run, row, "goto", duration, now, commit_id)
@@ -164,9 +162,10 @@ def decide(
                     input=None, data=data,
                 )  # fmt: skip
             case Complete():
-                row = list(run)
-                row[_STATUS], row[_OWNER], row[_ENDED_AT], row[_INPUT], row[_DATA] = COMPLETED, None, now, None, data
-                return _moved(run, row, "complete", duration, now, commit_id)
+                return move(
+                    run, "complete", duration, now, commit_id,
+                    status=COMPLETED, owner=None, ended_at=now, input=None, data=data,
+                )  # fmt: skip
             case Fail(reason):
                 reason = bounded(reason, MAX_ERROR)
                 return move(

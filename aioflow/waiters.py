@@ -9,7 +9,6 @@ from typing import Literal, TypeAlias
 from aioflow.model import LIVE, Run, WorkflowStatus
 
 Until: TypeAlias = Literal["ended", "parked"]
-RUNNING = str(WorkflowStatus.RUNNING)
 #: What a waiter waits for: or, as a number, that the run has more transitions than so many, or has ended.
 Goal: TypeAlias = Until | int
 
@@ -48,10 +47,8 @@ class Waiters:
         entries = self._waiting.get(run.id)
         if entries is None:
             return
-        runs = run.status == RUNNING
         for until, future in entries:  # whoever hears of it goes on in a later turn of the loop
-            # Of a run that runs nobody is told but those who count.
-            if (not runs or type(until) is int) and reached(run, until) and not future.done():
+            if reached(run, until) and not future.done():
                 future.set_result(run)
 
     def tell_all(self, runs: Iterable[Run]) -> None:
