@@ -42,16 +42,25 @@ async def watch_lag(lags: list[float]) -> None:
         lags.append((time.perf_counter() - began - LAG_TICK) * 1000)
 
 
-def single_commits(path: Path, commits: int) -> list[float]:
-    """Milliseconds of one transition as one transaction: BEGIN IMMEDIATE, UPDATE, INSERT, COMMIT; WAL and FULL."""
-    db = sqlite3.connect(path, isolation_level=None)
+def plain_file(path: Path) -> sqlite3.Connection:
+    """A file of two small tables, runs and their history, as durable as a store's: WAL and FULL."""
+    # Its statements may come from another thread, one after the other.
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
-    db.execute("CREATE TABLE runs (id INTEGER PRIMARY KEY, step TEXT, seq INTEGER, at INTEGER, data TEXT)")
     db.execute(
-        "CREATE TABLE history (run_id INTEGER, seq INTEGER, at INTEGER, step TEXT, PRIMARY KEY (run_id, seq))"
-        " WITHOUT ROWID"
+        "CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, step TEXT, seq INTEGER, at INTEGER, data TEXT)"
     )
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS history (run_id INTEGER, seq INTEGER, at INTEGER, step TEXT,"
+        " PRIMARY KEY (run_id, seq)) WITHOUT ROWID"
+    )
+    return db
+
+
+def single_commits(path: Path, commits: int) -> list[float]:
+    """Milliseconds of one transition as one transaction: BEGIN IMMEDIATE, UPDATE, INSERT, COMMIT; WAL and FULL."""
+    db = plain_file(path)
     data = '{"order_id": 1, "note": "something of the usual length"}'
     db.execute("INSERT INTO runs VALUES (1, 'reserve', 0, 0, ?)", (data,))
     times = []

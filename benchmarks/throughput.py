@@ -6,7 +6,8 @@ The public Engine with everything on: history, fences, validation, tracing, `syn
 transitions. Every other round runs with the garbage collector set as a program with thousands of runs at once may set
 it (a library must not): `gc.freeze()` and `gc.set_threshold(10_000, 20, 50)`. The raw rate is a plain sqlite3 loop in the same directory: groups of 1000 transitions (UPDATE of a run,
 INSERT of a history row), each group one transaction. How fast the machine runs Python just then tell the tasks per second: bare coroutines by
-`create_task` and `gather`, 2000 at once. Rounds of all three alternate; the medians are printed as JSON.
+`create_task` and `gather`, 2000 at once; and what is left for any engine tells a bare one (`bare.py`), with the same
+steps, as many outstanding, and nothing that makes an engine one. Rounds of all alternate; the medians are printed as JSON.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import argparse
 import asyncio
 import gc
 import json
-import os
-import platform
-import sqlite3
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from bare import BareEngine
+from measuring import machine, plain_file, shares
 from pydantic import BaseModel
 
 from aioflow import Engine, complete, get_context, goto, step, workflow
@@ -57,44 +58,72 @@ class ThreeSteps:
         return complete()
 
 
-async def many(engine: Engine, runs: int, outstanding: int) -> float:
-    """Runs per second with so many outstanding at once."""
+async def rate(one: Callable[[int], Awaitable[object]], runs: int, outstanding: int) -> float:
+    """Runs per second with so many outstanding at once: ``one`` starts a run and waits for it."""
     numbers = iter(range(runs))
 
     async def one_after_the_other() -> None:
         for number in numbers:
-            run = await engine.start(ThreeSteps, order_id=number)
-            await run.wait()
+            await one(number)
 
     started = time.perf_counter()
     await asyncio.gather(*(one_after_the_other() for _ in range(outstanding)))
     return runs / (time.perf_counter() - started)
 
 
-async def alone(engine: Engine, runs: int) -> list[float]:
-    """Milliseconds from start() to the end, one run at a time."""
-    times = []
+async def times(one: Callable[[int], Awaitable[object]], runs: int) -> list[float]:
+    """Milliseconds from the start to the end of a run, one run at a time."""
+    found = []
     for number in range(runs):
         started = time.perf_counter()
+        await one(number)
+        found.append((time.perf_counter() - started) * 1000)
+    return found
+
+
+def through(engine: Engine) -> Callable[[int], Awaitable[object]]:
+    """One run of an engine, from its start to its end."""
+
+    async def one(number: int) -> None:
         run = await engine.start(ThreeSteps, order_id=number)
         await run.wait()
-        times.append((time.perf_counter() - started) * 1000)
-    return times
+
+    return one
+
+
+async def many(engine: Engine, runs: int, outstanding: int) -> float:
+    """Runs per second of an engine."""
+    return await rate(through(engine), runs, outstanding)
+
+
+async def bare(path: Path, runs: int, outstanding: int, serial: int) -> tuple[float, list[float]]:
+    """The same of a bare engine: runs per second, and milliseconds of a run alone."""
+
+    async def reserve(context: ThreeSteps.Context) -> str:
+        context.items = [1, 2]
+        return "charge"
+
+    async def charge(context: ThreeSteps.Context) -> str:
+        context.paid = True
+        return "ship"
+
+    async def ship(context: ThreeSteps.Context) -> str:
+        context.note = "shipped"
+        return ""
+
+    steps = {"reserve": reserve, "charge": charge, "ship": ship}
+    async with BareEngine(path, ThreeSteps.Context, steps, outstanding) as engine:
+
+        async def one(number: int) -> None:
+            run = await engine.start(order_id=number)
+            await run.done
+
+        return await rate(one, runs, outstanding), await times(one, serial)
 
 
 def raw(directory: Path, transitions: int) -> float:
     """Transitions per second of plain sqlite3, in groups."""
-    path = directory / "raw.db"
-    db = sqlite3.connect(path, isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute(
-        "CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, step TEXT, seq INTEGER, at INTEGER, data TEXT)"
-    )
-    db.execute(
-        "CREATE TABLE IF NOT EXISTS history (run_id INTEGER, seq INTEGER, at INTEGER, step TEXT,"
-        " PRIMARY KEY (run_id, seq)) WITHOUT ROWID"
-    )
+    db = plain_file(directory / "raw.db")
     data = ThreeSteps.Context(order_id=1).model_dump_json()
     db.executemany("INSERT OR IGNORE INTO runs VALUES (?, 'reserve', 0, 0, ?)", [(i, data) for i in range(GROUP)])
     (seq,) = db.execute("SELECT coalesce(max(seq), 0) FROM history").fetchone()
@@ -108,9 +137,9 @@ def raw(directory: Path, transitions: int) -> float:
         )
         db.executemany("INSERT INTO history VALUES (?, ?, ?, ?)", [(i, seq, seq, "charge") for i in range(GROUP)])
         db.execute("COMMIT")
-    rate = transitions / (time.perf_counter() - started)
+    found = transitions / (time.perf_counter() - started)
     db.close()
-    return rate
+    return found
 
 
 async def tasks(number: int = 100_000, at_once: int = 2000) -> float:
@@ -130,47 +159,54 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
     tuned: list[float] = []
     limits: list[float] = []
     pace: list[float] = []
+    bare_rates: list[float] = []
     busy: list[tuple[float, float]] = []
-    times: list[float] = []
+    alone: list[float] = []
+    bare_alone: list[float] = []
+    runs, outstanding = options.runs, options.outstanding
     thresholds = gc.get_threshold()
     with tempfile.TemporaryDirectory() as directory:
         for number in range(options.rounds):
             pace.append(await tasks())
-            limits.append(raw(Path(directory), 4 * options.runs // GROUP * GROUP))
+            limits.append(raw(Path(directory), 4 * runs // GROUP * GROUP))
+            least, found = await bare(Path(directory, f"{number}-bare.db"), runs, outstanding, options.serial)
+            bare_rates.append(least)
+            bare_alone += found
             # A fresh file each round: nothing is deleted in between, which would slow single commits for a while.
-            async with Engine(f"sqlite:///{directory}/{number}.db", max_running=options.outstanding) as engine:
+            async with Engine(f"sqlite:///{directory}/{number}.db", max_running=outstanding) as engine:
                 before = time.thread_time(), time.process_time()
-                rates.append(await many(engine, options.runs, options.outstanding))
+                rates.append(await many(engine, runs, outstanding))
                 busy.append((time.thread_time() - before[0], time.process_time() - before[1]))
-                times += await alone(engine, options.serial)
+                alone += await times(through(engine), options.serial)
             gc.collect()
             gc.freeze()
             gc.set_threshold(10_000, 20, 50)
-            async with Engine(f"sqlite:///{directory}/{number}-gc.db", max_running=options.outstanding) as engine:
-                tuned.append(await many(engine, options.runs, options.outstanding))
+            async with Engine(f"sqlite:///{directory}/{number}-gc.db", max_running=outstanding) as engine:
+                tuned.append(await many(engine, runs, outstanding))
             gc.unfreeze()
             gc.set_threshold(*thresholds)
-    times.sort()
+    runs_per_s, raw_per_s, bare_per_s = map(statistics.median, (rates, limits, bare_rates))
     return {
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-        "cores": os.cpu_count(),
-        "outstanding": options.outstanding,
-        "runs_per_s": round(statistics.median(rates)),
+        **machine(),
+        "outstanding": outstanding,
+        "runs_per_s": round(runs_per_s),
         "runs_per_s_with_gc_set": round(statistics.median(tuned)),
-        "transitions_per_s": round(4 * statistics.median(rates)),
-        "raw_transitions_per_s": round(statistics.median(limits)),
+        "bare_runs_per_s": round(bare_per_s),
+        "share_of_bare": round(runs_per_s / bare_per_s, 3),
+        "transitions_per_s": round(4 * runs_per_s),
+        "raw_transitions_per_s": round(raw_per_s),
+        "share_of_raw": round(4 * runs_per_s / raw_per_s, 3),
         "tasks_per_s": round(statistics.median(pace)),
-        "tasks_for_a_run": round(statistics.median(pace) / statistics.median(rates), 1),
+        "tasks_for_a_run": round(statistics.median(pace) / runs_per_s, 1),
         "cpu_us_a_run": {
-            name: round(statistics.median(seconds) / options.runs * 1_000_000)
+            name: round(statistics.median(seconds) / runs * 1_000_000)
             for name, seconds in zip(("event loop", "process"), zip(*busy, strict=True), strict=True)
         },
-        "share_of_raw": round(4 * statistics.median(rates) / statistics.median(limits), 3),
-        "serial_ms_p50": round(times[len(times) // 2], 3),
-        "serial_ms_p99": round(times[len(times) * 99 // 100], 3),
-        "rounds": [round(rate) for rate in rates],
-        "rounds_with_gc_set": [round(rate) for rate in tuned],
+        "serial_ms": shares(alone),
+        "bare_serial_ms": shares(bare_alone),
+        "rounds": [round(each) for each in rates],
+        "rounds_with_gc_set": [round(each) for each in tuned],
+        "rounds_bare": [round(each) for each in bare_rates],
     }
 
 
