@@ -252,7 +252,10 @@ class Planner(DueLoop):
             commit_id=next(self._commit_ids),
         )  # fmt: skip
         resumption = f'["event", {json.dumps(event.name)}, {event.payload}]'
-        return change._replace(run=change.run._replace(event_id=event.event_id, input=resumption), plan=plan.id)
+        # It counts from when it was due, however late it is made: what occurred since then it is to hear of.
+        since = min(max(event.at + plan.offset, event.recorded_at), change.run.created_at)
+        run = change.run._replace(event_id=event.event_id, input=resumption, created_at=since)
+        return change._replace(run=run, plan=plan.id)
 
     async def _block(self, plan: Plan, error: WorkflowUnknown) -> None:
         text = bounded(one_line(error), MAX_ERROR)

@@ -193,7 +193,7 @@ class WorkflowRun(Generic[C]):
 
     @property
     def created_at(self) -> datetime:
-        """When it was started."""
+        """When it was started; what an event starts, when that was due, however late it was made."""
         return to_datetime(self._row.created_at)
 
     @property

@@ -61,8 +61,8 @@ class _Arms:
 
         Args:
             name: the event's name; of every namespace.
-            entity_id: only one of this entity (17 is "17"), which may also have occurred since the run started. This
-                arm takes it before one without an entity_id does.
+            entity_id: only one of this entity (17 is "17"), which may also have occurred since the run started (see
+                ``wait_for_event``). This arm takes it before one without an entity_id does.
             then: the step to go on with; its parameter ``event: Event`` is given the event.
 
         Returns:
@@ -146,8 +146,8 @@ class _Waits:
 
         Args:
             name: the event's name; of every namespace.
-            entity_id: only an event of this entity (17 is "17"). It may also have occurred since the run started, if
-                the run has not gone on with it before; without an entity_id, only what occurs while the run waits.
+            entity_id: only an event of this entity (17 is "17"). It may also have occurred since the run started (a run
+                that an event starts: since that was due), if the run has not gone on with it before; without an entity_id, only what occurs while the run waits.
             timeout: a timedelta, or the aware datetime, after which the run goes on with ``on_timeout``.
             on_timeout: the step for that case; a timeout needs it.
             then: the step to go on with; its parameter ``event: Event`` is given the event. Without it the next declared

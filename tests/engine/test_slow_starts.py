@@ -13,12 +13,26 @@ import pytest
 from anyio import to_thread
 from pydantic import BaseModel
 
-from aioflow import Engine, Event, complete, entity_loader, event_workflow, step, wait_for_event, workflow
+from aioflow import (
+    Engine,
+    Event,
+    complete,
+    entity_loader,
+    event_workflow,
+    get_context,
+    goto,
+    on,
+    step,
+    wait,
+    wait_for_event,
+    workflow,
+)
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine, ShiftedClock
 from tests.support import wait_until
 
 HOUR = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
 #: More than a scan looks at together.
 MANY = 700
 
@@ -135,6 +149,57 @@ async def test_a_client_waits_for_all_that_is_due(make_engine: MakeEngine) -> No
         slow.gate.set()
         assert await doing == 250
         assert (await client.count(), (await client.stats()).planned) == (250, 0)
+
+
+@pytest.mark.parametrize("offset", [0, 60])
+async def test_it_misses_nothing_meanwhile(make_engine: MakeEngine, clock: ShiftedClock, offset: int) -> None:
+    """A run hears what occurs for its entity from when it was due, however late it is made; no more, nor its own event."""
+    gate, asked = asyncio.Event(), asyncio.Event()
+
+    class Heard(BaseModel):
+        heard: list[str] = []
+
+    @event_workflow("slow-booked", name="slow-misses-nothing", offset_minutes=offset)
+    class Flow:
+        Context = Heard
+
+        @classmethod
+        async def create_context(cls, event: Event) -> Heard:
+            asked.set()
+            await gate.wait()
+            return Heard()
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            arms = [on.event(name, entity_id=7, then=self.hear) for name in ("slow-booked", "slow-paid")]
+            return wait.any(*arms, on("end", then=self.end))
+
+        @step
+        async def hear(self, event: Event) -> Command:
+            get_context(Heard).heard.append(event.id)
+            return goto(self.ask)
+
+        @step
+        async def end(self) -> Command:
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        await engine.emit("slow-booked", {"id": 7}, at=clock.now() + (60 - offset) * MINUTE, event_id="booked")
+        await engine.emit("slow-paid", entity_id=7, event_id="too soon")
+        clock.shift(HOUR)
+        await asyncio.wait_for(asked.wait(), 5)
+        for event_id in ("first", "second"):
+            await engine.emit("slow-paid", entity_id=7, event_id=event_id)
+            clock.shift(MINUTE)
+        gate.set()
+
+        async def heard() -> bool:
+            return [run.data["heard"] for run in await engine.runs(event_id="booked")] == [["first", "second"]]
+
+        await wait_until(heard)
+        await engine.signal("end", run_id=(await engine.runs(event_id="booked"))[0].id)
+        await ended(engine, Flow, 1)
+        assert await heard()
 
 
 class Hung(BaseModel):
