@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from aioflow import interventions
 from aioflow.changes import Amend, Result
-from aioflow.clock import SECOND, Micros
+from aioflow.clock import SECOND, Micros, seconds_of
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import EngineClosed, OtherLoop, RunNotFound
 from aioflow.model import Run, StartOptions, Transition, check_id, check_name
@@ -248,7 +248,7 @@ class Client:
 
         Args:
             run_id: the run's id.
-            timeout: seconds or a timedelta; None waits for ever.
+            timeout: seconds or a timedelta, after which it is given up; 0 reads the run once; None waits for ever.
             until: "ended" (completed, failed or cancelled), or "parked" (ended or waiting).
 
         Returns:
@@ -264,14 +264,17 @@ class Client:
         parts = self._open_for("wait()")
         if until not in ("ended", "parked"):
             raise ValueError(f"wait(until=...) takes 'ended' or 'parked', got {until!r}.")
-        seconds = _seconds(timeout)
+        seconds = seconds_of(timeout)
         future = parts.waiters.add(check_id(run_id), until)
         try:
-            if not parts.slots.drives(run_id):  # else its end will be heard of
-                row = await self.reread(run_id)
-                if reached(row, until):
-                    return WorkflowRun(self, row)
-            async with parts.clock.limit(seconds):
+            once = seconds is not None and seconds <= 0  # then it is read all the same
+            async with parts.clock.limit(None if once else seconds):
+                if once or not parts.slots.drives(run_id):  # else its end will be heard of
+                    row = await self.reread(run_id)
+                    if reached(row, until):
+                        return WorkflowRun(self, row)
+                if once:
+                    raise TimeoutError
                 return WorkflowRun(self, await future)
         except TimeoutError:
             raise TimeoutError(f"Run {run_id} has not {until} within {seconds or 0:g} s.") from None
@@ -335,15 +338,3 @@ class Client:
             running_here=parts.running(),
             bytes=found.bytes,
         )
-
-
-def _seconds(timeout: object) -> float | None:
-    if timeout is None:
-        return None
-    if isinstance(timeout, timedelta):
-        timeout = timeout.total_seconds()
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise TypeError(f"timeout takes seconds or a timedelta, got {type(timeout).__name__}.")
-    if not timeout >= 0:
-        raise ValueError(f"timeout must not be negative, got {timeout}.")
-    return float(timeout)

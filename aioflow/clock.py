@@ -120,3 +120,20 @@ def duration_micros(duration: timedelta, what: str = "a duration") -> Micros:
     if micros < 0:
         raise ValueError(f"{what} must not be negative, got {duration}.")
     return micros
+
+
+def seconds_of(timeout: object) -> float | None:
+    """A timeout as calls take it: seconds or a timedelta, or None for ever.
+
+    Raises:
+        TypeError, ValueError: it is neither, or negative.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"timeout takes seconds or a timedelta, got {type(timeout).__name__}.")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must not be negative, got {timeout}.")
+    return float(timeout)

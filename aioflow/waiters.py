@@ -22,7 +22,7 @@ class Waiters:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, list[tuple[Goal, asyncio.Future[Run]]]] = {}
+        self._waiting: dict[int, dict[asyncio.Future[Run], Goal]] = {}
         self._failed: Exception | None = None
 
     @property
@@ -39,7 +39,7 @@ class Waiters:
         if self._failed is not None:
             raise self._failed
         future: asyncio.Future[Run] = asyncio.Future(loop=self._loop)
-        self._waiting.setdefault(run_id, []).append((until, future))
+        self._waiting.setdefault(run_id, {})[future] = until
         return future
 
     def tell(self, run: Run) -> None:
@@ -47,7 +47,7 @@ class Waiters:
         entries = self._waiting.get(run.id)
         if entries is None:
             return
-        for until, future in entries:  # whoever hears of it goes on in a later turn of the loop
+        for future, until in entries.items():  # whoever hears of it goes on in a later turn of the loop
             if reached(run, until) and not future.done():
                 future.set_result(run)
 
@@ -60,18 +60,18 @@ class Waiters:
         """Nobody will tell any more, neither those who wait nor those who come."""
         self._failed = error
         for entries in list(self._waiting.values()):
-            for _, future in list(entries):
+            for future in list(entries):
                 if not future.done():
                     future.set_exception(error)
                     future.exception()  # who has not come to await it hears of the end elsewhere: it is not to be printed
 
     def remove(self, run_id: int, future: asyncio.Future[Run]) -> None:
         """Nobody listens to this future any more."""
-        entries = self._waiting.get(run_id, ())
-        if len(entries) > 1:
-            self._waiting[run_id] = [entry for entry in entries if entry[1] is not future]
-        elif entries and entries[0][1] is future:
-            del self._waiting[run_id]
+        entries = self._waiting.get(run_id)
+        if entries is not None:
+            entries.pop(future, None)
+            if not entries:
+                del self._waiting[run_id]
 
 
 def reached(run: Run, until: Goal) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 from pydantic import BaseModel
 
 from aioflow import Engine, StartOptions, WorkflowRun, complete, errors, fail, get_context, goto, sleep, step, workflow
+from aioflow.clock import Micros
 from aioflow.commands import Command
+from aioflow.model import Run
+from aioflow_memory import MemoryStore
 from tests.engine.conftest import MakeEngine, ShiftedClock, moved_on, run_of
 from tests.support import wait_until
 
@@ -366,3 +370,32 @@ async def test_wait_ends_when_another_worker_ends_the_run(make_engine: MakeEngin
         gated.gate.set()
         async with make_engine(gated.workflow):
             assert (await waiter).status == "completed"
+
+
+class Asked(MemoryStore):
+    """Reads runs when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def load(self, ids: Collection[int], now: Micros) -> list[Run]:
+        await self.gate.wait()
+        return await super().load(ids, now)
+
+
+async def test_timeout_counts_what_the_store_takes() -> None:
+    """A wait is over in time though the store has not answered yet; one of no time waits for that alone."""
+    store = Asked()
+    async with Engine(store, workflows=[Order]) as engine:
+        run = await engine.start(Order, way="sleep")
+        await run.wait(5, until="parked")
+        store.gate.clear()
+        with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
+            await asyncio.wait_for(run.wait(0.01), 5)
+        at_once = asyncio.create_task(run.wait(0, until="parked"))
+        await asyncio.wait({at_once}, timeout=0.01)
+        assert not at_once.done()
+        store.gate.set()
+        assert (await asyncio.wait_for(at_once, 5)).status == "waiting"
