@@ -64,7 +64,7 @@ class Delivery:
         commit_ids: makes commit ids.
 
     The mutable state: the runs to look at, what to do for those that turn out to have no mail, who watches which signal, who sends to which address, how many signals have expired, which runs the code
-    here cannot take though they have mail, and when it last looked for what has expired.
+    here cannot take though they have mail, when it last looked for what has expired, and whether it is closed.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Delivery:
         self._next_expiry: Micros = 0
         self._cannot: set[int] = set()
         self.expired = 0
+        self._closed = False
 
     @property
     def idle(self) -> bool:
@@ -118,6 +119,8 @@ class Delivery:
     def watching(self, signal_id: int) -> Iterator[Watch]:
         """Hear what becomes of a signal that is about to be posted."""
         watch = self._watches[signal_id] = Watch()
+        if self._closed:
+            watch.settled.set()
         try:
             yield watch
         finally:
@@ -230,6 +233,7 @@ class Delivery:
 
     def close(self) -> None:
         """Nobody needs to wait any more."""
+        self._closed = True
         for watch in self._watches.values():
             watch.settled.set()
 

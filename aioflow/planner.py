@@ -12,7 +12,7 @@ import asyncio
 import contextvars
 import json
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 
@@ -24,7 +24,7 @@ from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
 from aioflow.definition import WorkflowDefinition
 from aioflow.dueloop import DueLoop
-from aioflow.errors import StoreError, WorkflowUnknown
+from aioflow.errors import EngineClosed, StoreError, WorkflowUnknown
 from aioflow.events import event_of
 from aioflow.interventions import start
 from aioflow.likeness import one_line
@@ -42,8 +42,6 @@ from aioflow.timers import Timers
 _MOST = 100
 #: How many may be under way in all, with those that wait for the code of their workflow: a bound on what that takes.
 _MOST_ASIDE = 10_000
-#: Seconds.
-_LONGEST = 3600.0
 #: Seconds that the workflow's code is given to say whether and with what a run starts: its other starts wait for that.
 LONGEST_ASK = 60.0
 _FIRST_BACKOFF: Micros = SECOND
@@ -61,7 +59,7 @@ class Planner(DueLoop):
 
     The mutable state, beside that of DueLoop: how many are under way by workflow, those that are held back because too
     many of theirs are, how many are held back or in the workflow's code, which generation of the registry the store has
-    been told of, which workflows were missed, and whether it is being stopped.
+    been told of, which workflows were missed, whether it is being stopped, and who waits until nothing is fired.
     """
 
     def __init__(
@@ -92,6 +90,7 @@ class Planner(DueLoop):
         self._told = -1
         self._missed: set[str] = set()
         self._stopping = False
+        self._quiet = asyncio.Event()
 
     @property
     def idle(self) -> bool:
@@ -128,14 +127,23 @@ class Planner(DueLoop):
         """End what is under way: it is planned still."""
         self._stopping = True
         self.working = False
+        self._quiet.set()
         await self._tasks.cancel(patience)
 
     async def fire_all(self) -> int:
         """See DueLoop; it has been done when this returns."""
         fired = await super().fire_all()
         while self._firing:
-            await self._tasks.wait(_LONGEST)
+            if self._stopping:
+                raise EngineClosed("engine.process_scheduled()")
+            self._quiet.clear()
+            await self._quiet.wait()
         return fired
+
+    def _let_go(self, ids: Iterable[int]) -> None:
+        self._firing.difference_update(ids)
+        if not self._firing:
+            self._quiet.set()
 
     async def _fire(self, due: list[Deadline]) -> int:
         todo = {deadline.run_id: deadline for deadline in due if deadline.run_id not in self._firing}
@@ -144,7 +152,7 @@ class Planner(DueLoop):
             now = self._clock.micros()
             planned = await self._store.select(PlanQuery(ids=tuple(todo)), now)
         except BaseException:
-            self._firing.difference_update(todo)
+            self._let_go(todo)
             self.push(todo.values())
             raise
         taken: set[int] = set()
@@ -161,8 +169,10 @@ class Planner(DueLoop):
                 self._aside += 1
                 continue
             self._begun[plan.workflow] += 1
-            self._tasks.spawn(self._fulfil(each), context=self._context.copy())
-        self._firing.difference_update(todo.keys() - taken)
+            # Told by the task: one that a step cancels may not even have begun.
+            task = self._tasks.spawn(self._fulfil(each), context=self._context.copy())
+            task.add_done_callback(partial(self._fulfilled, plan))
+        self._let_go(todo.keys() - taken)
         return len(taken)
 
     async def _resume(self, workflow: str) -> None:
@@ -172,7 +182,7 @@ class Planner(DueLoop):
             while held and (room := _MOST - self._begun[workflow]) > 0:
                 due = [held.popleft() for _ in range(min(room, len(held)))]
                 self._aside -= len(due)
-                self._firing.difference_update(deadline.run_id for deadline in due)
+                self._let_go(deadline.run_id for deadline in due)
                 await self._fire(due)
         except StoreError as error:
             telemetry.trouble(f"{self._what} cannot be fired, will try again", error)
@@ -193,13 +203,14 @@ class Planner(DueLoop):
             telemetry.warn(
                 "a plan cannot be fulfilled, will try again", event_id=planned.event.event_id, error=str(error)
             )
-        finally:
-            self._firing.discard(plan.id)
-            self._begun[plan.workflow] -= 1
-            if self._held[plan.workflow] and plan.workflow not in self._resuming and not self._stopping:
-                self._resuming.add(plan.workflow)
-                self._tasks.spawn(self._resume(plan.workflow), context=self._context.copy())
-            self.made_room()
+
+    def _fulfilled(self, plan: Plan, _: asyncio.Task[None]) -> None:
+        self._let_go((plan.id,))
+        self._begun[plan.workflow] -= 1
+        if self._held[plan.workflow] and plan.workflow not in self._resuming and not self._stopping:
+            self._resuming.add(plan.workflow)
+            self._tasks.spawn(self._resume(plan.workflow), context=self._context.copy())
+        self.made_room()
 
     async def _commit(self, change: Occur | Replan) -> Result:
         async with self._places:

@@ -20,7 +20,7 @@ from aioflow.clock import SECOND, Clock, StoreClock, duration_micros
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
 from aioflow.discovery import find_store
-from aioflow.errors import EngineClosed, StoreError, UsageError
+from aioflow.errors import EngineClosed, OtherLoop, StoreError, UsageError
 from aioflow.executor import Executor
 from aioflow.ids import Ids, commit_ids
 from aioflow.model import Run, Transition
@@ -31,7 +31,7 @@ from aioflow.registry import Registry, definition_of, registry
 from aioflow.scheduler import Scheduler
 from aioflow.shutdown import signalled
 from aioflow.store import Store
-from aioflow.tasks import TaskSet
+from aioflow.tasks import TaskSet, finish
 from aioflow.telemetry import Instrument, Telemetry
 from aioflow.timers import Timers
 from aioflow.waiters import Waiters
@@ -125,17 +125,25 @@ class Engine(Calls):
             raise UsageError(f"{self!r} is open already. Open it once, and share it within the event loop.")
         self._opening = True
         try:
-            store = find_store(self._url_or_store)
-            try:
-                await self._compose(store)
-            except BaseException:
-                with CancelScope(shield=True):
-                    await self._tasks.cancel(1.0)
-                    await store.close()
-                raise
+            # Of its own, so that it is cancelled once at most: cut short, what it undoes would leave threads and locks.
+            await finish(asyncio.create_task(self._start_up(), name="aioflow opening"), cancel=True)
+        except asyncio.CancelledError:
+            if self._parts is not None:  # it was through already
+                await self.__aexit__(None, None, None)
+            raise
         finally:
             self._opening = False
         return self
+
+    async def _start_up(self) -> None:
+        store = find_store(self._url_or_store)
+        try:
+            await self._compose(store)
+        except BaseException:
+            with CancelScope(shield=True):
+                await self._tasks.cancel(1.0)
+                await store.close()
+            raise
 
     async def _compose(self, store: Store) -> None:
         clock, known = self._clock or StoreClock(store), self._registry
@@ -247,19 +255,13 @@ class Engine(Calls):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let running steps end and commit, give the runs back, and close the store."""
+        loop = None if self._parts is None else self._parts.loop
+        if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
+            raise OtherLoop("engine.__aexit__()")
         if self._closing is None or self._closing.done():
             self._closing = TaskSet().spawn(self._close(), name="aioflow closing")
-        closing = self._closing  # whoever else closes it meanwhile waits for the same
-        cancelled: asyncio.CancelledError | None = None
-        while not closing.done():  # bounded by shutdown_timeout; half a close would leave threads behind
-            try:
-                with CancelScope(shield=True):
-                    await asyncio.shield(closing)
-            except asyncio.CancelledError as again:
-                cancelled = again
-        closing.result()
-        if cancelled is not None:
-            raise cancelled
+        # Whoever else closes it meanwhile waits for the same. It is bounded by shutdown_timeout.
+        await finish(self._closing)
 
     async def _close(self) -> None:
         parts, worker = self._parts, self._worker
@@ -268,6 +270,8 @@ class Engine(Calls):
         try:
             if self._works:
                 await worker.drain(self._shutdown_timeout)
+            else:
+                await parts.planner.stop(1.0)
             await self._tasks.cancel(1.0)
             # Steps could start and query until now. From here on nobody may, or the end would wait for the last caller.
             self._parts = None

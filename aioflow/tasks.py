@@ -1,7 +1,8 @@
 """A group of tasks that can leave a member behind.
 
 asyncio's and anyio's task groups wait for every member, for ever. A step that swallows its cancellation would keep
-an engine from ending, so the engine's tasks live here: every task of aioflow is created by this module.
+an engine from ending, so the engine's tasks live here: every task of aioflow is created by this module, but for the one
+that opens an engine.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import Any
+from typing import Any, TypeVar
+
+from anyio import CancelScope
 
 from aioflow import telemetry
 from aioflow.context import in_step
 
+T = TypeVar("T")
 #: Seconds until a task that was ended is begun again.
 _MOMENT = 0.05
 
@@ -32,6 +36,35 @@ class _Kept(asyncio.Task[None]):
 def is_assaulted(task: asyncio.Task[Any] | None) -> bool:
     """Whether it is a step that has cancelled this task, so that another is begun in its place."""
     return isinstance(task, _Kept) and task.assaulted
+
+
+async def finish(task: asyncio.Task[T], *, cancel: bool = False) -> T:
+    """Wait for a task to its very end, however often the caller is cancelled meanwhile: he is so when it has ended.
+
+    Args:
+        task: what must not be left half done.
+        cancel: whether it is to hear of that: it is cancelled once, for what it undoes then must not be cut short.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        What it raises; CancelledError, when it has ended, if the caller was cancelled.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            # anyio's scopes would cancel the caller again at each turn of the loop.
+            with CancelScope(shield=cancelled is not None or not cancel):
+                await asyncio.shield(task)
+        except asyncio.CancelledError as again:
+            if cancel and cancelled is None:
+                task.cancel()
+            cancelled = again
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result
 
 
 class TaskSet:

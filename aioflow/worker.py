@@ -329,7 +329,7 @@ class Worker:
         self.draining = True
         self.scheduler.working = False
         await self.planner.stop(GRACE)
-        for activation in self._waiting.values():  # it ends them
+        for activation in list(self._waiting.values()):  # it ends them
             activation.begin()
         if self._activations:
             self._idle.clear()

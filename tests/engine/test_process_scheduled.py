@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import pytest
 from pydantic import BaseModel
 
-from aioflow import StartOptions, complete, get_context, sleep, step, workflow
+from aioflow import Event, StartOptions, complete, event_workflow, get_context, sleep, step, workflow
 from aioflow.commands import Command
+from aioflow.errors import EngineClosed
 from tests.engine.conftest import MakeEngine, ShiftedClock, kinds_of
 
 HOUR = timedelta(hours=1)
+ROUNDS = 100
 
 
 @workflow("scheduled-order")
@@ -28,6 +31,15 @@ class Order:
 
     @step
     async def end(self) -> Command:
+        return complete()
+
+
+@event_workflow("scheduled-heard")
+class Heard:
+    """Is over at once."""
+
+    @step(start=True)
+    async def begin(self) -> Command:
         return complete()
 
 
@@ -83,3 +95,45 @@ async def test_working_engine_may_be_asked_as_well(make_engine: MakeEngine, cloc
         for run in runs:
             assert (await run.wait(5)).status == "completed"
             assert await kinds_of(engine, run) == ["start", "sleep", "wake", "complete"]
+
+
+async def test_calls_and_events_at_once(make_engine: MakeEngine) -> None:
+    """Each call returns, whatever else is in the midst of being fired."""
+    async with make_engine(Heard) as engine:
+
+        async def emit() -> None:
+            await engine.emit("scheduled-heard")
+
+        for _ in range(ROUNDS):
+            await asyncio.gather(*(call() for _ in range(3) for call in (emit, engine.process_scheduled)))
+        assert await engine.process_scheduled() == 0
+        assert await engine.count() == 3 * ROUNDS
+
+
+async def test_a_call_when_the_engine_is_closed(make_engine: MakeEngine) -> None:
+    """A call that is under way ends with an error, and what it had begun is planned still."""
+    asked, gate = asyncio.Event(), asyncio.Event()
+
+    @event_workflow("scheduled-asked", name="scheduled-asks")
+    class Asks:
+        @classmethod
+        async def should_run_for_event(cls, event: Event) -> bool:
+            asked.set()
+            await gate.wait()
+            return True
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            return complete()
+
+    async with make_engine(Asks):
+        pass
+    async with make_engine(Asks, worker=False) as client:
+        await client.emit("scheduled-asked")
+        calling = asyncio.create_task(client.process_scheduled())
+        await asyncio.wait_for(asked.wait(), 5)
+    with pytest.raises(EngineClosed, match="process_scheduled"):
+        await asyncio.wait_for(calling, 5)
+    gate.set()
+    async with make_engine(Asks, worker=False) as client:
+        assert (await client.process_scheduled(), await client.count()) == (1, 1)

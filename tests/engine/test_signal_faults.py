@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from aioflow import Engine, WorkflowRun, complete, errors, get_context, goto, step, wait, workflow
+from aioflow import Engine, SignalReceipt, WorkflowRun, complete, errors, get_context, goto, step, wait, workflow
 from aioflow.changes import Change, Move, Post, Result
 from aioflow.clock import Micros
 from aioflow.commands import Command
+from aioflow.store import PlanQuery, RunQuery
 from aioflow_memory import MemoryStore
 from tests.engine.conftest import MakeEngine, kinds_of
 from tests.faulty import lost
+from tests.support import wait_until
 
 
 @workflow("faults-order")
@@ -38,6 +40,22 @@ class Order:
         context = get_context(self.Context)
         context.taken.append(number)
         return complete() if len(context.taken) == context.wanted else goto(self.ask)
+
+
+@workflow("faults-keyed")
+class Keyed:
+    """Takes one signal by a key."""
+
+    class Context(BaseModel):
+        pass
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        return wait.for_signal("go", key="k", then=self.end)
+
+    @step
+    async def end(self) -> Command:
+        return complete()
 
 
 def is_post(change: Change) -> bool:
@@ -207,6 +225,61 @@ async def test_engine_closed_while_signal_waits() -> None:
     store.times = 0
     async with engine:
         assert (await engine.wait(run.id, 10)).data["taken"] == [7]
+
+
+class Gated(MemoryStore):
+    """Answers when it is let, once it is told to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asking, self.writing = asyncio.Event(), asyncio.Event()
+        self.let_ask, self.let_write = asyncio.Event(), asyncio.Event()
+        self.waits = False
+
+    async def select(self, query: RunQuery | PlanQuery, now: Micros) -> Any:
+        if self.waits:
+            self.asking.set()
+            await self.let_ask.wait()
+        return await super().select(query, now)
+
+    async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+        if self.waits:
+            self.writing.set()
+            await self.let_write.wait()
+        return await super().apply(changes, now)
+
+
+async def refuses(engine: Engine) -> bool:
+    """Whether it takes calls no more."""
+    try:
+        await engine.count()
+    except errors.EngineClosed:
+        return True
+    return False
+
+
+async def test_signal_that_is_posted_while_its_engine_closes() -> None:
+    """Is in the mailbox, and its sender hears so at once: there is nobody left who would deliver it."""
+    store = Gated()
+    async with Engine(store) as engine:
+        runs = [await engine.start(Keyed) for _ in range(2)]
+        for run in runs:
+            await run.wait(5, until="parked")
+        store.waits = True
+        starting = asyncio.create_task(engine.start(Keyed))
+        sending = [asyncio.create_task(engine.signal("go", key="k")) for _ in range(2)]
+        await asyncio.gather(store.asking.wait(), store.writing.wait())
+        closing = asyncio.create_task(engine.__aexit__(None, None, None))
+        await wait_until(lambda: refuses(engine))
+        store.let_ask.set()
+        for _ in range(50):  # turns of the loop, in which they queue what they send
+            await asyncio.sleep(0)
+        store.let_write.set()
+        await closing
+        told = await asyncio.wait_for(asyncio.gather(*sending, return_exceptions=True), 5)
+        assert told[0] == SignalReceipt("buffered")
+        assert isinstance(told[1], SignalReceipt | errors.StoreError)
+        await starting
 
 
 async def test_merge_that_the_context_forbids(make_engine: MakeEngine) -> None:
