@@ -4,9 +4,10 @@ To make a task, a context and three handles of the loop for every run costs more
 ready to go on queues up, and a task works it off; should a step have to wait, another task goes on with the rest. At
 most ``_TURN`` steps are begun in one turn of the loop, so that everybody else comes to his.
 
-A task is clean if the step left its contextvars as they were and no cancel scope open, and if nobody cancelled it or waits
-for its end. One that is not ends, and with it all that the step has left there. A cancellation that comes from what a step
-has left behind, a timer say, is refused by all tasks but its own: it was not meant for the run that they serve now.
+A task is clean if the step left its contextvars as they were and no cancel scope open, and if nobody cancelled it, waits
+for its end, or has kept it: to cancel it later, or as the key of what belongs to it. One that is not ends, and with it all
+that the step has left there. A cancellation that comes from what a step has left behind, a timer say, is refused by all
+tasks but its own: it was not meant for the run that they serve now.
 
 The mutable state of ``Pool``: the queue, the tasks that have nothing to do, and whether one of them is on its way.
 """
@@ -14,6 +15,7 @@ The mutable state of ``Pool``: the queue, the tasks that have nothing to do, and
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
@@ -29,6 +31,8 @@ from aioflow.tasks import TaskSet
 _TURN: Final = 32
 #: How many tasks may have nothing to do.
 _SPARE: Final = 4
+#: How many references there are to an object, where Python counts them.
+_references: Final[Callable[[object], int]] = getattr(sys, "getrefcount", lambda _: 0)
 
 
 class Job(Protocol):
@@ -135,7 +139,7 @@ class Pool:
         task = asyncio.current_task()
         assert task is not None
         kept = task if isinstance(task, PoolTask) else None
-        queue = self._queue
+        queue, ours = self._queue, _references(task)
         while True:
             self._called = False
             for _ in range(_TURN):
@@ -151,7 +155,7 @@ class Pool:
                 clean = await job.advance(task)
                 kept.job = None
                 del job
-                if kept.touched or not clean or _in_scope(task):
+                if kept.touched or not clean or _references(task) > ours or _in_scope(task):
                     return
             if self._ending or len(self._idle) >= _SPARE:
                 return

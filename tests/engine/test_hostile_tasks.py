@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import BaseModel
@@ -225,6 +226,86 @@ async def test_loop_that_cancels_all_its_tasks_fails_no_run(make_engine: MakeEng
 
 
 # ---- what cannot be followed
+
+
+@workflow("tasks-keeps", default_retry=ONCE)
+class Keeps:
+    """Keeps the task of its step, as a button that cancels it would, or as the key of a session."""
+
+    class Context(BaseModel):
+        waits: bool = False
+        session: int = 0
+
+    kept: ClassVar[dict[asyncio.Task[object], int]] = {}
+    gate: ClassVar[asyncio.Event]
+    began: ClassVar[asyncio.Event]
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        context = get_context(self.Context)
+        task = asyncio.current_task()
+        assert task is not None
+        context.session = self.kept.setdefault(task, get_run().id)
+        if context.waits:
+            self.began.set()
+            await self.gate.wait()
+        return complete()
+
+
+async def test_task_that_a_step_has_kept_serves_no_other(make_engine: MakeEngine) -> None:
+    """What belongs to a task that is over is nobody else's, and to cancel it then does nothing to another run."""
+    Keeps.kept.clear()
+    Keeps.gate, Keeps.began = asyncio.Event(), asyncio.Event()
+    async with make_engine(Keeps) as engine:
+        for _ in range(3):
+            first = await run_of(engine, Keeps)
+            assert first.data["session"] == first.id
+        waits = await engine.start(Keeps, waits=True)
+        await asyncio.wait_for(Keeps.began.wait(), 5)
+        running = [task for task, run_id in Keeps.kept.items() if run_id == waits.id]
+        assert len(running) == 1
+        for task in Keeps.kept.keys() - running:
+            task.cancel()
+        Keeps.gate.set()
+        ended = await waits.wait(5)
+        assert (ended.status, ended.data["session"]) == ("completed", ended.id)
+    Keeps.kept.clear()
+
+
+@workflow("tasks-notes", default_retry=ONCE)
+class Notes:
+    """Notes the tasks of its steps, and keeps none: of one task there is one weak reference."""
+
+    class Context(BaseModel):
+        pass
+
+    seen: ClassVar[list[weakref.ref[asyncio.Task[object]]]] = []
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        self.note()
+        return goto(self.then)
+
+    @step
+    async def then(self) -> Command:
+        await asyncio.sleep(0)
+        self.note()
+        return complete()
+
+    def note(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.seen.append(weakref.ref(task))
+
+
+async def test_task_that_nobody_keeps_serves_the_next(make_engine: MakeEngine) -> None:
+    """Steps that leave nothing behind share a few tasks, run after run."""
+    Notes.seen.clear()
+    async with make_engine(Notes) as engine:
+        for _ in range(20):
+            await run_of(engine, Notes)
+        assert len(Notes.seen) == 40
+        assert len({id(task) for task in Notes.seen}) <= 4
 
 
 @workflow("tasks-tampered", default_retry=ONCE)
