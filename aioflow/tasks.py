@@ -95,10 +95,10 @@ class TaskSet:
             coroutine: what it runs.
             name: what it is called.
             context: its contextvars; a copy of the caller's if not given.
-            kind: its class, unless somebody else makes the tasks of this loop.
+            kind: its class, unless somebody else makes the tasks of this loop; those that are kept are the engine's alone.
         """
         loop = asyncio.get_running_loop()
-        if kind is not asyncio.Task and loop.get_task_factory() is None:
+        if kind is _Kept or (kind is not asyncio.Task and loop.get_task_factory() is None):
             task = kind(coroutine, loop=loop, name=name, context=context)
         else:
             task = loop.create_task(coroutine, name=name, context=context)

@@ -60,6 +60,22 @@ async def test_step_that_cancels_the_engines_tasks_ends_nothing(
     make_engine: MakeEngine, clock: ShiftedClock, itself: bool
 ) -> None:
     """They are begun again, and a fault tells of each; what the step came to is recorded; timers and signals go on."""
+    await _cancels_the_engine(make_engine, clock, itself)
+
+
+async def test_the_engines_tasks_are_its_own_whoever_makes_the_others(
+    make_engine: MakeEngine, clock: ShiftedClock
+) -> None:
+    """So it is in a loop whose tasks somebody else makes."""
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(lambda loop, coroutine, **named: asyncio.Task(coroutine, loop=loop, **named))
+    try:
+        await _cancels_the_engine(make_engine, clock, itself=False)
+    finally:
+        loop.set_task_factory(None)
+
+
+async def _cancels_the_engine(make_engine: MakeEngine, clock: ShiftedClock, itself: bool) -> None:
     with capture_logs() as logged:
         async with household(make_engine, clock, Cancels) as engine:
             for _ in range(2):
