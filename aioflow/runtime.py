@@ -31,7 +31,7 @@ from aioflow.registry import Registry, definition_of, registry
 from aioflow.scheduler import Scheduler
 from aioflow.shutdown import signalled
 from aioflow.store import Store
-from aioflow.tasks import TaskSet, finish
+from aioflow.tasks import TaskSet, alone, finish
 from aioflow.telemetry import Instrument, Telemetry
 from aioflow.timers import Timers
 from aioflow.waiters import Waiters
@@ -126,7 +126,7 @@ class Engine(Calls):
         self._opening = True
         try:
             # Of its own, so that it is cancelled once at most: cut short, what it undoes would leave threads and locks.
-            await finish(asyncio.create_task(self._start_up(), name="aioflow opening"), cancel=True)
+            await finish(alone(self._start_up(), name="aioflow opening"), cancel=True)
         except asyncio.CancelledError:
             if self._parts is not None:  # it was through already
                 await self.__aexit__(None, None, None)

@@ -1,8 +1,7 @@
 """A group of tasks that can leave a member behind.
 
 asyncio's and anyio's task groups wait for every member, for ever. A step that swallows its cancellation would keep
-an engine from ending, so the engine's tasks live here: every task of aioflow is created by this module, but for the one
-that opens an engine.
+an engine from ending, so the engine's tasks live here: every task of aioflow is created by this module.
 """
 
 from __future__ import annotations
@@ -36,6 +35,11 @@ class _Kept(asyncio.Task[None]):
 def is_assaulted(task: asyncio.Task[Any] | None) -> bool:
     """Whether it is a step that has cancelled this task, so that another is begun in its place."""
     return isinstance(task, _Kept) and task.assaulted
+
+
+def alone(coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+    """A task that is in no set, for whoever waits for it with ``finish``: what it raises is his."""
+    return asyncio.get_running_loop().create_task(coroutine, name=name)
 
 
 async def finish(task: asyncio.Task[T], *, cancel: bool = False) -> T:
