@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import traceback
 from types import TracebackType
+from typing import Final
 
-from aioflow.errors import AioflowError
+from aioflow.errors import AioflowError, RunTimeout, StepTimeout
 from aioflow.model import MAX_ERROR, MAX_TRACEBACK, bounded
 from aioflow.retry import GROUPS, GiveUp, is_a, sole
 
 #: How many of a group are told.
 _MEMBERS = 3
+#: The errors whose text is meant for whoever reads the run: these classes, not those that others make of them.
+_FOR_CALLERS: Final = (GiveUp, RunTimeout, StepTimeout)
+#: What a traceback begins with that is kept of one of them.
+MARK: Final = "What follows was said for callers.\n"
 
 
 def describe(error: BaseException) -> str:
@@ -35,13 +40,32 @@ def _sentence(error: BaseException) -> str:
     return bounded(text, MAX_ERROR)
 
 
-def traceback_of(error: BaseException) -> str:
+def kept(error: BaseException) -> str:
+    """Its traceback as a run keeps it, which says before all else whether the error's text is meant for callers."""
+    inner = type(sole(error))
+    if any(inner is kind for kind in _FOR_CALLERS):
+        return MARK + traceback_of(error, MAX_TRACEBACK - len(MARK))
+    text = traceback_of(error, MAX_TRACEBACK - 1)
+    return f"\n{text}" if text.startswith(MARK) else text  # a class may be called anything
+
+
+def is_told(text: str | None) -> bool:
+    """Whether what a run has kept is of an error whose text is meant for callers."""
+    return text is not None and text.startswith(MARK)
+
+
+def trace_in(text: str | None) -> str | None:
+    """The traceback in what a run has kept."""
+    return None if text is None else text.removeprefix(MARK)
+
+
+def traceback_of(error: BaseException, limit: int = MAX_TRACEBACK) -> str:
     """Its traceback."""
     try:
         lines = traceback.format_exception(error)
     except BaseException:  # noqa: BLE001 - see describe()
         lines = [*traceback.format_tb(trace_of(error)), describe(error)]
-    return bounded("".join(lines), MAX_TRACEBACK)
+    return bounded("".join(lines), limit)
 
 
 def trace_of(error: BaseException | None) -> TracebackType | None:

@@ -105,6 +105,7 @@ class Run(NamedTuple):
     #: The Context as JSON.
     data: str
     error: str | None
+    #: As ``causes.kept`` makes it.
     traceback: str | None
     updated_at: Micros
     ended_at: Micros | None

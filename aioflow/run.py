@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
 from pydantic import BaseModel, JsonValue
 from pydantic_core import from_json
 
+from aioflow.causes import trace_in
 from aioflow.clock import Micros, to_datetime
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextInvalid, RunCancelled, RunFailed, WorkflowUnknown
@@ -139,7 +140,7 @@ class WorkflowRun(Generic[C]):
     @property
     def traceback(self) -> str | None:
         """The traceback of the error that failed the run, bounded."""
-        return self._row.traceback
+        return trace_in(self._row.traceback)
 
     @property
     def waiting_for(self) -> str | None:

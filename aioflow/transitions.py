@@ -53,7 +53,7 @@ from dataclasses import asdict
 from typing import Any, Literal, NamedTuple, TypeAlias, assert_never
 
 from aioflow import clock
-from aioflow.causes import describe, traceback_of, written
+from aioflow.causes import describe, kept, written
 from aioflow.changes import Move
 from aioflow.clock import Micros
 from aioflow.commands import AnyCommand, Complete, Fail, Goto, Sleep, Wait, WaitArm
@@ -241,7 +241,7 @@ def failed(
     if step is None:
         return move(
             run, "fail", duration, now, commit_id, text, status=FAILED, owner=None, failures=failures, input=None,
-            ended_at=now, error=text, traceback=traceback_of(error),
+            ended_at=now, error=text, traceback=kept(error),
         )  # fmt: skip
     visit = run.seq + 1
     failure = {**asdict(Failure(run.step, text, failures, kind)), "visit": visit, "chain": chain, "rescued": rescued}

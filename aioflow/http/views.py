@@ -9,10 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.responses import Response
 
 from aioflow.actions import OpenAction
-from aioflow.errors import RunTimeout, StepTimeout
+from aioflow.causes import is_told
 from aioflow.events import Event
 from aioflow.model import Transition, WorkflowStatus
-from aioflow.retry import GiveUp
 from aioflow.run import WorkflowRun
 from aioflow.signals import SignalReceipt
 
@@ -22,22 +21,19 @@ _INSTEAD: Final = {
     "reject": "What was sent does not fit.",
 }
 _RAISED: Final = "An error was raised. The log of the server has more."
-#: The errors whose text is meant for whoever reads the run.
-_TOLD: Final = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in (GiveUp, RunTimeout, StepTimeout))
 
 
 def error_of(run: WorkflowRun[Any]) -> str | None:
     """Why a run failed, was cancelled or is blocked, in the words of ``fail``, ``cancel``, GiveUp and the engine alone.
 
-    Whoever wrote the text of another exception did not write it for callers. A run that failed by an exception has its
-    traceback, which ends with the class and the text; only such a run has any.
+    Whoever wrote the text of another exception did not write it for callers. Only a run that failed by an exception has a
+    traceback.
     """
     if run.error is None or run.status == WorkflowStatus.CANCELLED:
         return run.error
     if run.status != WorkflowStatus.FAILED:
         return _INSTEAD["block"]
-    told = tuple(f"\n{kind}: {run.error}\n" for kind in _TOLD)
-    return run.error if run.traceback is None or f"\n{run.traceback}".endswith(told) else _RAISED
+    return run.error if run.row.traceback is None or is_told(run.row.traceback) else _RAISED
 
 
 class View(BaseModel):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from aioflow import Engine, GiveUp, Retry, WorkflowRun, action, complete, fail, get_context, goto, step, workflow
+from aioflow.causes import MARK, is_told, kept, trace_in, traceback_of
 from aioflow.commands import Command
 from aioflow.errors import EngineClosed
 from aioflow.http import api
 from aioflow.http.views import TransitionView
+from aioflow.model import bounded
 from aioflow.store import Store
 from tests.engine.conftest import MakeEngine, ShiftedClock
 from tests.http.conftest import Connect
@@ -36,6 +39,39 @@ class Sly(GiveUp):
     """Gives up, in words of its own."""
 
 
+class Posing(Exception):
+    """Says in its name that it is for callers, and hides its traceback."""
+
+
+Posing.__module__, Posing.__qualname__ = "builtins", MARK + SECRET
+
+
+def noted() -> GiveUp:
+    """Words for callers, with others that are not."""
+    error = GiveUp("It cannot be delivered.")
+    error.add_note(SECRET)
+    return error
+
+
+def given_up(how: str) -> Exception:
+    """What is raised in these ways."""
+    ways: dict[str, Callable[[], Exception]] = {
+        "give up slyly": lambda: Sly(SECRET),
+        "give up slyly in a group": lambda: ExceptionGroup(SECRET, [Sly(SECRET)]),
+        "give up among others": lambda: ExceptionGroup(SECRET, [GiveUp(SECRET), ValueError(SECRET)]),
+        "give up with a note": noted,
+        "give up at length": lambda: GiveUp("no " * 1_000),
+        "give up at great length": lambda: GiveUp("no\n" * 20_000),
+        "give up without a word": lambda: GiveUp(""),
+    }
+    return ways[how]()
+
+
+async def give_up() -> None:
+    """A task of a step gives up."""
+    raise GiveUp("It cannot be delivered.")
+
+
 @workflow("shows-ends", timeout=timedelta(hours=1))
 class Ends:
     """Comes to an end in the way that it is told."""
@@ -52,12 +88,16 @@ class Ends:
                 raise EngineClosed(SECRET)
             case "give up":
                 raise GiveUp("It cannot be delivered.") from ValueError(SECRET)
-            case "give up slyly":
-                raise Sly(SECRET)
+            case "give up in a group":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(give_up())
+                return complete()
             case "go on":
                 return goto(self.act)
-            case _:
+            case "fail":
                 return fail("no luck")
+            case how:
+                raise given_up(how)
 
     @action("ends_act")
     async def act(self) -> Command:
@@ -147,6 +187,13 @@ def client(engine: Engine, connect: Connect) -> httpx.AsyncClient:
         ("raise in the engine", RAISED, [("retry", RAISED)]),
         ("give up", "It cannot be delivered.", []),
         ("give up slyly", RAISED, []),
+        ("give up in a group", "It cannot be delivered.", []),
+        ("give up slyly in a group", RAISED, []),
+        ("give up among others", RAISED, [("retry", RAISED)]),
+        ("give up with a note", "It cannot be delivered.", []),
+        ("give up at length", bounded("no " * 1_000, 2_000), []),
+        ("give up at great length", bounded("no\n" * 20_000, 2_000), []),
+        ("give up without a word", "", []),
     ],
 )
 async def test_a_failure_is_told_without_the_text_of_an_exception(
@@ -158,6 +205,21 @@ async def test_a_failure_is_told_without_the_text_of_an_exception(
     error, history = await shown(client, run)
     assert error == told
     assert [each for each in history if each[1] is not None] == [*before, ("fail", told)]
+    if how != "fail":
+        assert "in work" in (run.traceback or "")
+        assert MARK not in (run.traceback or "")
+
+
+def test_no_error_can_say_of_itself_that_it_is_for_callers() -> None:
+    """Whatever the text of its traceback begins with; nothing else of that is changed."""
+    posing = Posing(SECRET)
+    assert traceback_of(posing).startswith(MARK)
+    assert not is_told(kept(posing))
+    assert trace_in(kept(posing)) == "\n" + traceback_of(posing)
+    assert is_told(kept(GiveUp("no")))
+    assert trace_in(kept(GiveUp("no"))) == "aioflow.retry.GiveUp: no\n"
+    assert not is_told(None)
+    assert trace_in(None) is None
 
 
 async def test_a_run_that_was_out_of_time_says_so(
