@@ -84,6 +84,36 @@ async def event_from(payload: Mapping[str, Any]) -> Event:
     )
 
 
+def record_of(event: Event) -> EventRecord:
+    """An Event as it would be stored, but for the store's own ids.
+
+    Raises:
+        TypeError, ValueError, LimitExceeded, EventInvalid: it could not be.
+    """
+    entity = entities.to_json(check_name("Event(name=...)", event.name), event.entity, event.entity_id)
+    return EventRecord(
+        id=0,
+        event_id=event.id,
+        name=event.name,
+        namespace=event.namespace,
+        entity_id=entity.entity_id,
+        entity_type=entity.type,
+        entity=entity.json,
+        at=_micros("at", event.at),
+        occurrence=event.occurrence,
+        status=EventStatus(event.status),
+        mail_id=0,
+        recorded_at=_micros("recorded_at", event.recorded_at),
+        occurred_at=None if event.occurred_at is None else _micros("occurred_at", event.occurred_at),
+    )
+
+
+def _micros(field_: str, instant: object) -> Micros:
+    if not isinstance(instant, datetime):
+        raise TypeError(f"Event({field_}=...) takes an aware datetime, got {type(instant).__name__}.")
+    return to_micros(instant, f"Event({field_}=...)")
+
+
 def _event(record: EventRecord, entity: Any) -> Event:
     return Event(
         id=record.event_id,

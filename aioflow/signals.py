@@ -201,17 +201,10 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
     except BaseException:  # noqa: BLE001 - a validator may raise anything
         return None
     data = run.data
-    added = dict(payload) if kind == "signal" and isinstance(payload, dict) else {}
-    if kind == "event" and isinstance(payload, dict):  # nobody could be told of a name that the Context forbids
-        codec = definition.codec
-        added = {name: payload[name] for name in ABOUT_EVENT if name in codec.declared or codec.takes_more}
-    if added:
-        try:
-            data = laid_over(run, definition, added)
-        except Misfit:
-            if kind == "signal" or added.pop("entity_id", "") is not None:
-                raise
-            data = laid_over(run, definition, added)  # it is about nothing, which this Context's entity_id cannot say
+    if kind == "event" and isinstance(payload, dict):
+        data = with_event(run, definition, payload)
+    elif kind == "signal" and isinstance(payload, dict) and payload:
+        data = laid_over(run, definition, payload)
     step = definition.steps.get(arm.then)
     if step is not None and step.parameters:
         resumption: Any = Resumption(kind, signal.name, payload)
@@ -220,6 +213,21 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
         except Unfillable as error:
             raise Misfit(f"step {arm.then!r} does not take it: {error}") from error
     return data
+
+
+def with_event(run: Run, definition: WorkflowDefinition, told: Mapping[str, JsonValue]) -> str:
+    """The run's Context with what it has of an event, as JSON. ``told``: ``EventRecord.payload``. Raises Misfit."""
+    codec = definition.codec
+    # Nobody could be told of a name that the Context forbids.
+    added = {name: told[name] for name in ABOUT_EVENT if name in codec.declared or codec.takes_more}
+    if not added:
+        return run.data
+    try:
+        return laid_over(run, definition, added)
+    except Misfit:
+        if added.pop("entity_id", "") is not None:
+            raise
+        return laid_over(run, definition, added)  # it is about nothing, which this Context's entity_id cannot say
 
 
 def laid_over(run: Run, definition: WorkflowDefinition, added: Mapping[str, JsonValue]) -> str:

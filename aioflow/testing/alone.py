@@ -7,7 +7,7 @@ import contextvars
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, Generic
+from typing import Any, Generic, Self, TypeAlias
 
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import from_json
@@ -17,9 +17,9 @@ from aioflow.callers import Callers
 from aioflow.changes import Emit, Post, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.codec import Unstorable
-from aioflow.commands import Command
+from aioflow.commands import Command, WaitArm
 from aioflow.definition import WorkflowDefinition
-from aioflow.errors import ContextInvalid, SignalInvalid, TargetUnknown, UsageError
+from aioflow.errors import ContextInvalid, EventInvalid, SignalInvalid, TargetUnknown, UsageError
 from aioflow.events import Event, EventDraft
 from aioflow.executor import Executor, Ran, Stopped, Watch
 from aioflow.inputs import REQUEST, ActionDefinition
@@ -29,13 +29,15 @@ from aioflow.openings import called
 from aioflow.outbox import Order, Outbox, StartOrder
 from aioflow.registry import Registry, definition_of
 from aioflow.shapes import C
-from aioflow.signals import Draft, Misfit, draft, laid_over
+from aioflow.signals import Draft, Misfit, draft, laid_over, with_event
 from aioflow.tasks import TaskSet
 from aioflow.telemetry import Telemetry
 from aioflow.transitions import Raised
 
 #: The fields of commands that name steps.
 _TARGETS = frozenset({"target", "then", "on_timeout"})
+#: What ``run_step(resumed_by=...)`` takes.
+ResumedBy: TypeAlias = BaseModel | Mapping[str, Any] | Failure | Event | None
 _STORE_ID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -45,7 +47,8 @@ class StepResult(Generic[C]):
 
     Attributes:
         command: what it returned, with each step that it names as a name, so that commands can be compared:
-            ``result.command == goto("ship")``, ``result.command == sleep(timedelta(days=1))``.
+            ``result.command == goto("ship")``, ``result.command == sleep(timedelta(days=1))``; an action in a wait is
+            also equal to itself: ``result.command == wait.any(on(Order().review), on("stop", then="end"))``.
         context: the Context as it would be stored, with what ``complete(**data)`` adds. The one that was passed in is
             not changed.
         started: what it started by ``get_run().start``: (workflow's name, options, keywords).
@@ -59,6 +62,28 @@ class StepResult(Generic[C]):
     started: tuple[tuple[str, StartOptions, Mapping[str, Any]], ...] = ()
     sent: tuple[tuple[str, JsonValue, int | None, str | None], ...] = ()
     emitted: tuple[Event, ...] = ()
+
+
+class _ActionName(str):
+    """The name of an action in an arm of a wait: equal to the action, too, as ``on(Order().review)`` has nothing else."""
+
+    __slots__ = ("_function",)
+    _function: object
+
+    def __new__(cls, name: str, function: object) -> Self:
+        made = super().__new__(cls, name)
+        made._function = function
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str):
+            return str.__eq__(self, other)
+        return getattr(other, "__func__", other) is self._function
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
 
 
 class _Kept:
@@ -114,7 +139,7 @@ async def run_alone(
     workflow: type | None,
     key: str | None,
     attempt: int,
-    resumed_by: BaseModel | Mapping[str, Any] | Failure | None,
+    resumed_by: ResumedBy,
     timed_out: bool,
 ) -> StepResult[Any]:
     """See ``TimeMachine.run_step``."""
@@ -125,6 +150,8 @@ async def run_alone(
     if key is not None:
         check_name("run_step(key=...)", key)
     definition, name = _find(registry, step, context, workflow)
+    action = definition.steps[name].action
+    _check(resumed_by, action, timed_out)
     data, live = _context(definition, context)
     begun = interventions.start(
         definition, data, run_id=0, key=key, reuse="never", due=None, owner=None, now=clock.micros(), commit_id=0
@@ -132,13 +159,13 @@ async def run_alone(
     run = begun.run._replace(
         status="running", step=name, next_step=None, waiting_for=None, wake_at=None, arms=None, failures=attempt - 1
     )
-    action = definition.steps[name].action
     request = None
     if action is None or isinstance(resumed_by, Failure):
         run = _resumed(run, resumed_by, timed_out)
-        if isinstance(resumed_by, Mapping):
+        if isinstance(resumed_by, Mapping | Event):
             run, live = _with_payload(run, definition)
     else:
+        assert not isinstance(resumed_by, Event)
         run, request = _called(run, action, resumed_by)
     kept, callers = _Kept(registry), Callers()
     executor = Executor(clock, Telemetry(), _STORE_ID, 1, kept, callers)
@@ -163,10 +190,27 @@ async def run_alone(
     )
 
 
-def _resumed(run: Run, by: BaseModel | Mapping[str, Any] | Failure | None, timed_out: bool) -> Run:
+def _check(by: object, action: ActionDefinition | None, timed_out: bool) -> None:
+    """Whether a step can be resumed by this. Raises TypeError."""
+    what = "run_step(resumed_by=...)"
+    if by is not None and not isinstance(by, BaseModel | Mapping | Failure | Event):
+        raise TypeError(
+            f"{what} takes a message, the payload of a signal (a mapping), an Event, a Failure, or what an action is "
+            f"called with, got {type(by).__name__}."
+        )
+    if action is not None and isinstance(by, Event):
+        raise TypeError(f"{what} takes what an action is called with, got Event: no event leads to {action.name!r}.")
+    if timed_out and by is not None and not isinstance(by, Failure):
+        raise TypeError(f"run_step(timed_out=True) takes no resumed_by= but a Failure, got {type(by).__name__}.")
+
+
+def _resumed(run: Run, by: ResumedBy, timed_out: bool) -> Run:
     """The run as something resumed it."""
     if isinstance(by, Failure):
         run = run._replace(failure=json.dumps(dataclasses.asdict(by)))
+    elif isinstance(by, Event):
+        record = events.record_of(by)
+        run = run._replace(input=f'["event", {json.dumps(record.name)}, {record.payload}]')
     elif by is not None:
         asked = draft(by if isinstance(by, BaseModel) else "signal", None if isinstance(by, BaseModel) else by)
         kind = "message" if asked.message else "signal"
@@ -175,14 +219,17 @@ def _resumed(run: Run, by: BaseModel | Mapping[str, Any] | Failure | None, timed
 
 
 def _with_payload(run: Run, definition: WorkflowDefinition) -> tuple[Run, BaseModel]:
-    """The run and its Context with the payload in it."""
+    """The run and its Context with the payload in it, or what that has of an event."""
     resumption = Resumption.of(run)
     assert resumption is not None
     assert isinstance(resumption.payload, dict)
+    if resumption.kind == "event" and definition.event is not None and run.step == definition.start:
+        return run._replace(event_id=str(resumption.payload["event_id"])), definition.codec.decode(run.data)
+    lay, refused = (with_event, EventInvalid) if resumption.kind == "event" else (laid_over, SignalInvalid)
     try:
-        run = run._replace(data=laid_over(run, definition, resumption.payload))
+        run = run._replace(data=lay(run, definition, resumption.payload))
     except Misfit as error:
-        raise SignalInvalid(resumption.name or "", str(error)) from error
+        raise refused(resumption.name, str(error)) from error
     return run, definition.codec.decode(run.data)
 
 
@@ -273,5 +320,8 @@ def _named(run: Run, definition: WorkflowDefinition, value: Any, field: str = ""
         return tuple(_named(run, definition, each) for each in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.init}
-        return type(value)(**{name: _named(run, definition, part, name) for name, part in parts.items()})
+        named = {name: _named(run, definition, part, name) for name, part in parts.items()}
+        if isinstance(value, WaitArm) and value.kind == "action":
+            named["then"] = _ActionName(named["then"], definition.steps[named["then"]].function)
+        return type(value)(**named)
     return value

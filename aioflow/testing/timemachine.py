@@ -14,11 +14,10 @@ from aioflow.commands import Returned
 from aioflow.context import run_on
 from aioflow.discovery import find_store
 from aioflow.errors import UsageError
-from aioflow.model import Failure
 from aioflow.runtime import Engine
 from aioflow.shapes import C
 from aioflow.store import RunQuery, Store
-from aioflow.testing.alone import StepResult, run_alone
+from aioflow.testing.alone import ResumedBy, StepResult, run_alone
 from aioflow.testing.travel import Travel
 from aioflow.testing.virtual import Activity, Counted, VirtualClock
 
@@ -148,7 +147,7 @@ class TimeMachine(Engine):
         workflow: type | None = ...,
         key: str | None = ...,
         attempt: int = ...,
-        resumed_by: BaseModel | Mapping[str, Any] | Failure | None = ...,
+        resumed_by: ResumedBy = ...,
         timed_out: bool = ...,
     ) -> StepResult[C]: ...
     @overload
@@ -161,7 +160,7 @@ class TimeMachine(Engine):
         workflow: type | None = ...,
         key: str | None = ...,
         attempt: int = ...,
-        resumed_by: BaseModel | Mapping[str, Any] | Failure | None = ...,
+        resumed_by: ResumedBy = ...,
         timed_out: bool = ...,
     ) -> StepResult[Any]: ...
     async def run_step(
@@ -173,7 +172,7 @@ class TimeMachine(Engine):
         workflow: type | None = None,
         key: str | None = None,
         attempt: int = 1,
-        resumed_by: BaseModel | Mapping[str, Any] | Failure | None = None,
+        resumed_by: ResumedBy = None,
         timed_out: bool = False,
     ) -> StepResult[Any]:
         """Run one step alone, as the engine would: with its Context, its timeout, and a sync step in a thread.
@@ -187,8 +186,8 @@ class TimeMachine(Engine):
             key: what ``get_run().key`` says.
             attempt: what ``get_run().attempt`` says, from 1.
             resumed_by: what fills the step's parameters: a message, the payload of a signal (which the Context gets, too),
-                a Failure, or what an action is called with.
-            timed_out: what ``get_run().timed_out`` says.
+                an Event (of which the Context gets the ids), a Failure, or what an action is called with.
+            timed_out: what ``get_run().timed_out`` says; then nothing but a Failure has resumed it.
 
         Returns:
             The command that it returned, the Context as it would be stored, and what it started and sent.
@@ -196,8 +195,9 @@ class TimeMachine(Engine):
         Raises:
             Whatever the step raises; RetryLater and GiveUp, too.
             ContextInvalid, LimitExceeded: the Context that it is to find is not valid, or cannot be stored.
-            SignalInvalid, ActionInputInvalid: the payload does not fit the Context, or what an action is called with is not
-                what it takes.
+            SignalInvalid, EventInvalid, ActionInputInvalid: the payload or the event does not fit the Context, or cannot be
+                stored; or what an action is called with is not what it takes.
+            ArgumentsMissing: nothing gives a parameter that the step needs, or what is given does not fit it.
             NoCommand, CommandAwaited, TargetUnknown, ContextNotStorable: what it returned, or left, is no good.
             StepTimeout: it took longer than its timeout.
             UsageError: it is no step of a workflow known to the machine, or of several.

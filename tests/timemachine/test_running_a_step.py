@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from aioflow import GiveUp, RetryLater, complete, errors, fail, get_context, get_run, goto, sleep, step, workflow
+from aioflow import (
+    Event,
+    Failure,
+    GiveUp,
+    RetryLater,
+    action,
+    complete,
+    errors,
+    event_workflow,
+    fail,
+    get_context,
+    get_run,
+    goto,
+    on,
+    sleep,
+    step,
+    wait,
+    workflow,
+)
 from aioflow.commands import Command
 from aioflow.testing import StepResult, TimeMachine
 
@@ -209,3 +227,166 @@ async def test_caller_that_is_cancelled_cancels_the_step() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     await ended.wait()
+
+
+class Visit(BaseModel):
+    """What an event is about."""
+
+    id: int
+
+
+def booked(**more: Any) -> Event:
+    """An event of today."""
+    now = datetime(2030, 5, 1, tzinfo=UTC)
+    return Event(**{"id": "e", "name": "alone-booked", "at": now, "recorded_at": now, **more})
+
+
+@workflow("alone-resumed")
+class Resumed:
+    """Waits for whatever may come."""
+
+    class Context(BaseModel):
+        event_id: str = ""
+        entity_id: str = ""
+        note: str = ""
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        return wait.any(
+            on(self.review),
+            on("stop", then=self.ask),
+            on.event("alone-booked", then=self.told),
+            timeout=timedelta(days=1),
+            on_timeout=self.ask,
+        )
+
+    @action("alone_review")
+    async def review(self, approved: bool = False) -> Command:
+        return complete(note=str(approved))
+
+    @action("alone_refuse")
+    async def refuse(self) -> Command:
+        return complete()
+
+    @step
+    async def told(self, event: Event) -> Command:
+        return complete(note=f"{event.entity!r} {event.status} {event.at:%d.%m.} {event.occurred_at}")
+
+
+@event_workflow("alone-booked")
+class Reminds:
+    """Is started by an event."""
+
+    @step(start=True)
+    async def begin(self, event: Event, entity_id: str) -> Command:
+        return wait.for_event("alone-booked", then=self.end)
+
+    @step
+    async def end(self, entity_id: str | None) -> Command:
+        return complete(seen=entity_id)
+
+
+async def test_a_step_is_resumed_by_an_event() -> None:
+    """It is given the event, and the Context its ids, as after a wait for one."""
+    flow = TimeMachine()
+    event = booked(entity=Visit(id=7), occurred_at=datetime(2030, 5, 2, tzinfo=UTC))
+    result = await flow.run_step(Resumed.told, resumed_by=event)
+    assert result.context.note == "Visit(id=7) occurred 01.05. 2030-05-02 00:00:00+00:00"
+    assert (result.context.event_id, result.context.entity_id) == ("e", "7")
+    about_nothing = await flow.run_step(Resumed.told, {"entity_id": "5"}, resumed_by=booked(status="pending"))
+    assert about_nothing.context.note == "None pending 01.05. None"
+    assert (about_nothing.context.event_id, about_nothing.context.entity_id) == ("e", "5")
+
+
+async def test_the_start_step_of_an_event_workflow_is_resumed_by_its_event() -> None:
+    """The event fills its parameters; the Context is as it was made, and as another step's it gets the event's ids."""
+    flow, event = TimeMachine(), booked(entity={"id": 7})
+    made = {"event_id": "e", "event_name": "alone-booked", "entity_id": "6"}
+    begun = await flow.run_step(Reminds.begin, made, resumed_by=event)
+    assert (begun.command, begun.context.model_dump()) == (wait.for_event("alone-booked", then="end"), made)
+    ended = await flow.run_step(Reminds.end, made, resumed_by=event)
+    assert ended.context.model_dump() == {**made, "entity_id": "7", "seen": "7"}
+
+
+async def test_a_wait_for_an_action_can_be_compared() -> None:
+    """As it is written with the action, or by what it names."""
+    command: Any = (await TimeMachine().run_step(Resumed.ask)).command
+
+    def asks(action: Any) -> Command:
+        return wait.any(
+            on(action),
+            on("stop", then="ask"),
+            on.event("alone-booked", then="told"),
+            timeout=timedelta(days=1),
+            on_timeout="ask",
+        )
+
+    assert command == asks(Resumed().review)
+    assert command == asks(Resumed.review)
+    assert command != asks(Resumed.refuse)
+    assert command.arms[0].then == "review"
+    assert command.arms[0].then != "refuse"
+    assert command.arms[0].then == Resumed.review
+    assert command.arms[0].then != Resumed.refuse
+    assert {command.arms[0].then: 1}["review"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "text"),
+    [
+        ("ask", {"resumed_by": 3}, TypeError, r"run_step\(resumed_by=...\) takes a message, .* got int"),
+        ("ask", {"resumed_by": Visit}, TypeError, r"run_step\(resumed_by=...\) takes a message, .* got ModelMetaclass"),
+        ("review", {"resumed_by": 3}, TypeError, r"run_step\(resumed_by=...\) takes a message, .* got int"),
+        ("review", {"resumed_by": booked()}, TypeError, "got Event: no event leads to 'alone_review'"),
+        ("ask", {"resumed_by": {"note": "x"}, "timed_out": True}, TypeError, r"timed_out=True\) .* got dict"),
+        ("ask", {"resumed_by": booked(), "timed_out": True}, TypeError, r"timed_out=True\) .* got Event"),
+        ("review", {"resumed_by": {}, "timed_out": True}, TypeError, r"timed_out=True\) .* got dict"),
+        ("told", {"resumed_by": booked(at="now")}, TypeError, r"Event\(at=...\) takes an aware datetime, got str"),
+        ("told", {"resumed_by": booked(recorded_at=None)}, TypeError, r"Event\(recorded_at=...\) .* got NoneType"),
+        ("told", {"resumed_by": booked(at=datetime(2030, 1, 1))}, ValueError, r"Event\(at=...\) must be aware"),  # noqa: DTZ001 - naive
+        ("told", {"resumed_by": booked(status="soon")}, ValueError, "soon"),
+        ("told", {"resumed_by": booked(entity={"id": {3}, "at": object()})}, errors.EventInvalid, "alone-booked"),
+        ("told", {}, errors.ArgumentsMissing, "nothing gives its parameter event"),
+    ],
+)
+async def test_what_cannot_resume_a_step_is_refused(name: str, options: Any, error: type[Exception], text: str) -> None:
+    """With a sentence that names what was written."""
+    with pytest.raises(error, match=text):
+        await TimeMachine().run_step(getattr(Resumed, name), **options)
+
+
+async def test_an_event_that_does_not_fit_the_context_is_refused() -> None:
+    """As a run that waits for it would go on waiting."""
+
+    @workflow("alone-numbers")
+    class Numbers:
+        class Context(BaseModel):
+            entity_id: int = 0
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.for_event("alone-booked", then=self.told)
+
+        @step
+        async def told(self, event: Event) -> Command:
+            return complete()
+
+    with pytest.raises(errors.EventInvalid, match="entity_id: Input should be a valid integer"):
+        await TimeMachine().run_step(Numbers.told, resumed_by=booked(entity_id="many"))
+
+
+async def test_a_step_that_mends_may_be_late() -> None:
+    """A Failure and the end of a wait go together, as a step of an on_fail may have waited."""
+
+    @workflow("alone-late")
+    class Late:
+        class Context(BaseModel):
+            note: str = ""
+
+        @step(start=True)
+        async def mend(self, failure: Failure | None = None) -> Command:
+            return complete(note=f"{failure and failure.error} {get_run().timed_out}")
+
+    failed = Failure("pay", "no money", 1, "gave up")
+    result = await TimeMachine().run_step(Late.mend, resumed_by=failed, timed_out=True)
+    assert result.context.note == "no money True"
