@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self, TypedDict, Unpack, cast, overload
 
@@ -16,7 +17,7 @@ from aioflow.discovery import find_store
 from aioflow.errors import UsageError
 from aioflow.runtime import Engine
 from aioflow.shapes import C
-from aioflow.store import RunQuery, Store
+from aioflow.store import EventQuery, RunQuery, Store
 from aioflow.testing.alone import ResumedBy, StepResult, run_alone
 from aioflow.testing.travel import Travel
 from aioflow.testing.virtual import Activity, Counted, VirtualClock
@@ -55,8 +56,8 @@ class TimeMachine(Engine):
 
     Args:
         url_or_store: as for ``Engine``; in memory if not given, and the environment is not asked.
-        now: the aware datetime at which it begins. If not given, the last instant that the store knows of, and with
-            an empty store 2029-01-01 00:00 UTC.
+        now: the aware datetime at which it begins. If not given, the last at which a run changed, or an event was first
+            emitted or has occurred, by what the store tells; with an empty store 2029-01-01 00:00 UTC.
         workflows, max_running, threads, shutdown_timeout: as for ``Engine``.
         patience: how long a wait that no timer can end is left alone, in real time, before it raises TimeStandsStill:
             another task of the test may be about to end it.
@@ -278,10 +279,14 @@ class TimeMachine(Engine):
         now = self._time.micros()
         await store.open(now)
         try:
-            newest = await store.select(RunQuery(order="updated_at", limit=1), now)
+            instants = [run.updated_at for run in await store.select(RunQuery(order="updated_at", limit=1), now)]
+            query = EventQuery(limit=1_000)
+            while found := await store.select(query, now):
+                instants += [max(event.recorded_at, event.occurred_at or 0) for event in found]
+                query = replace(query, after=found[-1].id)
         finally:
             await store.close()
-        self._time.move(max(now, *(run.updated_at for run in newest)) if newest else now)
+        self._time.move(max([now, *instants]))
 
     def _committed(self, applied: Iterable[tuple[Change, Result]]) -> None:
         super()._committed(self._seen(applied))

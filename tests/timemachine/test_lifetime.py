@@ -85,6 +85,23 @@ async def test_restart_begins_where_the_store_is(tmp_path: Path) -> None:
         assert second.now == run.ended_at
 
 
+async def test_restart_begins_where_the_events_are(tmp_path: Path) -> None:
+    """What was emitted is not undone by opening the file again, nor what has occurred since, where no run has moved."""
+    url = f"sqlite:///{tmp_path}/events.db"
+    async with TimeMachine(url) as first:
+        await first.emit("early", at=first.now + HOUR)
+        for each in range(600):
+            await first.emit("many", {"id": each})
+        await first.advance(minutes=90)
+    async with TimeMachine(url) as second:
+        early = (await second.events(name="early"))[0]
+        assert early.occurred_at == second.now == early.recorded_at + HOUR
+        await second.advance(minutes=90)
+        late = await second.emit("late", at=second.now + HOUR)
+    async with TimeMachine(url) as third:
+        assert third.now == late.recorded_at == early.recorded_at + HOUR + timedelta(minutes=90)
+
+
 async def test_restart_may_begin_elsewhere(tmp_path: Path) -> None:
     """``now=`` is where a machine begins, whatever the store knows; what was due before wakes at once."""
     store = MemoryStore()
