@@ -95,7 +95,8 @@ class Acting(Emitting):
             ActionInputInvalid, LimitExceeded: the input is not what it takes, or cannot be stored.
             RunNotFound: there is no such run.
             Whatever the step raises, if it runs in this process: the run waits as before.
-            ActionFailed: the step has failed elsewhere, or the run was cancelled meanwhile.
+            ActionFailed: the step has failed elsewhere, or the run was cancelled meanwhile; or the code here cannot read
+                the run's Context as it is stored, and the run waits as before.
             WorkflowUnknown: this engine does not have the workflow's code.
             TypeError: it is no action.
             EngineClosed: the engine is not open, or was closed meanwhile; the call may go on elsewhere.
@@ -134,7 +135,7 @@ class Acting(Emitting):
             known: the run as it was read just now, which saves another read if it was open then.
 
         Returns:
-            The run, and what the step raised or ActionFailed, if it did not return.
+            The run, and what the step raised or ActionFailed, if it did not return or could not run.
 
         Raises:
             As ``act``, but for that.
@@ -154,6 +155,8 @@ class Acting(Emitting):
             request = request if wanted.takes_request else None
             input_ = wanted.read(given, run_id, request=request is not None, from_json=from_json)
             arm = self._open(parts, row, wanted)
+            if (unreadable := self._unreadable(row, wanted)) is not None:
+                return ActionOutcome(WorkflowRun[Any](self, row), unreadable)
             commit_id = next(parts.commit_ids)
             with parts.callers.calling(run_id, commit_id, request) as caller:
                 owner = parts.slots.promise()
@@ -198,9 +201,16 @@ class Acting(Emitting):
         arm = next((arm for arm in open_arms(row, parts.clock.micros()) if arm.then == wanted.step), None)
         if arm is None:
             raise _not_open(row, definition, wanted.name)
-        if isinstance(unreadable := read_context(row, definition), str):
-            raise ActionFailed(row.id, row.workflow, wanted.name, unreadable)
         return arm
+
+    def _unreadable(self, row: Run, wanted: ActionDefinition) -> ActionFailed | None:
+        """Why the action cannot be called though it is open: the code cannot take the run."""
+        why = read_context(row, self.definition_of(row))
+        if not isinstance(why, str):
+            return None
+        names = {"run_id": row.id, "workflow": row.workflow, "action": wanted.name}
+        telemetry.warn("action cannot be called", **names, error=why)
+        return ActionFailed(row.id, row.workflow, wanted.name, why)
 
     async def _outcome(self, parts: Parts, action: ActionDefinition, caller: Caller) -> ActionOutcome:
         """What the step has come to, now that the call has claimed the run."""

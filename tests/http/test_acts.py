@@ -13,8 +13,9 @@ from structlog.typing import EventDict
 
 from aioflow import Engine, WorkflowRun, action, complete, step, workflow
 from aioflow.commands import Command
-from aioflow.http import api
-from tests.http.conftest import Connect, problem
+from aioflow.http import api, statezero
+from tests.engine.conftest import MakeEngine
+from tests.http.conftest import Connect, problem, refused
 from tests.http.flows import SECRET, Claim
 
 AUDITOR = {"x-role": "auditor"}
@@ -183,3 +184,48 @@ async def test_a_run_without_its_code_has_no_actions(
         client = connect(api(stranger))
         problem(await client.get(f"/runs/{run.id}/actions"), 404, "workflow-unknown")
         problem(await act(client, run, "review_claim", approved=True, amount=1), 404, "workflow-unknown")
+
+
+def versions() -> tuple[Any, Any]:
+    """A workflow as it was, and with a field more, which what is stored does not have."""
+
+    class Old(BaseModel):
+        pass
+
+    class New(BaseModel):
+        name: str
+
+    def flow(context: type[BaseModel]) -> Any:
+        class Flow:
+            Context = context
+
+            @action("act_changed_http")
+            @step(start=True)
+            async def act(self) -> Command:
+                return complete()
+
+        return workflow("act-changed-http")(Flow)
+
+    return flow(Old), flow(New)
+
+
+async def test_a_run_that_its_code_cannot_read_fails_the_call(
+    make_engine: MakeEngine, connect: Connect, log: list[EventDict]
+) -> None:
+    """Nothing is unforeseen about it: the call is told that it failed, the log says why in a sentence, the run waits on."""
+    old, new = versions()
+    async with make_engine(old) as engine:
+        run = await engine.start(old)
+    async with make_engine(new) as engine:
+        told = problem(await act(connect(api(engine)), run, "act_changed_http"), 500, "action-failed")
+        assert (told["run_id"], told["detail"]) == (run.id, "The run waits as before. The log of the server has more.")
+        given = {"workflow_run_id": run.id}
+        answer = await connect(statezero(engine)).post("/actions/act_changed_http/", json=given)
+        refused(answer, 500, "RuntimeError", "Internal server error")
+        answer = await connect(statezero(engine, debug=True)).post("/actions/act_changed_http/", json=given)
+        assert "does not accept what run" in answer.json()["detail"]
+        assert [row.kind for row in await engine.history(run.id)] == ["start"]
+    warned = [each for each in log if each["log_level"] != "debug" and each.get("action") == "act_changed_http"]
+    assert [(each["run_id"], each["workflow"]) for each in warned] == [(run.id, "act-changed-http")] * 3
+    assert all("name: Field required" in each["error"] for each in warned)
+    assert not [each for each in log if "exception" in each]
