@@ -87,10 +87,14 @@ def statezero_action(
     """
     if serializer is not None and input is not None:
         raise TypeError("@statezero_action takes input= or serializer=, not both: they are the same.")
-    return _marking("@statezero_action", name, serializer if input is None else input, permissions)
+    if serializer is not None:
+        return _marking("@statezero_action", name, serializer, permissions, given="serializer")
+    return _marking("@statezero_action", name, input, permissions)
 
 
-def _marking(decorator: str, name: object, model: object, permissions: object) -> Callable[[Any], Any]:
+def _marking(
+    decorator: str, name: object, model: object, permissions: object, *, given: str = "input"
+) -> Callable[[Any], Any]:
     if name is not None:
         check_name(f"{decorator}(name)", name)
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
@@ -98,7 +102,7 @@ def _marking(decorator: str, name: object, model: object, permissions: object) -
                 f"{decorator}(name) must be an identifier, for clients make a function of it; got {name!r}."
             )
     if model is not None and not (isinstance(model, type) and issubclass(model, BaseModel)):
-        raise TypeError(f"{decorator}(input=...) takes a pydantic model, got {_shown(model)}.")
+        raise TypeError(f"{decorator}({given}=...) takes a pydantic model, got {_shown(model)}.")
     if isinstance(permissions, str) or not isinstance(permissions, Sequence):
         raise TypeError(f"{decorator}(permissions=...) takes a sequence of classes, got {_shown(permissions)}.")
     for permission in permissions:

@@ -135,6 +135,8 @@ def test_an_action_without_a_name_is_called_by_workflow_and_step(workflow_name: 
         (lambda: action("x" * 201), errors.LimitExceeded, "@action(name) is beyond the limit of 200 characters"),
         (lambda: action(3), TypeError, "@action(name) takes a string, got int."),
         (lambda: action(input=Review(notes="x")), TypeError, "@action(input=...) takes a pydantic model, got a Review."),
+        (lambda: statezero_action(serializer=dict), TypeError, "@statezero_action(serializer=...) takes a pydantic model, got dict."),
+        (lambda: statezero_action(input=dict), TypeError, "@statezero_action(input=...) takes a pydantic model, got dict."),
         (lambda: action(input=dict), TypeError, "@action(input=...) takes a pydantic model, got dict."),
         (lambda: action(permissions=MayAct), TypeError, "@action(permissions=...) takes a sequence of classes, got MayAct"),
         (lambda: action(permissions="all"), TypeError, "takes a sequence of classes, got a str."),
