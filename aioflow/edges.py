@@ -64,9 +64,10 @@ def target_problems(cls: type, steps: Steps) -> Iterator[str]:
 
 def _needs(written: str, step: StepDefinition) -> str:
     names = ", ".join(step.parameters.needed)
-    return (
-        f"{written} names {step.name!r}, which needs the arguments {names}. Only what resumes a wait gives arguments."
-    )
+    advice = ""
+    if step.parameters.failure_only():
+        advice = f" Where not only an on_fail leads there, write {step.parameters.needed[0]}: Failure | None = None."
+    return f"{written} names {step.name!r}, which needs the arguments {names}. Only what resumes a wait gives arguments.{advice}"
 
 
 def _named_problems(cls: type, name: str, found: Named, steps: Steps) -> Iterator[str]:

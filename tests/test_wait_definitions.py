@@ -674,14 +674,25 @@ def test_a_step_that_needs_a_failure_is_not_gone_to() -> None:
     class Order(Base):
         @step(start=True)
         def first(self) -> Command:
-            return goto("mend")
+            return goto("mend") or wait.for_signal("x", timeout=DAY, on_timeout=self.mend, then=self.end)
 
         @step
         def mend(self, failure: Failure) -> Command:
             return complete()
 
-    (problem,) = refusal(Order)
-    assert problem.startswith("step 'first': goto() names 'mend', which needs the arguments failure. ")
+        @step
+        def end(self) -> Command:
+            return complete()
+
+    needs = (
+        "names 'mend', which needs the arguments failure. Only what resumes a wait gives arguments. "
+        "Where not only an on_fail leads there, write failure: Failure | None = None."
+    )
+    assert set(refusal(Order, on_fail="mend", timeout=DAY, on_timeout="mend")) == {
+        f"step 'first': goto() {needs}",
+        f"step 'first': wait.for_signal(on_timeout=) {needs}",
+        f"@workflow(on_timeout=) {needs}",
+    }
 
 
 def test_a_signal_s_payload_may_be_anything() -> None:
