@@ -21,7 +21,7 @@ from aioflow.model import Run, StartOptions, Transition, check_id, check_name
 from aioflow.parts import Parts
 from aioflow.query import check_limit
 from aioflow.registry import Registry, workflow_name
-from aioflow.run import WorkflowRun
+from aioflow.run import WorkflowRun, naming
 from aioflow.store import RunQuery
 from aioflow.waiters import Until, reached
 
@@ -296,7 +296,8 @@ class Client:
             TimeoutError: it took longer.
             Others: as ``wait``, and as ``WorkflowRun.context``.
         """
-        return cast("BaseModel", (await self.wait(run_id, timeout)).outcome())
+        with naming("engine.result()"):
+            return cast("BaseModel", (await self.wait(run_id, timeout)).outcome())
 
     async def process_scheduled(self) -> int:
         """Do all that is due now: runs that wait, planned events and starts.

@@ -80,11 +80,13 @@ __all__ = [
     "EngineClosed",
     "EventInvalid",
     "EventNotFound",
+    "IdTaken",
     "InternalError",
     "LimitExceeded",
     "NoCommand",
     "NoNextStep",
     "NotAnAction",
+    "OtherLoop",
     "RunCancelled",
     "RunEnded",
     "RunError",
@@ -135,15 +137,26 @@ class EngineClosed(UsageError):
         )
 
 
+#: What gives no coroutine, but something to iterate over.
+_ITERATED = frozenset({"engine.watch()", "engine.iter_runs()"})
+
+
 class OtherLoop(UsageError):
     """The engine is used in another event loop than the one that opened it."""
 
     def __init__(self, call: str) -> None:
         self.call = call
+        written = f"{call.partition('(')[0]}(...)"
+        if call in _ITERATED:
+            advice = (
+                f"'async for ... in {written}' has to run in the loop that opened it. From a thread: write it into a "
+                "coroutine, and asyncio.run_coroutine_threadsafe(coroutine, loop).result()."
+            )
+        else:
+            advice = f"From a thread: asyncio.run_coroutine_threadsafe({written}, loop).result(), with the loop that opened it."
         super().__init__(
             f"{call} was called in another event loop than the one that opened the engine, perhaps in another thread. "
-            f"Nothing was done. From a thread: asyncio.run_coroutine_threadsafe({call.partition('(')[0]}(...), loop).result(), "
-            "with the loop that opened it."
+            f"Nothing was done. {advice}"
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
 
@@ -12,7 +13,7 @@ from pydantic_core import from_json
 from aioflow.causes import trace_in
 from aioflow.clock import Micros, to_datetime
 from aioflow.definition import WorkflowDefinition
-from aioflow.errors import ContextInvalid, RunCancelled, RunFailed, WorkflowUnknown
+from aioflow.errors import ContextInvalid, EngineClosed, OtherLoop, RunCancelled, RunFailed, WorkflowUnknown
 from aioflow.likeness import explain
 from aioflow.model import Run, WorkflowStatus, arms_of
 from aioflow.waiters import Until
@@ -26,6 +27,15 @@ else:
     from typing import TypeVar
 
     C = TypeVar("C", bound=BaseModel)
+
+
+@contextmanager
+def naming(call: str) -> Generator[None]:
+    """Within it, what needs an open engine is this call."""
+    try:
+        yield
+    except (EngineClosed, OtherLoop) as error:
+        raise type(error)(call) from None
 
 
 class Source(Protocol):
@@ -214,18 +224,24 @@ class WorkflowRun(Generic[C]):
             RunNotFound: it is no longer in the store.
             EngineClosed, StoreUnavailable: it cannot be read.
         """
-        self._row = await self._source.reread(self._row.id)
+        with naming("run.refresh()"):
+            self._row = await self._source.reread(self._row.id)
 
     async def wait(self, timeout: float | timedelta | None = None, *, until: Until = "ended") -> WorkflowRun[C]:
         """Wait until the run has ended, whatever its status, or is parked. See ``Engine.wait``; this object is updated."""
-        found = await self._source.wait(self._row.id, timeout, until=until)
-        self._row = found._row
+        with naming("run.wait()"):
+            await self._wait(timeout, until)
         return self
 
     async def result(self, timeout: float | timedelta | None = None) -> C:
         """Its final Context, once it has completed. See ``Engine.result``; this object is updated."""
-        await self.wait(timeout)
+        with naming("run.result()"):
+            await self._wait(timeout, "ended")
         return self.outcome()
+
+    async def _wait(self, timeout: float | timedelta | None, until: Until) -> None:
+        found = await self._source.wait(self._row.id, timeout, until=until)
+        self._row = found._row
 
     def outcome(self) -> C:
         """The final Context of a run that has ended.

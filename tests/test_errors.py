@@ -42,6 +42,13 @@ ROWS = [
         {"call": "engine.start()"},
     ),
     Row(
+        errors.OtherLoop("engine.watch()"),
+        "engine.watch() was called in another event loop than the one that opened the engine, perhaps in another thread. "
+        "Nothing was done. 'async for ... in engine.watch(...)' has to run in the loop that opened it. From a thread: write "
+        "it into a coroutine, and asyncio.run_coroutine_threadsafe(coroutine, loop).result().",
+        {"call": "engine.watch()"},
+    ),
+    Row(
         errors.WorkflowUnknown("order", version="2"),
         "No workflow 'order' version '2' is known to this engine. "
         "Import the module that defines it, or add the class to Engine(workflows=[...]).",

@@ -37,21 +37,21 @@ async def _first(engine: Engine) -> WorkflowRun[Any]:
 
 #: What needs an open engine, and the call that its error names.
 CALLS: dict[str, tuple[Callable[[Engine, WorkflowRun[Any]], Awaitable[Any]], str]] = {
-    "start": (lambda engine, run: engine.start(Order), "start"),
-    "get": (lambda engine, run: engine.get(run.id), "get"),
-    "find": (lambda engine, run: engine.find(Order, "a"), "find"),
-    "runs": (lambda engine, run: engine.runs(), "runs"),
-    "iter_runs": (lambda engine, run: _first(engine), "iter_runs"),
-    "count": (lambda engine, run: engine.count(), "count"),
-    "history": (lambda engine, run: engine.history(run.id), "history"),
-    "cancel": (lambda engine, run: engine.cancel(run.id), "cancel"),
-    "wait": (lambda engine, run: engine.wait(run.id), "wait"),
-    "result": (lambda engine, run: engine.result(run.id), "wait"),
-    "process_scheduled": (lambda engine, run: engine.process_scheduled(), "process_scheduled"),
-    "stats": (lambda engine, run: engine.stats(), "stats"),
-    "run.refresh": (lambda engine, run: run.refresh(), "get"),
-    "run.wait": (lambda engine, run: run.wait(), "wait"),
-    "run.result": (lambda engine, run: run.result(), "wait"),
+    "start": (lambda engine, run: engine.start(Order), "engine.start"),
+    "get": (lambda engine, run: engine.get(run.id), "engine.get"),
+    "find": (lambda engine, run: engine.find(Order, "a"), "engine.find"),
+    "runs": (lambda engine, run: engine.runs(), "engine.runs"),
+    "iter_runs": (lambda engine, run: _first(engine), "engine.iter_runs"),
+    "count": (lambda engine, run: engine.count(), "engine.count"),
+    "history": (lambda engine, run: engine.history(run.id), "engine.history"),
+    "cancel": (lambda engine, run: engine.cancel(run.id), "engine.cancel"),
+    "wait": (lambda engine, run: engine.wait(run.id), "engine.wait"),
+    "result": (lambda engine, run: engine.result(run.id), "engine.result"),
+    "process_scheduled": (lambda engine, run: engine.process_scheduled(), "engine.process_scheduled"),
+    "stats": (lambda engine, run: engine.stats(), "engine.stats"),
+    "run.refresh": (lambda engine, run: run.refresh(), "run.refresh"),
+    "run.wait": (lambda engine, run: run.wait(), "run.wait"),
+    "run.result": (lambda engine, run: run.result(), "run.result"),
 }
 
 
@@ -65,7 +65,7 @@ async def test_closed_engine_says_how_to_open_it(make_engine: MakeEngine) -> Non
         with pytest.raises(errors.EngineClosed) as raised:
             await call(engine, run)
         assert str(raised.value) == (
-            f"engine.{name}() needs an open engine. Write 'async with engine:' around it, use engine.lifespan in an "
+            f"{name}() needs an open engine. Write 'async with engine:' around it, use engine.lifespan in an "
             "ASGI app, or run the service with 'await engine.run_forever()'."
         ), what
 

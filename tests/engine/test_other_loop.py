@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from aioflow import Engine, complete, step, workflow
 from aioflow.commands import Command
-from aioflow.errors import UsageError
+from aioflow.errors import OtherLoop, UsageError
 
 
 @workflow("other-loop")
@@ -44,3 +46,25 @@ async def test_it_is_not_closed_from_another_loop() -> None:
 
         await asyncio.to_thread(elsewhere)
         assert (await (await engine.start(Charge)).wait(5)).status == "completed"
+
+
+async def test_what_is_iterated_over_in_another_loop_says_where_it_may_be() -> None:
+    """What gives no coroutine is not told to be scheduled as one; a call of a run is named as it was written."""
+    async with Engine("memory://") as engine:
+        run = await engine.start(Charge)
+
+        async def iterate(items: AsyncIterator[Any]) -> None:
+            async for _ in items:
+                raise AssertionError("it is not to give any")
+
+        async def elsewhere() -> None:
+            with pytest.raises(OtherLoop, match=r"'async for \.\.\. in engine\.iter_runs\(\.\.\.\)' has to run in"):
+                await iterate(engine.iter_runs())
+            with pytest.raises(OtherLoop, match=r"'async for \.\.\. in engine\.watch\(\.\.\.\)' has to run in"):
+                await iterate(engine.watch(run.id))
+            with pytest.raises(
+                OtherLoop, match=r"^run\.refresh\(\) was called .*threadsafe\(run\.refresh\(\.\.\.\), loop\)"
+            ):
+                await run.refresh()
+
+        await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
