@@ -102,8 +102,8 @@ class Emit(NamedTuple):
     """Record an event, and plan what comes of it. ``event.occurrence`` and ``event.status`` are the store's to say.
 
     - Its event_id is new: it is inserted, with occurrence 1.
-    - It is known: "exists", with the event as it stands; or, with ``replace``, all of it but id, event_id and recorded_at
-      is replaced, its occurrence is one higher, and its plans are taken away.
+    - It is known: "exists", with the event as it stands; or, with ``replace`` and the same name, all of it but id, event_id
+      and recorded_at is replaced, its occurrence is one higher, and its plans are taken away.
     - It is known with this very ``mail_id``, or was before it was replaced: this change was applied before.
 
     Then each Listener to its name and namespace gets a plan, due at ``event.at`` plus the offset. If ``event.at`` is past

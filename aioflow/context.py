@@ -231,7 +231,7 @@ class CurrentRun:
             namespace: which event workflows it is for.
             event_id: makes it idempotent.
             replace: replace the event that has the event_id. All as ``Engine.emit`` has them. Of several events with one
-                event_id the last that replaces is emitted, else the first.
+                event_id the last that replaces the first is emitted, else the first; what has another name is left out.
 
         Raises:
             TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.

@@ -50,7 +50,7 @@ class Emitting(Sending):
             namespace: "*" or one of your own: workflows of another one do not start.
             event_id: your own id for it, up to 200 characters, one of its kind in the whole store: ``f"paid-{order_id}"``.
                 It makes the call idempotent, but for ``replace``: an event that is there already is left as it is.
-            replace: with an event_id that is there: replace the event. Starts that were not made yet are planned anew;
+            replace: with an event_id that is there: replace the event, whose name stays. Starts that were not made yet are planned anew;
                 those made are made again, for the new occurrence. So are they by every further call.
 
         Returns:

@@ -287,12 +287,18 @@ def _copy(value: Any) -> Any:
 
 def _once(orders: Iterable[Order]) -> list[Order]:
     """A batch has one Start per key, one Post per signal_id and one Emit per event_id: as if they came one by one, the
-    first of them, or the last event that replaces.
+    first of them, or the last event that replaces it.
     """
     found: dict[object, Order] = {}
     for number, order in enumerate(orders):
         name = _name_of(order) or number
-        if name not in found or (isinstance(order, EventDraft) and order.replace):
+        first = found.setdefault(name, order)
+        if (
+            isinstance(order, EventDraft)
+            and order.replace
+            and isinstance(first, EventDraft)
+            and order.name == first.name
+        ):
             found[name] = order
     return list(found.values())
 

@@ -112,7 +112,7 @@ class EmitBody(Body):
     at: Annotated[Instant | None, Field(description="When it occurs; now if not given.")] = None
     namespace: Name = "*"
     event_id: Annotated[Name | None, Field(description="Your own id for it: makes it idempotent.")] = None
-    replace: Annotated[bool, Field(description="Replace the event that has the event_id.")] = False
+    replace: Annotated[bool, Field(description="Replace the event that has the event_id, and this name.")] = False
 
     @model_validator(mode="after")
     def _names_what_it_replaces(self) -> Self:

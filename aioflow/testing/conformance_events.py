@@ -118,7 +118,7 @@ class EventsConformance:
         await put(store, a_run(5, status="running", owner=None))
         move = moving(await row(store, 5))._replace(also=(Emit(an_event(at=NOW + HOUR), replace),))
         await store.apply([move], NOW)
-        later = an_event(2, event_id="event-1", name="moved", at=NOW + 2 * HOUR)
+        later = an_event(2, event_id="event-1", namespace="shop", at=NOW + 2 * HOUR)
         [moved] = await store.apply([Emit(later, replace=True)], NOW)
         before = await plans(store)
         [again] = await store.apply([Emit(an_event(at=NOW + HOUR), replace)], NOW + SECOND)
@@ -138,10 +138,9 @@ class EventsConformance:
             await store.apply([Withdraw("event-1")], NOW)
         old = await plans(store)
         new = an_event(
-            7, event_id="event-1", name="moved", namespace="shop", entity_id="e2", entity_type=None, entity="[]",
-            at=at, recorded_at=NOW + 5,
+            7, event_id="event-1", namespace="shop", entity_id="e2", entity_type=None, entity="[]", at=at, recorded_at=NOW + 5
         )  # fmt: skip
-        await listen(store, a_listener(event_name="moved"))
+        await listen(store, a_listener(namespace="shop"))
         [result] = await store.apply([Emit(new, replace=True)], NOW + 5)
         expected = new._replace(id=1, occurrence=2, recorded_at=NOW)
         expected = expected if at > NOW + 5 else _occurred(expected, NOW + 5)
@@ -152,6 +151,23 @@ class EventsConformance:
         ]
         assert [plan.due for plan in now if not plan.workflow] == ([at] if at > NOW + 5 else [])
         assert not {plan.id for plan in old} & {plan.id for plan in now}
+
+    @pytest.mark.parametrize("was", ["pending", "occurred", "cancelled"])
+    async def test_an_event_of_another_name_is_not_replaced(self, store: Store, was: str) -> None:
+        """It stays as it is, with what is planned, also in one batch with it, and where the other comes with a move."""
+        await listen(store, a_listener(offset=HOUR), a_listener("other", event_name="moved"))
+        await put(store, a_run(5, status="running", owner=None))
+        await emit(store, an_event(at=NOW if was == "occurred" else NOW + HOUR))
+        if was == "cancelled":
+            await store.apply([Withdraw("event-1")], NOW)
+        known, old = await the_event(store), await plans(store)
+        other = Emit(an_event(2, event_id="event-1", name="moved", at=NOW + 2 * HOUR), replace=True)
+        assert await store.apply([other], NOW + 5) == [Result("exists", event=known)]
+        [moved] = await store.apply([moving(await row(store, 5))._replace(also=(other,))], NOW + 5)
+        assert moved.also == (Result("exists", event=known),)
+        assert (await the_event(store), await plans(store)) == (known, old)
+        one, two = an_event(3, event_id="event-3"), an_event(4, event_id="event-3", name="moved")
+        assert [told.outcome for told in await store.apply([Emit(one), Emit(two, True)], NOW)] == ["applied", "exists"]
 
     async def test_to_replace_what_is_not_known_is_to_record_it(self, store: Store) -> None:
         """Its first occurrence."""

@@ -172,7 +172,7 @@ class Events:
         event, known = change.event, self._known.get(change.event.event_id)
         if known is not None and self._recorded(event, known):
             return Result("applied", event=known)
-        if known is not None and not change.replace:
+        if known is not None and not (change.replace and known.name == event.name):
             return Result("exists", event=known)
         event = event._replace(occurrence=1, status=EventStatus.PENDING.value, occurred_at=None)
         if known is not None:

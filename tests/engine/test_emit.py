@@ -153,6 +153,9 @@ async def test_the_first_one_stays(make_engine: MakeEngine) -> None:
             errors.IdTaken, match=r"^event_id 'e' is that of an event 'paid'\. Such an id means one thing"
         ):
             await other.emit("refunded", Order(id=2), event_id="e")
+        for one in (engine, other):
+            with pytest.raises(errors.IdTaken, match=r"^event_id 'e' is that of an event 'paid'\."):
+                await one.emit("refunded", Order(id=2), event_id="e", replace=True)
         assert await engine.events() == [first]
 
 

@@ -223,6 +223,9 @@ class Ordering:
         run.signal("hello", run_id=get_context(self.Context).ended)
         run.signal("hello", key="somebody", signal_id="before")
         run.emit("seen", event_id="before")
+        run.emit("heard", event_id="before-that", replace=True)
+        run.emit("ordered", event_id=f"by-{run.id}")
+        run.emit("heard", event_id=f"by-{run.id}", replace=True)
         run.start(Ordering, StartOptions(key="taken"), ended=0)
         return complete()
 
@@ -230,6 +233,7 @@ class Ordering:
 async def test_what_a_step_orders_in_vain_is_logged(make_engine: MakeEngine, log: list[Any]) -> None:
     """A signal to nobody is a warning; to a run that has ended, or what is there already, is told to who looks for it."""
     async with make_engine(Ordering) as engine:
+        await engine.emit("seen", event_id="before-that")
         ended = await (await engine.start(Ordering, StartOptions(key="taken"), ended=1)).wait(PATIENCE)
         await engine.signal("hello", key="nobody", signal_id="before")
         await engine.emit("seen", event_id="before")
@@ -258,8 +262,17 @@ async def test_what_a_step_orders_in_vain_is_logged(make_engine: MakeEngine, log
             },
             {
                 "log_level": "info",
+                "event": "event not emitted, its event_id is known",
+                "event_name": "heard",
+                "event_id": "before-that",
+            },
+            {
+                "log_level": "info",
                 "event": "run not started, its key is taken",
                 "starts": "logged-ordering",
                 "key": "taken",
             },
         ]
+        by_runs = {(event.id, event.name) for event in await engine.events() if event.id.startswith("by-")}
+        assert by_runs == {(f"by-{ended.id}", "ordered"), (f"by-{run.id}", "ordered")}
+        assert [event.name for event in await engine.events(event_id="before-that")] == ["seen"]

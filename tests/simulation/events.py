@@ -90,7 +90,7 @@ class Events:
             if result.outcome != "applied" or told != known:
                 yield f"{event} was applied before, and is {result.outcome}, as {told}: it was {known}"
             return
-        if known is not None and not change.replace:
+        if known is not None and not (change.replace and known.name == event.name):
             self.figures["event was there"] += 1
             if result.outcome != "exists" or told != known:
                 yield f"{event} was not there before, it is said, but {told}: it was {known}"

@@ -68,7 +68,7 @@ class Events:
         event, known = change.event, self.records.get(change.event.event_id)
         if known is not None and self.recorded(event):
             return Result("applied", event=known)
-        if known is not None and not change.replace:
+        if known is not None and not (change.replace and known.name == event.name):
             return Result("exists", event=known)
         event = event._replace(occurrence=1, status="pending", occurred_at=None)
         if known is not None:
