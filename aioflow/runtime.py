@@ -75,6 +75,10 @@ class Engine(Calls):
                 raise TypeError(f"Engine({name}=...) takes an int, got {type(count).__name__}.")
             if count < 1:
                 raise ValueError(f"Engine({name}=...) must be at least 1, got {count}.")
+        if not isinstance(worker, bool):
+            raise TypeError(f"Engine(worker=...) takes a bool, got {type(worker).__name__}.")
+        if clock is not None and not isinstance(clock, Clock):
+            raise TypeError(f"Engine(clock=...) takes a Clock, got {type(clock).__name__}.")
         for name, span in (("lease", lease), ("shutdown_timeout", shutdown_timeout)):
             if not isinstance(span, timedelta):
                 raise TypeError(f"Engine({name}=...) takes a timedelta, got {type(span).__name__}.")
