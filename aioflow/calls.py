@@ -52,10 +52,11 @@ class Calls(Acting):
             context: what ``create_context`` takes, or without one the fields of the Context.
 
         Returns:
-            The run: running at its start step, waiting if it is delayed; or the run that has the key already, with
-            ``run.created`` False.
+            The run: running at its start step, waiting if it is delayed or if that step is an action, which has to be
+            called; or the run that has the key already, with ``run.created`` False.
 
         Raises:
+            Whatever ``create_context`` raises.
             TypeError: a keyword that does not fit; it tells about StartOptions.
             ContextInvalid: the values do not make a Context, or not one that can be stored.
             LimitExceeded: the Context is too large or too deep, or holds what cannot be stored.

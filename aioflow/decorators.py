@@ -128,10 +128,12 @@ def workflow(
         version: runs go on with the version they started with; change it when old runs could not.
         default_retry: for the steps that have no policy of their own.
         timeout: how long a run may take from its start in all, waiting and retrying included. What is running then
-            ends; the run goes on with ``on_timeout`` before its next step, without it the run has failed.
+            ends; the run goes on with ``on_timeout`` before its next step, without it with ``on_fail``, and without that
+            it has failed.
         on_timeout: the step, or its name, for a run that is out of time; it is not timed out again.
         on_fail: the step, or its name, that a run goes on with when a step without an ``on_fail`` of its own has failed
-            for good. A run goes there once.
+            for good, or when the run is out of time and there is no ``on_timeout`` (its ``failure: Failure`` then has
+            ``kind="timeout"``). A run goes there once.
         max_transitions: how many steps a run may take without waiting, before it is failed as an endless loop.
 
     Returns:

@@ -76,7 +76,7 @@ class ReadyEngine(Engine):
         """Work until SIGTERM or SIGINT; see ``Engine``. Where another stands in, only wait for the signal.
 
         Raises:
-            As opening the engine does.
+            BackendUnknown, StoreUnavailable, ValueError, UsageError: as opening the engine does.
         """
         if self._stand_in is None:
             await super().run_forever()

@@ -57,6 +57,9 @@ class GiveUp(Exception):
 
     Args:
         reason: the sentence that ``run.error`` will hold.
+
+    Raises:
+        TypeError: the reason is not a string.
     """
 
     def __init__(self, reason: str) -> None:

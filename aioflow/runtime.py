@@ -52,6 +52,9 @@ class Engine(Calls):
         clock: where time comes from; the machine's if not given.
         shutdown_timeout: how long steps that are running may take to end when the engine closes.
 
+    Its calls, and those of its runs, belong to that event loop: made in another one, as in another thread, they raise
+    OtherLoop, and do nothing.
+
     The mutable state: the open parts, None while it is closed. A closed engine can be opened again.
 
     Raises:
@@ -123,6 +126,7 @@ class Engine(Calls):
 
         Raises:
             BackendUnknown, StoreUnavailable: there is no such store, or it cannot be opened.
+            ValueError: the URL, given or in the environment, is none, or has an option with no such value.
             UsageError: the engine is open already.
         """
         if self._worker is not None or self._opening:
@@ -300,7 +304,7 @@ class Engine(Calls):
         Opens the engine if it is not open. The handlers stand only meanwhile, and only in the main thread.
 
         Raises:
-            As opening the engine does.
+            BackendUnknown, StoreUnavailable, ValueError, UsageError: as opening the engine does.
         """
         if self._parts is not None:
             await signalled()

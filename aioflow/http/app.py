@@ -41,11 +41,11 @@ def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
         engine: whose runs.
         authorize: ``authorize(request, operation, run)``, sync or async, says whether a request is allowed: anything
             but a true value forbids it, and it may raise Starlette's HTTPException. ``operation`` is "start", "list"
-            (asked for each run of a list), "get", "history", "wait", "watch", "signal", "cancel", "actions", "act",
+            (first asked without a run, then for each run of the list), "get", "history", "wait", "watch", "signal", "cancel", "actions", "act",
             "emit" or "describe". An action's own ``permissions`` are asked after it: who calls is for them what it has
             left as ``request.scope["user"]``.
             ``run`` is the run as it was loaded, None for what is about no single one: "start", "emit", "describe",
-            "signal" to a key or to everybody, and a run that there is not. Without ``authorize`` only clients on this
+            "list" the first time, "signal" to a key or to everybody, and a run that there is not. Without ``authorize`` only clients on this
             machine are answered.
 
     Returns:
