@@ -64,7 +64,8 @@ class Delivery:
         commit_ids: makes commit ids.
 
     The mutable state: the runs to look at, what to do for those that turn out to have no mail, who watches which signal, who sends to which address, how many signals have expired, which runs the code
-    here cannot take though they have mail, when it last looked for what has expired, and whether it is closed.
+    here cannot take though they have mail, when it last looked for what has expired, how far into which scan it is, and
+    whether it is closed.
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class Delivery:
         self._turns: dict[Hashable, tuple[asyncio.Lock, int]] = {}
         self._next_expiry: Micros = 0
         self._cannot: set[int] = set()
+        self._to_scan = False
+        self._scanned_to: tuple[Micros, int] | None = None
         self.expired = 0
         self._closed = False
 
@@ -205,11 +208,20 @@ class Delivery:
 
     async def look(self, *, scan: bool) -> None:
         """Expire, and if it is time to ``scan``, take in whatever the mailbox holds for runs that wait for it."""
+        self._to_scan = self._to_scan or scan
         await self._expire()
-        if not scan:
-            return
-        mails = await self._store.mail(None, _BATCH, self._clock.micros())
-        self.notify(mail.run.id for mail in mails if self._registry.get(mail.run.workflow, mail.run.version))
+        if self._to_scan or self._scanned_to is not None:
+            await self._scan()
+
+    async def _scan(self) -> None:
+        """Take in a part, the next part in the next look: code that is here may yet be unable to take the first of it."""
+        after = self._scanned_to
+        known = self._registry.known()
+        mails = await self._store.mail(None, _BATCH, self._clock.micros(), known=known, after=after)
+        self.notify(mail.run.id for mail in mails)
+        if after is None:
+            self._to_scan = False
+        self._scanned_to = (mails[-1].since, mails[-1].run.id) if len(mails) == _BATCH else None
 
     async def _expire(self) -> None:
         """Now and then, take out of the mailbox what nobody took in its time."""

@@ -31,10 +31,11 @@ IdKind: TypeAlias = Literal["run", "signal", "event", "worker"]
 
 
 class Mail(NamedTuple):
-    """A waiting run, and what the mailbox holds for its arms, in the order of sending."""
+    """A waiting run, what the mailbox holds for its arms, in the order of sending, and since when it waits for these."""
 
     run: Run
     signals: list[Signal]
+    since: Micros
 
 
 # ---- questions
@@ -261,8 +262,19 @@ class Store(Protocol):
         """
         ...
 
-    async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+    async def mail(
+        self,
+        run_ids: Collection[int] | None,
+        limit: int,
+        now: Micros,
+        *,
+        known: Collection[tuple[str, str]] | None = None,
+        after: tuple[Micros, int] | None = None,
+    ) -> list[Mail]:
         """Waiting runs, of these or of all, that the mailbox holds something for: oldest wait first, ``limit`` at most.
+
+        ``known``: only runs of these (workflow, version) pairs. ``after``: only what comes after this (since, run id) in
+        the order.
 
         A copy of an event fits an "event" arm of its name, all else a "signal" arm; an "action" arm takes nothing.
         A signal fits an arm of its name if it is addressed to the run, or to the arm's key. What has expired or was

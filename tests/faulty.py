@@ -172,8 +172,8 @@ class FaultyStore:
     ) -> list[Deadline]:
         return await self.store.due(after, until, limit, now, of)
 
-    async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
-        return await self.store.mail(run_ids, limit, now)
+    async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros, **which: Any) -> list[Mail]:
+        return await self.store.mail(run_ids, limit, now, **which)
 
     async def expire(self, limit: int, now: Micros) -> list[Signal]:
         return await self.store.expire(limit, now)

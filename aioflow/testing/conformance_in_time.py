@@ -119,7 +119,7 @@ class InTimeConformance:
         for plan in sorted(await plans(store), key=lambda plan: plan.event):
             await store.apply([Occur(plan.id, f"event-{plan.event}")], NOW + 9)
         await emit(store, an_event(3, at=NOW - HOUR, recorded_at=NOW + 4))
-        [(_, signals)] = await store.mail(None, 9, NOW + 9)
+        [(_, signals, _)] = await store.mail(None, 9, NOW + 9)
         assert [(signal.id, signal.sent_at) for signal in signals] == [
             (1002, NOW + 2),
             (1001, NOW + 3),
@@ -128,5 +128,5 @@ class InTimeConformance:
         assert await outcomes(store, resuming(waiter)._replace(unless_mail=True)) == ["stale"]
         parked = await do(store, resuming(waiter))
         await do(store, moving(parked, kind="wait", status="waiting", waiting_for="event", arms=waiter.arms))
-        [(_, signals)] = await store.mail(None, 9, NOW + 9)
+        [(_, signals, _)] = await store.mail(None, 9, NOW + 9)
         assert [signal.sent_at for signal in signals] == [NOW + 2, NOW + 3, NOW + 4]

@@ -24,6 +24,7 @@ from aioflow.testing.conformance_samples import (
     emit,
     ids,
     mailbox,
+    moving,
     outcomes,
     post,
     put,
@@ -100,6 +101,44 @@ class MailConformance:
         assert [mail.run.id for mail in await store.mail([1, 2, 3], 1, NOW)] == [3]
         assert await store.mail([], 9, NOW) == []
         assert len(await store.mail(range(70_000), 9, NOW)) == 6
+
+    async def test_mail_is_asked_for_by_code_and_in_parts(self, store: Store) -> None:
+        """``known`` leaves out other workflows and versions, ``after`` what comes before in the order, alone and together."""
+        others = {1: {"workflow": "other"}, 3: {"version": "2"}}
+        waiters = [a_waiter(id_, ("paid", "k"), since=NOW - id_ // 2, **others.get(id_, {})) for id_ in range(1, 6)]
+        await put(store, *waiters)
+        await post(store, *(a_signal(id_, id_) for id_ in range(1, 6)), a_signal(6, key="k"))
+
+        async def told(run_ids: list[int] | None = None, limit: int = 9, **which: Any) -> list[int]:
+            return [mail.run.id for mail in await store.mail(run_ids, limit, NOW, **which)]
+
+        order, other = ("order", "1"), ("other", "1")
+        assert [(mail.run.id, mail.since - NOW) for mail in await store.mail(None, 9, NOW)] == [
+            (4, -2),
+            (5, -2),
+            (2, -1),
+            (3, -1),
+            (1, 0),
+        ]
+        assert await told(known=[order]) == [4, 5, 2]
+        assert await told(known={order, other, ("order", "3")}) == [4, 5, 2, 1]
+        assert await told(known=[]) == []
+        assert await told(known=[("other", "2"), ("Order", "1"), ("' OR '1'='1", "")]) == []
+        assert await told(limit=1, known=[other]) == [1]
+        assert await told(after=(NOW - 2, 4)) == [5, 2, 3, 1]
+        assert await told(limit=2, after=(NOW - 2, 99)) == [2, 3]
+        assert await told(after=(NOW, 1)) == []
+        assert await told(limit=1, known=[order], after=(NOW - 2, 5)) == [2]
+        assert await told([1, 3, 4, 5], known=[order, other], after=(NOW - 2, 4)) == [5, 1]
+
+    async def test_since_when_a_run_waits_is_since_its_arms_are_what_they_are(self, store: Store) -> None:
+        """A change of the row that leaves the arms as they are leaves its place in the order, too."""
+        waiter = a_waiter(1)
+        await put(store, waiter)
+        await post(store, a_signal(1, 1))
+        await do(store, moving(waiter, status="waiting", arms=waiter.arms, waiting_for="signal", updated_at=NOW + 9))
+        [mail] = await store.mail(None, 9, NOW)
+        assert (mail.run.updated_at, mail.since) == (NOW + 9, NOW)
 
     async def test_a_mail_begins_with_what_was_sent_first(self, store: Store) -> None:
         """However much lies there for a run, what it is shown is the oldest of it."""

@@ -112,7 +112,7 @@ class MailboxConformance:
         )
         [result] = await post(store, a_signal(7))
         assert sorted(result.run_ids) == [1, 2, 5]
-        copies = [signal for _, signals in await store.mail(None, 9, NOW) for signal in signals]
+        copies = [signal for _, signals, _ in await store.mail(None, 9, NOW) for signal in signals]
         assert copies == [a_signal(7, number, broadcast=1) for number in (1, 2, 5)]
         assert (await store.stats(NOW)).mailbox == 3
 
@@ -251,7 +251,7 @@ class MailboxConformance:
         assert [result.run_ids for result in await post(store, *signals)] == [(1,)] * 3
 
         [mail] = await store.mail([1], 9, NOW)
-        assert mail == Mail(await row(store, 1), signals)
+        assert mail[:2] == (await row(store, 1), signals)
         assert type(mail) is Mail
         for found, sent in zip(mail.signals, signals, strict=True):
             assert [type(value) for value in found] == [type(value) for value in sent]

@@ -59,7 +59,7 @@ class MissedConformance:
             NOW + 9,
         )
         assert [(result.outcome, result.mail) for result in results] == [("applied", True), ("applied", False)]
-        [(run, signals)] = await store.mail(None, 9, NOW + 9)
+        [(run, signals, _)] = await store.mail(None, 9, NOW + 9)
         assert run.id == 1
         assert [(signal.id, signal.run_id, signal.event, signal.sent_at) for signal in signals] == [
             (1002, 1, 2, NOW + 2),

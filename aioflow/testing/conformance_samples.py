@@ -216,7 +216,7 @@ async def outcomes(store: Store, *changes: Change, now: Micros = NOW) -> list[st
 
 async def mailbox(store: Store, now: Micros = NOW) -> list[tuple[int, list[int]]]:
     """Waiting runs, in the order that ``mail`` tells them, each with the ids of its signals."""
-    return [(run.id, [signal.id for signal in signals]) for run, signals in await store.mail(None, 1_000, now)]
+    return [(run.id, [signal.id for signal in signals]) for run, signals, _ in await store.mail(None, 1_000, now)]
 
 
 async def do(store: Store, change: Start | Move | Mark | Amend) -> Run:

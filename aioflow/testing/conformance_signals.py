@@ -258,7 +258,7 @@ class SignalsConformance(SecondHandle):
         async def deliver(user: Store, commit_id: int) -> None:
             while len(taken) < count:
                 commit_id += 1
-                for run, signals in (await user.mail(None, 5, NOW))[::-1]:
+                for run, signals, _ in (await user.mail(None, 5, NOW))[::-1]:
                     move = resuming(run, signals[0].id)
                     move = move._replace(transition=move.transition._replace(commit_id=commit_id))
                     if (await user.apply([move], NOW))[0].outcome == "applied":

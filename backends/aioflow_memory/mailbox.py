@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
@@ -161,11 +162,19 @@ class Mailbox:
             return []
         return sorted(self._fitting(run_id, waiting.arms, now), key=lambda signal: (signal.sent_at, signal.id))
 
-    def mail(self, runs: dict[int, Run], run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
-        """Waiting runs with what they can take, the oldest wait first."""
-        waits = self._waits if run_ids is None else {id_: self._waits[id_] for id_ in run_ids if id_ in self._waits}
-        oldest = sorted(waits, key=lambda run_id: (waits[run_id].since, run_id))
-        found = (Mail(runs[run_id], signals[:_FEW]) for run_id in oldest if (signals := self.of(run_id, now)))
+    def mail(
+        self,
+        runs: dict[int, Run],
+        run_ids: Collection[int] | None,
+        limit: int,
+        now: Micros,
+        after: tuple[Micros, int] | None,
+    ) -> list[Mail]:
+        """Those of these runs that wait with what they can take, the oldest wait first."""
+        asked = self._waits.keys() if run_ids is None else self._waits.keys() & set(run_ids)
+        waits = sorted((self._waits[run_id].since, run_id) for run_id in asked & runs.keys())
+        oldest = waits if after is None else waits[bisect_right(waits, after) :]
+        found = (Mail(runs[id_], signals[:_FEW], since) for since, id_ in oldest if (signals := self.of(id_, now)))
         return [mail for mail, _ in zip(found, range(limit), strict=False)]
 
     def expire(self, limit: int, now: Micros) -> list[Signal]:

@@ -168,10 +168,21 @@ class MemoryStore:
         last = bisect_right(deadlines, until, key=_moment)
         return deadlines[first : min(last, first + limit)]
 
-    async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+    async def mail(
+        self,
+        run_ids: Collection[int] | None,
+        limit: int,
+        now: Micros,
+        *,
+        known: Collection[tuple[str, str]] | None = None,
+        after: tuple[Micros, int] | None = None,
+    ) -> list[Mail]:
         """Look at every wait and every signal."""
         self._check_open()
-        return self._rows.mailbox.mail(self._rows.runs, run_ids, limit, now)
+        runs = self._rows.runs
+        if known is not None:
+            runs = {id_: run for id_, run in runs.items() if (run.workflow, run.version) in known}
+        return self._rows.mailbox.mail(runs, run_ids, limit, now, after)
 
     async def expire(self, limit: int, now: Micros) -> list[Signal]:
         """Look at every signal."""

@@ -41,12 +41,17 @@ _OF_ALL: Final = _FITTING.format(of="")
 _OF_THESE: Final = _FITTING.format(of="w.run_id = ANY($2::bigint[]) AND")
 #: ``OFFSET 0``: each signal is looked up by its place, where a join may go through all pairs for each signal.
 _MAIL: Final = f"""
-SELECT f.waiter, {SIGNAL_COLUMNS} FROM (
+SELECT f.since, f.waiter, {SIGNAL_COLUMNS} FROM (
     SELECT *, row_number() OVER (PARTITION BY waiter ORDER BY sent_at, id) AS place,
         dense_rank() OVER (ORDER BY since, waiter) AS rank
     FROM ({{fitting}}) AS fitting
 ) AS f CROSS JOIN LATERAL (SELECT * FROM aioflow.signals AS s WHERE s.id = f.id AND s.run_id = f.run_id OFFSET 0) AS s
 WHERE place <= {_FEW} AND rank <= {{limit}} ORDER BY rank, place
+"""
+_AFTER: Final = "SELECT * FROM ({fitting}) AS f WHERE (since, waiter) > (${since}::bigint, ${waiter}::bigint)"
+_KNOWN: Final = """
+SELECT f.* FROM ({fitting}) AS f JOIN aioflow.runs AS r ON r.id = f.waiter
+WHERE (r.workflow, r.version) IN (SELECT workflow, version FROM {pairs})
 """
 _IN_TIME: Final = f"""
 SELECT DISTINCT f.waiter FROM ({_OF_THESE}) AS f
@@ -234,18 +239,32 @@ async def in_time(session: Session, run_ids: Collection[int], now: Micros) -> se
     return {waiter for (waiter,) in await session.fetch(_IN_TIME, now, list(run_ids))}
 
 
-async def mail(session: Session, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+async def mail(
+    session: Session,
+    run_ids: Collection[int] | None,
+    limit: int,
+    now: Micros,
+    known: Collection[tuple[str, str]] | None = None,
+    after: tuple[Micros, int] | None = None,
+) -> list[Mail]:
     """Waiting runs and the first of what they can take."""
-    if run_ids is None:
-        rows = await session.fetch(_MAIL.format(fitting=_OF_ALL, limit="$2"), now, limit)
-    else:
-        rows = await session.fetch(_MAIL.format(fitting=_OF_THESE, limit="$3"), now, list(run_ids), limit)
-    signals: dict[int, list[Signal]] = {}
-    for waiter, *of_signal in rows:
-        signals.setdefault(waiter, []).append(Signal._make(of_signal))
-    found = await session.fetch(f"{SELECT_RUNS} WHERE id = ANY($1::bigint[])", list(signals)) if signals else []
+    fitting = _OF_ALL if run_ids is None else _OF_THESE
+    values: list[object] = [now] if run_ids is None else [now, list(run_ids)]
+    if after is not None:
+        fitting = _AFTER.format(fitting=fitting, since=len(values) + 1, waiter=len(values) + 2)
+        values += after
+    if known is not None:
+        pairs = unnest(["workflow", "version"], ["text", "text"], "k", len(values) + 1)
+        fitting = _KNOWN.format(fitting=fitting, pairs=pairs)
+        values += columns([*known], 2)
+    rows = await session.fetch(_MAIL.format(fitting=fitting, limit=f"${len(values) + 1}"), *values, limit)
+    mails: dict[tuple[Micros, int], list[Signal]] = {}
+    for since, waiter, *of_signal in rows:
+        mails.setdefault((since, waiter), []).append(Signal._make(of_signal))
+    ids = [waiter for _, waiter in mails]
+    found = await session.fetch(f"{SELECT_RUNS} WHERE id = ANY($1::bigint[])", ids) if ids else []
     runs = {run.id: run for run in map(Run._make, found)}
-    return [Mail(runs[waiter], mail) for waiter, mail in signals.items() if waiter in runs]
+    return [Mail(runs[waiter], signals, since) for (since, waiter), signals in mails.items() if waiter in runs]
 
 
 async def expire(session: Session, limit: int, now: Micros) -> list[Signal]:

@@ -7,6 +7,7 @@ task of its own, and batch.py on how changes are applied.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any, Literal, overload
 
 from aioflow.changes import Change, Result
@@ -166,9 +167,18 @@ class PostgresStore:
         due = questions.due if of == "run" else questions.due_plans
         return await self._open_database.ask(lambda session: due(session, after, until, limit))
 
-    async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+    async def mail(
+        self,
+        run_ids: Collection[int] | None,
+        limit: int,
+        now: Micros,
+        *,
+        known: Collection[tuple[str, str]] | None = None,
+        after: tuple[Micros, int] | None = None,
+    ) -> list[Mail]:
         """See the port."""
-        return await self._open_database.snapshot(lambda session: mailbox.mail(session, run_ids, limit, now))
+        find = partial(mailbox.mail, run_ids=run_ids, limit=limit, now=now, known=known, after=after)
+        return await self._open_database.snapshot(find)
 
     async def expire(self, limit: int, now: Micros) -> list[Signal]:
         """See the port."""

@@ -138,23 +138,40 @@ def with_mail(db: sqlite3.Connection, run_ids: Collection[int], now: Micros, *, 
     return set(json.loads(found))
 
 
-def mail(db: sqlite3.Connection, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+def mail(
+    db: sqlite3.Connection,
+    run_ids: Collection[int] | None,
+    limit: int,
+    now: Micros,
+    known: Collection[tuple[str, str]] | None = None,
+    after: tuple[Micros, int] | None = None,
+) -> list[Mail]:
     """Waiting runs and the first of what they can take."""
+    fitting = _OF_ALL if run_ids is None else _OF_THESE
+    if after is not None:
+        fitting = f"SELECT * FROM ({fitting}) WHERE (since, waiter) > (:after_since, :after_waiter)"
+    if known is not None:
+        pairs = "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:known)"
+        of_code = f"CROSS JOIN runs AS r ON r.id = f.waiter WHERE (r.workflow, r.version) IN ({pairs})"
+        fitting = f"SELECT f.* FROM ({fitting}) AS f {of_code}"
     sql = f"""
-    SELECT waiter, {", ".join(f"s.{name}" for name in Signal._fields)} FROM (
+    SELECT since, waiter, {", ".join(f"s.{name}" for name in Signal._fields)} FROM (
         SELECT *, row_number() OVER (PARTITION BY waiter ORDER BY sent_at, id) AS place,
             dense_rank() OVER (ORDER BY since, waiter) AS rank
-        FROM ({_OF_ALL if run_ids is None else _OF_THESE})
+        FROM ({fitting})
     ) AS found JOIN signals AS s ON s.rowid = found.signal
     WHERE place <= :few AND rank <= :limit ORDER BY rank, place
     """
-    values = {"now": now, "few": _FEW, "limit": limit, "ids": json.dumps(list(run_ids or ()))}
-    signals: dict[int, list[Signal]] = {}
-    for waiter, *columns in db.execute(sql, values):
-        signals.setdefault(waiter, []).append(Signal._make(columns))
-    rows = db.execute(f"{SELECT_RUNS} WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(signals)),))
+    after_since, after_waiter = after or (None, None)
+    values = {"now": now, "few": _FEW, "limit": limit, "after_since": after_since, "after_waiter": after_waiter}
+    texts = {"ids": json.dumps(list(run_ids or ())), "known": json.dumps(list(known or ()))}
+    found: dict[tuple[Micros, int], list[Signal]] = {}
+    for since, waiter, *columns in db.execute(sql, values | texts):
+        found.setdefault((since, waiter), []).append(Signal._make(columns))
+    ids = json.dumps([waiter for _, waiter in found])
+    rows = db.execute(f"{SELECT_RUNS} WHERE id IN (SELECT value FROM json_each(?))", (ids,))
     runs = {run.id: run for run in map(Run._make, rows)}
-    return [Mail(runs[waiter], found) for waiter, found in signals.items()]
+    return [Mail(runs[waiter], signals, since) for (since, waiter), signals in found.items()]
 
 
 def expire(db: sqlite3.Connection, limit: int, now: Micros) -> list[Signal]:

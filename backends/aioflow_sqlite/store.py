@@ -198,9 +198,18 @@ class SQLiteStore:
         due = questions.due if of == "run" else questions.due_plans
         return await self._read(lambda db: due(db, after, until, limit))
 
-    async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
+    async def mail(
+        self,
+        run_ids: Collection[int] | None,
+        limit: int,
+        now: Micros,
+        *,
+        known: Collection[tuple[str, str]] | None = None,
+        after: tuple[Micros, int] | None = None,
+    ) -> list[Mail]:
         """See the port."""
-        return await self._read(lambda db: snapshot(db, lambda db: mailbox.mail(db, run_ids, limit, now)))
+        find = partial(mailbox.mail, run_ids=run_ids, limit=limit, now=now, known=known, after=after)
+        return await self._read(lambda db: snapshot(db, find))
 
     async def expire(self, limit: int, now: Micros) -> list[Signal]:
         """See the port."""

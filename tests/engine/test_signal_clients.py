@@ -192,6 +192,23 @@ async def test_context_that_does_not_fit_any_more(make_engine: MakeEngine) -> No
         assert await kinds_of(engine, run) == ["start", "wait", "reject", "signal", "complete"]
 
 
+@pytest.mark.parametrize("code", ["gone", "cannot read"])
+async def test_mail_that_nobody_can_take_is_in_nobodys_way(make_engine: MakeEngine, code: str) -> None:
+    """However many runs have mail that no code can take, and keep it, one that code is there for is given its own."""
+    order: Any = release(First)
+    async with make_engine(order) as engine:
+        old = await asyncio.gather(*(engine.start(order) for _ in range(600)))
+        await asyncio.gather(*(run.wait(20, until="parked") for run in old))
+    async with make_engine(Other, worker=False) as client:
+        await asyncio.gather(*(client.signal("paid", {"amount": 5}, run_id=run.id) for run in old))
+    new: Any = release(Changed, "2" if code == "gone" else "1")
+    async with make_engine(new) as engine, make_engine(Other, worker=False) as client:
+        run = await parked(engine, new, size=1)
+        assert (await client.signal("paid", {"amount": 5}, run_id=run.id)).state == "buffered"
+        assert (await engine.wait(run.id, 20)).status == "completed"
+        assert await engine.count(status="completed") == 1
+
+
 async def test_cancel_while_waiting(make_engine: MakeEngine, log: list[Any]) -> None:
     """A run that is cancelled while it waits takes nothing more, and does not stand in another one's way."""
     order: Any = release(First)

@@ -27,8 +27,8 @@ class SlowMail(MemoryStore):
         self.held_back = 0
         self.not_there = 0
 
-    async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros) -> list[Mail]:
-        found = await super().mail(run_ids, limit, now)
+    async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros, **which: Any) -> list[Mail]:
+        found = await super().mail(run_ids, limit, now, **which)
         if run_ids is not None:
             await self.loop.pause(0.2)
         return found

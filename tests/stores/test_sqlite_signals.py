@@ -186,6 +186,8 @@ def _plans(db: sqlite3.Connection, call: Callable[[], object]) -> list[str]:
 ASKED: dict[str, tuple[Callable[[sqlite3.Connection], object], bool]] = {
     "mail of some": (lambda db: box.mail(db, [10_001], 9, NOW), False),
     "mail of all": (lambda db: box.mail(db, None, 9, NOW), True),
+    "mail of all by code": (lambda db: box.mail(db, None, 9, NOW, [("order", "1")]), True),
+    "mail of all from there on": (lambda db: box.mail(db, None, 9, NOW, None, (NOW, 1)), True),
     "with_mail": (lambda db: box.with_mail(db, [10_001], NOW, by_wake_at=False), False),
     "with_mail in time": (lambda db: box.with_mail(db, [10_001], NOW, by_wake_at=True), False),
     "receivers by run": (lambda db: box.receivers(db, a_signal(20_002, 10_001), NOW), False),

@@ -653,7 +653,7 @@ class StoreMachine(RuleBasedStateMachine):
         fitting = {id_: self.model.fitting(id_, self.now) for id_ in self.model.waiting()}
         mails = self.do(self.store.mail(None, 1_000, self.now))
         assert [mail.run.id for mail in mails] == [id_ for id_, signals in fitting.items() if signals]
-        for run, signals in mails:
+        for run, signals, _ in mails:
             assert run == self.model.runs[run.id]
             assert signals
             assert signals == fitting[run.id][: len(signals)]

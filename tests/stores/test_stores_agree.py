@@ -101,7 +101,7 @@ async def held(store: Store, now: int) -> list[object]:
         await store.select(EventQuery(), now),
         await store.due((-(2**62), 0), (2**62, 0), 10_000, now, "plan"),
         sorted(await store.select(PlanQuery(ids=tuple(plan.id for plan in found)), now)),
-        [(run, sorted(signals)) for run, signals in await store.mail(None, 1_000, now)],
+        [(run, sorted(signals)) for run, signals, _ in await store.mail(None, 1_000, now)],
         replace(await store.stats(now), bytes=None),
     ]
 
