@@ -29,9 +29,10 @@ from aioflow.store import Mail, Store
 
 _BATCH = 500
 #: How often the mailbox is rid of what expired and of what was taken long ago, and how much of each at once: together
-#: they say how many signals a second one worker can keep up with.
+#: they say how many signals a second one worker can keep up with. What expired is told of, so it is taken out in lots.
 _EXPIRE_EACH: Micros = 10 * SECOND
 _FORGETS = 10_000
+_LOT = 1_000
 
 
 class Watch:
@@ -228,19 +229,29 @@ class Delivery:
         now = self._clock.micros()
         if 0 < self._next_expiry - now <= _EXPIRE_EACH:  # else the clock was set back
             return
-        expired = await self._store.expire(_FORGETS, now)
-        if len(expired) < _FORGETS:  # else there may be more
-            self._next_expiry = now + _EXPIRE_EACH
+        for left in range(_FORGETS, 0, -_LOT):
+            forget = _FORGETS if left == _FORGETS else 0  # all of it in the first transaction
+            expired = await self._store.expire(_LOT, now, forget=forget)
+            self._tell(expired)
+            if len(expired) < _LOT:
+                self._next_expiry = now + _EXPIRE_EACH
+                break
+
+    def _tell(self, expired: list[Signal]) -> None:
+        """Count what has expired, and log it: once for all of a name, with what is known of the first."""
+        by_name: dict[str, list[Signal]] = {}
         for signal in expired:
-            if signal.broadcast:  # the run went on with something else, which is what it was told
-                continue
-            self.expired += 1
+            if not signal.broadcast:  # else the run went on with something else, which is what it was told
+                by_name.setdefault(signal.name, []).append(signal)
+        for name, (first, *others) in by_name.items():
+            self.expired += 1 + len(others)
             telemetry.warn(
                 "signal expired, nobody took it",
-                signal=signal.name,
-                run_id=signal.run_id or None,
-                key=signal.key,
-                signal_id=signal.signal_id,
+                signal=name,
+                count=1 + len(others),
+                run_id=first.run_id or None,
+                key=first.key,
+                signal_id=first.signal_id,
             )
 
     def close(self) -> None:

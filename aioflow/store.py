@@ -283,11 +283,11 @@ class Store(Protocol):
         """
         ...
 
-    async def expire(self, limit: int, now: Micros) -> list[Signal]:
+    async def expire(self, limit: int, now: Micros, *, forget: int | None = None) -> list[Signal]:
         """Take out of the mailbox what nobody took in its time, ``limit`` at most, and return it.
 
         That is: what has expired, copies of a broadcast whose wait is over, and what is addressed to runs that have
-        ended. It also forgets what was taken, ``limit`` at most: that with a signal_id after 7 days, other after an
+        ended. It also forgets what was taken, ``forget`` at most, None: ``limit``: that with a signal_id after 7 days, other after an
         hour, in which no Post of it is offered again.
         """
         ...

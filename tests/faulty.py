@@ -175,8 +175,8 @@ class FaultyStore:
     async def mail(self, run_ids: Collection[int] | None, limit: int, now: Micros, **which: Any) -> list[Mail]:
         return await self.store.mail(run_ids, limit, now, **which)
 
-    async def expire(self, limit: int, now: Micros) -> list[Signal]:
-        return await self.store.expire(limit, now)
+    async def expire(self, limit: int, now: Micros, *, forget: int | None = None) -> list[Signal]:
+        return await self.store.expire(limit, now, forget=forget)
 
     async def claim(self, worker: int, **arguments: Any) -> Claim:
         return await self.store.claim(worker, **arguments)

@@ -233,8 +233,10 @@ class MailConformance:
         await post(store, *(a_signal(number, number, signal_id=f"s{number}") for number in range(1, 6)))
         await store.apply([resuming(waiter, waiter.id) for waiter in waiters], NOW)
         offers = [Post(a_signal(number + 10, key="k", signal_id=f"s{number}")) for number in range(1, 6)]
+        assert await store.expire(9, NOW + WEEK + 1, forget=0) == []
         assert await store.expire(2, NOW + WEEK + 1) == []
-        assert sorted(await outcomes(store, *offers)) == ["applied"] * 2 + ["exists"] * 3
+        assert await store.expire(0, NOW + WEEK + 1, forget=1) == []
+        assert sorted(await outcomes(store, *offers)) == ["applied"] * 3 + ["exists"] * 2
 
     async def test_what_was_taken_is_known_for_an_hour(self, store: Store) -> None:
         """Within the hour a Post that is offered again, though taken and swept, delivers nothing."""

@@ -177,14 +177,14 @@ class Mailbox:
         found = (Mail(runs[id_], signals[:_FEW], since) for since, id_ in oldest if (signals := self.of(id_, now)))
         return [mail for mail, _ in zip(found, range(limit), strict=False)]
 
-    def expire(self, limit: int, now: Micros) -> list[Signal]:
+    def expire(self, limit: int, now: Micros, forget: int) -> list[Signal]:
         """Take out what nobody took in its time, and forget what was taken long ago."""
         gone: list[Signal] = []
         forgotten = 0
         for place, (signal, taken_at, _) in list(self._kept.items()):
             if taken_at is not None:
                 memory = _SHORT_MEMORY if signal.signal_id is None else _MEMORY
-                if taken_at <= now - memory and forgotten < limit:
+                if taken_at <= now - memory and forgotten < forget:
                     forgotten += 1
                     del self._kept[place]
             elif signal.expires_at is not None and signal.expires_at <= now and len(gone) < limit:

@@ -184,10 +184,10 @@ class MemoryStore:
             runs = {id_: run for id_, run in runs.items() if (run.workflow, run.version) in known}
         return self._rows.mailbox.mail(runs, run_ids, limit, now, after)
 
-    async def expire(self, limit: int, now: Micros) -> list[Signal]:
+    async def expire(self, limit: int, now: Micros, *, forget: int | None = None) -> list[Signal]:
         """Look at every signal."""
         self._check_open()
-        return self._rows.mailbox.expire(limit, now)
+        return self._rows.mailbox.expire(limit, now, limit if forget is None else forget)
 
     async def claim(
         self,

@@ -267,7 +267,7 @@ async def mail(
     return [Mail(runs[waiter], signals, since) for (since, waiter), signals in mails.items() if waiter in runs]
 
 
-async def expire(session: Session, limit: int, now: Micros) -> list[Signal]:
+async def expire(session: Session, limit: int, now: Micros, forget: int) -> list[Signal]:
     """Take out what nobody took in its time, and forget what was taken long ago."""
-    await session.execute(_FORGET, now - _SHORT_MEMORY, now - _MEMORY, limit)
+    await session.execute(_FORGET, now - _SHORT_MEMORY, now - _MEMORY, forget)
     return [Signal._make(row) for row in await session.fetch(_EXPIRE, now, limit)]

@@ -180,9 +180,11 @@ class PostgresStore:
         find = partial(mailbox.mail, run_ids=run_ids, limit=limit, now=now, known=known, after=after)
         return await self._open_database.snapshot(find)
 
-    async def expire(self, limit: int, now: Micros) -> list[Signal]:
+    async def expire(self, limit: int, now: Micros, *, forget: int | None = None) -> list[Signal]:
         """See the port."""
-        return await self._open_database.transact(lambda session: mailbox.expire(session, limit, now))
+        return await self._open_database.transact(
+            lambda session: mailbox.expire(session, limit, now, limit if forget is None else forget)
+        )
 
     async def claim(
         self,

@@ -174,13 +174,13 @@ def mail(
     return [Mail(runs[waiter], signals, since) for (since, waiter), signals in found.items()]
 
 
-def expire(db: sqlite3.Connection, limit: int, now: Micros) -> list[Signal]:
+def expire(db: sqlite3.Connection, limit: int, now: Micros, forget: int | None = None) -> list[Signal]:
     """Take out what nobody took in its time, and forget what was taken long ago."""
-    forget = (
+    forgetting = (
         "DELETE FROM signals WHERE rowid IN (SELECT rowid FROM signals WHERE taken_at <= ? "
         "AND (signal_id IS NULL OR taken_at <= ?) ORDER BY taken_at LIMIT ?)"
     )
-    db.execute(forget, (now - _SHORT_MEMORY, now - _MEMORY, limit))
+    db.execute(forgetting, (now - _SHORT_MEMORY, now - _MEMORY, limit if forget is None else forget))
     sql = (
         "DELETE FROM signals WHERE rowid IN (SELECT rowid FROM signals WHERE taken_at IS NULL AND expires_at <= ? "
         f"ORDER BY expires_at LIMIT ?) RETURNING {_COLUMNS}"

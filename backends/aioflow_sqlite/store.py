@@ -211,9 +211,11 @@ class SQLiteStore:
         find = partial(mailbox.mail, run_ids=run_ids, limit=limit, now=now, known=known, after=after)
         return await self._read(lambda db: snapshot(db, find))
 
-    async def expire(self, limit: int, now: Micros) -> list[Signal]:
+    async def expire(self, limit: int, now: Micros, *, forget: int | None = None) -> list[Signal]:
         """See the port."""
-        return await self._write(lambda db: transaction(db, partial(mailbox.expire, limit=limit, now=now)))
+        return await self._write(
+            lambda db: transaction(db, partial(mailbox.expire, limit=limit, now=now, forget=forget))
+        )
 
     async def claim(
         self,

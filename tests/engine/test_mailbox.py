@@ -251,7 +251,24 @@ async def test_signal_to_a_run_lives_as_long_as_the_run(
         stats = await engine.stats()
         assert (stats.mailbox, stats.expired_signals) == (0, 2)
     told = [entry for entry in log if entry["event"] == "signal expired, nobody took it"]
-    assert [(entry["run_id"], entry["signal"]) for entry in told] == [(run.id, "other")] * 2
+    assert [(entry["run_id"], entry["signal"], entry["count"]) for entry in told] == [(run.id, "other", 2)]
+
+
+async def test_many_that_expire_at_once(make_engine: MakeEngine, clock: ShiftedClock, log: list[Any]) -> None:
+    """They are taken out a thousand at a time, each is counted, and the log has a line for each name, not for each signal."""
+    async with make_engine(Own) as engine:
+        sent = [("number", 1_100), ("other", 100)]
+        keys = [(name, str(number)) for name, count in sent for number in range(count)]
+        await asyncio.gather(*(engine.signal(name, key=key, ttl=HOUR) for name, key in keys))
+    clock.shift(2 * HOUR)
+    async with make_engine(Own) as engine:
+        assert (await engine.stats()).mailbox == 0
+        assert (await engine.stats()).expired_signals == 1_200
+    told = [entry for entry in log if entry["event"] == "signal expired, nobody took it"]
+    counts = {name: [entry["count"] for entry in told if entry["signal"] == name] for name, _ in sent}
+    assert {name: sum(each) for name, each in counts.items()} == dict(sent)
+    assert len(told) <= 4
+    assert max(counts["number"]) <= 1_000
 
 
 async def test_many_that_do_not_fit_are_in_nobodys_way(make_engine: MakeEngine) -> None:
