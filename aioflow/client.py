@@ -314,7 +314,7 @@ class Client:
         return await parts.planner.fire_all() + await parts.scheduler.fire_all()
 
     async def stats(self) -> Stats:
-        """Count what is in the store. It reads all live runs: ask now and then, not in a loop.
+        """Count what is in the store. It reads all runs, several times, and all events: ask now and then, not in a loop.
 
         Raises:
             EngineClosed, StoreUnavailable: the store cannot be asked.
