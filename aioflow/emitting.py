@@ -105,7 +105,7 @@ class Emitting(Sending):
     async def _cancel_runs(self, parts: Parts, event_id: str) -> None:
         """Cancel the live runs of an event. There come no new ones: its plans are gone."""
         live = tuple(map(str, LIVE))
-        query = RunQuery(event_id=(event_id,), status=live, order="id", descending=False, limit=_PAGE)
+        query = RunQuery(event_id=(event_id,), status=live, order="id", descending=False, limit=_PAGE, own=True)
         while True:
             ask = partial(self._page, parts, query)
             rows = await parts.office.ask(ask, PATIENCE)

@@ -226,7 +226,7 @@ class Office:
         if asked.workflow is not None:
             name = workflow_name(asked.workflow)
             key = asked.key or ""
-            query = RunQuery(workflow=(name,), key=(key,), order="created_at", limit=1)
+            query = RunQuery(workflow=(name,), key=(key,), order="created_at", limit=1, own=True)
             rows = await self.ask(lambda: self.store.select(query, self.clock.micros()), patience)
             if not rows:
                 raise RunNotFound(workflow=name, key=key)

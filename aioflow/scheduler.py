@@ -146,7 +146,13 @@ class Scheduler(DueLoop):
             self._unblocked_to = None
         names, versions = (tuple(dict.fromkeys(column)) for column in zip(*known, strict=True))
         query = RunQuery(
-            workflow=names, version=versions, waiting_for=("blocked",), order="id", descending=False, limit=_PAGE
+            workflow=names,
+            version=versions,
+            waiting_for=("blocked",),
+            order="id",
+            descending=False,
+            limit=_PAGE,
+            own=True,
         )
         for _ in range(_PAGES):
             query = dataclasses.replace(query, after=self._unblocked_to)

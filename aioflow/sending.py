@@ -105,7 +105,12 @@ class Sending(Watching):
                 raise _nowhere(signal, found[0] if found else None)
         elif signal.key is not None:
             query = RunQuery(
-                waiting_signal=(signal.name,), waiting_key=(signal.key,), order="updated_at", descending=False, limit=1
+                waiting_signal=(signal.name,),
+                waiting_key=(signal.key,),
+                order="updated_at",
+                descending=False,
+                limit=1,
+                own=True,
             )
             found = await ask(lambda: store.select(query, clock.micros()), PATIENCE)
         else:

@@ -71,6 +71,8 @@ class RunQuery:
     limit: int = 100
     #: Only what comes after this (value of ``order``, id) in the order.
     after: tuple[int, int] | None = None
+    #: A hint: runs wait for the answer, so it should not wait for what users ask.
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,9 @@ T = TypeVar("T")
 #: Seconds. The thread has something else to do, then.
 _LONGEST_LOAN = 0.005
 
+#: How many instructions of SQLite's, some milliseconds, a question goes on before it looks whether it is still asked.
+_LOOKS_UP = 100_000
+
 #: Marks the file as aioflow's ("aflw").
 _APPLICATION_ID = 0x61666C77
 
@@ -118,7 +121,7 @@ class Connection(aiosqlite.Connection):
     def _reopen(self) -> None:
         """Open it anew, then close it: SQLite gives descriptors of what was closed before to those who open.
 
-        The store's other connection stays open, and keeps the index of the WAL. It does not list what a failed commit
+        The store's other connections stay open, and keep the index of the WAL. It does not list what a failed commit
         has left there, so that the next commit writes over it. Recovery would find it, and take it for durable.
         """
         old = self._conn
@@ -178,6 +181,17 @@ def _set_up(db: sqlite3.Connection, address: Address, read_only: bool) -> None:
     db.execute("PRAGMA wal_autocheckpoint = 0")
     db.execute("PRAGMA journal_size_limit = 67108864")
     prepare(db)
+
+
+def unless(left: Event, function: Callable[[sqlite3.Connection], T], db: sqlite3.Connection) -> T:
+    """Run it until ``left`` is set. ``interrupt()`` would miss it between two statements, or hit the next function."""
+    if left.is_set():
+        raise sqlite3.OperationalError("nobody waits for it any more")
+    db.set_progress_handler(left.is_set, _LOOKS_UP)
+    try:
+        return function(db)
+    finally:
+        db.set_progress_handler(None, 0)
 
 
 def settle(db: sqlite3.Connection, milliseconds: int) -> None:

@@ -1,7 +1,8 @@
 """``SQLiteStore``: the port on one file.
 
-One writer connection and one reader, each with a thread; a verb is one function in one of them. The writer runs
-whole transactions, so that verbs never interleave in one, and a caller that is cancelled leaves none half done.
+A writer connection and two that read, each with a thread; a verb is one function in one of them. The writer runs
+whole transactions, so that verbs never interleave in one, and a caller that is cancelled leaves none half done. What
+users ask may take long, so it has a connection of its own, and ends when its caller is cancelled.
 
 One process works the file: the holder of ``<file>.worker``. Others start, query, and try for the lock.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -27,13 +29,7 @@ from aioflow.plans import EventRecord
 from aioflow.store import Claim, EventQuery, IdKind, Mail, Planned, PlanQuery, RunQuery, Stats
 from aioflow_sqlite import batch, mailbox, ownership, questions
 from aioflow_sqlite.address import parse
-from aioflow_sqlite.connection import (
-    Connection,
-    NewerSchema,
-    connect,
-    migrate,
-    settle,
-)
+from aioflow_sqlite.connection import Connection, NewerSchema, connect, migrate, settle, unless
 from aioflow_sqlite.files import Files
 from aioflow_sqlite.lock import FileLock
 from aioflow_sqlite.problems import told_apart
@@ -61,7 +57,7 @@ class SQLiteStore:
     Raises:
         ValueError: it is no such URL.
 
-    The mutable state: the two connections, the lock, and which files those are, while it is open.
+    The mutable state: the three connections, the lock, and which files those are, while it is open.
     """
 
     exclusive = True
@@ -73,6 +69,7 @@ class SQLiteStore:
         self._address = parse(url)
         self._writer: Connection | None = None
         self._reader: Connection | None = None
+        self._asker: Connection | None = None
         self._lock = None if self._address.path is None else FileLock(Path(f"{self._address.path}.worker"))
         self._works = False
         self._told = False
@@ -105,16 +102,15 @@ class SQLiteStore:
             self._writer = await connect(self._address, timeout, read_only=False, check=self._check_file)
             uuid = await self._writer.run(migrate)
             self._files = None if self._address.path is None else Files(self.name, self._address.path)
-            in_memory = self._address.path is None
             self._wal = None if self._files is None else Wal(str(self._files.path))
-            if in_memory:
-                self._reader = self._writer
-            else:
+            self._reader = self._asker = self._writer
+            if self._files is not None:
                 self._reader = await connect(self._address, timeout, read_only=True, check=self._check_file)
-            for connection in (self._writer, self._reader):
+                self._asker = await connect(self._address, timeout, read_only=True, check=self._check_file)
+            for connection in (self._writer, self._reader, self._asker):
                 await connection.run(partial(settle, milliseconds=self._address.busy_timeout))
         except BaseException as error:
-            with CancelScope(shield=True):  # else a scope that is cancelled would leave one of two open
+            with CancelScope(shield=True):  # else a scope that is cancelled would leave some open
                 await self.close()
             if isinstance(error, NewerSchema):
                 advice = "Use the aioflow that wrote it, or a newer one."
@@ -126,12 +122,12 @@ class SQLiteStore:
 
     async def close(self) -> None:
         """See the port."""
-        reader, writer, self._reader, self._writer = self._reader, self._writer, None, None
+        found = dict.fromkeys((self._writer, self._reader, self._asker))  # in memory they are one
+        self._asker = self._reader = self._writer = None
         try:
-            if reader is not None and reader is not writer:
-                await reader.close()
-            if writer is not None:
-                await writer.close()
+            async with AsyncExitStack() as closing:  # in reverse, each whatever becomes of the others
+                for connection in filter(None, found):
+                    closing.push_async_callback(connection.close)
         finally:
             self._works = False
             if self._lock is not None:
@@ -171,20 +167,21 @@ class SQLiteStore:
         """See the port."""
         match query:
             case RunQuery():
-                return await self._read(lambda db: questions.select(db, query))
+                ask = self._read if query.own else self._ask
+                return await ask(lambda db: questions.select(db, query))
             case EventQuery():
-                return await self._read(lambda db: questions.events(db, query))
+                return await self._ask(lambda db: questions.events(db, query))
             case PlanQuery():
                 return await self._read(lambda db: questions.plans(db, query))
 
     async def count(self, query: RunQuery, now: Micros) -> int:
         """See the port."""
-        return await self._read(lambda db: questions.count(db, query))
+        return await self._ask(lambda db: questions.count(db, query))
 
     async def history(self, run_id: int, after: int, limit: int, now: Micros) -> list[Transition]:
         """See the port."""
         sql = "SELECT * FROM history WHERE run_id = ? AND seq > ? ORDER BY seq LIMIT ?"
-        return await self._read(lambda db: [Transition._make(row) for row in db.execute(sql, (run_id, after, limit))])
+        return await self._ask(lambda db: [Transition._make(row) for row in db.execute(sql, (run_id, after, limit))])
 
     async def due(
         self,
@@ -213,9 +210,7 @@ class SQLiteStore:
 
     async def expire(self, limit: int, now: Micros, *, forget: int | None = None) -> list[Signal]:
         """See the port."""
-        return await self._write(
-            lambda db: transaction(db, partial(mailbox.expire, limit=limit, now=now, forget=forget))
-        )
+        return await self._write(lambda db: transaction(db, lambda db: mailbox.expire(db, limit, now, forget)))
 
     async def claim(
         self,
@@ -272,7 +267,7 @@ class SQLiteStore:
 
     async def stats(self, now: Micros) -> Stats:
         """See the port."""
-        return await self._read(lambda db: questions.stats(db, now))
+        return await self._ask(lambda db: questions.stats(db, now))
 
     def _tell_of_other(self) -> None:
         if structlog.is_configured():  # else it would be printed
@@ -325,6 +320,14 @@ class SQLiteStore:
 
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         return await self._run(self._reader, function)
+
+    async def _ask(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run what a user asks: it is not begun any more, or ended, when that user has left."""
+        left = Event()
+        try:
+            return await self._run(self._asker, partial(unless, left, function))
+        finally:
+            left.set()
 
     async def _run(
         self, connection: Connection | None, function: Callable[[sqlite3.Connection], T], loan: Event | None = None

@@ -100,9 +100,9 @@ def store_of(engine: Engine) -> SQLiteStore:
 
 
 async def execute(engine: Engine, *statements: str) -> None:
-    """Run these on both connections of the engine's store."""
+    """Run these on all connections of the engine's store."""
     store = store_of(engine)
-    for connection in (store._writer, store._reader):
+    for connection in (store._writer, store._reader, store._asker):
         assert connection is not None
         for sql in statements:
             await connection.run(lambda db, sql=sql: db.execute(sql).fetchall())  # type: ignore[misc]
