@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,8 @@ class Files:
 
     def __init__(self, store: str, path: str) -> None:
         self._store = store
-        self.path = Path(path).absolute()
+        #: Links followed, as SQLite does: the files beside it have its own name, whatever name it was opened by.
+        self.path = Path(os.path.realpath(path))
         files = (
             _File(each, _identity(each)) for each in (self.path, Path(f"{self.path}-wal"), Path(f"{self.path}-shm"))
         )

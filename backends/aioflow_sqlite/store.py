@@ -70,7 +70,7 @@ class SQLiteStore:
         self._writer: Connection | None = None
         self._reader: Connection | None = None
         self._asker: Connection | None = None
-        self._lock = None if self._address.path is None else FileLock(Path(f"{self._address.path}.worker"))
+        self._lock: FileLock | None = None
         self._works = False
         self._told = False
         self._files: Files | None = None
@@ -102,9 +102,9 @@ class SQLiteStore:
             self._writer = await connect(self._address, timeout, read_only=False, check=self._check_file)
             uuid = await self._writer.run(migrate)
             self._files = None if self._address.path is None else Files(self.name, self._address.path)
-            self._wal = None if self._files is None else Wal(str(self._files.path))
             self._reader = self._asker = self._writer
             if self._files is not None:
+                self._lock, self._wal = FileLock(Path(f"{self._files.path}.worker")), Wal(str(self._files.path))
                 self._reader = await connect(self._address, timeout, read_only=True, check=self._check_file)
                 self._asker = await connect(self._address, timeout, read_only=True, check=self._check_file)
             for connection in (self._writer, self._reader, self._asker):
