@@ -27,13 +27,13 @@ _SHORT_MEMORY: Final = _HOUR
 #: How many signals of one run a Mail has at the most: a run takes one at a time.
 _FEW: Final = 8
 
-#: Pairs of a wait and a signal that fits it. ``{waits}`` narrows the waits; the order of the joins is the planner's
-#: only choice taken from it: the smaller side comes first.
+#: Pairs of a wait and a signal that fits it. The choices that are taken from the planner: the order of the joins, in
+#: which the smaller side comes first, and by the ``+`` that of all waits of a signal's name instead of its run's few.
 _FITTING: Final = """
 SELECT w.since AS since, w.run_id AS waiter, s.rowid AS signal, s.sent_at AS sent_at, s.id AS id
 FROM {first} CROSS JOIN {second}
 WHERE {condition} AND s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > :now)
-    AND s.run_id <> 0 AND s.run_id = w.run_id AND s.name = w.name
+    AND s.run_id <> 0 AND s.run_id = w.run_id AND s.name = +w.name
     AND (s.event IS NULL) = (w.kind = 'signal')
 UNION
 SELECT w.since, w.run_id, s.rowid, s.sent_at, s.id

@@ -227,3 +227,14 @@ def test_asking_for_one_runs_mail_costs_the_same_among_thousands(db: sqlite3.Con
     assert len(steps) < 10
     [mail] = box.mail(db, [10_001], 9, NOW)
     assert [signal.id for signal in mail.signals] == [20_001, 20_002]
+
+
+def test_mail_for_runs_that_do_not_wait_for_it_costs_no_more_among_many_waits(db: sqlite3.Connection) -> None:
+    """The look for all mail goes from a signal to the waits of its run, not to all waits of its name."""
+    batch.apply(db, [starting(a_waiter(number, ("paid", f"k{number}"))) for number in range(20_001, 22_001)], NOW)
+    steps: list[int] = []
+    db.set_progress_handler(lambda: steps.append(1), 1_000)
+    mails = box.mail(db, None, 9, NOW)
+    db.set_progress_handler(None, 0)
+    assert [mail.run.id for mail in mails] == [10_001]
+    assert len(steps) < 200, f"{len(steps)} thousand steps"
