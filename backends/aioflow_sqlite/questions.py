@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, get_args
 
 from pydantic import JsonValue
 
-from aioflow.model import ARM_KINDS, Deadline, Run
+from aioflow.model import ARM_KINDS, Deadline, Run, WaitingFor, WorkflowStatus
 from aioflow.plans import BLOCKED, EventRecord, Plan
 from aioflow.store import EventQuery, Planned, PlanQuery, RunQuery, Stats
 from aioflow_sqlite.rows import EVENT_COLUMNS, PLAN_COLUMNS, SELECT_RUNS
 
-_SEVERAL = ("workflow", "version", "status", "step", "waiting_for", "key", "event_id", "parent_id")
+_SEVERAL: Final = ("workflow", "version", "status", "step", "waiting_for", "key", "event_id", "parent_id")
+#: Columns that hold nothing but these words.
+_CLOSED: Final = {"status": frozenset(map(str, WorkflowStatus)), "waiting_for": frozenset(get_args(WaitingFor))}
+#: Filters that leave few runs, each by an index of its own.
+_NARROW: Final = ("key", "event_id", "parent_id", "waiting_signal", "waiting_key")
+#: So many runs between two times are read and sorted, rather than looked for in the order of ids among all.
+_SORTED: Final = 5_000
 
 
 def select(db: sqlite3.Connection, query: RunQuery) -> list[Run]:
@@ -25,7 +31,7 @@ def select(db: sqlite3.Connection, query: RunQuery) -> list[Run]:
         where.append(f"({query.order}, id) {comparison} (?, ?)")
         values += query.after
     order = f"id {direction}" if query.order == "id" else f"{query.order} {direction}, id {direction}"
-    sql = f"{SELECT_RUNS}{_and(where)} ORDER BY {order} LIMIT ?"
+    sql = f"{SELECT_RUNS}{_by_time(db, query)}{_and(where)} ORDER BY {order} LIMIT ?"
     return [Run._make(row) for row in db.execute(sql, (*values, query.limit))]
 
 
@@ -51,8 +57,9 @@ def events(db: sqlite3.Connection, query: EventQuery) -> list[EventRecord]:
     values: list[object] = []
     for column in ("event_id", "name", "namespace", "entity_id", "status"):
         if allowed := getattr(query, column):
-            where.append(f"{column} IN (SELECT value FROM json_each(?))")
-            values.append(json.dumps(allowed))
+            condition, bound_values = _among(column, allowed)
+            where.append(condition)
+            values += bound_values
     bounds = [
         ("at >", query.at_after),
         ("at <", query.at_before),
@@ -134,20 +141,13 @@ def _where(query: RunQuery) -> tuple[list[str], list[Any]]:
             kinds = "SELECT 1 FROM waits WHERE run_id = runs.id AND kind IN (SELECT value FROM json_each(?))"
             where.append(f"(waiting_for IN (SELECT value FROM json_each(?)) OR EXISTS ({kinds}))")
             values += [json.dumps(allowed)] * 2
-        elif len(allowed) == 1:
-            where.append(f"{column} = ?")
-            values.append(allowed[0])
         elif allowed:
-            where.append(f"{column} IN (SELECT value FROM json_each(?))")
-            values.append(json.dumps(allowed))
-    for column, comparison, bound in (
-        ("created_at", ">", query.created_after),
-        ("created_at", "<", query.created_before),
-        ("updated_at", ">", query.updated_after),
-        ("updated_at", "<", query.updated_before),
-    ):
-        if bound is not None:
-            where.append(f"{column} {comparison} ?")
+            condition, bound_values = _among(column, allowed)
+            where.append(condition)
+            values += bound_values
+    for column in ("created_at", "updated_at"):
+        for condition, bound in _between(query, column):
+            where.append(condition)
             values.append(bound)
     arms = [("name", query.waiting_signal), ("key", query.waiting_key)]
     if wanted := [(column, allowed) for column, allowed in arms if allowed]:
@@ -158,6 +158,42 @@ def _where(query: RunQuery) -> tuple[list[str], list[Any]]:
         where.append(condition)
         values += bound_values
     return where, values
+
+
+def _between(query: RunQuery, column: str) -> list[tuple[str, int]]:
+    """The query's bounds of a time."""
+    bounds = {
+        "created_at": ((">", query.created_after), ("<", query.created_before)),
+        "updated_at": ((">", query.updated_after), ("<", query.updated_before)),
+    }
+    return [(f"{column} {comparison} ?", bound) for comparison, bound in bounds[column] if bound is not None]
+
+
+def _by_time(db: sqlite3.Connection, query: RunQuery) -> str:
+    """Which index of a time is to be used, if one tells that few runs come into question.
+
+    SQLite would go through all runs in the order of their ids, as it expects to meet as many as are asked for soon.
+    """
+    if query.order != "id" or any(getattr(query, column) for column in _NARROW):
+        return ""
+    for column, index in (("created_at", "runs_created"), ("updated_at", "runs_updated")):
+        if bounds := _between(query, column):
+            where = [condition for condition, _ in bounds]
+            sql = f"SELECT 1 FROM runs INDEXED BY {index}{_and(where)} LIMIT 1 OFFSET {_SORTED}"
+            if db.execute(sql, [bound for _, bound in bounds]).fetchone() is None:
+                return f" INDEXED BY {index}"
+    return ""
+
+
+def _among(column: str, allowed: Sequence[str | int]) -> tuple[str, list[Any]]:
+    """That a column has one of these values."""
+    if _CLOSED.get(column, frozenset()).issuperset(allowed):
+        # Written out: so an index of runs that wait so, or have this status, is in the plan.
+        words = [repr(str(word)) for word in allowed]
+        return f"{column} = {words[0]}" if len(words) == 1 else f"{column} IN ({', '.join(words)})", []
+    if len(allowed) == 1:
+        return f"{column} = ?", [allowed[0]]
+    return f"{column} IN (SELECT value FROM json_each(?))", [json.dumps(allowed)]
 
 
 def _held(
