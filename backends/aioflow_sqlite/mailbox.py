@@ -176,11 +176,13 @@ def mail(
 
 def expire(db: sqlite3.Connection, limit: int, now: Micros, forget: int | None = None) -> list[Signal]:
     """Take out what nobody took in its time, and forget what was taken long ago."""
-    forgetting = (
-        "DELETE FROM signals WHERE rowid IN (SELECT rowid FROM signals WHERE taken_at <= ? "
-        "AND (signal_id IS NULL OR taken_at <= ?) ORDER BY taken_at LIMIT ?)"
-    )
-    db.execute(forgetting, (now - _SHORT_MEMORY, now - _MEMORY, limit if forget is None else forget))
+    room = limit if forget is None else forget
+    for memory, index, has_id in ((_MEMORY, "remembered", "NOT NULL"), (_SHORT_MEMORY, "forgotten", "NULL")):
+        forgetting = (
+            f"DELETE FROM signals WHERE rowid IN (SELECT rowid FROM signals INDEXED BY signals_{index} "
+            f"WHERE taken_at <= ? AND signal_id IS {has_id} ORDER BY taken_at LIMIT ?)"
+        )
+        room -= db.execute(forgetting, (now - memory, room)).rowcount
     sql = (
         "DELETE FROM signals WHERE rowid IN (SELECT rowid FROM signals WHERE taken_at IS NULL AND expires_at <= ? "
         f"ORDER BY expires_at LIMIT ?) RETURNING {_COLUMNS}"

@@ -238,3 +238,26 @@ def test_mail_for_runs_that_do_not_wait_for_it_costs_no_more_among_many_waits(db
     db.set_progress_handler(None, 0)
     assert [mail.run.id for mail in mails] == [10_001]
     assert len(steps) < 200, f"{len(steps)} thousand steps"
+
+
+def test_what_is_remembered_costs_nothing_to_expire_the_rest(db: sqlite3.Connection) -> None:
+    """Taken signals that had a signal_id are kept for days, and are not read meanwhile, nor those taken just now."""
+    db.execute("UPDATE signals SET taken_at = ?, taken_by = 1 WHERE id <= 10000", (NOW - 7_200_000_000,))
+    (kept,) = db.execute("SELECT count(*) FROM signals WHERE signal_id IS NOT NULL").fetchone()
+    while db.execute("SELECT count(*) FROM signals WHERE taken_at IS NOT NULL").fetchone() != (kept,):
+        box.expire(db, 1_000, NOW)
+    steps: list[int] = []
+    db.set_progress_handler(lambda: steps.append(1), 1_000)
+    box.expire(db, 1_000, NOW)
+    db.set_progress_handler(None, 0)
+    assert kept == 5_000
+    assert len(steps) < 2, f"{len(steps)} thousand steps"
+
+
+def test_no_more_than_the_limit_is_forgotten_at_once(db: sqlite3.Connection) -> None:
+    """What was remembered long enough counts as much as what was taken an hour ago."""
+    db.execute("UPDATE signals SET taken_at = ?, taken_by = 1 WHERE id > 4900 AND id <= 5100", (NOW - 10**13,))
+    before = db.execute("SELECT count(*) FROM signals").fetchone()[0]
+    for left in (150, 300, 300):
+        box.expire(db, 150, NOW)
+        assert before - db.execute("SELECT count(*) FROM signals").fetchone()[0] == min(left, 200)

@@ -7,3 +7,7 @@ CREATE INDEX runs_parent ON runs (parent_id, id) WHERE parent_id IS NOT NULL;
 CREATE INDEX runs_failed ON runs (id, workflow) WHERE status = 'failed';
 -- What has happened to an entity, whatever the event.
 CREATE INDEX events_of_entity ON events (entity_id, id) WHERE entity_id IS NOT NULL;
+-- What was taken, apart by how long it is remembered: each is read from its own earliest on.
+DROP INDEX signals_taken;
+CREATE INDEX signals_remembered ON signals (taken_at) WHERE taken_at IS NOT NULL AND signal_id IS NOT NULL;
+CREATE INDEX signals_forgotten ON signals (taken_at) WHERE taken_at IS NOT NULL AND signal_id IS NULL;
