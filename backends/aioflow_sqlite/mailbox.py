@@ -27,24 +27,28 @@ _SHORT_MEMORY: Final = _HOUR
 #: How many signals of one run a Mail has at the most: a run takes one at a time.
 _FEW: Final = 8
 
-#: Pairs of a wait and a signal that fits it. The choices that are taken from the planner: the order of the joins, in
-#: which the smaller side comes first, and by the ``+`` that of all waits of a signal's name instead of its run's few.
-_FITTING: Final = """
-SELECT w.since AS since, w.run_id AS waiter, s.rowid AS signal, s.sent_at AS sent_at, s.id AS id
-FROM {first} CROSS JOIN {second}
-WHERE {condition} AND s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > :now)
-    AND s.run_id <> 0 AND s.run_id = w.run_id AND s.name = +w.name
-    AND (s.event IS NULL) = (w.kind = 'signal')
-UNION
-SELECT w.since, w.run_id, s.rowid, s.sent_at, s.id
-FROM {first} CROSS JOIN {second}
-WHERE {condition} AND s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > :now)
-    AND s.run_id = 0 AND s.name = w.name AND s.key = w.key AND w.kind = 'signal'
+_UNTAKEN: Final = "s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > :now)"
+#: That a signal fits a wait: it is addressed to the run, or to the arm's key. The ``+`` takes a choice from the planner,
+#: that of all waits of a signal's name instead of its run's few.
+_TO_RUN: Final = f"""
+{_UNTAKEN} AND s.run_id <> 0 AND s.run_id = w.run_id AND s.name = +w.name AND (s.event IS NULL) = (w.kind = 'signal')
 """
-_OF_THESE: Final = _FITTING.format(
-    first="waits AS w", second="signals AS s", condition="w.run_id IN (SELECT value FROM json_each(:ids))"
+_TO_KEY: Final = f"""
+{_UNTAKEN} AND s.run_id = 0 AND s.name = w.name AND s.key = w.key AND w.kind = 'signal'
+"""
+_PAIR: Final = "SELECT w.since AS since, w.run_id AS waiter, s.rowid AS signal, s.sent_at AS sent_at, s.id AS id"
+#: Pairs of a wait and a signal that fits it: all there are, and of some runs the first few of each wait. The order of the
+#: joins is taken from the planner, too: the smaller side comes first.
+_OF_ALL: Final = " UNION ".join(
+    f"{_PAIR} FROM signals AS s CROSS JOIN waits AS w WHERE {fits}" for fits in (_TO_RUN, _TO_KEY)
 )
-_OF_ALL: Final = _FITTING.format(first="signals AS s", second="waits AS w", condition="TRUE")
+_THESE: Final = "json_each(:ids) AS j CROSS JOIN waits AS w ON w.run_id = j.value"
+_OF_THESE: Final = " UNION ".join(
+    f"{_PAIR} FROM {_THESE} CROSS JOIN signals AS s ON s.rowid IN "
+    f"(SELECT s.rowid FROM signals AS s WHERE {fits} ORDER BY s.sent_at, s.id LIMIT :few)"
+    for fits in (_TO_RUN, _TO_KEY)
+)
+_IN_TIME: Final = "s.sent_at <= ifnull(runs.wake_at, 9223372036854775807)"
 
 
 def post(db: sqlite3.Connection, signal: Signal, now: Micros, born: Collection[int] = ()) -> Result:
@@ -91,8 +95,9 @@ def receivers(db: sqlite3.Connection, signal: Signal, now: Micros) -> tuple[int,
         # As many of the oldest waits as there are signals for them: others may be on their way to the same runs.
         sql = (
             "SELECT DISTINCT run_id FROM waits WHERE name = ?1 AND key = ?2 AND kind = 'signal' ORDER BY since, run_id LIMIT "
-            "(SELECT count(*) FROM signals WHERE run_id = 0 AND taken_at IS NULL AND name = ?1 AND key = ?2 "
-            "AND (expires_at IS NULL OR expires_at > ?3))"
+            "(SELECT count(*) FROM (SELECT 1 FROM signals WHERE run_id = 0 AND taken_at IS NULL AND name = ?1 AND key = ?2 "
+            "AND (expires_at IS NULL OR expires_at > ?3) LIMIT "
+            "(SELECT count(*) FROM waits WHERE name = ?1 AND key = ?2 AND kind = 'signal')))"
         )
         values = (signal.name, signal.key, now)
     else:
@@ -131,9 +136,9 @@ def take(db: sqlite3.Connection, taken: Iterable[tuple[int, int, int | None]], n
 
 def with_mail(db: sqlite3.Connection, run_ids: Collection[int], now: Micros, *, by_wake_at: bool) -> set[int]:
     """Which of these waiting runs have mail; ``by_wake_at``: that was sent by their deadline."""
-    sql = f"SELECT json_group_array(DISTINCT waiter) FROM ({_OF_THESE}) AS found"
-    if by_wake_at:
-        sql += " JOIN runs ON runs.id = found.waiter AND found.sent_at <= ifnull(runs.wake_at, found.sent_at)"
+    joined, in_time = (" CROSS JOIN runs ON runs.id = w.run_id", f" AND {_IN_TIME}") if by_wake_at else ("", "")
+    fitting = " OR ".join(f"EXISTS (SELECT 1 FROM signals AS s WHERE {fits}{in_time})" for fits in (_TO_RUN, _TO_KEY))
+    sql = f"SELECT json_group_array(DISTINCT w.run_id) FROM {_THESE}{joined} WHERE {fitting}"
     (found,) = db.execute(sql, {"ids": json.dumps(list(run_ids)), "now": now}).fetchone()
     return set(json.loads(found))
 

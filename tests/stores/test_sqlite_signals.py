@@ -13,7 +13,7 @@ import pytest
 
 from aioflow.changes import Change, Post
 from aioflow.model import Run, Transition
-from aioflow.store import RunQuery
+from aioflow.store import Mail, RunQuery
 from aioflow.testing.conformance_samples import (
     NOW,
     a_run,
@@ -261,3 +261,36 @@ def test_no_more_than_the_limit_is_forgotten_at_once(db: sqlite3.Connection) -> 
     for left in (150, 300, 300):
         box.expire(db, 150, NOW)
         assert before - db.execute("SELECT count(*) FROM signals").fetchone()[0] == min(left, 200)
+
+
+#: Mailboxes with 1 000 signals: of a run that waits, of a run's key, and of a key that nobody waits for.
+FULL: dict[str, tuple[Callable[[sqlite3.Connection], object], object]] = {
+    "mail of a run": (lambda db: _first(box.mail(db, [10_002], 9, NOW)), [30_001, 30_002]),
+    "mail of a key": (lambda db: _first(box.mail(db, [10_003], 9, NOW)), [40_001, 40_002]),
+    "with_mail": (lambda db: box.with_mail(db, [10_002, 10_003, 1], NOW, by_wake_at=False), {10_002, 10_003}),
+    "with_mail in time": (lambda db: box.with_mail(db, [10_002, 10_003], NOW, by_wake_at=True), {10_002, 10_003}),
+    "receivers of a key": (lambda db: box.receivers(db, a_signal(49_999, key="full"), NOW), (10_003,)),
+    "receivers of nobody's": (lambda db: box.receivers(db, a_signal(59_999, key="nobody"), NOW), ()),
+}
+
+
+def _first(mails: list[Mail]) -> list[int]:
+    [mail] = mails
+    return [signal.id for signal in mail.signals[:2]]
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_one_of_many_signals_costs_no_more_than_one(db: sqlite3.Connection, name: str) -> None:
+    """What a run takes, whether it has mail, and whom a post is for, do not grow with what else lies there."""
+    batch.apply(db, [starting(a_waiter(10_002)), starting(a_waiter(10_003, ("paid", "full")))], NOW)
+    sent: list[Change] = [Post(a_signal(number, 10_002)) for number in range(30_001, 31_001)]
+    sent += [Post(a_signal(number, key="full")) for number in range(40_001, 41_001)]
+    sent += [Post(a_signal(number, key="nobody")) for number in range(50_001, 51_001)]
+    batch.apply(db, sent, NOW)
+    ask, expected = FULL[name]
+    steps: list[int] = []
+    db.set_progress_handler(lambda: steps.append(1), 1_000)
+    found = ask(db)
+    db.set_progress_handler(None, 0)
+    assert found == expected
+    assert len(steps) < 3, f"{len(steps)} thousand steps"

@@ -11,3 +11,6 @@ CREATE INDEX events_of_entity ON events (entity_id, id) WHERE entity_id IS NOT N
 DROP INDEX signals_taken;
 CREATE INDEX signals_remembered ON signals (taken_at) WHERE taken_at IS NOT NULL AND signal_id IS NOT NULL;
 CREATE INDEX signals_forgotten ON signals (taken_at) WHERE taken_at IS NOT NULL AND signal_id IS NULL;
+-- A run's signals in the order of sending: the first few are found, however many there are.
+DROP INDEX signals_addressed;
+CREATE INDEX signals_addressed ON signals (run_id, name, sent_at, id) WHERE taken_at IS NULL AND run_id <> 0;
