@@ -44,11 +44,27 @@ _OF_ALL: Final = " UNION ".join(
 )
 _THESE: Final = "json_each(:ids) AS j CROSS JOIN waits AS w ON w.run_id = j.value"
 _OF_THESE: Final = " UNION ".join(
-    f"{_PAIR} FROM {_THESE} CROSS JOIN signals AS s ON s.rowid IN "
-    f"(SELECT s.rowid FROM signals AS s WHERE {fits} ORDER BY s.sent_at, s.id LIMIT :few)"
+    f"{_PAIR} FROM {_THESE} CROSS JOIN json_each((SELECT json_group_array(place) FROM "
+    f"(SELECT s.rowid AS place FROM signals AS s WHERE {fits} ORDER BY s.sent_at, s.id LIMIT :few))) AS fit "
+    "CROSS JOIN signals AS s ON s.rowid = fit.value"
     for fits in (_TO_RUN, _TO_KEY)
 )
 _IN_TIME: Final = "s.sent_at <= ifnull(runs.wake_at, 9223372036854775807)"
+
+
+def _delete(index: str, column: str, condition: str) -> str:
+    """To delete the first so many up to a time, by an index; ``rowid IN`` may be a scan, see events.py."""
+    first = f"""SELECT {column}, rowid FROM signals INDEXED BY {index}
+    WHERE {column} <= ? AND {condition} ORDER BY {column}, rowid LIMIT ?"""
+    return f"""DELETE FROM signals INDEXED BY {index} WHERE {condition} AND ({column}, rowid) <=
+    (SELECT {column}, rowid FROM ({first}) ORDER BY {column} DESC, rowid DESC LIMIT 1)"""
+
+
+_FORGET: Final = _delete("signals_remembered", "taken_at", "taken_at IS NOT NULL AND signal_id IS NOT NULL")
+_FORGET_UNNAMED: Final = _delete("signals_forgotten", "taken_at", "taken_at IS NOT NULL AND signal_id IS NULL")
+_EXPIRE: Final = (
+    f"{_delete('signals_expiring', 'expires_at', 'taken_at IS NULL AND expires_at IS NOT NULL')} RETURNING {_COLUMNS}"
+)
 
 
 def post(db: sqlite3.Connection, signal: Signal, now: Micros, born: Collection[int] = ()) -> Result:
@@ -116,20 +132,23 @@ def holders(db: sqlite3.Connection, id_: int, now: Micros) -> tuple[int, ...]:
 
 def untaken(db: sqlite3.Connection, ids: Collection[int], now: Micros) -> set[tuple[int, int]]:
     """(id, run id) of those that can still be taken."""
+    # Filtered here: by a condition SQLite may be led to read all signals, for a Bloom filter.
     sql = (
-        "SELECT json_group_array(json_array(id, run_id)) FROM signals "
-        "WHERE taken_at IS NULL AND (expires_at IS NULL OR expires_at > ?) AND id IN (SELECT value FROM json_each(?))"
+        "SELECT json_group_array(json_array(s.id, s.run_id, s.taken_at IS NULL AND ifnull(s.expires_at > ?, TRUE))) "
+        "FROM json_each(?) AS j CROSS JOIN signals AS s ON s.id = j.value"
     )
     (found,) = db.execute(sql, (now, json.dumps(list(ids)))).fetchone()
-    return {(id_, run_id) for id_, run_id in json.loads(found)}
+    return {(id_, run_id) for id_, run_id, untaken in json.loads(found) if untaken}
 
 
 def take(db: sqlite3.Connection, taken: Iterable[tuple[int, int, int | None]], now: Micros) -> None:
     """Mark as taken: (id, run id, the run that took it, None if that rejected it)."""
+    # Not UPDATE FROM, which by statistics of when there were few signals reads all of them. They are all there.
     sql = (
-        "UPDATE signals SET taken_at = ?, taken_by = json_extract(j.value, '$[2]'), "
-        "signal_id = iif(json_extract(j.value, '$[2]') IS NULL, NULL, signal_id) FROM json_each(?) AS j "
-        "WHERE signals.id = json_extract(j.value, '$[0]') AND signals.run_id = json_extract(j.value, '$[1]')"
+        "INSERT INTO signals (id, run_id, name, payload, message, broadcast, sent_at, taken_at, taken_by) "
+        "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), '', '', 0, 0, 0, ?, json_extract(value, '$[2]') "
+        "FROM json_each(?) WHERE TRUE ON CONFLICT (id, run_id) DO UPDATE SET taken_at = excluded.taken_at, "
+        "taken_by = excluded.taken_by, signal_id = iif(excluded.taken_by IS NULL, NULL, signal_id)"
     )
     db.execute(sql, (now, json.dumps(list(taken))))
 
@@ -164,7 +183,7 @@ def mail(
         SELECT *, row_number() OVER (PARTITION BY waiter ORDER BY sent_at, id) AS place,
             dense_rank() OVER (ORDER BY since, waiter) AS rank
         FROM ({fitting})
-    ) AS found JOIN signals AS s ON s.rowid = found.signal
+    ) AS found CROSS JOIN signals AS s ON s.rowid = found.signal
     WHERE place <= :few AND rank <= :limit ORDER BY rank, place
     """
     after_since, after_waiter = after or (None, None)
@@ -182,17 +201,9 @@ def mail(
 def expire(db: sqlite3.Connection, limit: int, now: Micros, forget: int | None = None) -> list[Signal]:
     """Take out what nobody took in its time, and forget what was taken long ago."""
     room = limit if forget is None else forget
-    for memory, index, has_id in ((_MEMORY, "remembered", "NOT NULL"), (_SHORT_MEMORY, "forgotten", "NULL")):
-        forgetting = (
-            f"DELETE FROM signals WHERE rowid IN (SELECT rowid FROM signals INDEXED BY signals_{index} "
-            f"WHERE taken_at <= ? AND signal_id IS {has_id} ORDER BY taken_at LIMIT ?)"
-        )
-        room -= db.execute(forgetting, (now - memory, room)).rowcount
-    sql = (
-        "DELETE FROM signals WHERE rowid IN (SELECT rowid FROM signals WHERE taken_at IS NULL AND expires_at <= ? "
-        f"ORDER BY expires_at LIMIT ?) RETURNING {_COLUMNS}"
-    )
-    return [Signal._make(row) for row in db.execute(sql, (now, limit)).fetchall()]
+    room -= db.execute(_FORGET, (now - _MEMORY, room)).rowcount
+    db.execute(_FORGET_UNNAMED, (now - _SHORT_MEMORY, room))
+    return [Signal._make(row) for row in db.execute(_EXPIRE, (now, limit)).fetchall()]
 
 
 def _sent_before(db: sqlite3.Connection, signal_id: str, now: Micros) -> Result | None:

@@ -35,6 +35,7 @@ from aioflow.testing.conformance_samples import (
 from aioflow_sqlite import SQLiteStore, batch
 from aioflow_sqlite import mailbox as box
 from aioflow_sqlite.connection import migrate
+from tests.stores.young import analyze_young
 
 #: The columns of version 1.
 FIRST_COLUMNS = [name for name in Run._fields if name not in {"arms", "input", "deadline", "failure"}]
@@ -152,12 +153,14 @@ async def test_a_mail_is_of_one_instant(tmp_path: Path) -> None:
 # ---- plans
 
 
-@pytest.fixture
-def db() -> Iterator[sqlite3.Connection]:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "young statistics"])
+def crowded(request: pytest.FixtureRequest) -> Iterator[sqlite3.Connection]:
     """A file with 10 000 rows that no question is about: other runs' waits, their signals, and what was taken."""
     db = sqlite3.connect(":memory:", isolation_level=None)
     migrate(db)
     db.execute("BEGIN")
+    if request.param:
+        analyze_young(db)
     crowd: list[Change] = [starting(a_waiter(number, ("other", f"k{number}"))) for number in range(1, 5_001)]
     crowd += [starting(a_waiter(10_001, ("paid", "k")))]
     batch.apply(db, crowd, NOW)
@@ -169,6 +172,14 @@ def db() -> Iterator[sqlite3.Connection]:
     db.execute("COMMIT")
     yield db
     db.close()
+
+
+@pytest.fixture
+def db(crowded: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """That file; what a test does to it is undone."""
+    crowded.execute("BEGIN")
+    yield crowded
+    crowded.execute("ROLLBACK")
 
 
 def _plans(db: sqlite3.Connection, call: Callable[[], object]) -> list[str]:
@@ -211,6 +222,7 @@ def test_a_statement_goes_by_an_index(db: sqlite3.Connection, name: str) -> None
         allowed = may_walk and line.startswith(
             ("SCAN s USING INDEX signals_addressed", "SCAN s USING INDEX signals_keyed")
         )
+        assert "BLOOM FILTER" not in line, line  # it is made of the whole table
         tables = ("signals", "waits", "runs", "s", "w")
         assert allowed or not any(line == f"SCAN {table}" or line.startswith(f"SCAN {table} ") for table in tables), (
             line
@@ -236,16 +248,16 @@ def test_mail_for_runs_that_do_not_wait_for_it_costs_no_more_among_many_waits(db
     db.set_progress_handler(lambda: steps.append(1), 1_000)
     mails = box.mail(db, None, 9, NOW)
     db.set_progress_handler(None, 0)
-    assert [mail.run.id for mail in mails] == [10_001]
+    assert [mail.run.id for mail in mails if mail.run.id < 900_000] == [10_001]
     assert len(steps) < 200, f"{len(steps)} thousand steps"
 
 
 def test_what_is_remembered_costs_nothing_to_expire_the_rest(db: sqlite3.Connection) -> None:
     """Taken signals that had a signal_id are kept for days, and are not read meanwhile, nor those taken just now."""
     db.execute("UPDATE signals SET taken_at = ?, taken_by = 1 WHERE id <= 10000", (NOW - 7_200_000_000,))
-    (kept,) = db.execute("SELECT count(*) FROM signals WHERE signal_id IS NOT NULL").fetchone()
-    while db.execute("SELECT count(*) FROM signals WHERE taken_at IS NOT NULL").fetchone() != (kept,):
+    for _ in range(10):
         box.expire(db, 1_000, NOW)
+    (kept,) = db.execute("SELECT count(*) FROM signals WHERE taken_at < ?", (NOW,)).fetchone()
     steps: list[int] = []
     db.set_progress_handler(lambda: steps.append(1), 1_000)
     box.expire(db, 1_000, NOW)
