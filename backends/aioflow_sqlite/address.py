@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 _SYNCHRONOUS = ("FULL", "EXTRA", "NORMAL")
+#: What SQLite takes from its URIs. It passes over all else without a word.
+_SQLITES = ("cache", "immutable", "mode", "nolock", "psow", "vfs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def parse(url: str) -> Address:
     FULL if not given) are aioflow's, the rest is passed to SQLite as URI parameters.
 
     Raises:
-        ValueError: it is no such URL, or an option has no such value.
+        ValueError: it is no such URL, there is no such option, or an option has no such value.
     """
     rest, _, query = url.partition("?")
     scheme, separator, location = rest.partition("://")
@@ -55,6 +57,16 @@ def parse(url: str) -> Address:
     synchronous = options.pop("synchronous", "FULL").upper()
     if synchronous not in _SYNCHRONOUS:
         raise ValueError(f"synchronous takes {', '.join(_SYNCHRONOUS)}; got {synchronous!r}.")
+    for name, value in options.items():
+        if name not in _SQLITES:
+            raise ValueError(
+                f"A SQLite URL has no option {name!r}. There are busy_timeout and synchronous, "
+                f"and SQLite's own {', '.join(_SQLITES)}."
+            )
+        if (name, value) == ("mode", "memory"):
+            raise ValueError(
+                "mode=memory makes a database of its own for each connection. A store in memory is sqlite:// without a path."
+            )
     path = unquote(location[1:])
     if path in ("", ":memory:"):
         return Address(None, ":memory:", int(busy_timeout), synchronous)

@@ -30,6 +30,12 @@ def test_the_url_names_the_file(url: str, path: str | None) -> None:
     assert parse(url).path == path
 
 
+def test_an_unknown_option_is_told_all_there_are() -> None:
+    """Ours, and those that SQLite knows."""
+    with pytest.raises(ValueError, match=r"SQLite's own cache, immutable, mode, nolock, psow, vfs[.]$"):
+        parse("sqlite:///o.db?x=1")
+
+
 def test_options_are_ours_or_the_drivers() -> None:
     """aioflow's options are taken off the query string, the rest is SQLite's."""
     address = parse("sqlite:///o.db?busy_timeout=250&synchronous=extra&mode=rwc")
@@ -44,11 +50,20 @@ def test_options_are_ours_or_the_drivers() -> None:
         ("sqlite://host/orders.db", "A SQLite URL looks like sqlite:///relative.db (three slashes)"),
         ("sqlite:///o.db?busy_timeout=soon", "busy_timeout takes milliseconds, got 'soon'."),
         ("sqlite:///o.db?synchronous=off", "synchronous takes FULL, EXTRA, NORMAL; got 'OFF'."),
+        (
+            "sqlite:///o.db?busy_timout=1&mode=rw",
+            "A SQLite URL has no option 'busy_timout'. There are busy_timeout and synchronous, and SQLite's",
+        ),
+        ("sqlite://?synchronus=NORMAL", "A SQLite URL has no option 'synchronus'."),
+        (
+            "sqlite:///o.db?mode=memory",
+            "mode=memory makes a database of its own for each connection. A store in memory is sqlite:// without a path.",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(url: str, text: str) -> None:
-    """A host, or an option without such a value, is an error that says what there is."""
-    with pytest.raises(ValueError, match=r"SQLite URL|busy_timeout|synchronous") as caught:
+    """A host, an option that there is not, or one without such a value, is an error that says what there is."""
+    with pytest.raises(ValueError, match=r"SQLite URL|busy_timeout|synchronous|mode=memory") as caught:
         SQLiteStore(url)
     assert str(caught.value).startswith(text)
 
