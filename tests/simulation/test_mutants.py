@@ -11,7 +11,7 @@ from tests.simulation.mutants import MUTANTS, Drifted, Mutant, applied
 from tests.simulation.world import Case, Verdict, simulate
 
 #: Within so many seeds.
-SEEDS = 500
+SEEDS = 1000
 
 
 def killer(mutant: Mutant) -> Verdict | None:

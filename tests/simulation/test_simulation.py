@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tests.simulation import program
+from aioflow import interventions
+from tests.simulation import model, oracle, program
 from tests.simulation.faults import KINDS, plan
 from tests.simulation.mutants import MUTANTS, applied
 from tests.simulation.shrink import shrink
@@ -41,9 +42,9 @@ def test_a_sweep_that_meets_too_little_fails() -> None:
 
 def test_an_event_is_moved_once_by_each_who_moves_it() -> None:
     """Such seeds have found that one whose reply was lost moved it again, after another had."""
-    assert not simulate(Case(1383)).problems
+    assert not simulate(Case(428)).problems
     with applied(next(mutant for mutant in MUTANTS if mutant.name == "forget what was replaced")):
-        assert simulate(Case(1383)).problems
+        assert simulate(Case(428)).problems
 
 
 def test_a_start_that_raises_as_it_is_stopped_is_no_bug() -> None:
@@ -57,11 +58,14 @@ def test_seeds_that_found_bugs_hold(seed: int) -> None:
     assert not simulate(Case(seed)).problems
 
 
-def test_a_run_that_six_takeovers_hit_in_one_step_is_failed() -> None:
-    """This seed has found that the model did not know of it: without a kill, six leases were over in the same step."""
-    verdict = simulate(Case(20012489))
-    assert not verdict.problems
-    assert verdict.figures["taken for what they died of"] == 1
+def test_a_run_that_takeovers_hit_in_one_step_is_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many leases that are over in the same step have a run failed, and the model knows of it; two here, as six are rare."""
+    monkeypatch.setattr(interventions, "POISON_CRASHES", 2)
+    for module in (model, oracle):
+        monkeypatch.setattr(module, "DEATHS", 2)
+    verdicts = (simulate(Case(seed)) for seed in (150, *range(1000)))
+    hit = next(verdict for verdict in verdicts if verdict.figures["taken for what they died of"])
+    assert not hit.problems
 
 
 @pytest.mark.parametrize("seed", [1, 7, 18])
