@@ -263,8 +263,11 @@ class Planner(DueLoop):
             commit_id=next(self._commit_ids),
         )  # fmt: skip
         resumption = f'["event", {json.dumps(event.name)}, {event.payload}]'
-        # It counts from when it was due, however late it is made: what occurred since then it is to hear of.
-        since = min(max(event.at + plan.offset, event.recorded_at), change.run.created_at)
+        # It counts from when it was due, however late it is made: what occurred since then it is to hear of. When an event
+        # was replaced is not known, but it was before it occurred.
+        now = change.run.created_at
+        known = event.recorded_at if event.occurrence == 1 else event.occurred_at or now
+        since = min(max(event.at + plan.offset, known), now)
         run = change.run._replace(event_id=event.event_id, input=resumption, created_at=since)
         return change._replace(run=run, plan=plan.id)
 

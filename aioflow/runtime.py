@@ -10,8 +10,6 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from anyio import CancelScope
-
 from aioflow import telemetry
 from aioflow.callers import Callers
 from aioflow.calls import Calls
@@ -148,10 +146,12 @@ class Engine(Calls):
         try:
             await self._compose(store)
         except BaseException:
-            with CancelScope(shield=True):
-                await self._tasks.cancel(1.0)
-                await store.close()
+            await finish(alone(self._undo(store), name="aioflow undoing its opening"))
             raise
+
+    async def _undo(self, store: Store) -> None:
+        await self._tasks.cancel(1.0)
+        await store.close()
 
     async def _compose(self, store: Store) -> None:
         clock, known = self._clock or StoreClock(store), self._registry
@@ -215,8 +215,8 @@ class Engine(Calls):
             self._tasks.keep(partial(parts.listen, worker.notice), name="aioflow listener")
         except BaseException:
             self._parts = self._worker = None
-            with CancelScope(shield=True):  # what it is committing ends before the store is closed
-                await committer.stop(0)
+            # What it is committing ends before the store is closed.
+            await finish(alone(committer.stop(0), name="aioflow undoing its opening"))
             raise
 
     def _committed(self, applied: Iterable[tuple[Change, Result]]) -> None:

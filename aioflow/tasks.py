@@ -62,13 +62,16 @@ async def finish(task: asyncio.Task[T], *, cancel: bool = False) -> T:
             with CancelScope(shield=cancelled is not None or not cancel):
                 await asyncio.shield(task)
         except asyncio.CancelledError as again:
+            if cancelled is not None and task.cancelled():
+                break  # the task's own
             if cancel and cancelled is None:
                 task.cancel()
             cancelled = again
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.result()  # its error comes first
+    raise cancelled  # the caller's own, which anyio's scopes know again
 
 
 class TaskSet:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import anyio
 import pytest
 from pydantic import BaseModel
 
-from aioflow import complete, step, workflow
+from aioflow import Engine, complete, step, workflow
+from aioflow.clock import Micros
 from aioflow.commands import Command
+from aioflow.store import IdKind
+from aioflow_memory import MemoryStore
 from tests.engine.conftest import MakeEngine, Slow, closed, run_of
 from tests.support import wait_until
 
@@ -99,3 +103,67 @@ async def test_open_that_is_cancelled_leaves_nothing(make_engine: MakeEngine, ho
     async with engine:
         assert (await run_of(engine, Order)).status == "completed"
     await closed(engine)
+
+
+class Opens(MemoryStore):
+    """Opens, fails to open, and closes, when it is let."""
+
+    def __init__(self, *, fails: bool) -> None:
+        super().__init__()
+        self.fails = fails
+        self.gate, self.closing = asyncio.Event(), asyncio.Event()
+        self.closed = 0
+
+    async def reserve(self, kind: IdKind, count: int, now: Micros) -> int:
+        if self.fails:
+            raise OSError("no")
+        await self.gate.wait()
+        return await super().reserve(kind, count, now)
+
+    async def close(self) -> None:
+        self.closing.set()
+        if self.fails:
+            await self.gate.wait()
+        await super().close()
+        self.closed += 1
+
+
+async def test_scope_around_an_opening_catches_its_own() -> None:
+    """An anyio scope whose time is over, or that was cancelled before, ends an opening as it ends anything."""
+    store = Opens(fails=False)
+    with anyio.move_on_after(0.01) as scope:
+        async with Engine(store):
+            pass
+    assert scope.cancelled_caught
+    with pytest.raises(TimeoutError), anyio.fail_after(0.01):
+        async with Engine(store):
+            pass
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        async with Engine(store):
+            pass
+    assert scope.cancelled_caught
+    assert store.closed == 3
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["task", "scope"])
+async def test_undoing_an_opening_is_not_cut_short(native: bool) -> None:
+    """Who is cancelled while an opening that has failed closes its store is so when that is closed."""
+    store = Opens(fails=True)
+    scope = anyio.CancelScope()
+
+    async def opens() -> None:
+        with scope:
+            async with Engine(store):
+                pass
+
+    task = asyncio.ensure_future(opens())
+    await store.closing.wait()
+    for _ in range(3):
+        _ = task.cancel() if native else scope.cancel()
+        await asyncio.sleep(0)
+    assert not task.done()
+    store.gate.set()
+    with suppress(asyncio.CancelledError, OSError):
+        await task
+    assert store.closed == 1

@@ -136,6 +136,22 @@ async def begun(flow: TimeMachine, event_id: str, at: datetime) -> list[tuple[st
     return sorted((name, span / MINUTE) for name, span in found)
 
 
+async def test_runs_of_a_replaced_event_whose_moment_is_past_count_from_now(machine: TimeMachine) -> None:
+    """A run counts from when it was due, and it was not due before its event was replaced."""
+    async with machine as flow:
+        begin = flow.now
+        await flow.emit("tm-visit", Visit(id=7), event_id="v1")
+        await flow.advance(days=10)
+        first = await flow.runs(event_id="v1", limit=100)
+        assert {run.created_at for run in first} == {begin, begin + 30 * MINUTE}
+        await flow.emit("tm-visit", Visit(id=7), event_id="v1", at=begin + 24 * HOUR, replace=True)
+        await flow.settle()
+        again = {
+            run.created_at for run in await flow.runs(event_id="v1", limit=100) if run.id not in {r.id for r in first}
+        }
+        assert again == {flow.now}
+
+
 async def test_starts_before_and_after(machine: TimeMachine) -> None:
     """Each start is made at its own instant: not a microsecond earlier, and not later."""
     async with machine as flow:
