@@ -212,7 +212,7 @@ class Worker:
         while True:
             await self._clock.wait(self._claim_now, pause)
             self._claim_now.clear()
-            self._asking = True
+            self._asking, foreign = True, self._foreign
             try:
                 if self.working and self._lease.is_due and not await self._lease.renew():
                     self._lose("its lease was over")
@@ -220,6 +220,7 @@ class Worker:
                 self._asking = False  # else ``watch`` looks at the lease, until it can be looked at
             except Exception as error:  # noqa: BLE001 - nothing may end the claiming
                 telemetry.trouble("store cannot be looked at, will try again", error)
+                self._foreign = self._foreign or foreign  # it has yet to be looked at
                 self._check_lease()
                 await self._clock.sleep(SECOND // 2)
 

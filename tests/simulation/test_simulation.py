@@ -58,6 +58,11 @@ def test_seeds_that_found_bugs_hold(seed: int) -> None:
     assert not simulate(Case(seed)).problems
 
 
+def test_what_others_have_written_is_looked_at_after_an_error() -> None:
+    """This seed has found that a look that failed had others' signals forgotten, for as long as nobody wrote again."""
+    assert not simulate(Case(60003630, store="sqlite")).problems
+
+
 def test_a_run_that_takeovers_hit_in_one_step_is_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """So many leases that are over in the same step have a run failed, and the model knows of it; two here, as six are rare."""
     monkeypatch.setattr(interventions, "POISON_CRASHES", 2)
