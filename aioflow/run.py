@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
 
@@ -29,13 +28,20 @@ else:
     C = TypeVar("C", bound=BaseModel)
 
 
-@contextmanager
-def naming(call: str) -> Generator[None]:
-    """Within it, what needs an open engine is this call."""
-    try:
-        yield
-    except (EngineClosed, OtherLoop) as error:
-        raise type(error)(call) from None
+class naming:  # noqa: N801 - it is used as a function
+    """Within it, what needs an open engine is this call. A class, as every wait goes through it."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: str) -> None:
+        self._call = call
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, EngineClosed | OtherLoop):
+            raise type(error)(self._call) from None
 
 
 class Source(Protocol):
