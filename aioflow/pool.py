@@ -5,9 +5,8 @@ ready to go on queues up, and a task works it off; should a step have to wait, a
 most ``_TURN`` steps are begun in one turn of the loop, so that everybody else comes to his.
 
 A task is clean if the step left its contextvars as they were and no cancel scope open, and if nobody cancelled it, waits
-for its end, or has kept it: to cancel it later, as the key of what belongs to it, or in a
-traceback that the collector has yet to come to. One that is not ends, and with it all
-that the step has left there. A cancellation that comes from what a step has left behind, a timer say, is refused by all
+for its end, or has kept it: to cancel it later, as the key of what belongs to it, or in a traceback that the collector
+has yet to come to. One that is not ends, and with it all that the step has left there. A cancellation that comes from what a step has left behind, a timer say, is refused by all
 tasks but its own: it was not meant for the run that they serve now.
 
 The mutable state of ``Pool``: the queue, the tasks that have nothing to do, and whether one of them is on its way.
