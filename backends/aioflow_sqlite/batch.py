@@ -94,7 +94,7 @@ class _Batch:
         self._db = db
         self._now = now
         ids: list[int] = []
-        takes: list[int] = []
+        takes: list[tuple[int, int]] = []
         waiting: list[int] = []
         events: list[Change] = []
         self._tells = False
@@ -105,7 +105,7 @@ class _Batch:
                     events.append(change)
             elif isinstance(change, Move):
                 ids.append(change.run.id)
-                takes += change.takes
+                takes += [(id_, change.run.id) for id_ in change.takes]
                 if change.unless_mail:
                     waiting.append(change.run.id)
                 if change.also:

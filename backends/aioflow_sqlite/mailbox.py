@@ -130,14 +130,19 @@ def holders(db: sqlite3.Connection, id_: int, now: Micros) -> tuple[int, ...]:
     return tuple(run_id for (run_id,) in db.execute(sql, (id_, now)))
 
 
-def untaken(db: sqlite3.Connection, ids: Collection[int], now: Micros) -> set[tuple[int, int]]:
-    """(id, run id) of those that can still be taken."""
+def untaken(db: sqlite3.Connection, wanted: Iterable[tuple[int, int]], now: Micros) -> set[tuple[int, int]]:
+    """(id, run id) of those that can still be taken.
+
+    ``wanted``: ids, and the runs that are to take them: each its own copy, or what has none.
+    """
+    places = {place for id_, run_id in wanted for place in ((id_, run_id), (id_, 0))}
     # Filtered here: by a condition SQLite may be led to read all signals, for a Bloom filter.
     sql = (
         "SELECT json_group_array(json_array(s.id, s.run_id, s.taken_at IS NULL AND ifnull(s.expires_at > ?, TRUE))) "
-        "FROM json_each(?) AS j CROSS JOIN signals AS s ON s.id = j.value"
+        "FROM json_each(?) AS j CROSS JOIN signals AS s "
+        "ON s.id = json_extract(j.value, '$[0]') AND s.run_id = json_extract(j.value, '$[1]')"
     )
-    (found,) = db.execute(sql, (now, json.dumps(list(ids)))).fetchone()
+    (found,) = db.execute(sql, (now, json.dumps(list(places)))).fetchone()
     return {(id_, run_id) for id_, run_id, untaken in json.loads(found) if untaken}
 
 

@@ -209,7 +209,7 @@ ASKED: dict[str, tuple[Callable[[sqlite3.Connection], object], bool]] = {
     "post to all": (lambda db: box.post(db, a_signal(30_003, signal_id="c"), NOW), False),
     "post again": (lambda db: box.post(db, a_signal(30_004, key="k", signal_id="s5001"), NOW), False),
     "expire": (lambda db: box.expire(db, 9, NOW), False),
-    "untaken": (lambda db: box.untaken(db, [20_001, 20_002], NOW), False),
+    "untaken": (lambda db: box.untaken(db, [(20_001, 10_001), (20_002, 10_001)], NOW), False),
     "take": (lambda db: box.take(db, [(20_001, 0, 10_001)], NOW), False),
 }
 
@@ -306,3 +306,16 @@ def test_one_of_many_signals_costs_no_more_than_one(db: sqlite3.Connection, name
     db.set_progress_handler(None, 0)
     assert found == expected
     assert len(steps) < 3, f"{len(steps)} thousand steps"
+
+
+def test_each_of_a_broadcasts_receivers_takes_its_own_copy_alone(db: sqlite3.Connection) -> None:
+    """A batch that resumes runs of one broadcast looks at their copies, not at all copies once for each of them."""
+    waiting = [a_waiter(number) for number in range(60_001, 61_001)]
+    batch.apply(db, [starting(run) for run in waiting], NOW)
+    batch.apply(db, [Post(a_signal(70_001, broadcast=1))], NOW)
+    steps: list[int] = []
+    db.set_progress_handler(lambda: steps.append(1), 1_000)
+    results = batch.apply(db, [resuming(run, 70_001) for run in waiting[:300]], NOW)
+    db.set_progress_handler(None, 0)
+    assert {result.outcome for result in results} == {"applied"}
+    assert len(steps) < 200, f"{len(steps)} thousand steps"
