@@ -325,15 +325,13 @@ class Activation(Watch):
 
     def _tell_error(self, outcome: Outcome, transition: Transition) -> None:
         """The log is to have it. What an action raises is its caller's; the log has that now, too, for he may have left."""
-        run, told, executor = self.run, {"error": transition.error}, self._tools.executor
-        if isinstance(outcome, Raised):
-            executor.telemetry.raised(transition, outcome.error)
-        if transition.kind != "reopen":
-            return
-        if isinstance(outcome, Raised):
-            executor.callers.raised(run, outcome.error)
-            told = {"exception": telemetry.plain_traceback(outcome.error)}
-        telemetry.warn("action failed, is open again", run_id=run.id, workflow=run.workflow, step=run.step, **told)
+        raised, executor = outcome.error if isinstance(outcome, Raised) else None, self._tools.executor
+        if raised is not None:
+            executor.telemetry.raised(transition, raised)
+        if transition.kind == "reopen":
+            if raised is not None:
+                executor.callers.raised(self.run, raised)
+            telemetry.reopened(self.run, transition, raised)
 
     def _owned(self, part: Start | Post | Emit, owners: list[int | None]) -> Start | Post | Emit:
         """A run that the step starts runs here, if there is room."""

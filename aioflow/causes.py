@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import traceback
 from types import TracebackType
 from typing import Final
@@ -16,6 +18,9 @@ _MEMBERS = 3
 _FOR_CALLERS: Final = (GiveUp, RunTimeout, StepTimeout)
 #: What a traceback begins with that is kept of one of them.
 MARK: Final = "What follows was said for callers.\n"
+
+#: How a row says that the step of an action has chosen what is answered over HTTP.
+_CHOSEN: Final = re.compile(r"HTTP (\d{3}): (.*)", re.DOTALL)
 
 
 def describe(error: BaseException) -> str:
@@ -38,6 +43,25 @@ def _sentence(error: BaseException) -> str:
         name = _name(type(error))
         text = f"{name}: {text}" if text else name
     return bounded(text, MAX_ERROR)
+
+
+def of_call(error: BaseException) -> str:
+    """Why a call of an action has come to nothing: of an HTTPException its answer, as ``chosen_in`` finds it again."""
+    starlette = sys.modules.get("starlette.exceptions")  # whoever has raised one has imported it
+    if starlette is not None and is_a(error, starlette.HTTPException):
+        try:
+            detail = str.__str__(error.detail) if isinstance(error.detail, str) else ""
+            return bounded(f"HTTP {error.status_code:03d}: {detail}", MAX_ERROR)
+        except BaseException:  # noqa: BLE001, S110 - a class of it that is odd is an error as any other
+            pass
+    text = describe(error)
+    return text if chosen_in(text) is None else f"{_name(type(error))}: {text}"
+
+
+def chosen_in(text: str) -> tuple[int, str] | None:
+    """The status and the detail of the answer that a step has chosen, if this is what ``of_call`` made of one."""
+    found = _CHOSEN.fullmatch(text)
+    return None if found is None else (int(found[1]), found[2])
 
 
 def kept(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import structlog
 from structlog.contextvars import bind_contextvars
 
-from aioflow.causes import traceback_of
+from aioflow.causes import chosen_in, traceback_of
 from aioflow.errors import AioflowError, StoreError
 from aioflow.model import Run, Transition
 from aioflow.retry import GiveUp, is_a
@@ -132,6 +132,17 @@ def _log_transition(run: Run, transition: Transition, raised: BaseException | No
     elif kind in _INFO:
         info(_INFO[kind], **fields)
     debug("transition", status=run.status, next_step=run.next_step or run.step, **fields)
+
+
+def reopened(run: Run, transition: Transition, raised: BaseException | None) -> None:
+    """Log that a call of an action has come to nothing, which its caller may have left; an answer needs no traceback."""
+    names = {"run_id": run.id, "workflow": run.workflow, "step": run.step}
+    if raised is None:
+        warn("action failed, is open again", **names, error=transition.error)
+    elif chosen_in(transition.error or "") is not None:
+        info("action answered, is open again", **names, error=transition.error)
+    else:
+        warn("action failed, is open again", **names, exception=plain_traceback(raised))
 
 
 #: structlog's own variables of these names, asked for once: to bind by keywords costs several times as much.

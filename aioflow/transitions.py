@@ -53,7 +53,7 @@ from dataclasses import asdict
 from typing import Any, Literal, NamedTuple, TypeAlias, assert_never
 
 from aioflow import clock
-from aioflow.causes import describe, kept, written
+from aioflow.causes import describe, kept, of_call, written
 from aioflow.changes import Move
 from aioflow.clock import Micros
 from aioflow.commands import AnyCommand, Complete, Fail, Goto, Sleep, Wait, WaitArm
@@ -183,7 +183,7 @@ def _raised(
 ) -> Move:
     if (call := call_of(run)) is not None:
         return move(
-            run, "reopen", duration, now, commit_id, describe(error),
+            run, "reopen", duration, now, commit_id, of_call(error),
             status=WAITING, owner=None, hops=0, input=None, **call.wait,
         )  # fmt: skip
     inner = sole(error)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from aioflow import errors
 from aioflow.http import refusals
 from aioflow.http.bodies import is_json
+from aioflow.http.chosen import chosen_by
 from aioflow.http.exits import Exits
 from aioflow.http.identity import ActionRequest
 from aioflow.http.permissions import Question, permits
@@ -107,8 +107,8 @@ class ActionCalls:
         except errors.ActionNotOpen:
             raise _misplaced(await self._engine.get(given.run_id), name) from None
         if error is not None:
-            if isinstance(error, HTTPException):  # an answer that the step has chosen
-                raise error
+            if (chosen := chosen_by(error)) is not None:
+                raise chosen
             if isinstance(error, errors.ActionFailed) and run.status == WorkflowStatus.CANCELLED:
                 raise _misplaced(run, name)
             raise refusals.broken(str(error)) if self._debug else refusals.broken()

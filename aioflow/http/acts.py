@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from aioflow.errors import ActionFailed, ActionInputInvalid, WorkflowUnknown
 from aioflow.http import bodies
 from aioflow.http.access import Access
+from aioflow.http.chosen import chosen_by
 from aioflow.http.exits import Exits
 from aioflow.http.identity import ActionRequest
 from aioflow.http.permissions import permits
@@ -65,8 +65,8 @@ class Acts:
             raise Problem("unavailable", "The server ends; the action goes on.", headers={"retry-after": "1"})
         if outcome.error is None:
             return RunView.of(outcome.run).response()
-        if isinstance(outcome.error, HTTPException):  # an answer that the step has chosen
-            raise outcome.error
+        if (chosen := chosen_by(outcome.error)) is not None:
+            raise chosen
         if isinstance(outcome.error, ActionFailed) and outcome.run.status == WorkflowStatus.CANCELLED:
             raise Problem("run-ended", "It was cancelled meanwhile.", run_id=run.id, run_status=outcome.run.status)
         raise Problem("action-failed", "The run waits as before. The log of the server has more.", run_id=run.id)

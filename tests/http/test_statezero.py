@@ -655,6 +655,8 @@ async def test_a_client_engine_calls_where_one_works(make_engine: MakeEngine, co
         client = connect(statezero(other))
         failed = await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD, "reviewer_notes": "raise"})
         refused(failed, 500, "RuntimeError", "Internal server error")
+        chosen = await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD, "reviewer_notes": "conflict"})
+        refused(chosen, 409, "Conflict", "It is above your limit.")
         answer = await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD})
         assert (answer.status_code, answer.json()["current_step"]) == (200, "pay")
 
