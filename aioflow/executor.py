@@ -45,16 +45,17 @@ class Watch:
     """What the engine wants of a step that runs, and what it is told of it.
 
     A cancellation without ``stop`` or ``timed_out`` comes from the step itself. ``current`` is what the step sees of its
-    run while it runs; ``clean``: whether it has left its task's contextvars as they were.
+    run while it runs, which it has done ``since``; ``clean``: whether it has left its task's contextvars as they were.
     """
 
-    __slots__ = ("clean", "current", "stop", "timed_out")
+    __slots__ = ("clean", "current", "since", "stop", "timed_out")
 
     def __init__(self) -> None:
         self.stop = False
         self.timed_out = False
         self.clean = True
         self.current: CurrentRun | None = None
+        self.since: Micros = 0
 
     def may_begin(self) -> bool:
         """Whether the step's code may still run, after a wait for its turn."""
@@ -132,7 +133,7 @@ class Executor:
         error: BaseException | None = None
         returned: object = None
         instruments = self.telemetry.instruments
-        started = self._clock.monotonic()
+        watch.since = self._clock.monotonic()
         if instruments:
             self.telemetry.step_started(run)
         try:
@@ -153,7 +154,7 @@ class Executor:
                 watch.over()
             if instruments:
                 self.telemetry.step_ended(run, error)
-            duration = self._clock.monotonic() - started
+            duration = self._clock.monotonic() - watch.since
             if watch.timed_out:
                 late = self.too_late(run, limit or 0)
                 return Ran(Raised(late.with_traceback(trace_of(error))), None, duration)
@@ -253,6 +254,7 @@ class Executor:
         if not watch.may_begin():
             self._limiter.release_on_behalf_of(borrower)
             raise Stopped
+        watch.since = self._clock.monotonic()
         if step.options.timeout is not None:
             watch.began(step.options.timeout)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import UTC, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from aioflow import Retry, RetryLater, StartOptions, complete, fail, get_context, get_run, goto, sleep, step, workflow
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine, ShiftedClock, run_of
+from tests.support import wait_until
 
 HOUR = timedelta(hours=1)
 
@@ -99,6 +101,31 @@ async def test_duration_is_that_of_the_step(make_engine: MakeEngine) -> None:
                 assert row.duration == timedelta(0)
             else:
                 assert timedelta(seconds=0.025) <= row.duration < timedelta(seconds=5)
+
+
+async def test_duration_is_without_the_wait_for_a_thread(make_engine: MakeEngine) -> None:
+    """A sync step that waited until another left its thread has run for as long as its own code took."""
+    held, gate = threading.Event(), threading.Event()
+
+    @workflow("history-thread")
+    class Flow:
+        class Context(BaseModel):
+            hold: bool
+
+        @step(start=True)
+        def work(self) -> Command:
+            held.set()
+            if get_context(self.Context).hold:
+                gate.wait()
+            return complete()
+
+    async with make_engine(Flow, threads=1) as engine:
+        holder = await engine.start(Flow, hold=True)
+        await wait_until(held.is_set)
+        waiter = await engine.start(Flow, hold=False)
+        asyncio.get_running_loop().call_later(0.5, gate.set)
+        first, second = [(await engine.history((await run.wait(30)).id))[-1] for run in (holder, waiter)]
+        assert second.duration < timedelta(seconds=0.25) < first.duration
 
 
 async def test_history_is_read_in_pages(make_engine: MakeEngine) -> None:
