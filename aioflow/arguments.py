@@ -42,7 +42,8 @@ def note_model(model: type[BaseModel]) -> None:
 class Parameters:
     """The parameters of one step.
 
-    The mutable state: the annotations, once they have been evaluated (they may name what is defined later).
+    The mutable state: the annotations, once they have been evaluated (they may name what is defined later), and the
+    models of waits that lead here, by name (None: two of one name).
 
     Args:
         function: the step, decorated or not.
@@ -64,6 +65,7 @@ class Parameters:
         self.positional = [p.name for p in parameters[1:] if p.kind is p.POSITIONAL_ONLY and p.default is EMPTY]
         #: Names without a default.
         self.needed = [p.name for p in self._named if p.default is EMPTY]
+        self._expected: dict[str, type[BaseModel] | None] = {}
 
     def __bool__(self) -> bool:
         return bool(self._named) or self.takes_all
@@ -102,8 +104,12 @@ class Parameters:
             values |= dict.fromkeys(self._names_of(Failure) or self._called("failure"), failure)
         if missing := [name for name in self.needed if name not in values]:
             raise Unfillable(
-                f"nothing gives its parameter{'s'[: len(missing) > 1]} {', '.join(missing)}. Give a default, or resume "
-                "it by a signal that has it."
+                f"nothing gives its parameter{'s'[: len(missing) > 1]} {', '.join(missing)}. Give a default, or "
+                + (
+                    "take event: Event."
+                    if resumption is not None and resumption.kind == "event"
+                    else "resume it by a signal that has it."
+                )
             )
         return values
 
@@ -120,9 +126,11 @@ class Parameters:
                 raise NameError(f"the type of {parameter.name}, {parameter.annotation}, is not known")
         return {p.name: (Any if types[p.name] is _UNKNOWN else types[p.name], p.default) for p in named}
 
-    def needed_beside_event(self) -> list[str]:
-        """What it needs that no event gives."""
+    def needed_beside_event(self, *, after: bool = False) -> list[str]:
+        """What it needs that no event gives; ``after``: nor, on the way from an ``on_fail``, its Failure."""
         given = {*ABOUT_EVENT, "event", *self._names_of(Event)}
+        if after:
+            given |= {*(self._names_of(Failure) or self._called("failure"))}
         return [name for name in self.needed if name not in given]
 
     def failure_only(self) -> bool:
@@ -134,21 +142,24 @@ class Parameters:
         name = self._place_of(model.__name__)[0]
         return set(self.needed) <= {name}
 
+    def expect(self, model: type[BaseModel]) -> None:
+        """A wait for this model leads to the step: a message is to be one also where no parameter takes it."""
+        known = self._expected.setdefault(model.__name__, model)
+        if known is not model:
+            self._expected[model.__name__] = None
+
     def _message(self, resumption: Resumption) -> dict[str, Any]:
         name, model = self._place_of(resumption.name)
         if name is None:
-            return {}
-        if model is None:
-            return {name: resumption.payload}
-        try:
-            # By name, as it was written: an alias is for the outside world.
-            return {
-                name: model.__pydantic_validator__.validate_json(
-                    to_json(resumption.payload), by_alias=False, by_name=True
-                )
-            }
-        except Exception as error:  # a validator may raise anything
-            raise Unfillable(explain(error, name)) from error
+            model = self._expected.get(resumption.name)
+        value: Any = resumption.payload
+        if model is not None:
+            try:
+                # By name, as it was written: an alias is for the outside world.
+                value = model.__pydantic_validator__.validate_json(to_json(value), by_alias=False, by_name=True)
+            except Exception as error:  # a validator may raise anything
+                raise Unfillable(explain(error, name or resumption.name)) from error
+        return {} if name is None else {name: value}
 
     def _payload(self, payload: Mapping[str, JsonValue]) -> dict[str, Any]:
         values: dict[str, Any] = {}

@@ -274,6 +274,8 @@ def _signature_problems(name: str, definition: StepDefinition, *, by_event: bool
         yield f"step {name!r} has a name of over {MAX_NAME} characters."
     if definition.is_async and definition.options.thread:
         yield f"step {name!r} is async and says thread=True. An async step runs on the event loop."
+    if inspect.isgeneratorfunction(definition.function) or inspect.isasyncgenfunction(definition.function):
+        yield f"step {name!r} yields. A step returns its command: return it."
     parameters = definition.parameters
     if not parameters.bound:
         yield f"step {name!r} takes no self. A step is a plain method."

@@ -14,6 +14,8 @@ from aioflow.definition import StepDefinition
 from aioflow.targets import FallThrough, Named, NoWayOut, Reading, named_targets
 
 Steps = Mapping[str, StepDefinition]
+#: The commands that wait for an event.
+_EVENTS = ("on.event", "wait_for_event")
 
 
 def edge_problems(steps: Steps, options: Mapping[str, Any]) -> Iterable[str]:
@@ -82,6 +84,8 @@ def _named_problems(cls: type, name: str, found: Named, steps: Steps) -> Iterato
                 yield _needs(f"step {name!r}: {found.written}", step)
         elif found.model is not None:
             yield from _message_problems(f"step {name!r}: {found.written} names", found.model, step)
+        elif found.command in _EVENTS:
+            yield from _event_problems(f"step {name!r}: {found.written} names", step)
         return
     member = inspect.getattr_static(cls, target, None) if is_attribute else None
     if is_attribute and hasattr(cls, "__getattr__"):
@@ -115,14 +119,25 @@ def _fall_problems(
             return
     if wait.model is not None:
         yield from _message_problems(f"step {step.name!r} waits and goes on with", wait.model, steps[after])
+    elif wait.command in _EVENTS:
+        yield from _event_problems(f"step {step.name!r} waits and goes on with", steps[after])
 
 
 def _message_problems(written: str, model: type[BaseModel], step: StepDefinition) -> Iterator[str]:
+    step.parameters.expect(model)
     if step.action is not None:
         yield f"{written} {step.name!r}, an action, which is given what its caller gives: the {model.__name__} would be lost."
     elif not step.parameters.takes_model(model):
         needed = ", ".join(step.parameters.needed)
         yield f"{written} {step.name!r}, which needs the arguments {needed}; a {model.__name__} is all it will get."
+
+
+def _event_problems(written: str, step: StepDefinition) -> Iterator[str]:
+    if step.action is None and (needed := step.parameters.needed_beside_event(after=True)):
+        yield (
+            f"{written} {step.name!r}, which needs the arguments {', '.join(needed)}. All that it gets of an event is "
+            "event: Event. Give the rest defaults, or read the Context."
+        )
 
 
 def _attributes_set(cls: type) -> set[str]:

@@ -206,7 +206,8 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
     elif kind == "signal" and isinstance(payload, dict) and payload:
         data = laid_over(run, definition, payload)
     step = definition.steps.get(arm.then)
-    if step is not None and step.parameters:
+    # An action takes nothing of it: it waits there to be called.
+    if step is not None and step.action is None and (step.parameters or kind == "message"):
         resumption: Any = Resumption(kind, signal.name, payload)
         try:
             step.parameters.fill(resumption, failure_of(run), payload)

@@ -54,6 +54,8 @@ class FallThrough(NamedTuple):
 
     #: The step named as its ``on_timeout``, if one is.
     on_timeout: str | None
+    #: The command: "wait.for_signal" or "wait_for_event".
+    command: str
     model: type[BaseModel] | None
 
 
@@ -131,7 +133,7 @@ def _read(
         late = keywords.get("on_timeout")
         computed = late is not None and "on_timeout" not in found and not _is_none(late)
         if ("then" not in keywords or _is_none(keywords["then"])) and not computed:
-            yield FallThrough(found.get("on_timeout"), model)
+            yield FallThrough(found.get("on_timeout"), name, model)
 
 
 def _is_none(node: ast.expr) -> bool:

@@ -309,6 +309,26 @@ def test_an_async_step_has_no_thread() -> None:
     )  # fmt: skip
 
 
+def test_a_generator_is_no_step() -> None:
+    """A step that yields is refused, for it would never return a command; what returns a generator is not known."""
+
+    class Order:
+        Context = Empty
+
+        @step(start=True)
+        def first(self) -> Any:
+            yield complete()
+
+        @step
+        async def second(self) -> Any:
+            yield complete()
+
+    assert refusal(Order) == (
+        "step 'first' yields. A step returns its command: return it.",
+        "step 'second' yields. A step returns its command: return it.",
+    )
+
+
 def test_the_name_of_a_step_has_a_limit() -> None:
     """A method's name of 200 characters can be stored, a longer one is refused."""
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 import aioflow
 import aioflow as af
-from aioflow import Failure, arguments, complete, goto, on, sleep, step, wait, workflow
+from aioflow import Event, Failure, action, arguments, complete, goto, on, sleep, step, wait, wait_for_event, workflow
 from aioflow import on as arm
 from aioflow import wait as w
 from aioflow.commands import Command
@@ -731,6 +731,72 @@ def test_a_message_has_to_be_all_that_a_step_needs() -> None:
         "step 'first': on(then=) names 'one', which needs the arguments paid; a Sent is all it will get.",
         "step 'first' waits and goes on with 'one', which needs the arguments paid; a Sent is all it will get.",
     }
+
+
+def test_an_event_has_to_be_all_that_a_step_needs() -> None:
+    """A step that needs what no event gives cannot be reached by one: each would be rejected."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            return (
+                wait_for_event("paid", then=self.more)
+                or wait.any(on.event("paid", then=self.model))
+                or wait_for_event("paid")
+            )
+
+        @step
+        def model(self, paid: Paid) -> Command:
+            return complete()
+
+        @step
+        def more(self, event: Event, *, by: str) -> Command:
+            return complete()
+
+    advice = "All that it gets of an event is event: Event. Give the rest defaults, or read the Context."
+    assert set(refusal(Order)) == {
+        f"step 'first': wait_for_event(then=) names 'more', which needs the arguments by. {advice}",
+        f"step 'first': on.event(then=) names 'model', which needs the arguments paid. {advice}",
+        f"step 'first' waits and goes on with 'model', which needs the arguments paid. {advice}",
+    }
+
+
+def test_an_event_may_go_to_whoever_takes_it() -> None:
+    """The event under any name, its ids, what has a default, a Failure before it, an action, and a computed step."""
+
+    class Order(Base):
+        @step(start=True)
+        def first(self) -> Command:
+            computed = "more"
+            return (
+                wait_for_event("paid", then=self.what)
+                or wait.any(
+                    on.event("paid", then=self.ids), on.event("paid", then=self.failed), on.event("paid", then=self.act)
+                )
+                or wait.any(on.event("paid", then=computed), on.event("sent", then=self.second))
+            )
+
+        @step
+        def what(self, occurred: Event, note: str = "") -> Command:
+            return complete()
+
+        @step
+        def ids(self, event_id: str, entity_id: str | None, event_name: str, event: Any) -> Command:
+            return complete()
+
+        @step
+        def failed(self, event: Event, failure: Failure) -> Command:
+            return complete()
+
+        @step
+        def more(self, by: str) -> Command:
+            return complete()
+
+        @action()
+        def act(self, by: str) -> Command:
+            return complete()
+
+    accepted(Order)
 
 
 def test_a_message_may_go_to_whoever_takes_it() -> None:

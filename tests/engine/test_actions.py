@@ -31,6 +31,7 @@ from aioflow import (
     statezero_action,
     step,
     wait,
+    wait_for_event,
     workflow,
 )
 from aioflow.changes import Post
@@ -289,6 +290,36 @@ async def test_whatever_else_leads_to_an_action_parks_there(make_engine: MakeEng
         clock.shift(2 * HOUR)
         await wait_until(lambda: at_last(engine, run))
         assert (await engine.act(Flow.last, run.id, way="end")).status == "completed"
+
+
+@pytest.mark.parametrize("event", [False, True])
+async def test_what_leads_to_an_action_need_not_give_its_input(make_engine: MakeEngine, event: bool) -> None:
+    """A signal or an event opens the action whatever it holds: its input comes from who calls it."""
+
+    @workflow("act-led-to")
+    class Flow:
+        class Context(BaseModel):
+            way: str = ""
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            by_event = wait_for_event("submitted", then=self.review)
+            return by_event if event else wait.for_signal("submitted", then=self.review)
+
+        @action()
+        async def review(self, notes: str) -> Command:
+            return complete(way=notes)
+
+    async with make_engine(Flow) as engine:
+        run = await (await engine.start(Flow)).wait(5, until="parked")
+        if event:
+            await engine.emit("submitted")
+        else:
+            assert (await engine.signal("submitted", {"way": "on"}, run_id=run.id)).state == "delivered"
+        await wait_until(lambda: opened(engine, run))
+        await run.refresh()
+        assert run.data["way"] == ("" if event else "on")
+        assert (await engine.act(Flow.review, run.id, notes="good")).data["way"] == "good"
 
 
 async def at_last(engine: Engine, run: WorkflowRun[Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field, PrivateAttr, RootModel, field_validator
 
-from aioflow import Engine, Retry, WorkflowRun, complete, errors, get_run, step, wait, workflow
+from aioflow import Engine, Retry, WorkflowRun, complete, errors, get_run, on, step, wait, workflow
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine
 from tests.flows import flow
@@ -127,6 +127,51 @@ async def test_mapping_that_is_no_such_message_is_rejected(
         assert (await engine.stats()).mailbox == 0
         assert "SECRET" not in f"{receipt}{log}"
         await engine.signal(Paid(amount=1), run_id=run.id)
+        assert (await run.wait(5)).status == "completed"
+
+
+def without(self: Any) -> Command:
+    """A step that has no use for the message."""
+    return complete()
+
+
+def with_another(self: Any, note: str = "") -> Command:
+    return complete()
+
+
+@pytest.mark.parametrize("taker", [without, with_another])
+async def test_a_message_that_no_parameter_takes_is_validated(make_engine: MakeEngine, taker: Any) -> None:
+    """The model of the wait says what may come, also where the step only wants to know that it came."""
+    order = flow(Empty, ask, taker)
+    async with make_engine(order) as engine:
+        run = await parked(engine, order)
+        receipt = await engine.signal("Paid", {"amount": -1}, run_id=run.id)
+        assert "not negative" in receipt.rejected[run.id]
+        receipt = await engine.signal("Paid", {"day": "2020-01-01"}, run_id=run.id)
+        assert "amount: Field required" in receipt.rejected[run.id]
+        assert (await engine.signal("Paid", {"amount": 3}, run_id=run.id)).state == "delivered"
+        assert (await run.wait(5)).data == {}
+
+
+async def test_of_two_messages_of_one_name_neither_is_asked_for(make_engine: MakeEngine) -> None:
+    """Where waits for two models of one name lead to one step, it is not known which is meant, and none is refused."""
+    first = Paid
+
+    def other_model() -> type[BaseModel]:
+        class Paid(BaseModel):
+            text: str
+
+        return Paid
+
+    second = other_model()
+
+    def ask_both(self: Any) -> Command:
+        return wait.any(on(first, then="without"), on(second, key="k", then="without"))
+
+    order = flow(Empty, ask_both, without)
+    async with make_engine(order) as engine:
+        run = await parked(engine, order)
+        assert (await engine.signal("Paid", {"text": "x"}, run_id=run.id)).state == "delivered"
         assert (await run.wait(5)).status == "completed"
 
 
