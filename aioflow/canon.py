@@ -17,6 +17,7 @@ from aioflow.model import CHARACTERS, MAX_DATA, MAX_DEPTH, MAX_NAME, check_name
 
 #: Python's own limit on reading a number, which the parser has too.
 _MAX_DIGITS = 4300
+NUMBERS = "the numbers that JSON has"
 
 
 def check_json(raw: bytes, what: str) -> str:
@@ -77,7 +78,7 @@ def _check_scalar(value: object, path: str, what: str) -> None:
     if isinstance(value, str) and "\0" in value:
         raise LimitExceeded(what, CHARACTERS, f"a NUL at {path}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise LimitExceeded(what, "the numbers that JSON has", f"{value} at {path}")
+        raise LimitExceeded(what, NUMBERS, f"{value} at {path}")
 
 
 def doubled(raw: bytes) -> str | None:
@@ -97,13 +98,18 @@ def doubled(raw: bytes) -> str | None:
     return found[0] if found else None
 
 
-def beyond(values: Mapping[str, Any], what: str) -> LimitExceeded | None:
-    """Which limit values exceed that could not be written, if it is one of ours. ``what`` has them."""
+def beyond(values: Mapping[str, Any], what: str, *, unread: bool = False) -> LimitExceeded | None:
+    """Which limit values exceed that could not be written, if it is one of ours. ``what`` has them.
+
+    ``unread``: they could be written, but do not read back, as a NaN that was written as null.
+    """
     todo: list[tuple[str, Any, int]] = [(name, value, 2) for name, value in values.items()]
     while todo:
         path, value, depth = todo.pop()
         if isinstance(value, str) and not _encodes(value):
             return LimitExceeded(what, CHARACTERS, f"a lone surrogate at {path[:MAX_NAME]}")
+        if unread and isinstance(value, float) and not math.isfinite(value):
+            return LimitExceeded(what, NUMBERS, f"{value} at {path[:MAX_NAME]}")
         members: Iterable[tuple[str, Any]] = ()
         if isinstance(value, BaseModel):
             members = ((f"{path}.{name}", item) for name, item in value)

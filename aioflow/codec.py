@@ -152,7 +152,8 @@ class ContextCodec:
         try:
             parsed: BaseModel = live.__pydantic_validator__.validate_json(raw, by_alias=False, by_name=True)
         except Exception as error:
-            raise Unstorable(f"it does not read back: {explain(error)}") from error
+            limit = beyond(self._values(live), "The Context", unread=True)
+            raise limit or Unstorable(f"it does not read back: {explain(error)}") from error
         try:
             left, right = live.__dict__, parsed.__dict__
             same = exact = left == right and live.__pydantic_extra__ == parsed.__pydantic_extra__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
@@ -50,10 +51,17 @@ def _differences(left: Any, right: Any, path: str) -> Iterator[str]:
     elif isinstance(left, dict) and isinstance(right, dict) and (lost := [key for key in left if key not in right]):
         why = "" if isinstance(lost[0], str) else ": JSON has texts as keys"
         yield f"{path} has the key {lost[0]!r:.50} ({type(lost[0]).__name__}), which does not read back as it is{why}"
-    elif type(left) is not type(right):
-        yield f"{path} is a {type(left).__name__}, but reads back as a {type(right).__name__}"
     else:
-        yield f"{path} reads back as another {type(left).__name__} than was written"
+        yield f"{path} {_unlike(left, right)}"
+
+
+def _unlike(left: Any, right: Any) -> str:
+    """How two values that are not equal differ."""
+    if right is None and isinstance(left, float) and not math.isfinite(left):
+        return f"is {left}, which JSON does not have"
+    if type(left) is not type(right):
+        return f"is a {type(left).__name__}, but reads back as a {type(right).__name__}"
+    return f"reads back as another {type(left).__name__} than was written"
 
 
 def _same_model(left: BaseModel, right: BaseModel) -> bool:

@@ -92,7 +92,7 @@ class Outbox:
             )
         if len(self.orders) >= MOST:
             what = f"Step {self.run.step!r} of run {self.run.id}"
-            raise LimitExceeded(what, f"{MOST} starts, signals and events", "one more")
+            raise LimitExceeded(what, f"{MOST} starts, signals and events", "one more; leave the rest to further steps")
         self.orders.append(order)
 
 

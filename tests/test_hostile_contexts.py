@@ -225,3 +225,27 @@ async def test_only_json_is_stored(engine: Engine, way: Any, number: float) -> N
             assert getattr(run.context, name) == number
         else:
             assert name in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "text"),
+    [
+        (float, float("inf"), "The Context is beyond the limit of the numbers that JSON has: inf at number."),
+        (list[float], [1.0, float("nan")], "The Context is beyond the limit of the numbers that JSON has: nan at number[1]."),
+        (float | None, float("nan"), "left a Context that cannot be stored: number is nan, which JSON does not have"),
+        (float | None, float("-inf"), "left a Context that cannot be stored: number is -inf, which JSON does not have"),
+    ],
+)  # fmt: skip
+async def test_numbers_that_json_does_not_have_are_named(
+    engine: Engine, annotation: Any, value: Any, text: str
+) -> None:
+    """The error of a step that leaves one names the number and its place, not what JSON made of it."""
+
+    class Numbers(BaseModel):
+        number: annotation = [] if annotation == list[float] else 0.0
+
+    def leave(self: Any) -> Command:
+        get_context(Numbers).number = value
+        return complete()
+
+    assert text in await failed_at_once(engine, flow(Numbers, leave))
