@@ -121,6 +121,8 @@ class Calls(Acting):
     ) -> Any:
         """The runs that match every filter; a filter takes one value or several, of which any may match.
 
+        Of several that are none (``key=[]``) none matches; None is no filter.
+
         Args:
             workflow: workflow classes or names.
             order: "id", "created_at" or "updated_at", with "-" before it for the latest first.

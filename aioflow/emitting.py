@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection
 from datetime import datetime
 from functools import partial
 from uuid import UUID
@@ -120,11 +120,11 @@ class Emitting(Sending):
     async def events(
         self,
         *,
-        event_id: str | Sequence[str] | None = None,
-        name: str | Sequence[str] | None = None,
-        namespace: str | Sequence[str] | None = None,
-        entity_id: str | int | UUID | Sequence[str | int | UUID] | None = None,
-        status: str | Sequence[str] | None = None,
+        event_id: str | Collection[str] | None = None,
+        name: str | Collection[str] | None = None,
+        namespace: str | Collection[str] | None = None,
+        entity_id: str | int | UUID | Collection[str | int | UUID] | None = None,
+        status: str | Collection[str] | None = None,
         at_after: datetime | None = None,
         at_before: datetime | None = None,
         order: str = "-id",
@@ -132,6 +132,8 @@ class Emitting(Sending):
         after: Event | str | None = None,
     ) -> list[Event]:
         """The events that match every filter; a filter takes one value or several, of which any may match.
+
+        Of several that are none (``name=[]``) none matches; None is no filter.
 
         Args:
             event_id: their own ids.

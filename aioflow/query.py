@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal, get_args
 
@@ -34,6 +34,8 @@ _MOST_VALUES = 200
 _DEEPEST = 8
 #: What databases have for whole numbers.
 _INTEGERS = range(-(1 << 63), 1 << 63)
+#: The status that nothing has.
+_NOBODY = ("",)
 
 
 def run_query(call: str, filters: Mapping[str, Any], **rest: Any) -> RunQuery:
@@ -80,9 +82,11 @@ def _read(
     if data is not None and not isinstance(data, Mapping):
         raise TypeError(f"runs(data=...) takes a mapping of Context fields, got {type(data).__name__}.")
     _check_data(data or {})
+    several = (workflow, status, step, waiting_for, waiting_signal, waiting_key, key, event_id)
+    nobody = _NOBODY if any(map(_is_empty, several)) else ()
     return RunQuery(
         workflow=tuple(workflow_name(item) for item in _several(workflow)),
-        status=tuple(map(_status, _several(status))),
+        status=nobody or tuple(map(_status, _several(status))),
         step=_names("step", step),
         waiting_for=tuple(map(_waiting_for, _names("waiting_for", waiting_for))),
         waiting_signal=_names("waiting_signal", waiting_signal),
@@ -117,12 +121,13 @@ def event_query(
     if order not in ("id", "-id"):
         raise ValueError(f"events(order=...) takes 'id' or '-id', got {order!r:.{MAX_NAME}}.")
     check_limit(limit)
+    nobody = _NOBODY if any(map(_is_empty, (event_id, name, namespace, entity_id, status))) else ()
     return EventQuery(
         event_id=_texts("event_id", event_id),
         name=_texts("name", name),
         namespace=_texts("namespace", namespace),
         entity_id=tuple(id_text("events(entity_id=...)", item) for item in _several(entity_id)),
-        status=tuple(map(_event_status, _several(status))),
+        status=nobody or tuple(map(_event_status, _several(status))),
         at_after=_instant("events(at_after=...)", at_after),
         at_before=_instant("events(at_before=...)", at_before),
         descending=order == "-id",
@@ -213,6 +218,11 @@ def _check_value(value: object, path: str) -> None:
             )
     if found is not None:
         raise LimitExceeded("runs(data=...)", limit, f"{found} at {path}")
+
+
+def _is_empty(value: object) -> bool:
+    """Whether a filter has several values, and none: nothing matches any of them."""
+    return isinstance(value, Collection) and not isinstance(value, str | bytes | type) and not value
 
 
 def _several(value: object) -> list[Any]:

@@ -7,7 +7,7 @@ the Context's own, so that overload gives a class whose name is the error messag
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping
 from datetime import datetime
 from typing import Any, ClassVar, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar
 
@@ -57,17 +57,17 @@ Entity: TypeAlias = BaseModel | ADataclass | Mapping[str, Any] | None
 
 
 class RunFilters(TypedDict, total=False):
-    """The filters of runs, iter_runs and count, beside ``workflow``; see ``Engine.runs``."""
+    """The filters of runs, iter_runs and count, beside ``workflow``; see ``Engine.runs``. None is no filter."""
 
-    status: str | Sequence[str]
+    status: str | Collection[str] | None
     step: Any
-    waiting_for: str | Sequence[str]
+    waiting_for: str | Collection[str] | None
     waiting_signal: Any
-    waiting_key: str | Sequence[str]
-    key: str | Sequence[str]
-    event_id: str | Sequence[str]
-    data: Mapping[str, JsonValue]
-    created_after: datetime
-    created_before: datetime
-    updated_after: datetime
-    updated_before: datetime
+    waiting_key: str | Collection[str] | None
+    key: str | Collection[str] | None
+    event_id: str | Collection[str] | None
+    data: Mapping[str, JsonValue] | None
+    created_after: datetime | None
+    created_before: datetime | None
+    updated_after: datetime | None
+    updated_before: datetime | None

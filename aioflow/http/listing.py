@@ -83,7 +83,7 @@ class ListParameters(Parameters):
         """What to ask the store. Raises Problem ("invalid") for a foreign cursor, and a filter beyond the limits."""
         filters = self.model_dump(exclude={"order", "limit", "cursor", "workflow"}, exclude_defaults=True)
         try:
-            query = run_query("runs", filters, workflow=self.workflow, order=self.order, limit=self.limit)
+            query = run_query("runs", filters, workflow=self.workflow or None, order=self.order, limit=self.limit)
         except (LimitExceeded, TypeError, ValueError):
             raise fault("It holds too much, or what no Context can hold.", "limit", parameter="data") from None
         if self.cursor is None:

@@ -321,7 +321,10 @@ async def test_filters(make_engine: MakeEngine, clock: ShiftedClock) -> None:
             ({"at_before": hours[1]}, "51"),
             ({"at_after": hours[0], "at_before": hours[3]}, "32"),
             ({"name": "a", "entity_id": 1}, "1"),
-            ({"name": []}, "54321"),
+            ({"name": []}, ""),
+            ({"entity_id": (), "name": "a"}, ""),
+            ({"status": set()}, ""),
+            ({"name": None, "status": None}, "54321"),
             ({"limit": 2}, "54"),
         ]
         for filters, expected in cases:

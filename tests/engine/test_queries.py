@@ -183,6 +183,19 @@ FILTERS: list[tuple[dict[str, Any], set[str]]] = [
     ({"data": {"nothing": 1}}, set()),
     ({"data": {}}, {"completed", "failed", "cancelled", "sleeping", "shipping", "delayed", "trip"}),
     ({"status": "waiting", "workflow": Order, "data": {"tags": ["a"]}}, {"sleeping"}),
+    ({"status": []}, set()),
+    ({"key": (), "status": "failed"}, set()),
+    ({"workflow": {}}, set()),
+    ({"step": set()}, set()),
+    ({"waiting_for": []}, set()),
+    ({"waiting_signal": []}, set()),
+    ({"waiting_key": frozenset()}, set()),
+    ({"event_id": []}, set()),
+    ({"key": {"failed", "sleeping"}}, {"failed", "trip", "sleeping"}),
+    (
+        {"status": None, "key": None, "data": None, "created_after": None},
+        {"completed", "failed", "cancelled", "sleeping", "shipping", "delayed", "trip"},
+    ),
 ]
 
 

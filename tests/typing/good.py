@@ -419,6 +419,8 @@ async def ask(engine: Engine) -> None:
     assert_type(await engine.runs(workflow="order", step=Order.pay, order="id"), list[WorkflowRun[Any]])
     assert_type(await engine.runs(workflow=[Order, Created], status=["failed", "running"]), list[WorkflowRun[Any]])
     assert_type(await engine.runs(), list[WorkflowRun[Any]])
+    await engine.runs(status=None, key={"1", "2"}, data=None, created_after=None)
+    await engine.events(name={"paid"}, status=None)
     async for found in engine.iter_runs(workflow=CreatedLater, data={"order_id": 1}):
         assert_type(found, WorkflowRun[CreatedLater.Context])
     async for other in engine.iter_runs(key="1"):
