@@ -27,8 +27,11 @@ def scripts() -> tuple[str, ...]:
     return tuple(script for _, script in found)
 
 
-async def migrate(session: Session, schema: str) -> str:
-    """Bring the schema up to date, and give the store's UUID. Of several that do this at once, one does.
+async def migrate(session: Session, schema: str) -> str | None:
+    """Bring the schema a step further, and give the store's UUID if that was all. Of several that do this at once, one does.
+
+    A new schema is made at once. One that others use is changed by one script in a transaction, each of which locks one
+    table: whoever waits for that holds nothing that is waited for.
 
     Raises:
         NewerSchema: this code is too old for it.
@@ -47,9 +50,11 @@ async def migrate(session: Session, schema: str) -> str:
     if version > len(scripts()):
         raise NewerSchema(f"its schema is version {version}, this code knows up to {len(scripts())}")
     if version < len(scripts()):
+        steps = scripts()[version:][: 1 if version else None]
         await session.execute(f"SET LOCAL search_path TO {quoted(schema)}, pg_catalog")
-        for script in scripts()[version:]:
+        for script in steps:
             await session.execute(script)
-        await session.execute("UPDATE aioflow.store SET version = $1", len(scripts()))
+        version += len(steps)
+        await session.execute("UPDATE aioflow.store SET version = $1", version)
     [(uuid,)] = await session.fetch("SELECT uuid FROM aioflow.store")
-    return str(uuid)
+    return str(uuid) if version == len(scripts()) else None

@@ -78,7 +78,9 @@ class PostgresStore:
         database = Database(self._address)
         try:
             await database.open()
-            uuid = await database.transact(lambda session: migrate(session, self._address.schema), patience=20)
+            uuid = None
+            while uuid is None:
+                uuid = await database.transact(lambda session: migrate(session, self._address.schema), patience=20)
             await database.ask(self._server_clock.measure)
         except NewerSchema as error:
             await database.close()

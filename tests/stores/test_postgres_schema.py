@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
+import asyncpg
 import pytest
 
 from aioflow.errors import StoreRefused, StoreUnavailable
@@ -14,6 +17,7 @@ from aioflow_postgres import PostgresStore
 from aioflow_postgres.migrating import scripts
 from aioflow_postgres.rows import types_of
 from tests.postgres import Schemas, query, with_options
+from tests.support import wait_until
 
 #: The types of the server that hold what comes as these.
 SAME = {"bigint": {"bigint", "integer"}, "text": {"text", "json"}, "double precision": {"double precision"}}
@@ -70,6 +74,49 @@ async def test_a_newer_schema_is_refused(postgres_server: Schemas, postgres_url:
     known = len(scripts())
     with pytest.raises(StoreUnavailable, match=f"its schema is version 99, this code knows up to {known}"):
         await store.open(NOW)
+
+
+async def test_an_older_schema_is_brought_up_to_date_beside_an_old_worker(
+    postgres_server: Schemas, postgres_url: str
+) -> None:
+    """Five new workers migrate it while a transaction of an old one writes: nothing of what both write is lost."""
+    schema = postgres_url.rpartition("=")[2]
+    old = await asyncpg.connect(postgres_server.url)
+    await old.execute(f'CREATE SCHEMA "{schema}"; SET search_path TO "{schema}"')
+    for script in scripts()[:2]:
+        await old.execute(script)
+    await old.execute("UPDATE store SET version = 2")
+    transaction = old.transaction()
+    await transaction.start()
+    await old.execute("UPDATE signals SET taken_at = 1")
+    stores = [PostgresStore(postgres_url) for _ in range(5)]
+    opened: list[str] = []
+
+    async def open_store(store: PostgresStore) -> None:
+        opened.append(await store.open(NOW))
+
+    columns = ", ".join(Run._fields)
+    values = ", ".join("NULL" if value is None else f"'{value}'" for value in a_run(1, key="k"))
+    async with anyio.create_task_group() as tasks:
+        for store in stores:
+            tasks.start_soon(open_store, store)
+        waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = $1::text::regclass"
+        await wait_until(partial(_is_there, postgres_server.url, waiting, f'"{schema}".signals'))
+        await old.execute(
+            f"INSERT INTO runs ({columns}) VALUES ({values})"
+        )  # which no lock of the migration keeps waiting
+        await transaction.commit()
+    assert len(set(opened)) == 1
+    assert await row(stores[0], 1) == a_run(1, key="k")
+    assert (await stores[0].apply([starting(a_run(2, key="k"))], NOW))[0].outcome == "exists"
+    assert await old.fetchval("SELECT version FROM store") == len(scripts())
+    for store in stores:
+        await store.close()
+    await old.close()
+
+
+async def _is_there(url: str, sql: str, *values: object) -> bool:
+    return bool(await query(url, sql, *values))
 
 
 async def test_a_missing_database_is_named(postgres_server: Schemas) -> None:

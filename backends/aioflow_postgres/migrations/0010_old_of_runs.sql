@@ -1,0 +1,2 @@
+-- Another does what this one did.
+DROP INDEX runs_key;
