@@ -41,11 +41,14 @@ RETURNING next - $1
 #: Who waits for what has occurred. The rows of the waits are held until the copies are committed, see mailbox.py.
 _WAITING: Final = f"""
 WITH occurred AS (SELECT * FROM {unnest(["mail_id", "name", "entity_id"], ["bigint", "text", "text"], "o")}),
+found AS (
+    SELECT w.run_id, w.arm FROM occurred AS o JOIN aioflow.waits AS w ON w.name = o.name AND w.key = o.entity_id
+    UNION
+    SELECT w.run_id, w.arm FROM occurred AS o JOIN aioflow.waits AS w ON w.name = o.name AND w.key IS NULL
+),
 heard AS (
-    SELECT w.run_id, w.name, w.key FROM aioflow.waits AS w
-    WHERE w.kind = 'event' AND w.name IN (SELECT name FROM occurred)
-        AND (w.key IS NULL OR w.key IN (SELECT entity_id FROM occurred))
-    ORDER BY w.run_id, w.arm FOR KEY SHARE
+    SELECT w.run_id, w.name, w.key FROM found AS f JOIN aioflow.waits AS w ON w.run_id = f.run_id AND w.arm = f.arm
+    WHERE w.kind = 'event' ORDER BY w.run_id, w.arm FOR KEY SHARE OF w
 )
 SELECT DISTINCT o.mail_id, h.run_id FROM occurred AS o JOIN heard AS h ON h.name = o.name
 WHERE (h.key IS NULL OR h.key = o.entity_id)

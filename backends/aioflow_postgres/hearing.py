@@ -16,11 +16,16 @@ WRITE_COPIES: Final = f"""
 INSERT INTO aioflow.signals ({named(Signal._fields)}) SELECT * FROM {rows_of(Signal, "n")}
 ON CONFLICT (id, run_id) DO UPDATE SET expires_at = NULL WHERE signals.taken_at IS NULL
 """
-#: What runs that wait for an event of an entity have missed.
+#: What runs that wait for an event of an entity have missed. From the run to its waits, from a wait to the events of its
+#: entity: ``OFFSET 0`` leaves the planner no other order, which while the tables are empty it would choose.
 _MISSED: Final = f"""
 SELECT w.run_id, {EVENT_COLUMNS} FROM {unnest(["run_id", "since"], ["bigint", "bigint"], "r")}
-JOIN aioflow.waits AS w ON w.run_id = r.run_id AND w.kind = 'event' AND w.key IS NOT NULL
-JOIN aioflow.events AS e ON e.name = w.name AND e.entity_id = w.key AND e.occurred_at >= r.since
+CROSS JOIN LATERAL (
+    SELECT * FROM aioflow.waits AS w WHERE w.run_id = r.run_id AND w.kind = 'event' AND w.key IS NOT NULL OFFSET 0
+) AS w
+CROSS JOIN LATERAL (
+    SELECT * FROM aioflow.events AS e WHERE e.name = w.name AND e.entity_id = w.key AND e.occurred_at >= r.since OFFSET 0
+) AS e
 WHERE e.status = 'occurred'
     AND NOT EXISTS (SELECT 1 FROM aioflow.seen AS s WHERE s.run_id = w.run_id AND s.mail_id = e.mail_id)
 """

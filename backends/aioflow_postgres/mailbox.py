@@ -25,20 +25,37 @@ _SHORT_MEMORY: Final = _HOUR
 #: How many signals of one run a Mail has at the most: a run takes one at a time.
 _FEW: Final = 8
 
-#: Pairs of a wait and a signal that fits it. ``$1``: now; ``{of}`` narrows the waits. Of a signal to a run the waits are few,
-#: those with its name may be all: ``|| ''`` keeps their index out of a plan that is made while the tables are empty.
-_FITTING: Final = """
-SELECT w.since, w.run_id AS waiter, s.id, s.run_id, s.sent_at FROM aioflow.waits AS w
-JOIN aioflow.signals AS s ON s.run_id = w.run_id AND s.name = w.name || ''
-WHERE {of} s.taken_at IS NULL AND s.run_id <> 0 AND (s.expires_at IS NULL OR s.expires_at > $1)
-    AND w.kind = CASE WHEN s.event IS NULL THEN 'signal' ELSE 'event' END
+#: That a signal can be taken. ``$1``: now.
+_UNTAKEN_YET: Final = "s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > $1)"
+_OF_KIND: Final = "w.kind = CASE WHEN s.event IS NULL THEN 'signal' ELSE 'event' END"
+_PAIR: Final = "SELECT w.since, w.run_id AS waiter, s.id, s.run_id, s.sent_at"
+#: Pairs of a wait and a signal that fits it: all there are. Of a signal to a run the waits are few, those with its name
+#: may be all: ``|| ''`` keeps their index out of a plan that is made while the tables are empty.
+_OF_ALL: Final = f"""
+{_PAIR} FROM aioflow.waits AS w JOIN aioflow.signals AS s ON s.run_id = w.run_id AND s.name = w.name || ''
+WHERE {_UNTAKEN_YET} AND s.run_id <> 0 AND {_OF_KIND}
 UNION
-SELECT w.since, w.run_id, s.id, s.run_id, s.sent_at FROM aioflow.waits AS w
-JOIN aioflow.signals AS s ON s.name = w.name AND s.key = w.key
-WHERE {of} s.taken_at IS NULL AND s.run_id = 0 AND (s.expires_at IS NULL OR s.expires_at > $1) AND w.kind = 'signal'
+{_PAIR} FROM aioflow.waits AS w JOIN aioflow.signals AS s ON s.name = w.name AND s.key = w.key
+WHERE {_UNTAKEN_YET} AND s.run_id = 0 AND w.kind = 'signal'
 """
-_OF_ALL: Final = _FITTING.format(of="")
-_OF_THESE: Final = _FITTING.format(of="w.run_id = ANY($2::bigint[]) AND")
+#: Of some runs (``$2``), the first few of each wait. From the run to its waits, from a wait to its signals: ``OFFSET`` and
+#: ``LIMIT`` leave the planner no other order, which without statistics it would choose.
+_WAITS: Final = """
+unnest($2::bigint[]) AS o (run_id)
+CROSS JOIN LATERAL (SELECT * FROM aioflow.waits AS w WHERE w.run_id = o.run_id OFFSET 0) AS w
+"""
+_FIRST: Final = f"{_UNTAKEN_YET} ORDER BY s.sent_at, s.id LIMIT {_FEW}"
+_OF_THESE: Final = f"""
+{_PAIR} FROM {_WAITS} CROSS JOIN LATERAL (
+    SELECT * FROM aioflow.signals AS s WHERE s.run_id = w.run_id AND s.run_id <> 0 AND s.name = w.name AND {_OF_KIND}
+        AND {_FIRST}
+) AS s
+UNION
+{_PAIR} FROM {_WAITS} CROSS JOIN LATERAL (
+    SELECT * FROM aioflow.signals AS s WHERE s.run_id = 0 AND s.name = w.name AND s.key = w.key AND w.kind = 'signal'
+        AND {_FIRST}
+) AS s
+"""
 #: ``OFFSET 0``: each signal is looked up by its place, where a join may go through all pairs for each signal.
 _MAIL: Final = f"""
 SELECT f.since, f.waiter, {SIGNAL_COLUMNS} FROM (
@@ -105,35 +122,47 @@ _RECORD: Final = f"""
 INSERT INTO aioflow.signals ({_COLUMNS}, taken_at) SELECT p.*, $1::bigint FROM {rows_of(Signal, "p", 2)}
 ON CONFLICT (id, run_id) DO NOTHING
 """
+#: By its run, not by its name, which the waits of all may have: ``OFFSET`` as above.
 _ADDRESSED: Final = f"""
 SELECT DISTINCT w.run_id, w.name FROM {unnest(["run_id", "name"], ["bigint", "text"], "p")}
-JOIN aioflow.waits AS w ON w.run_id = p.run_id AND w.name = p.name AND w.kind = 'signal'
+CROSS JOIN LATERAL (SELECT * FROM aioflow.waits AS w WHERE w.run_id = p.run_id OFFSET 0) AS w
+WHERE w.name = p.name AND w.kind = 'signal'
 """
 #: As many of the oldest waits as there are signals for them: others may be on their way to the same runs.
 _KEYED: Final = f"""
 SELECT p.name, p.key, w.run_id FROM {unnest(["name", "key"], ["text", "text"], "p", 2)} CROSS JOIN LATERAL (
     SELECT DISTINCT since, run_id FROM aioflow.waits
     WHERE name = p.name AND key = p.key AND kind = 'signal' ORDER BY since, run_id LIMIT (
-        SELECT count(*) FROM aioflow.signals WHERE run_id = 0 AND taken_at IS NULL AND name = p.name AND key = p.key
-            AND (expires_at IS NULL OR expires_at > $1)
+        SELECT count(*) FROM (
+            SELECT FROM aioflow.signals WHERE run_id = 0 AND taken_at IS NULL AND name = p.name AND key = p.key
+                AND (expires_at IS NULL OR expires_at > $1)
+            LIMIT (SELECT count(*) FROM aioflow.waits WHERE name = p.name AND key = p.key AND kind = 'signal')
+        ) AS s
     )
 ) AS w ORDER BY w.since, w.run_id
 """
-_HOLDERS: Final = """
-SELECT id, run_id FROM aioflow.signals WHERE id = ANY($1::bigint[]) AND run_id <> 0 AND taken_at IS NULL
-    AND (expires_at IS NULL OR expires_at > $2) ORDER BY id, run_id
+#: By its id, not among all that nobody has taken.
+_HOLDERS: Final = f"""
+SELECT s.id, s.run_id FROM {unnest(["id"], ["bigint"], "o")}
+CROSS JOIN LATERAL (SELECT * FROM aioflow.signals AS s WHERE s.id = o.id OFFSET 0) AS s
+WHERE s.run_id <> 0 AND s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > $2) ORDER BY s.id, s.run_id
+"""
+#: The first so many, by an index: what is locked stays where it is until the transaction ends.
+_FIRST_ROWS: Final = """
+ctid = ANY(ARRAY(
+    SELECT ctid FROM aioflow.signals WHERE {column} <= $1 AND {which} ORDER BY {column} LIMIT $2 FOR UPDATE SKIP LOCKED
+))
 """
 _FORGET: Final = """
-DELETE FROM aioflow.signals WHERE (id, run_id) IN (
-    SELECT id, run_id FROM aioflow.signals WHERE taken_at <= $1 AND (signal_id IS NULL OR taken_at <= $2)
-    ORDER BY taken_at LIMIT $3 FOR UPDATE SKIP LOCKED
-)
+WITH gone AS (DELETE FROM aioflow.signals WHERE {first} RETURNING 1) SELECT count(*) FROM gone
 """
+_FORGET_NAMED, _FORGET_UNNAMED = (
+    _FORGET.format(first=_FIRST_ROWS.format(column="taken_at", which=which))
+    for which in ("signal_id IS NOT NULL", "signal_id IS NULL")
+)
 _EXPIRE: Final = f"""
-DELETE FROM aioflow.signals AS s WHERE (id, run_id) IN (
-    SELECT id, run_id FROM aioflow.signals WHERE taken_at IS NULL AND expires_at <= $1
-    ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
-) RETURNING {SIGNAL_COLUMNS}
+DELETE FROM aioflow.signals AS s WHERE {_FIRST_ROWS.format(column="expires_at", which="taken_at IS NULL")}
+RETURNING {SIGNAL_COLUMNS}
 """
 
 
@@ -269,5 +298,6 @@ async def mail(
 
 async def expire(session: Session, limit: int, now: Micros, forget: int) -> list[Signal]:
     """Take out what nobody took in its time, and forget what was taken long ago."""
-    await session.execute(_FORGET, now - _SHORT_MEMORY, now - _MEMORY, forget)
+    [(named,)] = await session.fetch(_FORGET_NAMED, now - _MEMORY, forget)
+    await session.fetch(_FORGET_UNNAMED, now - _SHORT_MEMORY, forget - named)
     return [Signal._make(row) for row in await session.fetch(_EXPIRE, now, limit)]
