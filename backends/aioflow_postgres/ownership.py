@@ -35,19 +35,31 @@ WHERE NOT EXISTS (SELECT FROM aioflow.workers AS o WHERE o.id = u.id AND o.until
 ON CONFLICT (id) DO UPDATE SET until = excluded.until WHERE w.until <= $3
 RETURNING id
 """
+#: ``OFFSET 0``: asked of one row after the other, so that these come as they are needed.
+_IS_KNOWN: Final = """
+EXISTS (
+    SELECT FROM unnest($3::text[], $4::text[]) AS k (workflow, version)
+    WHERE k.workflow = r.workflow AND k.version = r.version OFFSET 0
+)
+"""
 #: The lease of a worker that has one is left as it is, and its row unlocked: pulse.py renews it while the event loop is
-#: blocked, perhaps in the middle of this.
+#: blocked, perhaps in the middle of this. Runs of the dead come before those that nobody has had. The latter are read in
+#: the order of the index, which passes by what others have taken: a bitmap reads all of that each time, until a vacuum.
 _CLAIM: Final = f"""
 WITH registered AS (
     INSERT INTO aioflow.workers AS w (id, until) SELECT $1, $6
     WHERE NOT EXISTS (SELECT FROM aioflow.workers WHERE id = $1 AND until > $7)
     ON CONFLICT (id) DO UPDATE SET until = excluded.until WHERE w.until <= $7
 ),
-free AS (
-    SELECT id FROM aioflow.runs WHERE status = 'running' AND (owner IS NULL OR owner = ANY($2::bigint[]))
-        AND (workflow, version) IN (SELECT * FROM unnest($3::text[], $4::text[]))
-    ORDER BY id LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
-)
+orphaned AS (
+    SELECT r.id FROM aioflow.runs AS r WHERE r.status = 'running' AND r.owner = ANY($2::bigint[]) AND {_IS_KNOWN}
+    ORDER BY r.id LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
+),
+unowned AS (
+    SELECT r.id FROM aioflow.runs AS r WHERE r.status = 'running' AND r.owner IS NULL AND {_IS_KNOWN}
+    ORDER BY r.owner, r.id LIMIT $5 - (SELECT count(*) FROM orphaned) FOR NO KEY UPDATE SKIP LOCKED
+),
+free AS (SELECT id FROM orphaned UNION ALL SELECT id FROM unowned)
 UPDATE aioflow.runs AS r SET owner = $1, fence = r.fence + 1, marked = 0,
     crashes = r.crashes + (r.owner IS NOT NULL AND (r.crashes < {SUSPECT_CRASHES} OR r.marked = 1))::int
 FROM free WHERE r.id = free.id RETURNING {named(Run._fields, "r.")}
