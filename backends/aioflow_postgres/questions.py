@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Final, get_args
+from typing import Any, Final, Literal, get_args
 
 from pydantic import JsonValue
 
@@ -19,6 +19,10 @@ _SEVERAL: Final = ("workflow", "version", "status", "step", "waiting_for", "key"
 #: Columns that hold nothing but these words.
 _CLOSED: Final = {"status": frozenset(map(str, WorkflowStatus)), "waiting_for": frozenset(get_args(WaitingFor))}
 _INT64: Final = range(-(1 << 63), 1 << 63)
+#: Filters that leave few runs, each by an index of its own.
+_NARROW: Final = ("key", "event_id", "parent_id", "waiting_signal", "waiting_key")
+#: So many runs between two times are read and sorted, rather than looked for in the order of ids among all.
+_SORTED: Final = 5_000
 
 
 class Nothing(Exception):
@@ -28,9 +32,9 @@ class Nothing(Exception):
 class _Where:
     """Conditions, and the values that are bound in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: list[Any] | None = None) -> None:
         self.conditions: list[str] = []
-        self.values: list[Any] = []
+        self.values = [] if values is None else values
 
     def bind(self, value: Any) -> str:
         """The placeholder of a value."""
@@ -72,6 +76,8 @@ async def select(session: Session, query: RunQuery) -> list[Run]:
         where = _where(query)
     except Nothing:
         return []
+    if query.order == "id" and not any(getattr(query, column) for column in _NARROW):
+        await _look_for_few(session, query, where)
     direction, comparison = ("DESC", "<") if query.descending else ("ASC", ">")
     if query.after is not None:
         value, run_id = (_clamped(number) for number in query.after)
@@ -79,6 +85,22 @@ async def select(session: Session, query: RunQuery) -> list[Run]:
     order = f"id {direction}" if query.order == "id" else f"{query.order} {direction}, id {direction}"
     sql = f"{SELECT_RUNS}{where} ORDER BY {order} LIMIT {where.bind(_clamped(query.limit))}"
     return [Run._make(row) for row in await session.fetch(sql, *where.values)]
+
+
+async def _look_for_few(session: Session, query: RunQuery, where: _Where) -> None:
+    """Let runs be found by the time of their creation, if few come into question.
+
+    The server would go through all runs in the order of their ids, as it expects to meet as many as are asked for soon.
+    """
+    created = _Where()
+    _between(created, query, "created_at")
+    if not created.values:
+        return
+    few = f"SELECT id FROM aioflow.runs{created} ORDER BY created_at"
+    if not await session.fetch(f"{few} LIMIT 1 OFFSET {_SORTED}", *created.values):
+        created = _Where(where.values)
+        _between(created, query, "created_at")
+        where.conditions.append(f"id = ANY(ARRAY(SELECT id FROM aioflow.runs{created} ORDER BY created_at))")
 
 
 async def count(session: Session, query: RunQuery) -> int:
@@ -124,7 +146,7 @@ async def events(session: Session, query: EventQuery) -> list[EventRecord]:
     try:
         for column in ("event_id", "name", "namespace", "entity_id", "status"):
             if allowed := getattr(query, column):
-                where.add(f"{column} = ANY({{}}::text[])", list(allowed))
+                where.conditions.append(f"{column} {_among(where, column, allowed)}")
     except Nothing:
         return []
     bounds = [
@@ -157,15 +179,18 @@ async def plans(session: Session, query: PlanQuery) -> list[Planned]:
 
 
 async def stats(session: Session, now: Micros) -> Stats:
-    """Counts of what is there."""
+    """Counts of what is there, most of which reads whole tables."""
+    await session.execute("SET LOCAL enable_seqscan TO on")
     runs: dict[str, dict[str, int]] = {}
     for workflow, status, number in await session.fetch(
         "SELECT workflow, status, count(*) FROM aioflow.runs GROUP BY 1, 2"
     ):
         runs.setdefault(workflow, {})[status] = number
     steps: dict[str, dict[str, int]] = {}
-    live = "SELECT workflow, step, count(*) FROM aioflow.runs WHERE status IN ('running', 'waiting') GROUP BY 1, 2"
-    for workflow, step, number in await session.fetch(live):
+    of_status = "SELECT workflow, step FROM aioflow.runs WHERE status"  # each by an index of its own
+    live = f"{of_status} = 'running' UNION ALL {of_status} = 'waiting'"
+    counts = f"SELECT workflow, step, count(*) FROM ({live}) AS live GROUP BY 1, 2"
+    for workflow, step, number in await session.fetch(counts):
         steps.setdefault(workflow, {})[step] = number
     waits = (
         "SELECT waiting_for, count(*) FROM aioflow.runs WHERE status = 'waiting' AND waiting_for IS NOT NULL GROUP BY 1"
@@ -176,7 +201,8 @@ async def stats(session: Session, now: Micros) -> Stats:
         "WHERE status = 'waiting' AND wake_at IS NOT NULL AND wake_at <= $1",
         now,
     )
-    [(mailbox,)] = await session.fetch("SELECT count(*) FROM aioflow.signals WHERE taken_at IS NULL")
+    untaken = "SELECT count(*) FROM aioflow.signals WHERE taken_at IS NULL AND run_id"  # each by an index of its own
+    [(mailbox,)] = await session.fetch(f"SELECT ({untaken} <> 0) + ({untaken} = 0)")
     tables = "runs", "history", "waits", "signals", "events", "replaced", "plans", "seen"
     sizes = " + ".join(f"pg_total_relation_size('aioflow.{table}')" for table in tables)
     [(size,)] = await session.fetch(f"SELECT {sizes}")
@@ -205,23 +231,34 @@ def _where(query: RunQuery) -> _Where:
             where.conditions.append(f"(waiting_for {these} OR EXISTS ({kinds}))")
         else:
             where.conditions.append(f"{column} {these}")
-    if query.parent_id:
-        where.add("parent_id = ANY({}::bigint[])", [number for number in query.parent_id if number in _INT64])
-    for condition, bound in (
-        ("created_at > {}", query.created_after),
-        ("created_at < {}", query.created_before),
-        ("updated_at > {}", query.updated_after),
-        ("updated_at < {}", query.updated_before),
-    ):
-        if bound is not None:
-            where.add(condition, _clamped(bound))
+    if query.waiting_for:
+        where.conditions.append("status = 'waiting'")  # as they are anyway: so their index is in the plan
+    if len(parents := [number for number in query.parent_id if number in _INT64]) == 1:
+        where.add("parent_id = {}", parents[0])
+    elif query.parent_id:
+        where.add("parent_id = ANY({}::bigint[])", parents)
+    _between(where, query, "created_at")
+    _between(where, query, "updated_at")
     arms = [("name", query.waiting_signal), ("key", query.waiting_key)]
     if wanted := [(column, allowed) for column, allowed in arms if allowed]:
         found = " AND ".join(f"{column} = ANY({where.bind(list(allowed))}::text[])" for column, allowed in wanted)
-        where.conditions.append(f"id IN (SELECT run_id FROM aioflow.waits WHERE {found})")
+        # An array, for the few runs that it may be are looked up; a join may go through all runs in the order of ids.
+        where.conditions.append(f"id = ANY(ARRAY(SELECT run_id FROM aioflow.waits WHERE {found}))")
     for path, value in _leaves(query.data, []):
         _held(where, path, value)
     return where
+
+
+def _between(where: _Where, query: RunQuery, column: Literal["created_at", "updated_at"]) -> None:
+    """Bound a time."""
+    after, before = (
+        (query.created_after, query.created_before)
+        if column == "created_at"
+        else (query.updated_after, query.updated_before)
+    )
+    for comparison, bound in ((">", after), ("<", before)):
+        if bound is not None:
+            where.add(f"{column} {comparison} {{}}", _clamped(bound))
 
 
 def _among(where: _Where, column: str, allowed: Collection[str]) -> str:

@@ -28,13 +28,16 @@ SELECT {", ".join(f"h.{name}" for name in HISTORY_COLUMNS.split(", "))}
 FROM {unnest(["run_id", "commit_id"], ["bigint", "bigint"], "o")}
 JOIN aioflow.history AS h ON h.run_id = o.run_id AND h.commit_id = o.commit_id
 """
-#: A live run and the newest that has ended, or the two newest: one of them has the key, whatever the batch does to them.
-#: A live one comes first, whatever the clocks of those who started them said.
+#: The live run, and the two newest: one of them has the key, whatever the batch does to them. The live one is looked for
+#: by itself, whatever the clocks of those who started them said; there may be a great many that have ended.
 _HOLDERS: Final = f"""
 SELECT h.workflow, h.key, h.id, h.status, h.created_at
 FROM {unnest(["workflow", "key"], ["text", "text"], "o")} CROSS JOIN LATERAL (
-    SELECT * FROM aioflow.runs AS r WHERE r.workflow = o.workflow AND r.key = o.key
-    ORDER BY r.status IN ('running', 'waiting') DESC, r.created_at DESC, r.id DESC LIMIT 2
+    (SELECT * FROM aioflow.runs AS r WHERE r.workflow = o.workflow AND r.key = o.key
+        AND r.status IN ('running', 'waiting') ORDER BY r.created_at DESC, r.id DESC LIMIT 2)
+    UNION ALL
+    (SELECT * FROM aioflow.runs AS r WHERE r.workflow = o.workflow AND r.key = o.key
+        ORDER BY r.created_at DESC, r.id DESC LIMIT 2)
 ) AS h
 """
 _WAITS: Final = "SELECT id, wake_at, arms FROM aioflow.runs WHERE id = ANY($1::bigint[]) AND arms IS NOT NULL"
