@@ -202,7 +202,7 @@ class Client:
 
         Args:
             run_id: the run's id.
-            reason: kept as ``run.error``.
+            reason: kept as ``run.error``, as that of ``fail``.
 
         Returns:
             True if this call cancelled it; False if it had ended already.

@@ -192,7 +192,8 @@ def fail(reason: str) -> Command:
     """End the run as failed; ``run.error`` is exactly the reason. No retry, no ``on_fail``.
 
     Args:
-        reason: the sentence that ``run.error`` will hold.
+        reason: the sentence that ``run.error`` will hold: up to 64 KiB of characters are kept as they are, and 2 000 in
+            the history; NULs and lone surrogates, which not every store can hold, are written as escapes.
 
     Returns:
         The command, for the step to return.

@@ -17,6 +17,7 @@ from aioflow.errors import RunTimeout
 from aioflow.model import (
     LIVE,
     MAX_ERROR,
+    MAX_REASON,
     POISON_CRASHES,
     Arm,
     Resumption,
@@ -204,9 +205,9 @@ def cancel(run: Run, reason: str | None, *, now: Micros, commit_id: int) -> tupl
     """End a run that has not ended, wherever it stands; None if it has ended."""
     if run.status not in LIVE:
         return None
-    reason = None if reason is None else bounded(reason, MAX_ERROR)
+    note, reason = (None, None) if reason is None else (bounded(reason, MAX_ERROR), bounded(reason, MAX_REASON))
     change = move(
-        run, "cancel", 0, now, commit_id, reason,
+        run, "cancel", 0, now, commit_id, note,
         status=CANCELLED, fence=run.fence + 1, owner=None, next_step=None, waiting_for=None, wake_at=None,
         arms=None, input=None, ended_at=now, error=reason,
     )  # fmt: skip

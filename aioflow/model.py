@@ -24,6 +24,8 @@ MAX_DEPTH: Final = 64
 #: What a text beyond it holds: a NUL or a lone surrogate.
 CHARACTERS: Final = "characters that every store can hold"
 MAX_ERROR: Final = 2_000
+#: What somebody has said is kept whole, within reason.
+MAX_REASON: Final = 64 * 1024
 MAX_TRACEBACK: Final = 16_000
 #: From this many crashes on, a run is suspected of killing the process: it runs alone, and marked.
 SUSPECT_CRASHES: Final = 2

@@ -61,6 +61,7 @@ from aioflow.definition import WorkflowDefinition
 from aioflow.errors import LimitExceeded, NoNextStep, NotAnAction, StepError, TargetUnknown
 from aioflow.model import (
     MAX_ERROR,
+    MAX_REASON,
     Arm,
     Failure,
     Run,
@@ -167,10 +168,9 @@ def decide(
                     status=COMPLETED, owner=None, ended_at=now, input=None, data=data,
                 )  # fmt: skip
             case Fail(reason):
-                reason = bounded(reason, MAX_ERROR)
                 return move(
-                    run, "fail", duration, now, commit_id, reason,
-                    status=FAILED, owner=None, ended_at=now, input=None, error=reason, data=data,
+                    run, "fail", duration, now, commit_id, bounded(reason, MAX_ERROR), status=FAILED, owner=None,
+                    ended_at=now, input=None, error=bounded(reason, MAX_REASON), data=data,
                 )  # fmt: skip
             case _:
                 assert_never(command)

@@ -23,7 +23,7 @@ from aioflow.commands import Command
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextNotStorable, LimitExceeded, NoCommand, RunNotFound, StepTimeout, TargetUnknown
 from aioflow.interventions import block, cancel, poison, start, unblock, wake
-from aioflow.model import MAX_ERROR, MAX_TRACEBACK, POISON_CRASHES, Run, Transition, TransitionKind
+from aioflow.model import MAX_ERROR, MAX_REASON, MAX_TRACEBACK, POISON_CRASHES, Run, Transition, TransitionKind
 from aioflow.registry import definition_of
 from aioflow.retry import GiveUp, Retry, RetryLater, chance_of
 from aioflow.timers import START
@@ -451,10 +451,11 @@ def test_fail_ends_the_run(reason: str, stored: str) -> None:
 
 def test_a_long_reason_keeps_its_ends() -> None:
     """A reason that is too long loses its middle, and says so."""
-    error = returned(fail(LONG)).run.error
-    assert error is not None
-    assert MAX_ERROR - 20 <= len(error) <= MAX_ERROR
-    assert re.fullmatch("a{900,} … [0-9]+ characters left out … b{900,}", error)
+    move = returned(fail(LONG))
+    for error, most in ((move.run.error, MAX_REASON), (move.transition.error, MAX_ERROR)):
+        assert error is not None
+        assert most - 20 <= len(error) <= most
+        assert re.fullmatch(f"a{{{most // 2 - 100},}} … [0-9]+ characters left out … b{{{most // 2 - 100},}}", error)
 
 
 # ---- a step that raises
@@ -793,10 +794,11 @@ def test_a_run_that_has_not_ended_can_be_cancelled(run: Run, reason: str | None,
 
 
 def test_a_long_reason_for_a_cancel_is_cut() -> None:
-    """No reason takes more room than MAX_ERROR."""
+    """No reason takes more room than MAX_REASON, and in the history than MAX_ERROR."""
     found = cancel(RUN, LONG, now=NOW, commit_id=COMMIT)
     assert found is not None
-    assert len(found[0].error or "") <= MAX_ERROR
+    assert MAX_REASON - 20 <= len(found[0].error or "") <= MAX_REASON
+    assert MAX_ERROR - 20 <= len(found[1].error or "") <= MAX_ERROR
 
 
 @pytest.mark.parametrize("run", ENDED_RUNS, ids=named)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from aioflow import complete, errors, fail, get_context, get_run, goto, sleep, step, workflow
 from aioflow.commands import Command
+from aioflow.model import bounded
 from tests.engine.conftest import MakeEngine, ShiftedClock, run_of
 
 HOUR = timedelta(hours=1)
@@ -169,7 +170,9 @@ async def test_context_decides_about_undeclared_names(make_engine: MakeEngine, e
             )
 
 
-@pytest.mark.parametrize("reason", ["card declined", "", "ünïcode ✓\n  second line\t", "fail: ValueError('x')"])
+@pytest.mark.parametrize(
+    "reason", ["card declined", "", "ünïcode ✓\n  second line\t", "fail: ValueError('x')", "row 7 " * 9_000]
+)
 async def test_fail_gives_exactly_the_reason(make_engine: MakeEngine, reason: str) -> None:
     """fail(reason) ends the run with that very text, without retry, and keeps what the step did to the Context."""
 
@@ -191,7 +194,7 @@ async def test_fail_gives_exactly_the_reason(make_engine: MakeEngine, reason: st
         assert run.data == {"tried": 1, "reason": reason}
         assert run.ended_at == run.updated_at
         [_, failed] = await engine.history(run.id)
-        assert (failed.kind, failed.error) == ("fail", reason)
+        assert (failed.kind, failed.error) == ("fail", bounded(reason, 2_000))
 
 
 # ---- the Context, and what a step can ask
