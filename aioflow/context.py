@@ -201,8 +201,8 @@ class CurrentRun:
             ttl: how long it waits to be taken. All as ``Engine.signal`` has them.
 
         Raises:
-            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range. A workflow and key
-                without a run fail the step with RunNotFound when it has returned.
+            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range, or more than 1 000
+                starts, signals and events of one step. A workflow and key without a run fail the step with RunNotFound when it has returned.
             SignalInvalid: the payload or message cannot be stored.
             UsageError: the step has returned already.
         """
@@ -234,7 +234,8 @@ class CurrentRun:
                 event_id the last that replaces the first is emitted, else the first; what has another name is left out.
 
         Raises:
-            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
+            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range, or more than 1 000
+                starts, signals and events of one step.
             EventInvalid: the entity cannot be stored.
             UsageError: the step has returned already.
         """

@@ -141,13 +141,14 @@ class _Waits:
     ) -> Command:
         """Park the run until an event occurs. Its Context then has ``event_id``, ``event_name`` and ``entity_id``.
 
+        A Context that forbids what it does not declare has those of them that it declares.
         An event without an entity leaves the Context's ``entity_id`` as it is, if that cannot be None. A run cannot
         wait for the occurrence that has started it, even if its offset was before that: ``sleep(event.at)`` does that.
 
         Args:
             name: the event's name; of every namespace.
-            entity_id: only an event of this entity (17 is "17"). It may also have occurred since the run started (a run
-                that an event starts: since that was due), if the run has not gone on with it before; without an entity_id, only what occurs while the run waits.
+            entity_id: only an event of this entity (17 is "17"). It may also have occurred since the run started, at that very
+                instant too (where time stands still, that is just before it; a run that an event starts: since that was due), if the run has not gone on with it before; without an entity_id, only what occurs while the run waits.
             timeout: a timedelta, or the aware datetime, after which the run goes on with ``on_timeout``.
             on_timeout: the step for that case; a timeout needs it.
             then: the step to go on with; its parameter ``event: Event`` is given the event. Without it the next declared
