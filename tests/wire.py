@@ -43,6 +43,7 @@ class Wire:
         silent: nothing comes through, either way, and nobody is told: half-open for both sides.
         deaf: what clients write comes through, and what the server answers does not.
         gone: new connections are accepted, and lead nowhere; see also ``hang``.
+        hang_at: all hangs as soon as a client writes this.
         delay: seconds that each piece takes.
         lose_commit: the next reply to a COMMIT is lost, and its connection with it.
         lose_reply: the next reply that a client gets is lost likewise, if the client has asked with more than so many bytes.
@@ -59,6 +60,7 @@ class Wire:
         self.silent = False
         self.deaf = False
         self.gone = False
+        self.hang_at: bytes | None = None
         self.delay = 0.0
         self.lose_commit = False
         self.lose_reply: int | None = None
@@ -146,6 +148,9 @@ class Wire:
         """What the client writes."""
         with suppress(OSError):
             while piece := await self._piece(client):
+                if self.hang_at is not None and self.hang_at in piece:
+                    self.hang_at = None
+                    self.hang()
                 if self.silent or link.server is None:
                     self.swallowed += 1
                     continue

@@ -19,21 +19,12 @@ from typing import Any, Final, Protocol, TypeVar
 import asyncpg
 from anyio import CancelScope
 
-from aioflow.errors import StoreError, StoreRefused, StoreUnavailable
+from aioflow.errors import StoreUnavailable
 from aioflow_postgres.address import Address
+from aioflow_postgres.failures import ELSEWHERE, FAILURES, IN_THE_WAY, told_apart
 
 T = TypeVar("T")
 
-#: What the server says of a transaction that another stood in the way of: nothing of it was done.
-_IN_THE_WAY: Final = (
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.LockNotAvailableError,
-)
-#: What asyncpg raises when the server or the connection fails: of the last kind when it is lost at a bad moment.
-FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncpg.InternalClientError)
-#: What a server says that has been, or has become, a standby: who connects anew finds the one that writes.
-_ELSEWHERE: Final = (asyncpg.ReadOnlySQLTransactionError, asyncpg.CannotConnectNowError)
 _TRIES: Final = 8
 #: Milliseconds for which the server keeps a transaction of ours, and its locks, while it hears nothing: a process that
 #: is stopped in the middle of one must not hold up others.
@@ -212,7 +203,7 @@ class Database:
             try:
                 return await self._do(operation, transaction=transaction, patience=patience)
             except StoreUnavailable as error:
-                if not isinstance(error.__cause__, _IN_THE_WAY):
+                if not isinstance(error.__cause__, IN_THE_WAY):
                     raise
         return await self._do(operation, transaction=transaction, patience=patience)
 
@@ -236,7 +227,7 @@ class Database:
             clean = _is_the_servers(error) or (
                 transaction and isinstance(error, asyncpg.DataError | UnicodeEncodeError)
             )
-            if not clean or isinstance(error, _ELSEWHERE):
+            if not clean or isinstance(error, ELSEWHERE):
                 _drop(connection)
             raise told_apart(self._address.name, error) from error
         except BaseException:
@@ -289,7 +280,15 @@ async def _transaction(connection: Connection, session: Session, operation: Oper
 
 
 async def _set_up(connection: Connection) -> None:
-    await connection.execute(_SET)
+    # Of a statement that is cancelled asyncpg tells the server, by another connection, and waits for that without end.
+    setting = asyncio.ensure_future(connection.execute(_SET))
+    try:
+        await asyncio.shield(setting)
+    except asyncio.CancelledError:
+        connection.terminate()
+        with suppress(*FAILURES):
+            await setting
+        raise
 
 
 async def _leave(connection: Connection) -> None:
@@ -320,29 +319,3 @@ def _drop(connection: Connection) -> None:
     """Drop it, unless it is the pool's again because it was lost."""
     with suppress(asyncpg.InterfaceError):
         connection.terminate()
-
-
-def told_apart(name: str, error: Exception) -> StoreError:
-    """The data's fault, or the store's."""
-    if isinstance(error, StoreError):
-        return error
-    text = " ".join(str(error).split()) or type(error).__name__
-    refused = asyncpg.DataError | asyncpg.IntegrityConstraintViolationError | asyncpg.ProgramLimitExceededError
-    if isinstance(error, refused | UnicodeEncodeError):
-        return StoreRefused(name, text)
-    advice = next((words for kinds, words in _ADVICE if isinstance(error, kinds)), "")
-    if isinstance(error, TimeoutError):
-        text = "it does not answer in time, or all connections are taken"
-    return StoreUnavailable(name, text.rstrip("."), advice)
-
-
-_ADVICE: Final[tuple[tuple[tuple[type[Exception], ...], str], ...]] = (
-    (
-        (asyncpg.InvalidAuthorizationSpecificationError,),
-        "Check user and password, and the server's pg_hba.conf.",
-    ),
-    ((asyncpg.InvalidCatalogNameError,), "Create the database first; aioflow makes its own schema and tables."),
-    ((asyncpg.InsufficientPrivilegeError,), "Give the user CREATE on the database, or name a schema that it owns."),
-    ((asyncpg.TooManyConnectionsError,), "Raise the server's max_connections, or lower pool_size."),
-    ((ConnectionRefusedError,), "Check host and port, and that the server runs."),
-)

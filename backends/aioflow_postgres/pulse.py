@@ -20,7 +20,8 @@ from anyio import to_thread
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow_postgres import ownership
 from aioflow_postgres.address import Address
-from aioflow_postgres.database import FAILURES, Session, Statements, hang_up
+from aioflow_postgres.database import Session, Statements, hang_up
+from aioflow_postgres.failures import FAILURES
 
 _log = structlog.get_logger("aioflow")
 #: Leases for which a blocked loop is waited for.

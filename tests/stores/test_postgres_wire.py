@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -136,7 +137,8 @@ async def test_a_committer_hears_the_truth_over_a_bad_wire(wire: Wire, store: Po
     committer.start()
     await put(store, *(a_run(number) for number in range(1, 21)))
     runs = {number: a_run(number) for number in range(1, 21)}
-    faults = 0
+    ways = ["cut", "lose reply", "silent", "deaf", "hang", "slow"]
+    faults = ["cut", *rng.choices(ways, k=19)]  # a cut while all are under way: it always meets somebody
 
     async def drive(number: int) -> None:
         for _ in range(12):
@@ -145,12 +147,11 @@ async def test_a_committer_hears_the_truth_over_a_bad_wire(wire: Wire, store: Po
             runs[number] = move.run
 
     driving = asyncio.gather(*(drive(number) for number in runs))
-    while not driving.done():
-        wire.fail(rng.choice(["cut", "lose reply", "silent", "deaf", "hang", "slow"]))
-        faults += 1
-        await asyncio.wait({driving}, timeout=0.1 if faults < 20 else 1.5)
+    for number, fault in enumerate(faults, 1):
+        wire.fail(fault)
+        await asyncio.wait({driving}, timeout=0.1 if number < len(faults) else 1.5)
         wire.mend()
-        if faults >= 20:
+        if driving.done():
             break
     wire.lose_reply = None
     await asyncio.wait_for(driving, 30)
@@ -173,6 +174,20 @@ async def test_a_half_open_connection_is_dropped(
     assert wire.swallowed > 0
     wire.mend()
     await check(store, await store.apply(batch(), NOW))
+
+
+async def test_a_connection_that_hangs_while_it_is_set_up_is_dropped(wire: Wire, store: PostgresStore) -> None:
+    """After the timeout another is made: nobody waits until the server has heard that a statement is given up."""
+    await prepare(store)
+    wire.hang_at = b"plan_cache_mode"
+    both = asyncio.gather(store.load([1], NOW), store.apply(plain(), NOW), return_exceptions=True)
+    told = await asyncio.wait_for(both, 10)
+    assert any(isinstance(error, StoreUnavailable) for error in told), told
+    assert wire.swallowed > 0
+    wire.mend()
+    with suppress(StoreUnavailable):  # the connection that there was may not know yet that it leads nowhere
+        await store.apply(plain(), NOW)
+    await check(store, await store.apply(plain(), NOW))
 
 
 @pytest.mark.parametrize("way", ["silent", "deaf", "hang"])
