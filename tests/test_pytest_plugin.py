@@ -205,6 +205,22 @@ def test_two_plugins_at_once_are_refused(tmp_path: Path) -> None:
     assert "is a test of anyio's plugin and of pytest-asyncio at once" in said
 
 
+@needs_pytest_asyncio
+def test_older_pytest_asyncio_is_refused_where_flow_is_used(tmp_path: Path) -> None:
+    """Before 0.24 its fixtures had no ``loop_scope``: tests without ``flow`` run all the same, those with it are told."""
+    (tmp_path / "older.py").write_text(
+        "import pytest_asyncio\n"
+        "newer = pytest_asyncio.fixture\n"
+        "def fixture(function=None, *, scope='function', params=None, autouse=False, ids=None, name=None):\n"
+        "    return newer(function, scope=scope, params=params, autouse=autouse, ids=ids, name=name)\n"
+        "pytest_asyncio.fixture = fixture\n"
+    )
+    test = "import pytest\n@pytest.mark.asyncio\nasync def test_it(flow): pass\ndef test_without(): pass"
+    said = refused(tmp_path, test, "-p", "older", "-oasyncio_mode=strict")
+    assert "The fixture 'flow' needs pytest-asyncio 0.24 or newer, to open in the event loop of test_it." in said
+    assert "1 passed, 1 error" in said
+
+
 def test_plugin_imports_nothing() -> None:
     """Loading the plugin, as every session does, imports nothing of aioflow."""
     program = "import sys, aioflow_pytest; assert 'aioflow' not in sys.modules and 'pydantic' not in sys.modules"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from inspect import signature
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _SCOPES = ("function", "class", "module", "package", "session")
 _ON_ANYIO = "_aioflow_on_anyio"
 _ON_ASYNCIO = "_aioflow_on_asyncio_{}"
+_FIXTURES = "aioflow_pytest on asyncio"
 
 
 @pytest.fixture
@@ -40,6 +42,12 @@ def _fixture_of(request: pytest.FixtureRequest) -> str:
             pytest.fail(
                 f"{request.node.name} is a test of anyio's plugin and of pytest-asyncio at once, which have an event "
                 "loop each. Give one of them up, or set both asyncio_mode and anyio_mode to strict and mark each test.",
+                pytrace=False,
+            )
+        if not request.config.pluginmanager.hasplugin(_FIXTURES):
+            pytest.fail(
+                f"The fixture 'flow' needs pytest-asyncio 0.24 or newer, to open in the event loop of "
+                f"{request.node.name}. Try: pip install -U pytest-asyncio.",
                 pytrace=False,
             )
         scope = marker.kwargs.get("loop_scope") or marker.kwargs.get("scope") or _default_scope(request.config)
@@ -89,10 +97,16 @@ _on_anyio = pytest.fixture(name=_ON_ANYIO)(_open)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where pytest-asyncio is in use, have a fixture for each of its event loops."""
+    """Where pytest-asyncio is in use, have a fixture for each of its event loops.
+
+    Before 0.24 a fixture cannot name its loop. Then nothing is registered: a session without ``flow`` is not to hear of it.
+    """
     if not config.pluginmanager.hasplugin("asyncio"):
         return
     import pytest_asyncio
+
+    if "loop_scope" not in signature(pytest_asyncio.fixture).parameters:
+        return
 
     def opens(scope: str) -> object:
         async def on_asyncio() -> AsyncGenerator[TimeMachine]:
@@ -101,6 +115,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
         return pytest_asyncio.fixture(on_asyncio, loop_scope=scope, name=_ON_ASYNCIO.format(scope))  # type: ignore[call-overload]
 
-    fixtures = ModuleType("aioflow_pytest on asyncio")  # pytest looks for fixtures in modules and classes
+    fixtures = ModuleType(_FIXTURES)  # pytest looks for fixtures in modules and classes
     vars(fixtures).update({scope: opens(scope) for scope in _SCOPES})
     config.pluginmanager.register(fixtures, fixtures.__name__)
