@@ -312,6 +312,18 @@ def test_sql_does_not_tell_time() -> None:
     none(found)
 
 
+def test_sqlite_is_given_no_numbered_parameters() -> None:
+    """``?1`` with a sequence is deprecated by Python 3.12.0 to 3.12.3: a parameter has a name, or nothing."""
+    found = [
+        f"{name_of(path)}:{node.lineno} {node.value!r}"
+        for path in BACKENDS
+        if "aioflow_sqlite" in path.parts
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"\?\d", node.value)
+    ]
+    none(found)
+
+
 def test_tests_do_not_sleep() -> None:
     """Tests move a virtual clock or use ``wait_until``; only a pause of nothing, which yields to others, is free."""
     sleeps = {"asyncio.sleep", "anyio.sleep", "time.sleep"}

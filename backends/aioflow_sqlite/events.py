@@ -46,7 +46,7 @@ _WRITE_COPIES: Final = (
     " ON CONFLICT (id, run_id) DO UPDATE SET expires_at = NULL WHERE taken_at IS NULL",
 )
 _RESERVE: Final = (
-    "INSERT INTO ids VALUES ('plan', ?1 + 1) ON CONFLICT DO UPDATE SET next = next + ?1 RETURNING next - ?1"
+    "INSERT INTO ids VALUES ('plan', :count + 1) ON CONFLICT DO UPDATE SET next = next + :count RETURNING next - :count"
 )
 #: Who waits for what has occurred: (mail id, run) of [mail id, name, entity_id].
 _WAITING: Final = """
@@ -281,7 +281,7 @@ class EventBatch:
         if self._written:
             write(self._db, _WRITE_EVENTS, list(self._written.values()))
         if count := sum(map(len, self._new.values())):
-            (first,) = self._db.execute(_RESERVE, (count,)).fetchone()
+            (first,) = self._db.execute(_RESERVE, {"count": count}).fetchone()
             for event, plans in self._new.items():
                 self._new[event] = [plan._replace(id=first + place) for place, plan in enumerate(plans)]
                 first += len(plans)

@@ -103,19 +103,20 @@ def posted(db: sqlite3.Connection, post: Post) -> bool:
 
 def receivers(db: sqlite3.Connection, signal: Signal, now: Micros) -> tuple[int, ...]:
     """Waiting runs that may take it."""
-    values: tuple[object, ...]
+    values: tuple[object, ...] | dict[str, object]
     if signal.run_id:
         sql = "SELECT run_id FROM waits WHERE run_id = ? AND +name = ? AND kind = 'signal' LIMIT 1"
         values = (signal.run_id, signal.name)
     elif signal.key is not None:
         # As many of the oldest waits as there are signals for them: others may be on their way to the same runs.
         sql = (
-            "SELECT DISTINCT run_id FROM waits WHERE name = ?1 AND key = ?2 AND kind = 'signal' ORDER BY since, run_id LIMIT "
-            "(SELECT count(*) FROM (SELECT 1 FROM signals WHERE run_id = 0 AND taken_at IS NULL AND name = ?1 AND key = ?2 "
-            "AND (expires_at IS NULL OR expires_at > ?3) LIMIT "
-            "(SELECT count(*) FROM waits WHERE name = ?1 AND key = ?2 AND kind = 'signal')))"
+            "SELECT DISTINCT run_id FROM waits WHERE name = :name AND key = :key AND kind = 'signal' "
+            "ORDER BY since, run_id LIMIT "
+            "(SELECT count(*) FROM (SELECT 1 FROM signals WHERE run_id = 0 AND taken_at IS NULL "
+            "AND name = :name AND key = :key AND (expires_at IS NULL OR expires_at > :now) LIMIT "
+            "(SELECT count(*) FROM waits WHERE name = :name AND key = :key AND kind = 'signal')))"
         )
-        values = (signal.name, signal.key, now)
+        values = {"name": signal.name, "key": signal.key, "now": now}
     else:
         return holders(db, signal.id, now)
     return tuple(run_id for (run_id,) in db.execute(sql, values))
