@@ -165,6 +165,9 @@ def bind_step(run: Run) -> None:
 
 
 def _say(level: str, event: str, fields: dict[str, Any]) -> None:
+    if "exception" in fields and not structlog.is_configured():
+        # What prints by default would warn, before structlog 26.1, of a traceback that is text. Of a stack it does not.
+        fields["stack"] = fields.pop("exception")
     try:
         getattr(_log, level)(event, **fields)
     except BaseException:  # noqa: BLE001, S110 - the log itself is broken: there is nobody left to tell

@@ -113,6 +113,18 @@ def test_nothing_but_warnings_is_printed_while_unconfigured(
     assert all(name is not None and name in line for line in printed)
 
 
+def test_a_traceback_is_printed_without_complaint_while_unconfigured(capsys: pytest.CaptureFixture[str]) -> None:
+    """It stands below its line; a warning of structlog's, which is an error here, would swallow both."""
+    try:
+        raise ConnectionError("the line dropped")
+    except ConnectionError as error:
+        telemetry.warn("step failed", exception=telemetry.plain_traceback(error))
+    told = capsys.readouterr().out.splitlines()
+    assert "step failed" in told[0]
+    assert "exception" not in told[0]
+    assert "ConnectionError: the line dropped" in told
+
+
 def test_levels_are_kept_while_unconfigured(capsys: pytest.CaptureFixture[str]) -> None:
     """What is worth a warning is printed, what is not is silent, until structlog is configured."""
     telemetry.debug("one", number=1)
