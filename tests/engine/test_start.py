@@ -297,7 +297,7 @@ async def test_unknown_keywords_are_type_errors_that_mention_start_options(make_
         assert str(await refused(engine, TypeError, text, Order, number=1, key="a")) == text
         text = f"These keywords do not fit Made.create_context: got an unexpected keyword argument 'key'. {advice}"
         assert str(await refused(engine, TypeError, text, Made, prices=[1], key="a")) == text
-        kind = "keyword-only " if sys.version_info >= (3, 13) else ""  # inspect's own words
+        kind = "keyword-only " if sys.version_info >= (3, 12) else ""  # inspect's own words
         text = f"These keywords do not fit Made.create_context: missing a required {kind}argument: 'prices'. {advice}"
         assert str(await refused(engine, TypeError, text, Made)) == text
 
