@@ -284,7 +284,7 @@ async def test_signal_that_cannot_be_stored_is_not_sent(
 
 STRANGE = {
     "10^400": 10**400,
-    "-10^4299": -(10**4299),
+    "-10^4298": -(10**4298),  # pydantic up to 2.14.0 counts the sign as a digit
     "5e-324": 5e-324,
     "many keys": {f"{i:x}": i for i in range(60_000)},
     "depth 63": nested(61),

@@ -274,6 +274,7 @@ async def test_a_naive_stream_would_hold_the_server_up(tmp_path: Path) -> None:
         (b"content-length: -1", b"{}", b"400"),
         (b"content-length: 2\r\ntransfer-encoding: chunked", b"2\r\n{}\r\n0\r\n\r\n", b"400 or 201"),
     ],
+    ids=["chunks too long", "too long", "said to be too long", "more than said", "less than nothing", "said twice"],
 )
 async def test_bodies_on_the_wire(
     alone: tuple[subprocess.Popen[str], str], head: bytes, body: bytes, status: bytes
