@@ -31,7 +31,7 @@ SYNCS = "fdatasync,fsync"
 WRITES = f"pwrite64,ftruncate,{SYNCS}"
 ORDERS = 3
 #: Places to try of each fault without --slow.
-SAMPLE = 40
+SAMPLE = 24
 
 
 @pytest.fixture(scope="module")
