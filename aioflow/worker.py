@@ -146,24 +146,19 @@ class Worker:
         if activation is not None and activation.run.seq > run.seq:  # claimed after this, which was told of late
             return
         self._heard[run.id] = run.seq
-        if run.status == RUNNING:
-            if run.owner != self._number:
-                self._backlog = self._backlog or run.owner is None
-            elif activation is None and run.updated_at < self._since:
-                self.notice()  # its answer has outlived a lease, and others may have the run: the store knows
-            elif activation is None:
-                self._begin(run, live)
-            elif activation.leads_to < run.seq:
-                self.ended(activation)
-                activation.halt()
-                self._begin(run)
-            return
-        if activation is not None:
+        gone_on = activation is not None and activation.leads_to < run.seq
+        if activation is not None and (gone_on or run.status != RUNNING):
             self.ended(activation)
-            if run.status == WorkflowStatus.CANCELLED or activation.leads_to < run.seq:
+            if gone_on or run.status == WorkflowStatus.CANCELLED:
                 activation.halt()
         if run.status == WAITING:
             self.scheduler.arm(run)
+        elif run.status == RUNNING and run.owner != self._number:
+            self._backlog = self._backlog or run.owner is None
+        elif run.status == RUNNING and activation is None and run.updated_at < self._since:
+            self.notice()  # its answer has outlived a lease, and others may have the run: the store knows
+        elif run.status == RUNNING and (activation is None or gone_on):
+            self._begin(run, None if gone_on else live)
 
     def _begin(self, run: Run, live: BaseModel | None = None) -> None:
         if self.draining or not self.working:

@@ -127,6 +127,25 @@ class TakenOver(LateAnswers):
         return await super().claim(worker, **arguments)
 
 
+class LateAndTaken(LosingLeases):
+    """It takes its time then to commit it, and another has the run when it says so; after that it tells of nobody's runs."""
+
+    async def claim(self, worker: int, **arguments: Any) -> Claim:
+        if self.go_on.is_set():
+            raise StoreUnavailable(self.name, "the connection was lost")
+        self.asked = arguments
+        return await super().claim(worker, **arguments)
+
+    async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
+        if not self.is_lost_by(changes):
+            return await super().apply(changes, now)
+        await self.go_on.wait()
+        results = await super().apply(changes, now)
+        later = {"lease": SECOND, "limit": 9, "held": None, "now": now + 3600 * SECOND}
+        taken = {run.id: run for run in (await super().claim(99, **{**self.asked, **later})).runs}
+        return [result._replace(run=taken.get(result.run.id) if result.run else None) for result in results]
+
+
 class Calls(BaseModel):
     """A Context of nothing."""
 
@@ -358,6 +377,35 @@ async def test_a_run_that_was_begun_anew_goes_on_from_where_it_has_come_to() -> 
         await run.wait(PATIENCE)
         assert [each.kind for each in await engine.history(run.id)] == ["start", "goto", "complete"]
     assert sorted(calls) == ["first", "first", "first", "second", "stopped"]
+
+
+async def test_a_step_whose_run_has_gone_on_elsewhere_is_stopped() -> None:
+    """Also where the run is at its next step and somebody else's, by the answer that tells of the first one's transition."""
+    calls: list[str] = []
+
+    async def first(self: object) -> Command:
+        calls.append("first")
+        if len(calls) == 1:
+            return done(self)
+        if len(calls) == 2:
+            return goto("second")
+        try:
+            return await asyncio.Future()
+        finally:
+            calls.append("stopped")
+
+    async def second(self: object) -> Command:
+        raise AssertionError("it is another's")
+
+    store, order = LateAndTaken("goto"), flow(Calls, first, second)
+    async with Engine(store) as engine:
+        await ended(engine, order)
+        store.engine = engine
+        await engine.start(order)
+        await wait_until(lambda: len(calls) == 3)
+        store.go_on.set()
+        await wait_until(lambda: len(calls) == 4)
+    assert calls == ["first", "first", "first", "stopped"]
 
 
 async def test_an_answer_that_outlives_the_lease_begins_nothing() -> None:
