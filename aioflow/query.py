@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal, get_args
 
@@ -83,16 +83,17 @@ def _read(
         raise TypeError(f"runs(data=...) takes a mapping of Context fields, got {type(data).__name__}.")
     _check_data(data or {})
     several = (workflow, status, step, waiting_for, waiting_signal, waiting_key, key, event_id)
-    nobody = _NOBODY if any(map(_is_empty, several)) else ()
+    workflows, statuses, steps, waiting, signals, keys_waited, keys, event_ids = lists = [*map(_listed, several)]
+    nobody = _NOBODY if [] in lists else ()
     return RunQuery(
-        workflow=tuple(workflow_name(item) for item in _several(workflow)),
-        status=nobody or tuple(map(_status, _several(status))),
-        step=_names("step", step),
-        waiting_for=tuple(map(_waiting_for, _names("waiting_for", waiting_for))),
-        waiting_signal=_names("waiting_signal", waiting_signal),
-        waiting_key=_names("waiting_key", waiting_key),
-        key=_names("key", key),
-        event_id=_names("event_id", event_id),
+        workflow=tuple(map(workflow_name, workflows or ())),
+        status=nobody or tuple(map(_status, statuses or ())),
+        step=_names("step", steps),
+        waiting_for=tuple(map(_waiting_for, _names("waiting_for", waiting))),
+        waiting_signal=_names("waiting_signal", signals),
+        waiting_key=_names("waiting_key", keys_waited),
+        key=_names("key", keys),
+        event_id=_names("event_id", event_ids),
         data=dict(data or {}),
         created_after=_instant("runs(created_after=...)", created_after),
         created_before=_instant("runs(created_before=...)", created_before),
@@ -121,13 +122,14 @@ def event_query(
     if order not in ("id", "-id"):
         raise ValueError(f"events(order=...) takes 'id' or '-id', got {order!r:.{MAX_NAME}}.")
     check_limit(limit)
-    nobody = _NOBODY if any(map(_is_empty, (event_id, name, namespace, entity_id, status))) else ()
+    ids, names, spaces, entities, statuses = lists = [*map(_listed, (event_id, name, namespace, entity_id, status))]
+    nobody = _NOBODY if [] in lists else ()
     return EventQuery(
-        event_id=_texts("event_id", event_id),
-        name=_texts("name", name),
-        namespace=_texts("namespace", namespace),
-        entity_id=tuple(id_text("events(entity_id=...)", item) for item in _several(entity_id)),
-        status=nobody or tuple(map(_event_status, _several(status))),
+        event_id=_texts("event_id", ids),
+        name=_texts("name", names),
+        namespace=_texts("namespace", spaces),
+        entity_id=tuple(id_text("events(entity_id=...)", item) for item in entities or ()),
+        status=nobody or tuple(map(_event_status, statuses or ())),
         at_after=_instant("events(at_after=...)", at_after),
         at_before=_instant("events(at_before=...)", at_before),
         descending=order == "-id",
@@ -164,9 +166,9 @@ def _event_status(value: object) -> str:
     return str(value)
 
 
-def _texts(filter_: str, value: object) -> tuple[str, ...]:
+def _texts(filter_: str, values: list[Any] | None) -> tuple[str, ...]:
     found = []
-    for item in _several(value):
+    for item in values or ():
         if not isinstance(item, str):
             raise TypeError(f"events({filter_}=...) takes a string or several, got {type(item).__name__}.")
         found.append(check_name(f"events({filter_}=...)", item) if item else item)
@@ -220,22 +222,18 @@ def _check_value(value: object, path: str) -> None:
         raise LimitExceeded("runs(data=...)", limit, f"{found} at {path}")
 
 
-def _is_empty(value: object) -> bool:
-    """Whether a filter has several values, and none: nothing matches any of them."""
-    return isinstance(value, Collection) and not isinstance(value, str | bytes | type) and not value
-
-
-def _several(value: object) -> list[Any]:
+def _listed(value: object) -> list[Any] | None:
+    """What a filter was given, as a list; None if it was not. An empty one matches nothing."""
     if value is None:
-        return []
+        return None
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | type):
         return list(value)
     return [value]
 
 
-def _names(filter_: str, value: object) -> tuple[str, ...]:
+def _names(filter_: str, values: list[Any] | None) -> tuple[str, ...]:
     found = []
-    for item in _several(value):
+    for item in values or ():
         name = item if isinstance(item, str) else getattr(item, "__name__", None)  # a step may be given as a method
         if not isinstance(name, str):
             raise TypeError(f"runs({filter_}=...) takes a string or several, got {type(item).__name__}.")

@@ -213,6 +213,15 @@ async def test_runs_match_every_filter(make_engine: MakeEngine, clock: ShiftedCl
             assert all(run == runs[names[run.id]] for run in found)
 
 
+async def test_a_filter_may_be_read_once_only(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """An iterator is as good as a list, also one that gives nothing."""
+    async with make_engine() as engine:
+        await some_runs(engine, clock)
+        assert await engine.count(key=iter(["failed", "sleeping"])) == 3  # type: ignore[arg-type]
+        assert await engine.count(key=iter([])) == 0  # type: ignore[arg-type]
+        assert await engine.runs(status=iter([]), key="failed") == []  # type: ignore[arg-type]
+
+
 async def test_instants_are_exclusive_bounds(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """created_* and updated_* let through what lies strictly after and before an aware datetime of any zone."""
     async with make_engine() as engine:
