@@ -147,8 +147,10 @@ class _Waits:
 
         Args:
             name: the event's name; of every namespace.
-            entity_id: only an event of this entity (17 is "17"). It may also have occurred since the run started, at that very
-                instant too (where time stands still, that is just before it; a run that an event starts: since that was due), if the run has not gone on with it before; without an entity_id, only what occurs while the run waits.
+            entity_id: only an event of this entity (17 is "17"). It may also have occurred since the run started, at that
+                very instant too (where time stands still, that may be just before it; a run that an event starts: since
+                that was due), if the run has not gone on with it before; without an entity_id, only what occurs while
+                the run waits.
             timeout: a timedelta, or the aware datetime, after which the run goes on with ``on_timeout``.
             on_timeout: the step for that case; a timeout needs it.
             then: the step to go on with; its parameter ``event: Event`` is given the event. Without it the next declared
