@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -348,9 +348,8 @@ async def test_a_step_whose_run_has_gone_on_is_stopped() -> None:
     assert calls == ["begun", "begun", "begun", "stopped"]
 
 
-async def test_a_run_that_was_begun_anew_goes_on_from_where_it_has_come_to() -> None:
-    """So does one that has gone on to its next step meanwhile: that begins once, and the step before it is stopped."""
-    calls: list[str] = []
+def in_vain(calls: list[str]) -> Callable[[Any], Any]:
+    """A step that ends the first run, leads the second one on, and does not end when it is begun anew."""
 
     async def first(self: object) -> Command:
         calls.append("first")
@@ -363,11 +362,18 @@ async def test_a_run_that_was_begun_anew_goes_on_from_where_it_has_come_to() -> 
         finally:
             calls.append("stopped")
 
+    return first
+
+
+async def test_a_run_that_was_begun_anew_goes_on_from_where_it_has_come_to() -> None:
+    """So does one that has gone on to its next step meanwhile: that begins once, and the step before it is stopped."""
+    calls: list[str] = []
+
     async def second(self: object) -> Command:
         calls.append("second")
         return done(self)
 
-    store, order = LateCommits("goto"), flow(Calls, first, second)
+    store, order = LateCommits("goto"), flow(Calls, in_vain(calls), second)
     async with Engine(store) as engine:
         await ended(engine, order)
         store.engine = engine
@@ -383,21 +389,10 @@ async def test_a_step_whose_run_has_gone_on_elsewhere_is_stopped() -> None:
     """Also where the run is at its next step and somebody else's, by the answer that tells of the first one's transition."""
     calls: list[str] = []
 
-    async def first(self: object) -> Command:
-        calls.append("first")
-        if len(calls) == 1:
-            return done(self)
-        if len(calls) == 2:
-            return goto("second")
-        try:
-            return await asyncio.Future()
-        finally:
-            calls.append("stopped")
-
     async def second(self: object) -> Command:
         raise AssertionError("it is another's")
 
-    store, order = LateAndTaken("goto"), flow(Calls, first, second)
+    store, order = LateAndTaken("goto"), flow(Calls, in_vain(calls), second)
     async with Engine(store) as engine:
         await ended(engine, order)
         store.engine = engine
