@@ -59,12 +59,15 @@ async def start(harbour: Harbour, runs: int, first: int = 0) -> None:
 
 
 async def test_workers_that_are_killed_lose_and_double_nothing(harbour: Harbour, rng: Random) -> None:
-    """Four workers, 2 000 runs, one of them killed each second: every run ends once, taken over within its time."""
+    """Four workers, 2 000 runs or more, one of them killed each second: every run ends once, taken over within its time."""
     for _ in range(4):
         harbour.launch(lease=LEASE, max_running=50)
-    kills, lookout = 0, Lookout(harbour)
+    kills, started, lookout = 0, 0, Lookout(harbour)
     next_kill = time.monotonic() + 1
     began = asyncio.Event()
+    interrupted = (
+        "SELECT count(*) FROM (SELECT step_key FROM effects GROUP BY 1 HAVING count(DISTINCT pid) > 1) AS twice"
+    )
 
     async def kill_each_second() -> None:
         nonlocal kills, next_kill
@@ -81,23 +84,25 @@ async def test_workers_that_are_killed_lose_and_double_nothing(harbour: Harbour,
             harbour.launch(lease=LEASE, max_running=50)
 
     async def start_all() -> None:
+        nonlocal started
         async with Engine(harbour.url, workflows=ALL, worker=False) as client:
-            for first in range(0, 2_000, 100):
-                numbers = range(first, first + 100)
+            # On a slow machine the workers may be idle whenever one is killed: then it takes more runs.
+            while started < 2_000 or not await harbour.ask(interrupted):
+                numbers = range(started, started + 100)
                 await asyncio.gather(*(client.start(Fleet, StartOptions(key=f"run-{number}")) for number in numbers))
-
+                started += 100
+                wanted = min(started // 200, 9)
                 # What is to be taken over is not to wait until there is room for it.
-                await wait_until(lambda first=first: kills >= first // 200 and lookout.live < 200, timeout=30)
+                await wait_until(lambda wanted=wanted: kills >= wanted and lookout.live < 200, timeout=30)
         began.set()
 
     await asyncio.wait_for(asyncio.gather(kill_each_second(), start_all()), timeout=90)
     assert kills >= 9
     assert len(lookout.owners) > 4
     assert lookout.longest <= GRACE + lookout.lag, f"a run was taken over {lookout.longest:.1f} s after the lease"
-    await harbour.check(2_000, 5)
-    taken = "SELECT count(*) FROM (SELECT step_key FROM effects GROUP BY 1 HAVING count(DISTINCT pid) > 1) AS twice"
-    assert await harbour.ask(taken) > 0, "no step was interrupted by a kill"
-    assert await harbour.ask("SELECT count(DISTINCT step_key) FROM effects") == 6_000
+    await harbour.check(started, 5)
+    assert await harbour.ask(interrupted) > 0
+    assert await harbour.ask("SELECT count(DISTINCT step_key) FROM effects") == 3 * started
 
 
 async def test_a_stopped_worker_writes_nothing_when_it_goes_on(harbour: Harbour, tmp_path: Path) -> None:
