@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+#: What runs them: AIOFLOW_PYTHON names the Python of another environment, with other versions of what aioflow needs.
+PYTHON = os.environ.get("AIOFLOW_PYTHON", sys.executable)
+
 
 @contextmanager
 def running(*command: str | Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A Python process in an empty folder, its output readable as it comes."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIOFLOW_", "COV_"))}
     process = subprocess.Popen(
-        [sys.executable, *command],
+        [PYTHON, *command],
         cwd=folder,
         env=environment | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error", "PYTEST_ADDOPTS": "-p no:cacheprovider"},
         stdout=subprocess.PIPE,
