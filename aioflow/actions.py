@@ -1,7 +1,8 @@
-"""``Engine.act`` and ``Engine.open_actions``: steps that are called from outside, and what can be called now.
+"""``Engine.act`` and ``Engine.open_actions``: call actions (steps that run only when called), and list the open ones.
 
-A call first claims the run: one change takes it from waiting to running, guarded by the seq that the caller has read, so
-that of two calls one runs the step. The input is committed with it; what the step comes to is the next transition.
+A call first claims the run: one change takes it from waiting to running, guarded by the seq that the caller has read,
+so that of two concurrent calls only one runs the step. The input is committed with the claim; the step's outcome is
+the next transition.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from aioflow.reading import read_context
 from aioflow.run import WorkflowRun
 from aioflow.shapes import C, P
 
-#: What a step that has returned may have made of its run.
+#: The kinds of transition by which a step returns, rather than raises.
 _RETURNED: Final = frozenset({"goto", "sleep", "wait", "complete", "fail"})
-#: How often a call lets mail go first that the run has, and for how long.
+#: How often a call gives way to a signal that was in the run's mailbox before it, and the pause before each new try.
 _POLITE: Final = 20
 _PAUSE: Micros = SECOND // 100
-#: What nobody can raise out of a coroutine as it is.
+#: Exceptions that a coroutine cannot raise unchanged.
 _UNRAISABLE: Final = (StopIteration, StopAsyncIteration)
 
 
@@ -44,11 +45,11 @@ class OpenAction:
     """An action that can be called now.
 
     Attributes:
-        name: what it is called by.
+        name: the name to call it by.
         step: the step's name.
         title: a name for people, if ``@step(title=...)`` gives one.
         description: the step's docstring, if it has one.
-        schema: what it takes, as JSON Schema.
+        schema: its input, as JSON Schema.
     """
 
     name: str
@@ -59,14 +60,14 @@ class OpenAction:
 
 
 class ActionOutcome(NamedTuple):
-    """What came of a call: the run as its step committed it, and what the step raised, if it did."""
+    """The outcome of a call: the run as its step's transition left it, and the error if the step did not return."""
 
     run: WorkflowRun[Any]
     error: Exception | None
 
 
 class Acting(Emitting):
-    """The calls about actions."""
+    """The engine's calls for actions."""
 
     @overload
     def act(
@@ -75,32 +76,32 @@ class Acting(Emitting):
     @overload
     def act(self, action: str, run_id: int, /, **input: Any) -> Coroutine[Any, Any, WorkflowRun[Any]]: ...
     def act(self, action: Any, run_id: int, /, *args: Any, **input: Any) -> Any:  # noqa: A002 - public API
-        """Call an action, and wait for what its step makes of the run. Of two calls at once, one runs the step.
+        """Call an action, and wait for its step's transition to commit. Of two concurrent calls, one runs the step.
 
-        The step runs here, or if this engine does not work, where one works. Without ``input=`` its parameters are its
-        input, else the fields of that model; what it does not declare is left out. ``request=`` is handed to a
-        parameter of that name, within this process.
+        The step runs in this process if this engine has a free slot, else in whichever worker claims the run. Without
+        ``@action(input=...)`` the input is the step's parameters, with it the fields of that model; keywords that are
+        not declared are dropped. ``request=`` is passed to a parameter of that name, if the step runs in this process.
 
         Args:
-            action: the action, as ``Order.review``, or its name or its step's.
+            action: the action, as ``Order.review``; or its name, or its step's name.
             run_id: the run's id.
             args: none; keywords only.
-            input: what the action takes.
+            input: the action's input.
 
         Returns:
-            The run as the step committed it; from an engine that does not work, possibly as it went on since then.
+            The run as the step's transition left it; if another process ran the step, possibly as a later one left it.
 
         Raises:
-            ActionNotOpen: the run does not wait for it, or somebody else was faster.
-            ActionInputInvalid, LimitExceeded: the input is not what it takes, or cannot be stored.
+            ActionNotOpen: the run does not wait for this action, or another call was faster.
+            ActionInputInvalid, LimitExceeded: the input does not validate, or cannot be stored.
             RunNotFound: there is no such run.
-            Whatever the step raises, if it runs in this process: the run waits as before.
-            ActionFailed: the step has failed elsewhere, or the run was cancelled meanwhile; or the code here cannot read
-                the run's Context as it is stored, and the run waits as before.
+            Whatever the step raises, if it runs in this process: the run then waits as before.
+            ActionFailed: the step failed in another process, or the run was cancelled meanwhile; or this process's code
+                cannot read the run's stored Context, and the run waits as before.
             WorkflowUnknown: this engine does not have the workflow's code.
-            TypeError: it is no action.
-            EngineClosed: the engine is not open, or was closed meanwhile; the call may go on elsewhere.
-            StoreUnavailable: the store did not answer for 15 s. Whether the action was called is not known.
+            TypeError: ``action`` is not an action.
+            EngineClosed: the engine is not open, or was closed meanwhile; then the step may still run elsewhere.
+            StoreUnavailable: the store did not answer for 15 s. It is not known whether the action was called.
         """
         if args:
             raise TypeError("act() takes the action's input as keywords: act(Order.review, run_id, approved=True).")
@@ -124,21 +125,21 @@ class Acting(Emitting):
         from_json: bool = False,
         known: Run | None = None,
     ) -> ActionOutcome:
-        """The same as ``act``, for those who hand calls on: tells what the step raised instead of raising it.
+        """The same as ``act``, for code that forwards calls: returns what the step raised instead of raising it.
 
         Args:
             action: as for ``act``.
             run_id: the run's id.
-            given: the input; what the action does not declare is left out.
-            request: what a parameter of this name is given.
-            from_json: whether the input's values come from JSON, where a date is a text.
-            known: the run as it was read just now, which saves another read if it was open then.
+            given: the input; names that the action does not declare are dropped.
+            request: the value for a parameter of this name.
+            from_json: whether the input's values come from JSON, where a date is a string.
+            known: the run as just read, which saves another read if an action was open on it.
 
         Returns:
-            The run, and what the step raised or ActionFailed, if it did not return or could not run.
+            The run; and if the step did not return or could not run, what it raised, or ActionFailed.
 
         Raises:
-            As ``act``, but for that.
+            As ``act``, except for that error.
         """
         parts = self._open_for("act()")
         if not isinstance(action, str) and getattr(getattr(action, "__func__", action), ACTION, None) is None:
@@ -163,7 +164,7 @@ class Acting(Emitting):
                 claim = interventions.call(
                     row, arm, input_, request=request is not None, owner=owner, now=parts.clock.micros(), commit_id=commit_id
                 )  # fmt: skip
-                if tries >= _POLITE:  # it is not for this process to take, whatever it is
+                if tries >= _POLITE:  # this process cannot deliver that signal: claim the run all the same
                     claim = claim._replace(unless_mail=False)
                 result = await parts.committer.submit(claim, PATIENCE, partial(parts.slots.redeem, owner))
                 if result.outcome == "applied":
@@ -171,7 +172,7 @@ class Acting(Emitting):
             if result.run is None:
                 raise RunNotFound(run_id)
             row = result.run
-            if result.mail:  # it was there before this call
+            if result.mail:  # a signal that was sent before this call is delivered first
                 tries += 1
                 parts.delivery.notify((run_id,))
                 await Clock().sleep(_PAUSE)
@@ -184,7 +185,7 @@ class Acting(Emitting):
         return found[0]
 
     def _wanted(self, row: Run, action: object) -> ActionDefinition:
-        """The action, as the run's own code has it."""
+        """The action, as the run's version of the workflow defines it."""
         definition = self.definition_of(row)
         if definition is None:
             raise WorkflowUnknown(row.workflow, (name for name, _ in self.registry.known()), row.version)
@@ -195,7 +196,7 @@ class Acting(Emitting):
         return wanted
 
     def _open(self, parts: Parts, row: Run, wanted: ActionDefinition) -> Arm:
-        """Where the action is open on the run."""
+        """The arm of the run's wait by which the action is open."""
         definition = self.definition_of(row)
         assert definition is not None
         arm = next((arm for arm in open_arms(row, parts.clock.micros()) if arm.then == wanted.step), None)
@@ -204,7 +205,7 @@ class Acting(Emitting):
         return arm
 
     def _unreadable(self, row: Run, wanted: ActionDefinition) -> ActionFailed | None:
-        """Why the action cannot be called though it is open: the code cannot take the run."""
+        """The error if the action cannot be called though it is open: the code cannot read the run's Context."""
         why = read_context(row, self.definition_of(row))
         if not isinstance(why, str):
             return None
@@ -213,9 +214,9 @@ class Acting(Emitting):
         return ActionFailed(row.id, row.workflow, wanted.name, why)
 
     async def _outcome(self, parts: Parts, action: ActionDefinition, caller: Caller) -> ActionOutcome:
-        """What the step has come to, now that the call has claimed the run."""
+        """Wait for the outcome of the step, after the call has claimed the run."""
         row, transition, raised = await caller.future
-        if transition is None:  # others have written it
+        if transition is None:  # another process has written it
             found = await parts.office.ask(
                 lambda: parts.store.history(row.id, caller.seq, 1, parts.clock.micros()), PATIENCE
             )
@@ -244,7 +245,7 @@ class Acting(Emitting):
         Raises:
             RunNotFound: there is no such run.
             WorkflowUnknown: this engine does not have the workflow's code.
-            TypeError: the id is no int.
+            TypeError: the id is not an int.
             EngineClosed, StoreUnavailable: the store cannot be asked.
         """
         parts = self._open_for("open_actions()")
@@ -265,13 +266,13 @@ def shown(definition: WorkflowDefinition, action: ActionDefinition) -> OpenActio
 
 
 def schema_of(action: ActionDefinition) -> dict[str, JsonValue]:
-    """What an action takes, as JSON Schema; an object of which nothing is known, if that cannot be told.
+    """An action's input as JSON Schema; any object, if its model has no JSON Schema.
 
-    The run's id is not part of it: whoever calls says it anyway.
+    The run's id is left out: a call names the run anyway.
     """
     try:
         schema = action.model.model_json_schema()
-    except Exception as error:  # noqa: BLE001 - pydantic's own, what evaluating annotations and a type's own schema raise
+    except Exception as error:  # noqa: BLE001 - evaluating annotations, and a type's own schema, may raise anything
         telemetry.debug("an action's input has no JSON Schema", action=action.name, error=one_line(error))
         return {"type": "object"}
     schema.get("properties", {}).pop(RUN_ID, None)
@@ -281,7 +282,7 @@ def schema_of(action: ActionDefinition) -> dict[str, JsonValue]:
 
 
 def _of_arms(definition: WorkflowDefinition, arms: list[Arm]) -> list[ActionDefinition]:
-    """The actions that these arms are, as far as the code has them still; each once."""
+    """The actions that these arms lead to, each once; without those that the code no longer has."""
     steps = dict.fromkeys(arm.then for arm in arms if arm.then in definition.steps)
     return [action for name in steps if (action := definition.steps[name].action) is not None]
 

@@ -1,7 +1,8 @@
-"""One activation: a run from the moment it begins to run here until it parks, ends, or is somebody else's.
+"""An activation: drives one run in this process, from when it begins to run until it parks, ends or changes owner.
 
-Between its steps it is nobody's task: when a step's transition is committed it queues up in the worker's pool, and a
-task of that takes it one step on. A step that will not stop is left behind with its task, and the run goes on without it.
+Between steps it has no task: when a step's transition is committed, it queues up in the worker's pool, and a task of
+the pool runs its next step. A step that does not stop is abandoned together with its task; the run does not wait for
+it.
 """
 
 from __future__ import annotations
@@ -30,33 +31,33 @@ from aioflow.slots import Slots
 from aioflow.tasks import TaskSet
 from aioflow.transitions import Outcome, Raised, Stepped, decide
 
-#: Seconds that a step which was cancelled may take to stop, before it is left behind.
+#: Seconds that a cancelled step may take to stop before it is abandoned.
 GRACE = 1.0
 RUNNING = str(WorkflowStatus.RUNNING)
 
 
 class Home(Slots, Protocol):
-    """Where activations live."""
+    """What an activation asks and tells its worker."""
 
     def may_begin(self) -> bool:
-        """Whether a further step may begin now; if not, its run is claimed again, or given back."""
+        """Whether another step may begin now; if not, its run is claimed again, or given back."""
         ...
 
     def ended(self, activation: Activation) -> None:
-        """It drives its run no more."""
+        """The activation no longer drives its run."""
         ...
 
     def left_behind(self, task: asyncio.Task[None]) -> None:
-        """A step does not stop: its slot is written off until this task ends."""
+        """A step does not stop: its slot stays occupied until this task ends."""
         ...
 
     def adrift(self) -> None:
-        """A run may be running with nobody to drive it."""
+        """A run may have status running although no activation drives it."""
         ...
 
 
 class Tools:
-    """What the activations of a worker share. ``alone``: held by the one suspect that runs."""
+    """What the activations of a worker share. ``alone``: the lock that a suspect holds, so that suspects run singly."""
 
     def __init__(
         self,
@@ -75,20 +76,20 @@ class Tools:
         self.home = home
         self.tasks = TaskSet()
         self.alone = asyncio.Lock()
-        # With copies of the worker's own contextvars: what a step leaves behind, no other can see.
+        # Its tasks start with copies of the worker's contextvars: no step sees what another one has set.
         self.pool = Pool(self.tasks, contextvars.copy_context(), lambda: committer.ended)
 
 
 class Activation(Watch):
     """Drives one run.
 
-    The mutable state: ``run`` (the row as last committed), ``leads_to`` (the seq of the row that it has offered, else of
-    that), its Context, the code that was ready to take it, the task that runs its step, the alarm of a step with a timeout,
-    the transition that is being committed (what was promised to the runs that it starts, whether its step raised), and
-    whether it holds the lock of suspects.
+    The mutable state: ``run`` (the row as last committed), ``leads_to`` (the seq of the row that it has offered to the
+    committer, else of ``run``), the Context, the workflow definition and the registry generation it is from, the task
+    that runs the step, the timer of a step with a timeout, the move that is being committed (with the owners promised
+    to the runs that it starts, and whether the step raised), and whether it holds the suspects' lock.
 
-    A row that is beyond ``leads_to`` was not written by it: the run was begun anew, while it was not known what would become
-    of an earlier one's transition.
+    A committed row with a seq above ``leads_to`` is not from this activation: the run was begun again while the outcome
+    of an earlier activation's transition was still unknown.
     """
 
     __slots__ = (
@@ -114,7 +115,7 @@ class Activation(Watch):
         self._alarm: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """Go on with the run as soon as may be."""
+        """Queue the run's next step in the pool."""
         self._tools.pool.put(self)
 
     def halt(self) -> None:
@@ -126,7 +127,7 @@ class Activation(Watch):
             asyncio.get_running_loop().call_later(GRACE, self._leave, task, None)
 
     def _leave(self, task: asyncio.Task[None], ran: Ran | None) -> None:
-        """The task was cancelled and had its grace: if it still runs, go on without it, with ``ran`` if there is that."""
+        """If the task still runs ``GRACE`` seconds after it was cancelled, abandon it; commit ``ran`` if given."""
         if task.done() or self._task is not task:
             return
         tools, run = self._tools, self.run
@@ -159,10 +160,10 @@ class Activation(Watch):
                 ran = await tools.executor.run(self.run, self._definition, self._live, self)
         except Stopped:
             pass
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the run is not to vanish
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - no error may make the run vanish
             self._adrift(error)
         if self._task is not task:
-            return False  # left behind: the run has gone on
+            return False  # it was abandoned, and the run has gone on without it
         self._task = None
         if ran is not None:
             self._commit(ran)
@@ -171,7 +172,7 @@ class Activation(Watch):
         return self.clean
 
     def _adrift(self, error: BaseException) -> None:
-        """Nobody drives the run any more, though it runs."""
+        """This activation cannot go on with the run, whose status stays running: the worker has to claim it again."""
         run_id = self.run.id
         if isinstance(error, asyncio.CancelledError):
             if self.stop:
@@ -185,7 +186,7 @@ class Activation(Watch):
         self._tools.home.adrift()
 
     def _ready(self) -> bool:
-        """Whether the last step left its code and its Context for the next one."""
+        """Whether definition and Context of the step before can be used for the next one, without ``_prepare``."""
         definition, run = self._definition, self.run
         return (
             definition is not None
@@ -197,7 +198,7 @@ class Activation(Watch):
         )
 
     async def _prepare(self) -> bool:
-        """Whether there is code that can take the run; else it is parked, or failed as poison."""
+        """Whether the step can run: there is code that can take the run. If not, the run is parked, or ends."""
         tools, run = self._tools, self.run
         if run.crashes and (move := poison(run, now=tools.clock.micros(), commit_id=next(tools.commit_ids))):
             await self._submit(move)
@@ -208,7 +209,8 @@ class Activation(Watch):
             now, commit_id = tools.clock.micros(), next(tools.commit_ids)
             if move := overrun(run, definition, now=now, commit_id=commit_id):
                 return await self._prepare_late(move)
-        read = contextvars.copy_context().run(read_context, run, definition, self._live)  # what a validator sets ends
+        # In a copy of the contextvars, which ends with what a validator sets in it.
+        read = contextvars.copy_context().run(read_context, run, definition, self._live)
         if isinstance(read, str):
             move = block(run, read, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
         elif definition is not None and (action := uncalled(run, definition)) is not None:
@@ -220,7 +222,7 @@ class Activation(Watch):
         return False
 
     async def _prepare_late(self, move: Move) -> bool:
-        """The run's own time is over: it goes to its ``on_timeout`` first, or ends."""
+        """The workflow's timeout is over: the run goes to its ``on_timeout`` or ``on_fail`` step, or fails."""
         if (run := (await self._submit(move)).left_by(move)) is None or run.status != RUNNING:
             return False
         self.run = run
@@ -231,9 +233,9 @@ class Activation(Watch):
         return await self._tools.committer.submit(move)
 
     async def _go_alone(self) -> bool:
-        """A suspect runs alone until its transition is committed: if the process dies meanwhile, it was this run.
+        """Run no other suspect until this one's transition is committed: if the process dies, it was this one.
 
-        False if the run was cancelled or taken over while it waited for its turn.
+        False if the run was cancelled or taken over while it waited for the lock.
         """
         run, tools = self.run, self._tools
         await tools.alone.acquire()
@@ -278,7 +280,7 @@ class Activation(Watch):
         now, commit_id = tools.clock.micros(), next(tools.commit_ids)
         try:
             move = decide(run, definition, ran.outcome, duration=duration, now=now, commit_id=commit_id)
-        except Exception as problem:  # noqa: BLE001 - a command that was tampered with, or a bug: it comes up once, not for ever
+        except Exception as problem:  # noqa: BLE001 - an altered command, or a bug: the step fails, once
             if raised:
                 self._adrift(problem)
                 self._end()
@@ -297,7 +299,7 @@ class Activation(Watch):
         tools.committer.offer(move, self)
 
     def told(self, outcome: Result | Exception) -> None:
-        """See batches.Listener. Go on with the row after the transition, unless the run is not this worker's any more."""
+        """See batches.Listener. Go on with the committed row, unless the run no longer belongs to this worker."""
         move, self._move = self._move, None
         assert move is not None
         if self._had_raised:
@@ -324,7 +326,7 @@ class Activation(Watch):
         self._end()
 
     def _tell_error(self, outcome: Outcome, transition: Transition) -> None:
-        """The log is to have it. What an action raises is its caller's; the log has that now, too, for he may have left."""
+        """Have what the step raised logged. An action's error is also told its caller, which may have left."""
         raised, executor = outcome.error if isinstance(outcome, Raised) else None, self._tools.executor
         if raised is not None:
             executor.telemetry.raised(transition, raised)
@@ -334,7 +336,7 @@ class Activation(Watch):
             telemetry.reopened(self.run, transition, raised)
 
     def _owned(self, part: Start | Post | Emit, owners: list[int | None]) -> Start | Post | Emit:
-        """A run that the step starts runs here, if there is room."""
+        """The change, with this worker as the owner of a run that the step starts, if there is room."""
         if not isinstance(part, Start) or part.run.status != RUNNING:
             return part
         owners.append(self._tools.home.promise())
@@ -342,6 +344,6 @@ class Activation(Watch):
 
 
 def _has_failed(ran: Ran, move: Move) -> bool:
-    """Whether the attempt came to nothing after all: what it returned leads nowhere."""
+    """Whether the attempt failed although the step returned: its command could not be followed."""
     meant = isinstance(ran.outcome, Stepped) and isinstance(ran.outcome.command, Fail)
     return not meant and move.transition.kind in ("retry", "fail", "on_fail", "reopen")

@@ -1,11 +1,12 @@
-"""What a step takes besides ``self``, filled by name and type from what resumed the run.
+"""The parameters of a step besides ``self``, filled by name and type from what resumed the run.
 
-- A message goes to the parameter whose type names its model, or to the only one that is needed.
-- A signal's payload goes to the parameters of its keys, each validated by its type.
-- A ``Failure`` goes to the parameter of that name or type; so does an ``Event``, whose ids go to theirs.
+- A message goes to the parameter annotated with its model or a base of it, else to the only one of unknown type.
+- A signal's payload goes to the parameters named like its keys, each validated by its type.
+- A ``Failure`` goes to the parameters of that type, else to one named ``failure``; an ``Event`` likewise, and its
+  event_id, event_name and entity_id to parameters of these names.
 
-Classes are taken from the step's own annotations, or from waits and messages that this process has seen: never by a
-name that stands in the data.
+Classes are taken from the step's own annotations, or from waits and messages that this process has seen: never looked
+up by a name in the data.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from aioflow.plans import ABOUT_EVENT
 #: The default of a parameter that has none.
 EMPTY = inspect.Parameter.empty
 _UNKNOWN: Any = object()
-#: Models that named a wait or a message in this process, for annotations that cannot be evaluated.
+#: Models that named a wait or were sent in this process, by name: for annotations that cannot be evaluated.
 _seen: dict[str, type[BaseModel]] = {}
 
 
@@ -35,7 +36,7 @@ class Unfillable(ValueError):
 
 
 def note_model(model: type[BaseModel]) -> None:
-    """A model named a wait, or was sent."""
+    """Remember a model that names a wait, or was sent as a message."""
     _seen[model.__name__] = model
 
 
@@ -43,7 +44,7 @@ class Parameters:
     """The parameters of one step.
 
     The mutable state: the annotations, once they have been evaluated (they may name what is defined later), and the
-    models of waits that lead here, by name (None: two of one name).
+    models of waits that lead to this step, by name (None: several models have the name).
 
     Args:
         function: the step, decorated or not.
@@ -55,13 +56,13 @@ class Parameters:
         parameters = _parameters_of(function)
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         self._named = [p for p in parameters[1:] if p.kind in named]
-        #: Whether it takes whatever keywords there are.
+        #: Whether it takes any keyword.
         self.takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self._self = parameters[0].name if parameters else ""
         self.names = [p.name for p in self._named]
         #: Whether it takes self at all.
         self.bound = bool(parameters)
-        #: Names without a default that can only be given by position: nothing can give them.
+        #: Names of positional-only parameters without a default: nothing can fill them.
         self.positional = [p.name for p in parameters[1:] if p.kind is p.POSITIONAL_ONLY and p.default is EMPTY]
         #: Names without a default.
         self.needed = [p.name for p in self._named if p.default is EMPTY]
@@ -72,7 +73,7 @@ class Parameters:
 
     @property
     def takes_event(self) -> bool:
-        """Whether it wants the event that resumed the run."""
+        """Whether a parameter takes the event that resumed the run."""
         return bool(self._names_of(Event) or self._called("event"))
 
     def takes(self, name: str) -> bool:
@@ -84,8 +85,8 @@ class Parameters:
 
         Args:
             resumption: what resumed the run, if anything did.
-            failure: what failed, in the path of an ``on_fail``.
-            event: the Event of a resumption by one.
+            failure: the failure that led to an ``on_fail`` step, if one did.
+            event: the Event, if an event resumed the run.
 
         Raises:
             Unfillable: a value does not validate, or a parameter without default gets none.
@@ -100,7 +101,7 @@ class Parameters:
         elif resumption is not None and resumption.kind == "event" and isinstance(resumption.payload, dict):
             values |= self._payload({name: resumption.payload[name] for name in ABOUT_EVENT})
             values |= dict.fromkeys(self._names_of(Event) or self._called("event"), event)
-        if failure is not None:  # last: no sender can tell of one
+        if failure is not None:  # last: the payload of a signal must not replace it
             values |= dict.fromkeys(self._names_of(Failure) or self._called("failure"), failure)
         if missing := [name for name in self.needed if name not in values]:
             raise Unfillable(
@@ -114,7 +115,7 @@ class Parameters:
         return values
 
     def declared(self, *, beside: str) -> dict[str, tuple[Any, Any]]:
-        """The type (Any where there is none) and default (``EMPTY`` without one) of all parameters but one, by name.
+        """The type (Any if unknown) and default (``EMPTY`` if none) of all parameters except ``beside``, by name.
 
         Raises:
             NameError: an annotation cannot be evaluated, or not yet.
@@ -127,23 +128,23 @@ class Parameters:
         return {p.name: (Any if types[p.name] is _UNKNOWN else types[p.name], p.default) for p in named}
 
     def needed_beside_event(self, *, after: bool = False) -> list[str]:
-        """What it needs that no event gives; ``after``: nor, on the way from an ``on_fail``, its Failure."""
+        """The required parameters that no event fills; ``after``: nor a Failure, if an ``on_fail`` came before."""
         given = {*ABOUT_EVENT, "event", *self._names_of(Event)}
         if after:
             given |= {*(self._names_of(Failure) or self._called("failure"))}
         return [name for name in self.needed if name not in given]
 
     def failure_only(self) -> bool:
-        """Whether a Failure is all that it needs."""
+        """Whether a Failure fills all required parameters."""
         return set(self.needed) <= set(self._names_of(Failure) or self._called("failure"))
 
     def takes_model(self, model: type[BaseModel]) -> bool:
-        """Whether a message of this model would fill all that it needs."""
+        """Whether a message of this model fills all required parameters."""
         name = self._place_of(model.__name__)[0]
         return set(self.needed) <= {name}
 
     def expect(self, model: type[BaseModel]) -> None:
-        """A wait for this model leads to the step: a message is to be one also where no parameter takes it."""
+        """A wait for this model leads to the step: its messages are validated even if no parameter takes them."""
         known = self._expected.setdefault(model.__name__, model)
         if known is not model:
             self._expected[model.__name__] = None
@@ -182,7 +183,7 @@ class Parameters:
         return values
 
     def _place_of(self, message: str) -> tuple[str | None, type[BaseModel] | None]:
-        """The parameter for a message, and its model as far as it is known here."""
+        """The parameter that takes a message of this name, and the message's model; each None if not known here."""
         seen = _seen.get(message)
         types = self._annotations()
         models = [(p.name, model) for p in self._named for model in _models_in(types[p.name])]
@@ -219,14 +220,14 @@ class Parameters:
 
 
 class _Annotated:
-    """What typing evaluates: strings, and strings within."""
+    """Holds one annotation for ``get_type_hints``, which evaluates strings, and strings within it."""
 
     def __init__(self, annotation: Any) -> None:
         self.__annotations__ = {"parameter": annotation}
 
 
 def _parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The parameters of a function, or of the one that it wraps, if it takes whatever that does."""
+    """The parameters of a function; if it is a wrapper that takes any keyword, those of the function it wraps."""
     try:
         parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
     except (TypeError, ValueError):
@@ -254,7 +255,7 @@ def _closure_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """The annotation and what it is made of: in ``A | None``, A and None."""
+    """The annotation and its parts: of ``A | None`` also A and None."""
     yield annotation
     for part in typing.get_args(annotation):
         yield from _parts(part)

@@ -1,4 +1,4 @@
-"""What waits to be committed: changes in batches, and what no two changes of one batch may have in common."""
+"""Changes that wait to be committed, in batches, and the keys that no two changes of one batch may share."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from aioflow.clock import Micros
 
 
 class Listener(Protocol):
-    """Who is told what became of a change."""
+    """Is told the outcome of a change."""
 
     @property
     def listens(self) -> bool:
-        """Whether he still wants to hear of it."""
+        """Whether it still waits for the outcome."""
         ...
 
     def told(self, outcome: Result | Exception) -> None:
-        """What became of it; called once. It must not raise."""
+        """Take the change's result, or the error that it failed with; called once. It must not raise."""
         ...
 
 
 class Pending:
-    """A change, and who is told what became of it. ``until``: when one with little patience is told of the failure."""
+    """A change and its listener. ``until``: when it is given up if the store does not take it; None: never."""
 
     __slots__ = ("change", "listener", "over", "run_id", "until")
 
@@ -35,21 +35,21 @@ class Pending:
         self.over = False
 
     def tell(self, outcome: Result | Exception) -> None:
-        """It is decided what became of the change, or it is offered no more."""
+        """Tell the listener the outcome, once; the change is not offered again."""
         if not self.over:
             self.over = True
             self.listener.told(outcome)
 
     @property
     def impatient(self) -> bool:
-        """Whether somebody still listens who will not wait for ever."""
+        """Whether the listener still waits, and for a limited time."""
         return self.until is not None and self.listener.listens
 
 
 class Batch:
     """At most one change per run, per start key, per signal_id, per event and per plan.
 
-    ``addresses``: where its signals go.
+    ``addresses``: the (run id, key) pairs that its signals are sent to.
     """
 
     __slots__ = ("addresses", "keys", "pending")
@@ -61,9 +61,10 @@ class Batch:
 
 
 class Lane:
-    """What the store has of one batch, sorted, and what no other that is under way may have; all empty at rest.
+    """The batch that the store is committing, sorted; ``keys``: what no concurrent batch may have. Empty when idle.
 
-    Nor may it have signals to the same ``addresses``: they would be taken in the order in which the batches commit.
+    Nor may a concurrent batch have signals to the same ``addresses``: they would be taken in the order in which the
+    batches commit.
     """
 
     __slots__ = ("addresses", "ended", "keys", "offered")
@@ -75,12 +76,12 @@ class Lane:
         self.ended = False
 
     def bars(self, batch: Batch) -> bool:
-        """Whether the batch has to wait for this one."""
+        """Whether the batch has to wait until this lane's batch is committed."""
         return not (self.keys.isdisjoint(batch.keys) and self.addresses.isdisjoint(batch.addresses))
 
 
 def keys_of(change: Change) -> tuple[int, tuple[Hashable, ...]]:
-    """The run that it changes, and what no other change of the same batch may have."""
+    """The run id that a change is sorted by, and its keys: no two changes of one batch may share one."""
     if isinstance(change, Move):
         run_id = change.run.id
         return run_id, (run_id, *(key for part in change.also for key in keys_of(part)[1]))
@@ -98,7 +99,7 @@ def keys_of(change: Change) -> tuple[int, tuple[Hashable, ...]]:
 
 
 def addresses_of(change: Change) -> list[Hashable]:
-    """Where the signals go that it sends."""
+    """The addresses of the signals that a change sends."""
     if isinstance(change, Post):
         return [(change.signal.run_id, change.signal.key)]
     return [address for part in change.also for address in addresses_of(part)] if isinstance(change, Move) else []
@@ -115,6 +116,6 @@ def _keys_of_event(change: Emit | Occur | Withdraw | Replan | Listen) -> tuple[i
         case Replan(plan):
             return 0, (("plan", plan.id),)
         case Listen():
-            return -1, ("listen",)  # first: what is emitted next is to be heard
+            return -1, ("listen",)  # sorted first: these listeners get the events of the same batch
         case _:
             assert_never(change)

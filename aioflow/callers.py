@@ -1,4 +1,4 @@
-"""Callers of actions: what nobody but this process knows of a call, and who waits for what comes of it."""
+"""Callers of actions: who waits for the outcome of a call, and what of it only this process knows (request, error)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from aioflow.openings import call_of
 
 
 class Outcome(NamedTuple):
-    """What came of a call.
+    """The outcome of a call.
 
-    ``run``: the row that the action's step committed, or a later one; ``transition``: what it did, None where that was
-    written by another process; ``error``: what the step raised here.
+    ``run``: the row after the step's transition, or a later one. ``transition``: the step's transition, None if another
+    process wrote it. ``error``: what the step raised in this process.
     """
 
     run: Run
@@ -24,9 +24,9 @@ class Outcome(NamedTuple):
 
 
 class Caller:
-    """One who calls an action.
+    """A pending call of an action.
 
-    The mutable state: the seq that the call has claimed the run with, and what the step raised.
+    The mutable state: the seq of the transition that claimed the run for the call, and what the step raised.
     """
 
     __slots__ = ("error", "future", "request", "seq")
@@ -38,7 +38,7 @@ class Caller:
         self.error: BaseException | None = None
 
     def tell(self, run: Run, transition: Transition | None) -> None:
-        """The run went on like this."""
+        """Resolve the call: the run has gone on to this row."""
         if not self.future.done():
             self.future.set_result(Outcome(run, transition, self.error))
 
@@ -46,8 +46,8 @@ class Caller:
 class Callers:
     """All callers of this process.
 
-    The mutable state: the callers by call (``by_call``: whoever tells of much looks whether there is one), those whose call
-    has claimed its run by run, and why there will be no more.
+    The mutable state: the callers by the commit id of their call (``by_call``, public: a busy engine skips
+    ``committed`` if it is empty), those whose call has claimed its run by run id, and the error given to ``fail``.
     """
 
     def __init__(self) -> None:
@@ -57,12 +57,12 @@ class Callers:
 
     @property
     def run_ids(self) -> Iterable[int]:
-        """The runs that somebody has called an action of."""
+        """The runs that a pending call has claimed."""
         return self._by_run.keys()
 
     @contextmanager
     def calling(self, run_id: int, call: int, request: object) -> Iterator[Caller]:
-        """Be told what comes of a call that is about to be committed.
+        """Register the caller of a call that is about to be committed; ``call``: the commit id of its claim.
 
         Raises:
             The error that ``fail`` was given.
@@ -78,7 +78,7 @@ class Callers:
                 self._by_run[run_id] = left
 
     def committed(self, run: Run, transition: Transition) -> None:
-        """A transition was committed here."""
+        """A transition was committed by this process."""
         if transition.kind == "action":
             if (caller := self.by_call.get(transition.commit_id)) is not None:
                 caller.seq = transition.seq
@@ -89,19 +89,19 @@ class Callers:
                 caller.tell(run, transition)
 
     def read(self, runs: Iterable[Run]) -> None:
-        """These runs were read like this: others may have written them."""
+        """Take in rows as read from the store, which other processes may have written."""
         for run in runs:
             for caller in self._by_run.get(run.id, ()):
                 if run.seq > caller.seq:
                     caller.tell(run, None)
 
     def request_of(self, run: Run) -> object:
-        """The request that called the action which the run goes on with; None if that was not in this process."""
+        """The request of the call that the run is executing; None if it was made in another process, or had none."""
         caller = self._of(run)
         return None if caller is None else caller.request
 
     def raised(self, run: Run, error: BaseException) -> None:
-        """The step of this run has raised, which is about to be committed."""
+        """The run's step has raised; its transition is about to be committed."""
         if (caller := self._of(run)) is not None:
             caller.error = error
 
@@ -110,9 +110,9 @@ class Callers:
         return None if call is None else self.by_call.get(call.id)
 
     def fail(self, error: Exception) -> None:
-        """Nobody will tell any more, neither those who wait nor those who come."""
+        """Fail all pending calls, and every later one, with this error."""
         self._failed = error
         for caller in self.by_call.values():
             if not caller.future.done():
                 caller.future.set_exception(error)
-                caller.future.exception()  # for whoever waits; he may have left
+                caller.future.exception()  # the caller may have left: asyncio must not log it as never retrieved

@@ -1,4 +1,4 @@
-"""The calls whose types depend on the workflow class: the typed face of the client, with nothing but types in it."""
+"""The calls whose types depend on the workflow class: typed signatures, which delegate to the client."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Calls(Acting):
 
         Raises:
             Whatever ``create_context`` raises.
-            TypeError: a keyword that does not fit; it tells about StartOptions.
+            TypeError: a keyword does not fit; the message mentions StartOptions.
             ContextInvalid: the values do not make a Context, or not one that can be stored.
             LimitExceeded: the Context is too large or too deep, or holds what cannot be stored.
             WorkflowUnknown: the engine knows no such workflow.
             EngineClosed: the engine is not open.
-            StoreUnavailable: the store did not answer for 15 s. Whether the run was started is not known: with a
-                key, the same call again tells.
+            StoreUnavailable: the store did not answer for 15 s. It is not known whether the run was started: with a
+                key, repeating the call tells.
         """
         if args:
             raise TypeError("start() takes the Context's values as keywords: start(Order, order_id=1).")
@@ -85,7 +85,7 @@ class Calls(Acting):
 
         Raises:
             RunNotFound: there is none.
-            TypeError, ValueError, LimitExceeded: no workflow class or name, or no possible key.
+            TypeError, ValueError, LimitExceeded: not a workflow class or name, or an invalid key.
             EngineClosed, StoreUnavailable: the store cannot be asked.
         """
         return await self._find(workflow, key)
@@ -121,18 +121,19 @@ class Calls(Acting):
     ) -> Any:
         """The runs that match every filter; a filter takes one value or several, of which any may match.
 
-        Of several that are none (``key=[]``) none matches; None is no filter.
+        An empty collection (``key=[]``) matches no run; None is no filter.
 
         Args:
             workflow: workflow classes or names.
             order: "id", "created_at" or "updated_at", with "-" before it for the latest first.
-            limit: how many at the most, from 1 to 10 000.
+            limit: how many at most, from 1 to 10 000.
             after: the last run of the page before (or its id, when the order is by id).
             filters: ``status``; ``step`` (names or methods); ``waiting_for`` ("sleep", "signal", "event", "action",
-                "retry", "start", "blocked"; of a wait with several arms, that of any); ``waiting_signal`` (names, or models) and ``waiting_key``, of any arm of a wait;
-                ``key``; ``event_id`` (of the event that started it); ``data`` (a mapping: each key of it must be in the
-                Context with a matching value, nested mappings likewise; up to 200 values, 8 deep); ``created_after``,
-                ``created_before``, ``updated_after``, ``updated_before`` (aware datetimes, exclusive).
+                "retry", "start", "blocked"), ``waiting_signal`` (names or models) and ``waiting_key``, each matched by
+                any arm of a wait; ``key``; ``event_id`` (of the event that started it); ``data`` (a mapping: each key
+                of it must be in the Context with a matching value, nested mappings likewise; up to 200 values, 8 deep);
+                ``created_after``, ``created_before``, ``updated_after``, ``updated_before`` (aware datetimes,
+                exclusive).
 
         Returns:
             Runs as they stand, in order.
