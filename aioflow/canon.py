@@ -1,4 +1,4 @@
-"""The JSON that every store can hold: checked before it is offered to one, so that no run's data can sink a batch."""
+"""The JSON that every store can hold: checked before it is queued, so that no run's data makes a whole batch fail."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pydantic_core import from_json, to_json
 from aioflow.errors import LimitExceeded
 from aioflow.model import CHARACTERS, MAX_DATA, MAX_DEPTH, MAX_NAME, check_name
 
-#: Python's own limit on reading a number, which the parser has too.
+#: Python's own limit on the digits of a number that is parsed, which the JSON parser has, too.
 _MAX_DIGITS = 4300
 NUMBERS = "the numbers that JSON has"
 
 
 def check_json(raw: bytes, what: str) -> str:
-    """Refuse JSON that some store could not hold. The quick looks come first: nearly all JSON passes them.
+    """Refuse JSON that some store could not hold. The cheap checks come first: nearly all JSON passes them.
 
     Args:
         raw: JSON text, in UTF-8.
@@ -31,12 +31,13 @@ def check_json(raw: bytes, what: str) -> str:
         The text.
 
     Raises:
-        LimitExceeded: over 1 MiB, deeper than 64, a key over 200 characters, or a NUL.
+        LimitExceeded: over 1 MiB, deeper than 64, a key over 200 characters, a NUL, a number that JSON does not have,
+            or one with too many digits to be read.
     """
     if len(raw) > MAX_DATA:
         raise LimitExceeded(what, f"{MAX_DATA} bytes of JSON", f"it has {len(raw)}")
     text = raw.decode()
-    # To look for one character is several times as fast as for a word, and in a text as in bytes.
+    # A search for one character is several times as fast as one for a word, and in a str as in bytes.
     if (
         ("\\" in text and "\\u0000" in text)
         or ("N" in text and "NaN" in text)
@@ -51,7 +52,7 @@ def check_json(raw: bytes, what: str) -> str:
 def _walk_json(raw: bytes, what: str) -> None:
     try:
         root = from_json(raw)
-    except ValueError as error:  # it was just written, so it can only be too much for the parser
+    except ValueError as error:  # it has just been written, so it is valid, but exceeds a limit of the parser
         if "number" in str(error):
             raise LimitExceeded(what, f"{_MAX_DIGITS} digits for a number", "a number has more") from None
         raise LimitExceeded(what, f"depth {MAX_DEPTH}", "it is nested deeper") from None
@@ -82,7 +83,7 @@ def _check_scalar(value: object, path: str, what: str) -> None:
 
 
 def doubled(raw: bytes) -> str | None:
-    """A key that an object in this JSON has twice, as a mapping does that has it as a text and as a number."""
+    """A key that an object in this JSON has twice, as of a mapping with the keys ``1`` and ``"1"``; else None."""
     if len(to_json(from_json(raw), inf_nan_mode="constants")) == len(raw):
         return None
     found: list[str] = []
@@ -99,9 +100,9 @@ def doubled(raw: bytes) -> str | None:
 
 
 def beyond(values: Mapping[str, Any], what: str, *, unread: bool = False) -> LimitExceeded | None:
-    """Which limit values exceed that could not be written, if it is one of ours. ``what`` has them.
+    """The error for values that could not be written, if they exceed one of our limits. ``what``: their owner, for it.
 
-    ``unread``: they could be written, but do not read back, as a NaN that was written as null.
+    ``unread``: the values could be written, but do not read back, as a NaN that was written as null.
     """
     todo: list[tuple[str, Any, int]] = [(name, value, 2) for name, value in values.items()]
     while todo:
@@ -138,10 +139,10 @@ def _encodes(text: str) -> bool:
 
 
 def id_text(what: str, entity_id: object) -> str:
-    """An entity's id, as events and waits bear it.
+    """An entity's id as a string, as events and waits hold it.
 
     Raises:
-        TypeError, ValueError, LimitExceeded: it is no str, int or UUID, or cannot be stored; ``what`` names it.
+        TypeError, ValueError, LimitExceeded: it is not a str, int or UUID, or cannot be stored; ``what`` names it.
     """
     if isinstance(entity_id, bool) or not isinstance(entity_id, str | int | UUID):
         raise TypeError(f"{what} takes a str, an int or a UUID, got {type(entity_id).__name__}.")

@@ -1,4 +1,4 @@
-"""Errors as bounded text, for the rows that tell of them. Nothing here raises, whatever an exception does."""
+"""Errors as bounded text, for the rows that record them. Nothing here raises, whatever an exception's methods do."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from aioflow.errors import AioflowError, RunTimeout, StepTimeout
 from aioflow.model import MAX_ERROR, MAX_TRACEBACK, bounded
 from aioflow.retry import GROUPS, GiveUp, is_a, sole
 
-#: How many of a group are told.
+#: How many exceptions of a group are described.
 _MEMBERS = 3
-#: The errors whose text is meant for whoever reads the run: these classes, not those that others make of them.
+#: The errors whose text is meant for whoever reads the run: exactly these classes, not their subclasses.
 _FOR_CALLERS: Final = (GiveUp, RunTimeout, StepTimeout)
-#: What a traceback begins with that is kept of one of them.
+#: The first line of the traceback that is stored of such an error.
 MARK: Final = "What follows was said for callers.\n"
 
-#: How a row says that the step of an action has chosen what is answered over HTTP.
+#: The error text of a transition in which an action's step has chosen the HTTP response.
 _CHOSEN: Final = re.compile(r"HTTP (\d{3}): (.*)", re.DOTALL)
 
 
 def describe(error: BaseException) -> str:
-    """One error as a bounded sentence: aioflow's own as they are, others with their class, a group with what is in it."""
+    """An error as a bounded sentence: aioflow's own as it is, others with the class, a group with its first members."""
     inner = sole(error)
     if is_a(inner, (AioflowError, GiveUp)):
         return _sentence(inner)
@@ -36,7 +36,7 @@ def describe(error: BaseException) -> str:
 
 def _sentence(error: BaseException) -> str:
     try:
-        text = str.__str__(str(error))  # a plain one, also of a subclass of str
+        text = str.__str__(str(error))  # a plain str, even if __str__ gives a subclass of it
     except BaseException:  # noqa: BLE001 - an exception whose __str__ raises is still to be recorded
         text = "<its __str__ raised>"
     if not is_a(error, (AioflowError, GiveUp)):
@@ -46,45 +46,45 @@ def _sentence(error: BaseException) -> str:
 
 
 def of_call(error: BaseException) -> str:
-    """Why a call of an action has come to nothing: of an HTTPException its answer, as ``chosen_in`` finds it again."""
+    """Why a call of an action failed; of an HTTPException its response, in the form that ``chosen_in`` reads."""
     starlette = sys.modules.get("starlette.exceptions")  # whoever has raised one has imported it
     if starlette is not None and is_a(error, starlette.HTTPException):
         try:
             detail = str.__str__(error.detail) if isinstance(error.detail, str) else ""
             return bounded(f"HTTP {error.status_code:03d}: {detail}", MAX_ERROR)
-        except BaseException:  # noqa: BLE001, S110 - a class of it that is odd is an error as any other
+        except BaseException:  # noqa: BLE001, S110 - an odd subclass of it is described as any other error
             pass
     text = describe(error)
     return text if chosen_in(text) is None else f"{_name(type(error))}: {text}"
 
 
 def chosen_in(text: str) -> tuple[int, str] | None:
-    """The status and the detail of the answer that a step has chosen, if this is what ``of_call`` made of one."""
+    """Status and detail of the HTTP response that a step has chosen, if ``of_call`` made the text of one; else None."""
     found = _CHOSEN.fullmatch(text)
     return None if found is None else (int(found[1]), found[2])
 
 
 def kept(error: BaseException) -> str:
-    """Its traceback as a run keeps it, which says before all else whether the error's text is meant for callers."""
+    """An error's traceback as a run keeps it: it begins with ``MARK`` if the error's text is meant for callers."""
     inner = type(sole(error))
     if any(inner is kind for kind in _FOR_CALLERS):
         return MARK + traceback_of(error, MAX_TRACEBACK - len(MARK))
     text = traceback_of(error, MAX_TRACEBACK - 1)
-    return f"\n{text}" if text.startswith(MARK) else text  # a class may be called anything
+    return f"\n{text}" if text.startswith(MARK) else text  # a class may have any name, MARK too
 
 
 def is_told(text: str | None) -> bool:
-    """Whether what a run has kept is of an error whose text is meant for callers."""
+    """Whether the traceback that a run has kept is of an error whose text is meant for callers."""
     return text is not None and text.startswith(MARK)
 
 
 def trace_in(text: str | None) -> str | None:
-    """The traceback in what a run has kept."""
+    """The traceback that a run has kept, without ``MARK``."""
     return None if text is None else text.removeprefix(MARK)
 
 
 def traceback_of(error: BaseException, limit: int = MAX_TRACEBACK) -> str:
-    """Its traceback."""
+    """An error's traceback as bounded text."""
     try:
         lines = traceback.format_exception(error)
     except BaseException:  # noqa: BLE001 - see describe()
@@ -93,7 +93,7 @@ def traceback_of(error: BaseException, limit: int = MAX_TRACEBACK) -> str:
 
 
 def trace_of(error: BaseException | None) -> TracebackType | None:
-    """Where it was raised, whatever its class calls a traceback."""
+    """An error's traceback object, even if its class overrides ``__traceback__``."""
     if error is None:
         return None
     trace: TracebackType | None = BaseException.__dict__["__traceback__"].__get__(error)
@@ -108,10 +108,10 @@ def _name(kind: type) -> str:
 
 
 def written(target: object) -> str:
-    """A command's target as somebody may have written it."""
+    """A command's target for an error message: a name's repr, or what the callable is called."""
     if isinstance(target, str):
         return repr(target)
     try:
         return str(getattr(target, "__qualname__", None) or type(target).__name__)
-    except Exception:  # noqa: BLE001 - a stranger's __getattr__
+    except Exception:  # noqa: BLE001 - a user's __getattr__ may raise anything
         return type(target).__name__

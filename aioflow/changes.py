@@ -1,6 +1,6 @@
-"""The vocabulary of ``Store.apply``: what may be changed, by which guards, and what became of it.
+"""The vocabulary of ``Store.apply``: the changes, with their guards, and the result of one.
 
-Named tuples, for there are many of them.
+Named tuples, as they are made in large numbers.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from aioflow.plans import EventRecord, Listener, Plan
 class Start(NamedTuple):
     """Insert ``run`` and its first history row.
 
-    With a ``run.key``, the live run of that workflow and key stands in the way, or if none is live the newest by
-    (created_at, id): always if ``reuse`` is "never"; unless it has ended if "ended"; unless it has failed if "failed".
-    Then the result is "exists", with that run.
+    With a ``run.key``, the live run of that workflow and key, or if none is live the newest by (created_at, id), blocks
+    the start: always if ``reuse`` is "never"; unless it has ended if "ended"; unless it has failed if "failed". Then
+    the result is "exists", with that run.
 
-    With a ``plan`` (its id): it is stale if there is no such plan any more, and takes the plan away with it, also when it
-    "exists". The run counts as having taken this occurrence of the plan's event.
+    With a ``plan`` (its id), the change is stale if there is no such plan any more; else the plan is deleted, even if
+    the result is "exists". The run counts as having taken this occurrence of the plan's event.
 
-    ``live``: the Context that ``run.data`` reads back as, for whoever begins the run here; no store looks at it.
+    ``live``: the Context that ``run.data`` reads back as, for the worker that runs it here; stores ignore it.
     """
 
     run: Run
@@ -38,13 +38,13 @@ class Start(NamedTuple):
 class Post(NamedTuple):
     """Put a signal into the mailbox.
 
-    - With a ``run_id``: if that run is live; else the result is "stale", with the run if there is one.
+    - With a ``run_id``: only if that run is live; else the result is "stale", with the run if there is one.
     - With a ``key`` alone: for whichever run takes it.
     - With neither, a broadcast: a copy for each run that now waits for the name, each with that run's id and
       ``broadcast`` 1. It lives as long as the wait that it was made for.
 
-    A ``signal_id`` that the mailbox has, unexpired, or remembers makes it "exists"; an ``id`` that it has makes it
-    "applied" again.
+    If the mailbox has an unexpired signal with this ``signal_id``, or remembers one, the result is "exists"; if it has
+    this ``id``, the change was applied before, and the result is "applied" again.
     """
 
     signal: Signal
@@ -54,16 +54,17 @@ class Move(NamedTuple):
     """Replace the row ``run.id`` by ``run`` and insert the history row, if the row still has ``seq`` and ``fence``.
 
     Args:
-        takes: ids of signals that it takes out of the mailbox, addressed to this run or to a key; one that is not
-            there (any more) is a guard that does not hold. A transition of kind "reject" also forgets their signal_ids:
-            nobody took them.
-        unless_mail: it is also stale, and the result says ``mail``, if the mailbox holds a signal for an arm of the
-            row as it stands that was sent by the row's ``wake_at``, or at any time if it has none. And it is stale, with
-            that plan in ``plans``, if the occurring of an event that an arm would hear of is due by ``wake_at`` and by now:
-            of several, the first.
-        also: what the step started and sent, committed with it. What "exists" or is "stale" among it is left out, and
-            does not hold the move back; a Start's key is looked at as the move leaves it. Whether the move's own wait hears
-            what is sent with it, or of an event that is replaced with it the occurrence before, is open.
+        takes: ids of signals that it takes out of the mailbox, addressed to this run or to a key; the move is stale if
+            one of them is not there (any more). A transition of kind "reject" also forgets their signal_ids: no run
+            took them.
+        unless_mail: the move is also stale, and the result says ``mail``, if the mailbox holds a signal for an arm of
+            the stored row that was sent by the row's ``wake_at``, or at any time if that is None. And it is stale, with
+            the plan in ``plans``, if an event that an arm waits for is planned to occur by ``wake_at`` and by now; of
+            several such plans, the first.
+        also: what the step started, sent and emitted, committed with the move. A part that "exists" or is "stale" is
+            left out, and does not make the move stale; a Start's key is checked after the move. It is unspecified
+            whether the move's own wait gets a signal that is sent with it, or the former occurrence of an event that is
+            replaced with it.
     """
 
     run: Run
@@ -76,19 +77,19 @@ class Move(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Set ``marked`` on a run that still has ``seq`` and ``fence``. No history row; to repeat it is harmless."""
+    """Set ``marked`` on a run that still has ``seq`` and ``fence``. No history row; repeating it is harmless."""
 
     run_id: int
     seq: int
     fence: int
 
 
-#: From the row as it stands to the new one and its history row, or None to leave it alone. Pure.
+#: A pure function of the stored row: the new row and its history row, or None to leave the run as it is.
 Decide: TypeAlias = Callable[[Run], tuple[Run, Transition] | None]
 
 
 class Amend(NamedTuple):
-    """Change a run whatever its seq and fence, by a pure function of the row as it stands under the lock.
+    """Change a run whatever its seq and fence, by a pure function of the row as it is under the lock.
 
     The history row that ``decide`` gives bears ``commit_id``.
     """
@@ -99,21 +100,22 @@ class Amend(NamedTuple):
 
 
 class Emit(NamedTuple):
-    """Record an event, and plan what comes of it. ``event.occurrence`` and ``event.status`` are the store's to say.
+    """Record an event, and plan the starts that it causes. The store sets ``event.occurrence`` and ``event.status``.
 
-    - Its event_id is new: it is inserted, with occurrence 1.
-    - It is known: "exists", with the event as it stands; or, with ``replace`` and the same name, all of it but id, event_id
-      and recorded_at is replaced, its occurrence is one higher, and its plans are taken away.
-    - It is known with this very ``mail_id``, or was before it was replaced: this change was applied before.
+    - Its event_id is new: the event is inserted, with occurrence 1.
+    - Its event_id is known: the result is "exists", with the stored event; or, with ``replace`` and the same name, all
+      of it but id, event_id and recorded_at is replaced, its occurrence rises by one, and its plans are deleted.
+    - The stored event has, or had before it was replaced, this very ``mail_id``: this change was applied before.
 
-    Then each Listener to its name and namespace gets a plan, due at ``event.at`` plus the offset. If ``event.at`` is past
-    or now, it occurs, else it is "pending" and its occurring is a plan, too.
+    Then a plan is made for each Listener to its name and namespace, due at ``event.at`` plus the offset. If
+    ``event.at`` is past or now, the event occurs; else it is "pending", and gets a plan of its own by which it will
+    occur.
 
-    To occur is: ``status`` "occurred", ``occurred_at`` now; and the mailbox gets a copy (``EventRecord.copy_for``), as of a
-    broadcast, for each run that now waits with an "event" arm of this name whose key is None or the event's entity_id,
-    and has not taken this occurrence: one that was started by it does not hear of it.
+    When an event occurs, its ``status`` becomes "occurred" and its ``occurred_at`` now; and the mailbox gets a copy
+    (``EventRecord.copy_for``), like that of a broadcast, for each run that now waits with an "event" arm of this name
+    whose key is None or the event's entity_id, and has not taken this occurrence, as a run that was started by it has.
 
-    A plan's id is never another's. Of several Listeners of one workflow and offset that it fits, there is one plan.
+    The id of a plan is never used again. Several matching Listeners of one workflow and offset get one plan.
     """
 
     event: EventRecord
@@ -121,8 +123,8 @@ class Emit(NamedTuple):
 
 
 class Occur(NamedTuple):
-    """The plan (its id) of an event's occurring is due: it occurs, see Emit. Stale if there is no such plan any more: by
-    an earlier offer, or somebody else; or if it is a start's.
+    """The plan (its id) by which an event occurs is due: the event occurs, see Emit. Stale if the plan is gone, taken
+    by an earlier offer or by another worker; or if it is the plan of a start.
     """
 
     plan: int
@@ -130,17 +132,17 @@ class Occur(NamedTuple):
 
 
 class Withdraw(NamedTuple):
-    """Cancel an event, whatever its status: ``status`` "cancelled", its plans are taken away. Stale if it is cancelled
-    already, with the event, or if there is none.
+    """Cancel an event, whatever its status: ``status`` becomes "cancelled", and its plans are deleted. Stale, with the
+    event, if it is cancelled already; stale, too, if there is none.
     """
 
     event_id: str
 
 
 class Replan(NamedTuple):
-    """A start has failed: replace the plan's ``due`` and ``error``, and add one to its ``attempts``; with ``due`` None
-    take it away. Stale if it is gone, or has other attempts than ``plan``; one that this very change has replaced is
-    "applied" again.
+    """Postpone a planned start: replace the plan's ``due`` and ``error``, and add one to its ``attempts``; with ``due``
+    None, delete it. Stale if it is gone, or its attempts differ from those of ``plan``; if this very change was applied
+    to it before, the result is "applied" again.
     """
 
     plan: Plan
@@ -149,7 +151,7 @@ class Replan(NamedTuple):
 
 
 class Listen(NamedTuple):
-    """Say all that these workflows listen to; what was said of them before is replaced. Plans stay."""
+    """Store all the listeners of these workflows, in place of their former ones. Existing plans stay."""
 
     workflows: tuple[str, ...]
     listeners: tuple[Listener, ...]
@@ -159,20 +161,21 @@ Change: TypeAlias = Start | Post | Move | Mark | Amend | Emit | Occur | Withdraw
 
 
 class Result(NamedTuple):
-    """What became of a change.
+    """The outcome of a change.
 
     - "applied": it is committed, now or by an earlier offer of the same change; ``run`` is the row it wrote.
     - "exists": a Start whose key is taken, ``run`` is the run that has it; or a Post whose signal_id was sent before.
-    - "stale": a guard did not hold, nothing was changed; ``run`` is the row as it stands, None if there is none.
+    - "stale": a guard did not hold, nothing was changed; ``run`` is the stored row, None if there is none.
 
     ``transition``: the history row that an applied Amend wrote; None for every other change, which brought its own.
-    ``mail``: of a Start or Move: the mailbox holds a signal for the run, which waits; of a Post that "exists": nobody has
-    taken it yet. ``run_ids``: of an applied Post: waiting runs that may take it (of those with the key, the oldest waits,
-    as many as the mailbox has signals of this name and key); of one that "exists": who has taken it; of an event that has
-    occurred by this change: the runs that it has mail for. ``also``: what became of the Move's ``also``, in order, when
-    this offer applied it. ``event``: of Emit, Occur and Withdraw: the event as it stands, if there is one. ``plans``: of an
-    Emit and a Replan: when its plans are due (id, due, attempts), if this offer made them; after another offer, none. Of
-    a Move that is stale by ``unless_mail``: what is in its way.
+    ``mail``: of a Start or Move: the run waits, and the mailbox holds a signal for it; of a Post that "exists": the
+    signal is not taken yet. ``run_ids``: of an applied Post: waiting runs that may take it (with a key, those with the
+    oldest waits, as many as the mailbox has signals of this name and key); of one that "exists": the runs that have
+    taken it; of a change by which an event occurred: the runs that got a copy. ``also``: the results of the Move's
+    ``also``, in order, when this offer applied it. ``event``: of Emit, Occur and Withdraw: the stored event, if there
+    is one. ``plans``: of an Emit or Replan: the deadlines of the plans that it made or changed (with their ids and
+    attempts), if this offer did; after another offer, none. Of a Move that is stale by ``unless_mail``: the plan of the
+    event that has to occur first.
     """
 
     outcome: Literal["applied", "exists", "stale"]
@@ -185,12 +188,12 @@ class Result(NamedTuple):
     plans: tuple[Deadline, ...] = ()
 
     def left_by(self, move: Move) -> Run | None:
-        """The row as this move left it; None if it was refused.
+        """The row as this move left it; None if the move was refused.
 
-        Also if it is not as that left it: an offer whose reply was lost may be answered with what came after it.
+        None, too, if the row has changed since: an offer whose reply was lost may be answered with a later row.
         """
         run = self.run
-        if run is move.run and self.outcome == "applied":  # as it is in nearly all answers
+        if run is move.run and self.outcome == "applied":  # so it is in nearly all results
             return run
         own = self.outcome == "applied" and run is not None and (run.seq, run.fence) == (move.run.seq, move.run.fence)
         return run if own else None

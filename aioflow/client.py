@@ -36,16 +36,17 @@ class Stats:
     Attributes:
         runs: workflow -> status -> number of runs.
         steps: workflow -> step -> number of runs that have not ended.
-        waiting: what for ("sleep", "signal", "event", "action", "retry", "start", "blocked") -> number of waiting runs.
-        blocked: runs that their code cannot take.
+        waiting: what they wait for ("sleep", "signal", "event", "action", "retry", "start", "blocked") -> number of
+            runs.
+        blocked: runs that are parked because no code can take them.
         overdue: waiting runs whose deadline is past.
-        mailbox: signals that nobody has taken yet.
-        expired_signals: signals that nobody took in their time, as this engine has noticed since it was opened.
+        mailbox: signals that no run has taken yet.
+        expired_signals: signals that expired untaken, as this engine has noticed since it was opened.
         events: status -> number of events.
         planned: starts that events have planned and that are not made yet.
         failing: those of them whose create_context or should_run_for_event raised the last time. They are tried again;
             the log says why.
-        blocked_starts: those of them whose workflow no code knows any more. They are made when a worker has it again.
+        blocked_starts: those of them whose workflow no worker knows. They are made when a worker has its code again.
         lag: how long the earliest of the overdue runs has been due; zero if none is.
         running_here: runs that this engine executes now.
         bytes: the size of the store, None where it has none.
@@ -68,7 +69,7 @@ class Stats:
 
 
 class Client:
-    """The calls. The mutable state: the parts, while it is open.
+    """The engine's calls. The mutable state: the parts, while the engine is open.
 
     Args:
         registry: the workflows that it knows.
@@ -105,9 +106,9 @@ class Client:
     async def start_run(
         self, workflow: object, options: StartOptions, keywords: Mapping[str, Any], *, from_json: bool = False
     ) -> WorkflowRun[Any]:
-        """The same as ``start``, for those who hand calls on; it raises as that does.
+        """The same as ``start``, for code that forwards calls; raises the same errors.
 
-        ``from_json``: the Context's keywords come from JSON, where a date is a text, also for a strict Context.
+        ``from_json``: the Context's keywords come from JSON, where a date is a string, even if the Context is strict.
         """
         parts = self._open_for("start()")
         if not isinstance(options, StartOptions):
@@ -134,7 +135,7 @@ class Client:
 
         Raises:
             RunNotFound: there is none.
-            TypeError: the id is no int.
+            TypeError: the id is not an int.
             EngineClosed, StoreUnavailable: the store cannot be asked.
         """
         return WorkflowRun(self, await self.reread(run_id))
@@ -149,10 +150,10 @@ class Client:
         return WorkflowRun(self, rows[0])
 
     async def iterate(self, query: RunQuery, page: int = 500) -> AsyncGenerator[WorkflowRun[Any], None]:
-        """All runs that match a query of the port: for edges, which have positions to begin at. ``iter_runs`` is for you.
+        """All runs that match a query of the port: for edges, which resume from a position. Users call ``iter_runs``.
 
         Args:
-            query: which runs; whatever its limit.
+            query: which runs; its limit is ignored.
             page: how many are read at once.
 
         Raises:
@@ -172,12 +173,12 @@ class Client:
         return await parts.store.count(query, parts.clock.micros())
 
     async def history(self, run_id: int, *, after: int | None = None, limit: int = 1000) -> list[Transition]:
-        """What was committed of a run, oldest first.
+        """The committed transitions of a run, oldest first.
 
         Args:
             run_id: the run's id.
             after: only transitions with a higher seq.
-            limit: how many at the most, from 1 to 10 000.
+            limit: how many at most, from 1 to 10 000.
 
         Returns:
             Transitions, with seq (1, 2, 3 … without gaps), at, step, attempt, kind, duration and error.
@@ -198,11 +199,11 @@ class Client:
         return found
 
     async def cancel(self, run_id: int, reason: str | None = None) -> bool:
-        """End a run, wherever it stands. A step that is running is cancelled; a thread is left alone, its result dropped.
+        """Cancel a run that has not ended. Its running step is cancelled; one in a thread runs on, its result dropped.
 
         Args:
             run_id: the run's id.
-            reason: kept as ``run.error``, as that of ``fail``.
+            reason: kept as ``run.error``, like that of ``fail``.
 
         Returns:
             True if this call cancelled it; False if it had ended already.
@@ -222,7 +223,7 @@ class Client:
         return result.outcome == "applied"
 
     async def _cancel_all(self, parts: Parts, run_ids: Iterable[int], reason: str | None) -> list[Result]:
-        """Cancel several runs in one batch, if there is room: what became of each."""
+        """Cancel several runs, in one batch if there is room. A result for each."""
         before: list[Run] = []
         changes = [self._cancellation(parts, run_id, reason, before) for run_id in run_ids]
         results = await asyncio.gather(*[parts.committer.submit(change, PATIENCE) for change in changes])
@@ -231,7 +232,7 @@ class Client:
         return results
 
     def _cancellation(self, parts: Parts, run_id: int, reason: str | None, before: list[Run]) -> Amend:
-        """The change that cancels a run; ``before`` is told of the row as it stood."""
+        """The change that cancels a run; when it is applied, it appends the row as it was to ``before``."""
         now = parts.clock.micros()
         commit_id = next(parts.commit_ids)
 
@@ -244,11 +245,11 @@ class Client:
     async def wait(
         self, run_id: int, timeout: float | timedelta | None = None, *, until: Until = "ended"
     ) -> WorkflowRun[Any]:
-        """Wait for a run, whoever executes it.
+        """Wait for a run, whichever process executes it.
 
         Args:
             run_id: the run's id.
-            timeout: seconds or a timedelta, after which it is given up; 0 reads the run once; None waits for ever.
+            timeout: seconds or a timedelta, after which the wait ends; 0 reads the run once; None waits for ever.
             until: "ended" (completed, failed or cancelled), or "parked" (ended or waiting).
 
         Returns:
@@ -267,9 +268,9 @@ class Client:
         seconds = seconds_of(timeout)
         future = parts.waiters.add(check_id(run_id), until)
         try:
-            once = seconds is not None and seconds <= 0  # then it is read all the same
+            once = seconds is not None and seconds <= 0
             async with parts.clock.limit(None if once else seconds):
-                if once or not parts.slots.drives(run_id):  # else its end will be heard of
+                if once or not parts.slots.drives(run_id):  # else its next commit, in this process, is told
                     row = await self.reread(run_id)
                     if reached(row, until):
                         return WorkflowRun(self, row)
@@ -300,12 +301,12 @@ class Client:
             return cast("BaseModel", (await self.wait(run_id, timeout)).outcome())
 
     async def process_scheduled(self) -> int:
-        """Do all that is due now: runs that wait, planned events and starts.
+        """Process all that is due now: waiting runs, planned events and planned starts.
 
         A working engine does so by itself; scripts and tests may not want to wait.
 
         Returns:
-            How many runs were woken, and plans taken up, by this call.
+            How many runs this call has woken, plus how many plans it has processed.
 
         Raises:
             EngineClosed, StoreUnavailable: the store cannot be asked or written.
@@ -314,7 +315,7 @@ class Client:
         return await parts.planner.fire_all() + await parts.scheduler.fire_all()
 
     async def stats(self) -> Stats:
-        """Count what is in the store. It reads all runs, several times, and all events: ask now and then, not in a loop.
+        """Count what is in the store. This reads all runs, several times, and all events: do not call it in a loop.
 
         Raises:
             EngineClosed, StoreUnavailable: the store cannot be asked.

@@ -60,21 +60,21 @@ class Clock:
         return _UNLIMITED if seconds is None else asyncio.timeout(seconds)
 
     async def sleep(self, duration: Micros) -> None:
-        """Wait for ``duration`` microseconds of the world's time: for what happens outside."""
+        """Wait for ``duration`` microseconds of real time: for what happens outside of the engine."""
         await asyncio.sleep(duration / SECOND)
 
 
 class HasClock(Protocol):
-    """What has a clock of its own."""
+    """A store that has a clock of its own."""
 
     @property
     def clock_offset(self) -> Micros:
-        """How far that is ahead of the machine's."""
+        """How far its clock is ahead of the machine's."""
         ...
 
 
 class StoreClock(Clock):
-    """The clock of a store that several machines share: all of them go by it, however wrong their own are.
+    """The clock of a store that several machines share: all of them use it, however wrong their own clocks are.
 
     Args:
         store: tells how far its clock is ahead of the machine's, as last measured.
@@ -105,7 +105,7 @@ def to_micros(instant: datetime, what: str = "a datetime") -> Micros:
             "Write datetime(..., tzinfo=UTC) or datetime.now(UTC)."
         )
     micros = (instant - _EPOCH) // _MICROSECOND
-    if not _FIRST_DATETIME <= micros <= _LAST_DATETIME:  # nobody could be shown it
+    if not _FIRST_DATETIME <= micros <= _LAST_DATETIME:  # no datetime could show it
         raise ValueError(f"{what} must be within the years 1 to 9999 in UTC, got {instant.isoformat()}.")
     return micros
 

@@ -50,7 +50,7 @@ class ContextCodec:
         self._live = live_class(self.context, self._undeclared)
         #: The same without model validators.
         self._fields = fields_only(self._live)
-        #: The defaults that every Context has itself, not a copy. Nothing has validated them.
+        #: The defaults that all Contexts share, as they are not copied. They have not been validated.
         self._defaults = {name: field.default for name, field in fields if isinstance(field.default, Hashable)}
         self._loose = loose_fields(self.context, checked=self._live.model_config.get("validate_assignment", False))
 
@@ -68,22 +68,22 @@ class ContextCodec:
 
     @property
     def takes_more(self) -> bool:
-        """Whether a live Context keeps or drops undeclared names, rather than forbid them."""
+        """Whether a live Context keeps or drops undeclared names, instead of forbidding them."""
         return self.context.model_config.get("extra") != "forbid"
 
     def adopt(self, context: BaseModel) -> BaseModel:
-        """The live twin of a Context that user code made; ``encode`` finds out whether its values are valid.
+        """A live Context with the values of one that user code made; ``encode`` finds out whether they are valid.
 
         Raises:
             Unstorable: a value is of a class that its field does not have.
         """
-        # Not validated once more: a type that decodes would decode what it has decoded.
+        # Not validated again: a type whose validation decodes its input would decode it twice.
         live = self._bare(context)
         self._check_classes(live)
         return live
 
     def build(self, keywords: Mapping[str, Any], *, from_json: bool = False) -> BaseModel:
-        """A live Context from the keywords of its class; ``from_json``: as JSON has them, where a date is a text.
+        """A live Context from the keywords of its class; ``from_json``: as JSON has them, where a date is a string.
 
         Raises:
             ValidationError: they do not validate.
@@ -120,10 +120,10 @@ class ContextCodec:
             raise ValidationError.from_exception_data(self.context.__qualname__, problems)
         if not self.context.__pydantic_decorators__.model_validators:
             return merged
-        # They are to see all of it at once; from JSON, as a type that decodes would decode what it has decoded.
+        # Model validators get all values at once; from JSON, as a type that decodes its input would decode it twice.
         try:
             raw = _write(merged)
-        except Exception:  # noqa: BLE001 - encode() tells more of it
+        except Exception:  # noqa: BLE001 - encode() raises an error that tells more
             return merged
         return self.decode(raw)
 
@@ -143,7 +143,7 @@ class ContextCodec:
             Unstorable: it cannot be written, does not read back, or reads back different.
             LimitExceeded: it is too large, too deep, or holds what not every store can hold.
         """
-        # As _write() and decode() do it: this is done for every step.
+        # What _write() and decode() do, without the calls: this is done for every step.
         try:
             raw = live.__pydantic_serializer__.to_json(live, by_alias=False, round_trip=True, warnings=False)
         except Exception as error:  # custom serializers may raise anything
@@ -160,7 +160,7 @@ class ContextCodec:
             if same:
                 for name in self._loose:
                     exact = exact and (alike(left[name], right[name]) or left[name] is self._defaults.get(name, left))
-        except Exception:  # noqa: BLE001 - difference() tells which value cannot be compared
+        except Exception:  # noqa: BLE001 - difference() finds the value that cannot be compared
             same = exact = False
         if not exact:
             self._check_classes(live)
@@ -169,11 +169,11 @@ class ContextCodec:
         return text, parsed
 
     def _advice(self, live: BaseModel, found: str, raw: bytes) -> str:
-        """What to do about a difference, if it is known where that comes from."""
+        """What to do about a difference, if its cause is known."""
         if self._fields is not self._live:
             try:
                 plain = self._fields.__pydantic_validator__.validate_json(raw, by_alias=False, by_name=True)
-            except Exception:  # noqa: BLE001 - the difference is told
+            except Exception:  # noqa: BLE001 - the difference is reported without advice
                 return ""
             if difference(live, plain) is None:
                 return ". A model validator changes it: assign the same in the step, or make it a computed_field"
@@ -183,9 +183,9 @@ class ContextCodec:
         return ""
 
     def _check_classes(self, live: BaseModel) -> None:
-        """Raise Unstorable for a value of a class that its field does not have, though it may be equal to what reads back."""
+        """Raise Unstorable for a value whose class is not its field's, even if it is equal to what reads back."""
         try:
-            # Not of a default: 0 for a Decimal is as good as what reads back.
+            # Except for defaults: 0 as that of a Decimal is as good as what reads back.
             given = self._values(live)
             include = {name for name in given if given[name] is not self._defaults.get(name, self)}
             _write(live, include=None if len(include) == len(given) else include, warnings="error")
@@ -206,17 +206,17 @@ class ContextCodec:
             self.decode(_write(live))
         except ValidationError as invalid:
             return Unstorable(f"it does not read back: {explain(invalid)}")
-        except Exception:  # noqa: BLE001, S110 - it is the first error that is to be explained
+        except Exception:  # noqa: BLE001, S110 - the first error is the one to explain
             pass
         for name in values:
             try:
                 _write(live, include={name}, warnings="error")
-            except Exception as problem:  # noqa: BLE001 - what a serializer raises is what is looked for
+            except Exception as problem:  # noqa: BLE001 - a serializer may raise anything
                 return Unstorable(f"{name}: {one_line(problem)}")
         return Unstorable(one_line(error))
 
     def _bare(self, context: BaseModel) -> BaseModel:
-        """A live Context with the values of another, as they are."""
+        """A live Context with the values of another, without validation."""
         # Not by model_construct, which would look for aliases.
         live = self.live.__new__(self.live)
         keeps = self.live.model_config.get("extra") == "allow"
@@ -248,8 +248,8 @@ def _again(problem: ErrorDetails) -> InitErrorDetails:
 
 def _write(live: BaseModel, *, include: set[str] | None = None, warnings: Literal["error", False] = False) -> bytes:
     """JSON by field name. ``warnings="error"``: raise for a value of a class that its field does not have."""
-    # A string for ``warnings`` makes pydantic let go of the GIL, once a call: with another thread that waits for it
-    # that costs more than all else that a step does. So False, except where something is wrong already.
+    # With a string for ``warnings`` pydantic releases the GIL once a call: if another thread waits for it, that costs
+    # more than all else that a step does. So False, unless something is wrong already.
     return live.__pydantic_serializer__.to_json(
         live, include=include, by_alias=False, round_trip=True, warnings=warnings
     )

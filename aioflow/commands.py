@@ -40,21 +40,21 @@ Returned: TypeAlias = Command | Awaitable[Command]
 
 
 class BoundAction(Generic[P]):
-    """What a type checker sees of ``self.review``, an action: a target, whatever it takes. It is the bound method."""
+    """What a type checker sees of ``self.review``, an action: a target, whatever it takes. Really the bound method."""
 
     def __call__(self, *args: P.args, **input: P.kwargs) -> Returned:  # noqa: A002, D102 - never run
         raise NotImplementedError
 
 
 class UnboundAction(Generic[C, P]):
-    """What a type checker sees of ``Order.review``, an action: what it takes, and whose Context. It is the function."""
+    """What a type checker sees of ``Order.review``, an action: its parameters, and the Context. Really the function."""
 
     def __call__(self, instance: Any, *args: P.args, **input: P.kwargs) -> Returned:  # noqa: A002, D102 - never run
         raise NotImplementedError
 
 
 class Action(Generic[P]):
-    """What a type checker sees of a step that is an action, in its class. It is the function that it was made of."""
+    """What a type checker sees of an action as an attribute of its class. Really the decorated function."""
 
     @overload
     def __get__(self, instance: None, owner: HasContext[C]) -> UnboundAction[C, P]: ...
@@ -66,7 +66,7 @@ class Action(Generic[P]):
 
 #: What a command can name: a step of the same workflow that needs no arguments (``self.ship``), an action, or a name.
 Target: TypeAlias = Callable[[], Returned] | BoundAction[...] | str
-#: Where a wait goes on: a step that may take parameters, filled from what ended the wait.
+#: The step after a wait: it may take parameters, filled from what ended the wait.
 ThenTarget: TypeAlias = Callable[..., Returned] | str
 
 
@@ -89,7 +89,7 @@ class Sleep(Command):
 
 @dataclass(frozen=True, slots=True)
 class Complete(Command):
-    """End the run well, merging ``data`` into its Context."""
+    """End the run as completed, merging ``data`` into its Context."""
 
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -114,7 +114,7 @@ class WaitArm:
 
 @dataclass(frozen=True, slots=True)
 class Wait(Command):
-    """Park the run until one of the arms is answered, or the time is over."""
+    """Park the run until one of the arms gets what it waits for, or the time is over."""
 
     arms: tuple[WaitArm, ...]
     timeout: clock.Micros | None
