@@ -1,14 +1,16 @@
 """Group commit: all changes that are waiting are committed as one transaction.
 
-The committer is a task of its own. Nobody who waits for a commit can cancel it; a caller that is cancelled only stops
-listening. There is no delay: an idle engine commits at once, a busy one finds more changes waiting each time.
+The committer has tasks of its own. A caller that waits for a commit cannot cancel it; if the caller is cancelled, it
+only stops listening. There is no delay: an idle engine commits at once, a busy one finds more changes waiting each
+time.
 
 An error from the store means that the outcome is *unknown*. The same changes, with the same ids, are offered again
-until the store answers; it recognises what it has already applied. A batch that some data sinks is cut in half until
-the change that cannot be stored stands alone.
+until the store answers; it recognises what it has already applied. A batch that the store refuses because of its data
+is halved until the change that cannot be stored stands alone.
 
-A store that takes several batches at once has them in lanes, one batch each. A batch begins when no other that is under
-way has one of its keys, and none before it is still waiting: of what may not be in one batch, the store has one at a time.
+A store that takes several batches at once gets them in lanes, one batch each. A batch begins when no batch in a lane
+shares one of its keys and no earlier batch is still waiting: of changes that must not share a batch, the store has one
+at a time.
 
 The mutable state of ``Committer``: ``_batches`` (what is waiting, in order), ``_lanes`` (what the store has now), and
 how far it is with stopping.
@@ -38,7 +40,7 @@ _LAST_WAIT: Micros = SECOND
 
 
 class _Caller:
-    """One who awaits what becomes of a change."""
+    """Resolves the future of a caller that awaits the outcome of a change."""
 
     __slots__ = ("_settled", "future")
 
@@ -59,7 +61,7 @@ class _Caller:
         if future.done():
             return
         if isinstance(outcome, Exception):
-            # If whoever waits has left, asyncio is not to print it: what memory holds follows from ``settled``.
+            # If the caller has left, asyncio must not log it as never retrieved: ``settled`` has been called already.
             future.set_exception(outcome)
             future.exception()
         else:
@@ -70,13 +72,13 @@ class Committer:
     """Commits changes in groups.
 
     Args:
-        store: where to.
-        clock: what time it is.
-        on_commit: told of the changes of a batch that were applied, in order, before whoever waits for them: what memory
-            holds follows from what was committed, whether or not somebody still listens. Should it raise for one, it is told
-            of those after it.
+        store: commits them.
+        clock: tells the time.
+        on_commit: gets the applied changes of a batch, in order, before their listeners do: what memory holds follows
+            from what was committed, whether or not a caller still listens. If it raises for one change, it is called
+            again with those after it.
         max_batch: how many changes one transaction takes.
-        in_flight: how many of them the store is given at once.
+        in_flight: how many batches the store is given at once.
     """
 
     def __init__(
@@ -104,18 +106,18 @@ class Committer:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is waiting to be committed, or being so."""
+        """Whether no change is waiting to be committed, or being committed."""
         return not self._batches and not any(lane.offered for lane in self._lanes)
 
     def start(self) -> None:
-        """Begin to commit, in tasks of its own: one for each batch that the store takes at once."""
+        """Begin to commit, in one task for each batch that the store takes at once."""
         self._loop = asyncio.get_running_loop()
         self._done = self._loop.create_future()
         for lane in self._lanes:
             self._tasks.keep(partial(self._run, lane), name="aioflow committer")
 
     async def stop(self, patience: Micros) -> None:
-        """Commit what is waiting, then end. After ``patience`` what the store does not take is given up."""
+        """Commit what is waiting, then end. Changes that the store has not taken within ``patience`` are given up."""
         self._stopping = True
         self._wake.set()
         if self._done is None:
@@ -124,7 +126,7 @@ class Committer:
         if not done:
             self._given_up = self.ended = True
             self._tell(StoreUnavailable(self._store.name, "it has not answered by the end of the engine"))
-            # A store that does not answer at all is left: it will answer nobody.
+            # A store that does not answer at all is not waited for any longer.
             await asyncio.wait({self._done}, timeout=_LAST_WAIT / SECOND)
 
     def submit(
@@ -135,7 +137,7 @@ class Committer:
         Args:
             change: what to commit.
             patience: microseconds after which a store that does not answer makes the future fail; None: never.
-            settled: called once it is decided what became of the change, whether or not somebody still waits.
+            settled: called when the outcome is decided, or the change given up, whether or not the caller still waits.
 
         Returns:
             A future of the result. It fails with StoreRefused if the change can never be stored, and with
@@ -146,7 +148,7 @@ class Committer:
         return future
 
     def offer(self, change: Change, listener: Listener, patience: Micros | None = None) -> None:
-        """Queue a change, as ``submit`` does, for somebody who is told rather than awaits.
+        """Queue a change, as ``submit`` does, for a listener that is called instead of awaiting a future.
 
         Args:
             change: what to commit.
@@ -156,7 +158,7 @@ class Committer:
         if self.ended:
             listener.told(StoreUnavailable(self._store.name, "the engine has stopped"))
             return
-        # The last batch, or a new one after it if that changes the same run: changes of one run keep their order.
+        # Into the last batch, or into a new one if they share a key: so changes of one run keep their order.
         batches = self._batches
         batch = batches[-1] if batches and len(batches[-1].pending) < self._max_batch else None
         if (type(change) is Move and not change.also) or (
@@ -183,7 +185,7 @@ class Committer:
     def _next_batch(self) -> Batch:
         batch = Batch()
         self._batches.append(batch)
-        self._wake.set()  # a lane that has something looks for more by itself
+        self._wake.set()  # for idle lanes: a busy one looks for the next batch by itself
         return batch
 
     async def commit(self, change: Change, patience: Micros | None = None) -> Result:
@@ -191,14 +193,14 @@ class Committer:
         return await self.submit(change, patience)
 
     async def _run(self, lane: Lane) -> None:
-        """Commit until ``stop``. Should a step cancel it, it is begun again, and goes on with what the store had."""
+        """Commit until ``stop``. If a step cancels this task, a new one goes on with the batch that the store had."""
         try:
             while True:
                 while lane.offered or self._fill(lane):
                     await self._offer(lane.offered)
                     lane.offered = []
                     lane.keys, lane.addresses = set(), set()
-                # What still waits then, for the keys of another lane, that one will take.
+                # A batch that still waits, for keys that another lane has, will be taken by that lane.
                 if self._stopping:
                     break
                 self._wake.clear()
@@ -206,14 +208,14 @@ class Committer:
         except asyncio.CancelledError:
             if is_assaulted(asyncio.current_task()):
                 raise
-            self._end()  # the event loop itself is being closed: nobody may wait for what will not come
+            self._end()  # the event loop itself is being closed: no caller may wait for ever
             raise
         lane.ended = True
         if all(lane.ended for lane in self._lanes):
             self._end()
 
     def _fill(self, lane: Lane) -> bool:
-        """Give it the next batch, if there is one and nothing that is under way stands in its way."""
+        """Give the lane the next batch, if there is one and no other lane bars it."""
         if not self._batches:
             return False
         batch = self._batches[0]
@@ -221,8 +223,8 @@ class Committer:
             return False
         del self._batches[0]
         if self._batches:
-            self._wake.set()  # another lane may have found the way barred by what stood first
-        # By run id: every writer takes its locks in the same order.
+            self._wake.set()  # an idle lane may have been waiting because this batch was barred
+        # By run id, so that all writers take their locks in the same order.
         lane.offered = sorted(batch.pending, key=attrgetter("run_id"))
         lane.keys, lane.addresses = batch.keys, batch.addresses
         return True
@@ -235,7 +237,7 @@ class Committer:
             self._done.set_result(None)
 
     async def _offer(self, pending: list[Pending]) -> None:
-        """Commit these together, however often it takes."""
+        """Commit these together, trying until the store answers or all were given up."""
         backoff = _FIRST_BACKOFF
         failing = False
         while pending := [p for p in pending if not p.over]:
@@ -276,7 +278,7 @@ class Committer:
         for first in applied:
             try:
                 self._on_commit(chain((first,), applied))
-            except Exception as error:  # noqa: BLE001 - the change is committed, whoever waits for it must hear so
+            except Exception as error:  # noqa: BLE001 - the change is committed, its listener must be told so
                 trace = telemetry.plain_traceback(error)
                 telemetry.fault("a bug in aioflow: following a commit failed", exception=trace)
         problem: BaseException | None = None
@@ -285,13 +287,13 @@ class Committer:
                 p.over = True
                 try:
                     p.listener.told(result)
-                except BaseException as error:  # noqa: BLE001 - raised below, when everybody was told
+                except BaseException as error:  # noqa: BLE001 - raised below, when all listeners were told
                     problem = error
         if problem is not None:
             raise problem
 
     def _tell(self, error: StoreError) -> None:
-        """Tell those whose patience is over, or everybody if the engine's is."""
+        """Give up the changes whose patience is over, or all of them if the engine has given up."""
         now = self._clock.monotonic()
         for p in self._waiting():
             if self._given_up or (p.until is not None and now >= p.until and p.impatient):
@@ -301,7 +303,7 @@ class Committer:
         return chain(*(lane.offered for lane in self._lanes), *(batch.pending for batch in self._batches))
 
     def _watch(self) -> None:
-        """Look at the patience of those who wait, for a store that is silent lets nobody else look."""
+        """Give up changes whose patience is over: while the store does not answer, the lanes cannot do it."""
         self._tell(StoreUnavailable(self._store.name, "it does not answer"))
         self._watching = any(p.impatient for p in self._waiting())
         if self._watching:

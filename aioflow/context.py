@@ -23,7 +23,7 @@ _DEFAULT = StartOptions()
 
 
 class Outbox(Protocol):
-    """Takes what a step starts, sends and emits, until it is closed."""
+    """Collects what a step starts, sends and emits, until it is closed."""
 
     closed: bool
 
@@ -44,7 +44,7 @@ _OUTSIDE: Final = (
     "{} works inside a step, while it runs. Nothing runs here. A thread that a step starts has no part of it: use "
     "asyncio.to_thread(), or run it in contextvars.copy_context()."
 )
-#: Threads of a step may order at once.
+#: Several threads of one step may need its outbox at once; one makes it.
 _MAKING = threading.Lock()
 
 
@@ -65,7 +65,7 @@ class CurrentRun:
         self._clock = clock
 
     def close(self) -> Outbox | None:
-        """The step has returned: it starts and sends no more. What it has ordered, if anything."""
+        """Let the step, which has returned, start and send nothing more. Returns its outbox, None if it used none."""
         self._closed = True
         if self._outbox is not None:
             self._outbox.closed = True
@@ -83,7 +83,7 @@ class CurrentRun:
                 if self._outbox is None:
                     outbox = self._make_outbox(self._run)
                     self._outbox = outbox
-                    if self._closed:  # meanwhile; or whoever closes finds it
+                    if self._closed:  # it was closed meanwhile; if it is closed later, ``close`` finds the outbox
                         outbox.closed = True
         return self._outbox
 
@@ -130,18 +130,18 @@ class CurrentRun:
 
     @property
     def deadline(self) -> datetime | None:
-        """When the time of the whole run is over (``@workflow(timeout=...)``): aware, UTC."""
+        """When the timeout of the whole run (``@workflow(timeout=...)``) is over: aware, UTC."""
         return None if self._run.deadline is None else to_datetime(self._run.deadline)
 
     @property
     def timed_out(self) -> bool:
-        """Whether the step runs because the time of a wait, or of the whole run, was over."""
+        """Whether the step runs because the timeout of a wait, or of the whole run, was over."""
         resumption = Resumption.of(self._run)
         return resumption is not None and resumption.kind == "timeout"
 
     @property
     def failure(self) -> Failure | None:
-        """What failed, on the way that an ``on_fail`` began; a later failure takes its place."""
+        """The failure that led to an ``on_fail`` step, also in the steps after that; a later failure replaces it."""
         return failure_of(self._run)
 
     @overload
@@ -165,11 +165,11 @@ class CurrentRun:
             workflow: the workflow class, or its name.
             options: key, reuse, delay or start_at. A key that is taken starts nothing.
             args: none; keywords only.
-            context: what ``create_context`` takes, or without one the fields of the Context; lists, tuples, sets, mappings
-                and models as they are now.
+            context: what ``create_context`` takes, or without one the fields of the Context; lists, tuples, sets, dicts
+                and models are copied now.
 
         Raises:
-            TypeError: a keyword that does not fit. Values that make no Context fail the step when it has returned.
+            TypeError: a keyword does not fit. Values that make no valid Context fail the step when it has returned.
             WorkflowUnknown: the engine knows no such workflow.
             UsageError: the step has returned already.
             LimitExceeded: one step starts, sends and emits at most 1 000.
@@ -198,11 +198,12 @@ class CurrentRun:
             key: the key that it is for.
             workflow: with a key: the run of this workflow that was started with the key.
             signal_id: makes it idempotent.
-            ttl: how long it waits to be taken. All as ``Engine.signal`` has them.
+            ttl: how long it waits to be taken. For all of these, see ``Engine.signal``.
 
         Raises:
             TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range, or more than 1 000
-                starts, signals and events of one step. A workflow and key without a run fail the step with RunNotFound when it has returned.
+                starts, signals and events of one step. If there is no run of the workflow and key, the step fails with
+                RunNotFound when it has returned.
             SignalInvalid: the payload or message cannot be stored.
             UsageError: the step has returned already.
         """
@@ -226,12 +227,13 @@ class CurrentRun:
         Args:
             name: the event's name.
             entity: what it is about: a pydantic model, a dataclass or a mapping.
-            entity_id: the id of that, if it is not its ``id``.
-            at: when it occurs, aware; when the step has returned, if not given.
+            entity_id: the entity's id, if that is not its ``id``.
+            at: when it occurs, an aware datetime; if not given, when the step has returned.
             namespace: which event workflows it is for.
             event_id: makes it idempotent.
-            replace: replace the event that has the event_id. All as ``Engine.emit`` has them. Of several events with one
-                event_id the last that replaces the first is emitted, else the first; what has another name is left out.
+            replace: replace the event that has the event_id. For all of these, see ``Engine.emit``. Of several events
+                that a step emits with one event_id, the last with ``replace`` and the name of the first is emitted,
+                without such a one the first.
 
         Raises:
             TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range, or more than 1 000
@@ -248,17 +250,17 @@ _current: ContextVar[CurrentRun] = ContextVar("aioflow_current_run")
 
 
 def current_run() -> CurrentRun | None:
-    """What the step is told whose code this is, or which has started it; None if that is no step."""
+    """The current run of the step that this code is part of, or was started by; None outside of steps."""
     return _current.get(None)
 
 
 def in_step() -> bool:
-    """Whether this is the code of a step, or what it has started."""
+    """Whether this code is part of a step, or was started by one."""
     return _current.get(None) is not None
 
 
 def run_on(clock: Clock) -> int | None:
-    """The id of the run whose step calls this, if an engine on this very clock runs it; else None."""
+    """The id of the run whose step calls this, if its engine uses this very clock; else None."""
     current = _current.get(None)
     return current.id if current is not None and current._clock is clock else None
 
@@ -267,7 +269,8 @@ def get_run() -> CurrentRun:
     """The run that the calling step is part of.
 
     Returns:
-        Its id, workflow, step, attempt, key, step_key, now, deadline, timed_out and failure; ``start``, ``signal`` and ``emit``.
+        The run, with id, workflow, step, attempt, key, step_key, now, deadline, timed_out and failure, and with
+        ``start``, ``signal`` and ``emit``.
 
     Raises:
         UsageError: not called from a step.

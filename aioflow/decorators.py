@@ -1,7 +1,7 @@
 """``@workflow`` and ``@step``: from a plain class to a checked definition, in a registry.
 
-Everything that can be checked is checked when the class is defined, in one error. Targets of commands are read from
-the source of the steps; only what is positively read is refused, the rest is decided when the step returns.
+Everything that can be checked is checked when the class is defined, and reported in one error. Targets of commands are
+read from the source of the steps; only what is certainly wrong is refused, the rest is checked when the step returns.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def step(
     options = StepOptions(start=start, retry=retry, timeout=micros, title=title, thread=thread, on_fail=after)
 
     def mark(method: Any) -> Any:
-        if not callable(method) and not isinstance(method, classmethod):  # which is told of with its class
+        if not callable(method) and not isinstance(method, classmethod):  # the class's DefinitionError reports that one
             raise TypeError(
                 f"@step decorates a method, got {type(method).__name__}. Options are keywords: @step(start=True)."
             )
@@ -125,22 +125,22 @@ def workflow(
 
     Args:
         name: what runs are stored under; up to 200 characters.
-        version: runs go on with the version they started with; change it when old runs could not.
+        version: runs go on with the version they started with; change it when the new code cannot take old runs.
         default_retry: for the steps that have no policy of their own.
-        timeout: how long a run may take from its start in all, waiting and retrying included. What is running then
-            ends; the run goes on with ``on_timeout`` before its next step, without it with ``on_fail``, and without that
-            it has failed.
-        on_timeout: the step, or its name, for a run that is out of time; it is not timed out again.
+        timeout: how long a run may take from its start in all, waiting and retrying included. A step that is running
+            then runs to its end; before its next step the run goes to ``on_timeout``, without it to ``on_fail``, and
+            without that it fails.
+        on_timeout: the step, or its name, for a run whose timeout is over; the run does not time out again.
         on_fail: the step, or its name, that a run goes on with when a step without an ``on_fail`` of its own has failed
-            for good, or when the run is out of time and there is no ``on_timeout`` (its ``failure: Failure`` then has
-            ``kind="timeout"``). A run goes there once.
-        max_transitions: how many steps a run may take without waiting, before it is failed as an endless loop.
+            for good, or when the run's timeout is over and there is no ``on_timeout`` (its ``failure: Failure`` then
+            has ``kind="timeout"``). A run goes there once.
+        max_transitions: how many steps a run may take without waiting before it fails as an endless loop.
 
     Returns:
         A decorator that gives the class back.
 
     Raises:
-        DefinitionError: the class cannot work as it is written; it lists every reason.
+        DefinitionError: the class cannot work as it is written; the error lists every reason.
         TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
     """
     options = checked_options(
@@ -170,7 +170,7 @@ def checked_options(
     on_fail: StepName | None,
     max_transitions: int,
 ) -> dict[str, Any]:
-    """What a workflow's decorator was given, as its definition has it; the decorator's name is for errors.
+    """A workflow decorator's arguments, as fields of WorkflowDefinition; ``decorator`` is its name, for errors.
 
     Raises:
         TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
@@ -198,7 +198,7 @@ def checked_options(
 
 
 def define(cls: K, options: Mapping[str, Any], problems: Iterable[str] = ()) -> K:
-    """Register the class, checked. ``problems``: what is known to be wrong with it already."""
+    """Check the class and register it. ``problems``: what is already known to be wrong with it."""
     definition = _define(cls, options, problems)
     registry.add(definition)
     setattr(cls, DEFINITION, definition)
@@ -246,7 +246,10 @@ def _define(cls: type, options: Mapping[str, Any], known: Iterable[str]) -> Work
 
 
 def _steps_of(cls: type, workflow: str, *, by_event: bool) -> tuple[dict[str, StepDefinition], list[str]]:
-    """Base classes first; a step that overrides one keeps its place. ``by_event``: whether an event starts runs."""
+    """The steps, and what is wrong with them. Base classes come first; a step that overrides one keeps its place.
+
+    ``by_event``: whether events start the runs.
+    """
     steps: dict[str, StepDefinition] = {}
     problems: list[str] = []
     for klass in reversed(cls.__mro__):
@@ -303,7 +306,7 @@ def _action_problems(definition: StepDefinition, action: ActionDefinition) -> It
 
 
 def _action_name(workflow: str, step: str) -> str:
-    """What an action is called by that has no name of its own."""
+    """The name of an action that was not given one."""
     name = re.sub(r"\W", "_", f"{workflow}_{step}")
     return (name if name.isidentifier() else f"action_{name}")[:MAX_NAME]
 

@@ -1,4 +1,4 @@
-"""What a checked workflow class is: its steps, its Context, and what its commands can name."""
+"""A checked workflow class: its steps, its Context, and the targets that its commands can name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from aioflow.retry import Retry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOptions:
-    """What ``@step`` was given."""
+    """The arguments of ``@step``."""
 
     start: bool
     retry: Retry | None
@@ -36,9 +36,9 @@ class StepDefinition:
     """A step of a workflow.
 
     ``is_async``: whether it is a coroutine function, also below decorators that keep ``__wrapped__``. ``in_thread``:
-    whether it runs in a worker thread, as sync steps do unless they say ``thread=False``. ``parameters``: what it takes
-    besides self (``takes``: whether that is anything). ``action``: what it is called by from outside, if it is an action
-    (``called``: its name, and what ``@action`` was given).
+    whether it runs in a worker thread, as sync steps do unless they say ``thread=False``. ``parameters``: its
+    parameters besides self (``takes``: whether there are any). ``called``: if it is an action, its name and the
+    arguments of ``@action``; ``action`` is made from these.
     """
 
     name: str
@@ -68,7 +68,7 @@ class StepDefinition:
 
 @dataclass(frozen=True, slots=True)
 class EventTrigger:
-    """What starts an event workflow: events of this name in this namespace ("*": in any), each at these offsets."""
+    """What starts an event workflow: events of this name in this namespace ("*": any), one run for each offset."""
 
     event_name: str
     namespace: str
@@ -90,36 +90,36 @@ class WorkflowDefinition:
     timeout: Micros | None
     on_timeout: str | None
     on_fail: str | None
-    #: Where it stands: the same (file, qualified name) may define it again.
+    #: (file, qualified name) of the class: a class at the same place may define the workflow again.
     source: tuple[str, str]
     #: What starts it, if it is an event workflow.
     event: EventTrigger | None = None
 
     def resolve(self, target: object) -> str | None:
-        """The name of the step that a command's target means, or None if it is no step of this workflow."""
+        """The name of the step that a command's target means, or None if it is not a step of this workflow."""
         if isinstance(target, str):
             return target if target in self.steps else None
         try:
             owner, function = getattr(target, "__self__", None), getattr(target, "__func__", None)
             name = getattr(target, "__name__", None)
-        except Exception:  # noqa: BLE001 - a stranger's __getattr__
+        except Exception:  # noqa: BLE001 - a user's __getattr__ may raise anything
             return None
         if not isinstance(owner, self.cls):
             return None
         named = self.steps.get(name) if isinstance(name, str) else None
         if named is not None and named.function is function:
             return named.name
-        # Under a wrapper that hides its name; else super().step, which means the step of that name.
+        # Its name may be hidden by a wrapper. If not: super().step means this class's step of that name.
         hidden = next((step.name for step in self.steps.values() if step.function is function), None)
         return hidden or (named.name if named is not None else None)
 
     @property
     def actions(self) -> list[ActionDefinition]:
-        """Its steps that can be called from outside."""
+        """Its steps that are actions."""
         return [step.action for step in self.steps.values() if step.action is not None]
 
     def action_of(self, action: object) -> ActionDefinition | None:
-        """The action that is meant by its name, by its step's, or by the step itself (``Order.review``)."""
+        """The action with this name, of the step with this name, or that is this step (``Order.review``)."""
         if isinstance(action, str):
             named = next((found for found in self.actions if found.name == action), None)
             return named or (self.steps[action].action if action in self.steps else None)
@@ -135,12 +135,12 @@ class WorkflowDefinition:
         return (definition.options.retry if definition else None) or self.default_retry
 
     def on_fail_of(self, step: str) -> str | None:
-        """Where the step itself sends a run when it has failed for good."""
+        """The step's own ``on_fail``: where a run goes when the step has failed for good."""
         definition = self.steps.get(step)
         return definition.options.on_fail if definition else None
 
     def falls_to(self, step: str, on_timeout: str | None) -> str | None:
-        """Where a wait of this step goes on that does not say so: the next declared step but the one for its timeout."""
+        """Where a wait without ``then=`` goes on: the next declared step that is not its ``on_timeout``."""
         names = iter(self.steps)
         for name in names:
             if name == step:
@@ -148,10 +148,10 @@ class WorkflowDefinition:
         return None
 
     async def new_context(self, keywords: Mapping[str, Any], *, from_json: bool = False) -> BaseModel:
-        """A live Context from the keywords given to ``start``. ``from_json``: a Context's own come from JSON.
+        """A live Context from the keywords given to ``start``. ``from_json``: the fields of a Context come from JSON.
 
         Raises:
-            TypeError: a keyword that neither create_context nor the Context takes.
+            TypeError: a keyword that create_context, or without one the Context, does not take.
             ContextInvalid: they do not make a valid Context.
             Unstorable: create_context made one that cannot be stored as it is.
         """
@@ -165,10 +165,10 @@ class WorkflowDefinition:
             raise ContextInvalid(self.name, explain(error)) from error
 
     async def context_for(self, event: Event) -> BaseModel | None:
-        """A live Context for the run that an event starts, or None if ``should_run_for_event`` says that none is to be.
+        """A live Context for the run that an event starts, or None if ``should_run_for_event`` declines the start.
 
         Raises:
-            ContextInvalid: what the event tells does not make a valid Context.
+            ContextInvalid: the event does not make a valid Context.
             Unstorable: create_context made one that cannot be stored as it is.
             Others: what should_run_for_event and create_context raise.
         """
@@ -183,13 +183,13 @@ class WorkflowDefinition:
                 return await self._adopted(create(event))
             told = {"event_id": event.id, "event_name": event.name, "entity_id": event.entity_id}
             fields = [(name, field) for name, field in self.codec.context.model_fields.items() if name in told]
-            # Without an entity its id has the default, which need not be None.
+            # Without an entity, entity_id keeps the field's default, which need not be None.
             return self.codec.build({n: told[n] for n, field in fields if told[n] is not None or field.is_required()})
         except ValidationError as error:
             raise ContextInvalid(self.name, explain(error)) from error
 
     async def _adopted(self, created: object) -> BaseModel:
-        """The live Context of what create_context returned."""
+        """The live Context for the one that create_context returned."""
         context = await created if inspect.isawaitable(created) else created
         if not isinstance(context, self.codec.context):
             raise ContextInvalid(
@@ -200,7 +200,7 @@ class WorkflowDefinition:
         return self.codec.adopt(context)
 
     def check_keywords(self, keywords: Mapping[str, Any]) -> None:
-        """Raise TypeError for a keyword that neither create_context nor the Context takes, or that is missing."""
+        """Raise TypeError if the keywords do not fit create_context; without one, if the Context has no such field."""
         codec = self.codec
         create = getattr(self.cls, "create_context", None)
         if create is not None:

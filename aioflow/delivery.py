@@ -1,8 +1,8 @@
-"""Brings the mailbox's signals to the runs that wait for them.
+"""Delivers the mailbox's signals to the runs that wait for them.
 
-Whoever is second sees the other: a signal is committed, then its receivers are looked for; a wait is committed, then
-its mailbox. Both end in ``notify``, and the scan heals what was missed. A delivery is one change of the waiting run,
-guarded by its seq and by the signal that it takes.
+A signal is committed, then its receivers are looked up; a wait is committed, then its mailbox is looked up: whichever
+of the two comes second finds the other. Both end in ``notify``, and the scan finds what was missed. A delivery is one
+change of the waiting run, guarded by its seq and by the signal that it takes.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from aioflow.slots import Slots
 from aioflow.store import Mail, Store
 
 _BATCH = 500
-#: How often the mailbox is rid of what expired and of what was taken long ago, and how much of each at once: together
-#: they say how many signals a second one worker can keep up with. What expired is told of, so it is taken out in lots.
+#: How often expired signals, and the records of those taken long ago, are removed from the mailbox, and how many of
+#: each at once: together they limit how many signals a second one worker can keep up with. Expired signals are logged,
+#: so they are removed in lots.
 _EXPIRE_EACH: Micros = 10 * SECOND
 _FORGETS = 10_000
 _LOT = 1_000
 
 
 class Watch:
-    """Somebody who wants to know what becomes of one signal.
+    """Watches the outcome of one signal, for its sender.
 
-    The mutable state: the runs that are still to be looked at, and what was found.
+    The mutable state: the runs that may take it and were not looked at yet, and which runs took or rejected it.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class Watch:
 class _Attempt(NamedTuple):
     run: Run
     signal: Signal
-    #: Why it was rejected; None: the run goes on with it.
+    #: Why the signal is rejected; None if the run goes on with it.
     why: str | None
     future: asyncio.Future[Result]
 
@@ -61,12 +62,12 @@ class Delivery:
 
     Args:
         store, clock, registry, committer: what it works with.
-        slots: who runs what is resumed.
+        slots: decides who runs the runs that it resumes.
         commit_ids: makes commit ids.
 
-    The mutable state: the runs to look at, what to do for those that turn out to have no mail, who watches which signal, who sends to which address, how many signals have expired, which runs the code
-    here cannot take though they have mail, when it last looked for what has expired, how far into which scan it is, and
-    whether it is closed.
+    The mutable state: the runs to look at, what to call for those that turn out to have no mail, the watches by signal,
+    the senders by address, how many signals have expired, the runs that have mail but that the code here cannot take,
+    when to look for expired signals again, how far a scan has come, and whether it is closed.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Delivery:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to deliver that is known here."""
+        """Whether no delivery is known to be due, or under way."""
         return not self._todo and not self._busy
 
     def notify(self, run_ids: Iterable[int]) -> None:
@@ -121,7 +122,7 @@ class Delivery:
 
     @contextmanager
     def watching(self, signal_id: int) -> Iterator[Watch]:
-        """Hear what becomes of a signal that is about to be posted."""
+        """Watch the outcome of a signal that is about to be posted."""
         watch = self._watches[signal_id] = Watch()
         if self._closed:
             watch.settled.set()
@@ -132,7 +133,7 @@ class Delivery:
 
     @asynccontextmanager
     async def turn(self, address: Hashable) -> AsyncGenerator[Callable[[], bool]]:
-        """Be the one who sends to an address, in the order of asking. Gives a function: whether nobody else waits."""
+        """Let one sender at a time send to an address, in the order of asking. Yields: whether no other one waits."""
         lock, count = self._turns.get(address) or (asyncio.Lock(), 0)
         self._turns[address] = lock, count + 1
         try:
@@ -144,7 +145,7 @@ class Delivery:
                 self._turns[address] = lock, count - 1
 
     def refusal(self, run: Run, signal: Signal) -> str | None:
-        """Why a run that waits for it would reject a signal, as far as that can be told here; None if it would not."""
+        """Why a run that waits for the signal would reject it; None if it would not, or this process cannot tell."""
         arm = arm_for(run, signal, self._clock.micros())
         definition = self._registry.get(run.workflow, run.version)
         try:
@@ -155,16 +156,16 @@ class Delivery:
         return None
 
     async def straight(self, run: Run, signal: Signal, patience: Micros) -> bool:
-        """Give a signal to a run that waits for it, past the mailbox, in one change instead of two.
+        """Give a signal to a run that waits for it, bypassing the mailbox, in one change instead of two.
 
         Args:
-            run: as it was read.
-            signal: that nobody has posted.
+            run: the row as read.
+            signal: the signal, not posted.
             patience: microseconds, see ``Committer.submit``.
 
         Returns:
-            Whether the run has it. If not, it waits for something else, is to take another signal first, or this
-            process does not have its code: then the signal belongs into the mailbox.
+            Whether the run has taken it. If not, the run waits for something else, has to take another signal first, or
+            cannot be taken by this process's code: then the signal has to be posted to the mailbox.
 
         Raises:
             Misfit: the signal is not valid for the run.
@@ -201,21 +202,21 @@ class Delivery:
                     self.notify(batch)
                     telemetry.trouble("signals cannot be delivered, will try again", error)
                     await self._clock.sleep(SECOND)
-                except asyncio.CancelledError:  # a step may have done it: whoever goes on has all to look at
+                except asyncio.CancelledError:  # perhaps by a step: then the next task has to look at all of them
                     self.notify(batch)
                     raise
                 finally:
                     self._busy = False
 
     async def look(self, *, scan: bool) -> None:
-        """Expire, and if it is time to ``scan``, take in whatever the mailbox holds for runs that wait for it."""
+        """Remove expired signals; with ``scan``, also look for all waiting runs that the mailbox has signals for."""
         self._to_scan = self._to_scan or scan
         await self._expire()
         if self._to_scan or self._scanned_to is not None:
             await self._scan()
 
     async def _scan(self) -> None:
-        """Take in a part, the next part in the next look: code that is here may yet be unable to take the first of it."""
+        """Notify one part of the runs each time: the first ones may be runs that the code here cannot take."""
         after = self._scanned_to
         known = self._registry.known()
         mails = await self._store.mail(None, _BATCH, self._clock.micros(), known=known, after=after)
@@ -225,9 +226,9 @@ class Delivery:
         self._scanned_to = (mails[-1].since, mails[-1].run.id) if len(mails) == _BATCH else None
 
     async def _expire(self) -> None:
-        """Now and then, take out of the mailbox what nobody took in its time."""
+        """Remove expired signals from the mailbox, every ``_EXPIRE_EACH``."""
         now = self._clock.micros()
-        if 0 < self._next_expiry - now <= _EXPIRE_EACH:  # else the clock was set back
+        if 0 < self._next_expiry - now <= _EXPIRE_EACH:  # if it is further off, the clock was set back
             return
         for left in range(_FORGETS, 0, -_LOT):
             forget = _FORGETS if left == _FORGETS else 0  # all of it in the first transaction
@@ -238,10 +239,10 @@ class Delivery:
                 break
 
     def _tell(self, expired: list[Signal]) -> None:
-        """Count what has expired, and log it: once for all of a name, with what is known of the first."""
+        """Count the expired signals, and log them: one line for each name, with the details of the first."""
         by_name: dict[str, list[Signal]] = {}
         for signal in expired:
-            if not signal.broadcast:  # else the run went on with something else, which is what it was told
+            if not signal.broadcast:  # such a copy is removed because its run's wait has ended otherwise
                 by_name.setdefault(signal.name, []).append(signal)
         for name, (first, *others) in by_name.items():
             self.expired += 1 + len(others)
@@ -255,13 +256,13 @@ class Delivery:
             )
 
     def close(self) -> None:
-        """Nobody needs to wait any more."""
+        """End all watches, and those to come."""
         self._closed = True
         for watch in self._watches.values():
             watch.settled.set()
 
     async def _deliver(self, run_ids: list[int]) -> list[int]:
-        """Deliver what these runs can take. The runs that are to be looked at again."""
+        """Deliver what these runs can take. Returns the runs that have to be looked at again."""
         mails = await self._store.mail(run_ids, _BATCH, self._clock.micros())
         given: set[int] = set()
         attempts: list[_Attempt] = []
@@ -274,19 +275,19 @@ class Delivery:
             if attempt is not None:
                 attempts.append(attempt)
             elif all(signal.id in given for signal in mail.signals):
-                left.append(mail.run.id)  # there may be more than it was shown
+                left.append(mail.run.id)  # its mail may hold more signals than were read
         for run_id in without:
             if (otherwise := self._otherwise.pop(run_id, None)) is not None:
                 otherwise()
         again = [attempt.run.id for attempt in attempts if not await self._came_through(attempt)]
         again += left if attempts else []
         for run_id in run_ids:
-            if run_id not in again and run_id not in self._todo:  # it has it, or it is not for this process
+            if run_id not in again and run_id not in self._todo:  # it has its mail, or this process cannot deliver it
                 self._otherwise.pop(run_id, None)
         return again
 
     async def _came_through(self, attempt: _Attempt) -> bool:
-        """Whether the run has the signal, or has rejected it; else one of both is not as it was."""
+        """Whether the run has taken or rejected the signal; if not, the run or the signal has changed since."""
         try:
             result = await attempt.future
         except StoreRefused as error:
@@ -301,7 +302,7 @@ class Delivery:
         return result.outcome == "applied"
 
     def _attempt(self, mail: Mail, given: set[int]) -> _Attempt | None:
-        """Offer the first signal that nobody else was given to its run."""
+        """Offer the run the first of its signals that was not given to another run in this round."""
         run = mail.run
         definition = self._registry.get(run.workflow, run.version)
         if definition is None:
@@ -325,7 +326,7 @@ class Delivery:
         return None
 
     def _warn(self, run: Run, definition: WorkflowDefinition, signal: Signal) -> None:
-        """Say once that a run has mail, and that it waits on because the code that is here cannot take it."""
+        """Log once that a run has mail but goes on waiting, because the code here cannot take the run."""
         if run.id not in self._cannot:
             self._cannot.add(run.id)
             why = read_context(run, definition)

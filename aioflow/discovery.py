@@ -14,13 +14,13 @@ from aioflow.store import Store
 
 DEFAULT_URL = "sqlite:///aioflow.db"
 _GROUP = "aioflow.backends"
-#: Backends that need what is an optional part of this distribution: scheme -> extra.
+#: Backends that need an optional extra of this distribution: scheme -> extra.
 _EXTRAS: dict[str, str] = {"postgres": "postgres", "postgresql": "postgres"}
 
 
 @cache
 def _installed() -> Mapping[str, EntryPoint]:
-    """What serves which scheme. Asked for once: it reads a file of every distribution that is installed."""
+    """Scheme -> entry point. Cached: it reads a file of every installed distribution."""
     return {point.name: point for point in entry_points(group=_GROUP)}
 
 
@@ -29,15 +29,15 @@ def find_store(url_or_store: str | Store | None) -> Store:
 
     Args:
         url_or_store: a store, a URL (``sqlite:///relative.db``, ``sqlite:////absolute.db``,
-            ``postgresql://host/database``, ``memory://``), or None
-            for the environment's ``AIOFLOW_DATABASE_URL``, and without it ``sqlite:///aioflow.db``.
+            ``postgresql://host/database``, ``memory://``), or None for the environment's ``AIOFLOW_DATABASE_URL``, and
+            without it ``sqlite:///aioflow.db``.
 
     Returns:
         A store, not opened.
 
     Raises:
         BackendUnknown: no installed backend serves the scheme.
-        ValueError: no URL, or one the backend cannot read.
+        ValueError: not a URL, or one that the backend cannot read.
     """
     if url_or_store is None:
         url_or_store = os.environ.get("AIOFLOW_DATABASE_URL") or DEFAULT_URL

@@ -1,7 +1,7 @@
-"""Fire what is due: look at the nearest deadline, sleep until it, hand over what has come due, in batches, never early.
+"""Fires deadlines: sleeps until the nearest one, then fires all that are due, in batches, never early.
 
-``DueLoop`` is the loop; what fires is its subclasses' business: runs that wait (``scheduler.py``), and what is planned
-because of events (``planner.py``).
+``DueLoop`` is the loop; its subclasses fire: waiting runs (``scheduler.py``), and planned events and starts
+(``planner.py``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from aioflow.model import Deadline
 from aioflow.store import Store
 from aioflow.timers import START, Timers
 
-#: Sleep no longer than this: a step of the machine's clock is noticed that soon.
+#: Sleep no longer than this, so that a clock that was set is noticed within this time.
 _LONGEST_SLEEP: Micros = 2 * SECOND
 BATCH = 500
 _LAST_ID = 1 << 62
@@ -29,10 +29,11 @@ class DueLoop(ABC):
     Args:
         store, clock: what it works with.
         timers: the heap.
-        of: what the deadlines are of, as ``Store.due`` has it.
+        of: what the deadlines are of, as for ``Store.due``.
         what: names them in the log.
 
-    The mutable state: the heap, what is being fired, whether it lacks room to fire more, and whether it works at all.
+    The mutable state: the heap, the ids that are being fired, whether it waits for room to fire more, and ``working``:
+    whether it fires at all.
     """
 
     def __init__(self, store: Store, clock: Clock, timers: Timers, of: Literal["run", "plan"], what: str) -> None:
@@ -53,20 +54,20 @@ class DueLoop(ABC):
 
     @abstractmethod
     async def _fire(self, due: list[Deadline]) -> int:
-        """Fire these if they still stand: how many did. What could not be tried is put back."""
+        """Fire those that are still valid, and return their number. Those that could not be tried are put back."""
 
     def push(self, deadlines: Iterable[Deadline]) -> None:
-        """These were committed."""
+        """Add deadlines that were committed."""
         for deadline in deadlines:
             if self._timers.push(deadline):
                 self._again.set()
 
     def poke(self) -> None:
-        """Work has begun: look."""
+        """Look for due deadlines now, as work has begun."""
         self._again.set()
 
     def made_room(self) -> None:
-        """There is room again."""
+        """Look again if the loop waits for room: there is some now."""
         if self._starved:
             self._again.set()
 
@@ -92,7 +93,7 @@ class DueLoop(ABC):
         room = min(self._room, BATCH)
         self._starved = room <= 0
         if self._starved:
-            return _LONGEST_SLEEP  # ended as soon as there is room
+            return _LONGEST_SLEEP  # ``made_room`` ends it
         due = self._timers.pop(now, room)
         if due:
             await self._fire(due)
@@ -108,11 +109,11 @@ class DueLoop(ABC):
             raise
 
     async def scan(self, until: Micros) -> None:
-        """Take in what the store says is due by ``until``, whoever committed it."""
+        """Add the deadlines that the store has up to ``until``, whichever process committed them."""
         room = self._room
         if not self.working or room <= 0:
             return
-        limit = max(room, BATCH) + len(self._firing)  # these may be the first of all, for long
+        limit = max(room, BATCH) + len(self._firing)  # those being fired may come first, and are left out
         found = await self._store.due(START, (until, _LAST_ID), limit, self._clock.micros(), self._of)
         new = [deadline for deadline in found if deadline.run_id not in self._firing]
         for deadline in new:
@@ -121,7 +122,7 @@ class DueLoop(ABC):
             self._again.set()
 
     async def fire_all(self) -> int:
-        """Fire everything that is due now, whoever is to run it. How many that were."""
+        """Fire everything that is due now, even without room to run it here. Returns how many were fired."""
         fired = 0
         after = START
         until = (self._clock.micros(), _LAST_ID)
