@@ -1,4 +1,4 @@
-"""What is wrong with the way a class's steps lead to each other, as far as it can be read: sentences for DefinitionError."""
+"""Checks how a class's steps lead to each other, as far as their source tells: sentences for DefinitionError."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def edge_problems(steps: Steps, options: Mapping[str, Any]) -> Iterable[str]:
         elif step is None:
             yield f"{written} names {target!r}, which is no step of this class (steps: {', '.join(steps)})."
         elif step.action is not None:
-            continue  # it waits there to be called
+            continue  # the run waits there for a call
         elif with_failure and not step.parameters.failure_only():
             yield f"{written} names {target!r}, which needs more than a 'failure: Failure'. Give the rest defaults."
         elif not with_failure and step.parameters.needed:
@@ -93,7 +93,7 @@ def _named_problems(cls: type, name: str, found: Named, steps: Steps) -> Iterato
     if member is not None and not inspect.isfunction(member):
         return  # a property or the like may give a step: decided when the step returns
     if is_attribute and member is None and target in _attributes_set(cls):
-        return  # an instance has it, whatever it is
+        return  # an attribute of the instance, of whatever value: decided when the step returns
     known = ", ".join(steps)
     written = f"step {name!r}: {found.written} names {target!r}"
     if member is not None:
@@ -141,7 +141,7 @@ def _event_problems(written: str, step: StepDefinition) -> Iterator[str]:
 
 
 def _attributes_set(cls: type) -> set[str]:
-    """The attributes that the class's own functions set, on self or on whatever else."""
+    """The names of attributes that the class's own functions set, on self or on any other object."""
     return {
         str(instruction.argval)
         for klass in cls.__mro__

@@ -1,4 +1,4 @@
-"""``Engine.emit``, ``cancel_event`` and ``events``: what happens in the user's world, recorded, moved and taken back."""
+"""``Engine.emit``, ``cancel_event`` and ``events``: record, replace, cancel and query events of the user's domain."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PAGE = 500
 
 
 class Emitting(Sending):
-    """The calls about events."""
+    """The engine's calls for events."""
 
     async def emit(
         self,
@@ -37,34 +37,36 @@ class Emitting(Sending):
         event_id: str | None = None,
         replace: bool = False,
     ) -> Event:
-        """Record an event. When it returns, the event is committed, with the start of every workflow that it is for.
+        """Record an event. When this returns, the event is committed, with the planned starts of all its workflows.
 
-        Each ``@event_workflow`` of its name and namespace that a worker has told the store of gets one run for each of
-        its offsets. What waits for it goes on when it occurs.
+        Each ``@event_workflow`` of its name and namespace that a worker has registered in the store gets one run for
+        each of its offsets. Runs that wait for the event go on when it occurs.
 
         Args:
             name: the event's name; up to 200 characters.
-            entity: what it is about: a pydantic model, a dataclass or a mapping, JSON in the end; or nothing.
-            entity_id: the id of that, as a str, int or UUID; without it the entity's ``id`` (or ``["id"]``), if it has one.
-            at: when it occurs, as an aware datetime: now if not given, at once if it is past.
-            namespace: "*" or one of your own: workflows of another one do not start.
-            event_id: your own id for it, up to 200 characters, one of its kind in the whole store: ``f"paid-{order_id}"``.
-                It makes the call idempotent, but for ``replace``: an event that is there already is left as it is.
-            replace: with an event_id that is there: replace the event, whose name stays. Starts that were not made yet are planned anew;
-                those made are made again, for the new occurrence. So are they by every further call.
+            entity: what it is about: a pydantic model, a dataclass or a mapping, stored as JSON; or None.
+            entity_id: the entity's id, as a str, int or UUID; if not given, its ``id`` (or ``["id"]``), if it has one.
+            at: when it occurs, an aware datetime; now if not given. An event whose ``at`` is past occurs at once.
+            namespace: "*", or one of your own: workflows of other namespaces are not started.
+            event_id: your own id for the event, up to 200 characters, unique in the whole store:
+                ``f"paid-{order_id}"``. It makes the call idempotent, unless ``replace`` is set: an existing event is
+                left as it is.
+            replace: replace the event that has the event_id, and must have the name; every such call makes another
+                occurrence. Starts that were not made yet are planned anew; those that were made are made again, for
+                the new occurrence.
 
         Returns:
             The event as it is stored. No ``@entity_loader`` is called for it.
 
         Raises:
-            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range, or an entity that is
-                too large or too deep.
+            TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range, or an entity that
+                is too large or too deep.
             EventInvalid: the entity cannot be stored as it is.
             IdTaken: the event_id is that of an event with another name.
             EngineClosed: the engine is not open.
-            StoreUnavailable: the store did not answer for 15 s. Whether it was recorded is not known: with an event_id,
-                the same call again tells; with ``replace`` ask ``events(event_id=...)`` first, as the call again would
-                be another occurrence.
+            StoreUnavailable: the store did not answer for 15 s. It is not known whether the event was recorded: with an
+                event_id, repeating the call tells; with ``replace``, query ``events(event_id=...)`` first, as
+                repeating the call would make another occurrence.
         """
         parts = self._open_for("emit()")
         asked = draft(name, entity, entity_id=entity_id, at=at, namespace=namespace, event_id=event_id, replace=replace)
@@ -76,7 +78,7 @@ class Emitting(Sending):
         return shown(event)
 
     async def cancel_event(self, event_id: str, *, runs: bool = False) -> bool:
-        """Cancel an event: what it has not started yet is not started, and it does not occur any more.
+        """Cancel an event: if it has not occurred, it does not occur, and its starts that were not made are dropped.
 
         Args:
             event_id: as ``Event.id`` gives it.
@@ -89,7 +91,7 @@ class Emitting(Sending):
             EventNotFound: there is none.
             TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
             EngineClosed: the engine is not open.
-            StoreUnavailable: the store did not answer for 15 s. The same call again finishes what it has begun.
+            StoreUnavailable: the store did not answer for 15 s. Repeating the call completes it.
         """
         parts = self._open_for("cancel_event()")
         check_name("cancel_event(event_id)", event_id)
@@ -103,7 +105,7 @@ class Emitting(Sending):
         return result.outcome == "applied"
 
     async def _cancel_runs(self, parts: Parts, event_id: str) -> None:
-        """Cancel the live runs of an event. There come no new ones: its plans are gone."""
+        """Cancel the live runs that an event has started. No new ones come: its plans are deleted."""
         live = tuple(map(str, LIVE))
         query = RunQuery(event_id=(event_id,), status=live, order="id", descending=False, limit=_PAGE, own=True)
         while True:
@@ -133,23 +135,23 @@ class Emitting(Sending):
     ) -> list[Event]:
         """The events that match every filter; a filter takes one value or several, of which any may match.
 
-        Of several that are none (``name=[]``) none matches; None is no filter.
+        An empty collection (``name=[]``) matches no event; None is no filter.
 
         Args:
-            event_id: their own ids.
+            event_id: the events' ids.
             name: their names.
-            namespace: their namespaces, as they were emitted.
-            entity_id: the ids of what they are about.
+            namespace: the namespaces that they were emitted with.
+            entity_id: the ids of their entities.
             status: "pending", "occurred" or "cancelled".
             at_after: only those that occur later; an aware datetime, exclusive.
             at_before: only those that occur earlier.
             order: "id", in the order in which they were first emitted, or "-id" for the latest first.
-            limit: how many at the most, from 1 to 10 000.
+            limit: how many at most, from 1 to 10 000.
             after: the last event of the page before, or its id.
 
         Returns:
-            Events as they stand, in order, with what was stored as entity: no ``@entity_loader`` is called, and one that
-            its class no longer accepts is given as a mapping.
+            Events as they stand, in order, with their entities as stored: no ``@entity_loader`` is called, and an
+            entity that its class no longer accepts is given as a mapping.
 
         Raises:
             TypeError, ValueError, LimitExceeded: a value of the wrong type or out of its range.

@@ -1,8 +1,8 @@
-"""The entities of events: as JSON in the store, and as objects again, by a registry of their types.
+"""The entities of events: written as JSON, and read back as objects by a registry of their types.
 
-What is stored names its type by a word. Only a class that this process has registered under that word is made of it,
-never one that the data names; without such a class it stays a mapping. ``emit`` registers the type of what it is given
-in its own process, ``@entity_type`` where the events arrive.
+An entity is stored with the name of its type. It reads back as an instance of the class that this process has
+registered under that name, never of a class that is looked up by the data; without such a class it is a mapping.
+``emit`` registers the type of its entity in its own process; in others ``@entity_type`` does.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Known:
 
     @cached_property
     def adapter(self) -> TypeAdapter[Any]:
-        """Writes and reads it. Made when it is needed: the class may name others that are defined later."""
+        """Writes and reads the entities. Made when first needed: the class may name others that are defined later."""
         return TypeAdapter(self.cls)
 
 
 class Loader:
-    """What ``@entity_loader`` decorated. The threads of each are counted for itself: one that hangs holds up no other.
+    """A function decorated with ``@entity_loader``. Each has its own limit of threads: one that hangs blocks no other.
 
     The mutable state, for each event loop: how many calls run.
     """
@@ -55,7 +55,7 @@ class Loader:
         self._function = function
         self._limiter: RunVar[CapacityLimiter] = RunVar("calls of an entity's loader")
         inner = inspect.unwrap(function)
-        self._is_async = any(map(inspect.iscoroutinefunction, (inner, getattr(inner, "__call__", None))))  # noqa: B004 - an object may be called, too
+        self._is_async = any(map(inspect.iscoroutinefunction, (inner, getattr(inner, "__call__", None))))  # noqa: B004 - a callable object's method
 
     async def load(self, entity_id: str) -> Any:
         """The entity. Raises what the function raises."""
@@ -77,7 +77,7 @@ class Entity(NamedTuple):
     entity_id: str | None
 
 
-#: By name; a class may have had several. By class: the name that it is written under. The loaders, by class.
+#: Types by name, of which a class may have had several; by class, with the name it is stored under; loaders by class.
 _by_name: dict[str, Known] = {}
 _by_class: dict[type, Known] = {}
 _loaders: dict[type, Loader] = {}
@@ -90,11 +90,11 @@ def entity_type(name: str, /) -> Callable[[K], K]: ...
 def entity_type(cls_or_name: Any, /) -> Any:
     """Register a pydantic model or dataclass as a type of entities: ``@entity_type``, or ``@entity_type("order")``.
 
-    Events whose entity is of a type that a process has not registered give it as a mapping there.
+    A process that has not registered the type of an event's entity gets the entity as a mapping.
 
     Args:
-        cls_or_name: the class; or the name that is stored with its entities, up to 200 characters. Without a name it
-            is the class's module and qualified name, so that a class that has moved is another type.
+        cls_or_name: the class; or the name that is stored with its entities, up to 200 characters. If not given, the
+            name is the class's module and qualified name, so that a class that has moved is another type.
 
     Returns:
         The class, or a decorator that gives it back.
@@ -119,13 +119,13 @@ def entity_type(cls_or_name: Any, /) -> Any:
 
 
 def entity_loader(cls: type[T], /) -> Callable[[L], L]:
-    """Re-load entities of a type fresh, instead of what was stored with the event: ``@entity_loader(Order)``.
+    """Load entities of a type afresh, instead of using what was stored with the event: ``@entity_loader(Order)``.
 
-    The function is called with the entity_id whenever an event of this type reaches a workflow; what it returns is
-    ``event.entity``. An async one runs on the event loop, a sync one in a thread of anyio, up to 40 at once. What it
-    raises is raised where the event was to be used, and is tried again as that is. An event without entity_id keeps what
-    was stored. Give a sync one a timeout of its own: when time is over nobody waits for it any more, but its thread is
-    not to be had back before it returns.
+    The function is called with the entity_id whenever an event with such an entity reaches a workflow; what it returns
+    is ``event.entity``. An async function runs on the event loop, a sync one in a thread of anyio, up to 40 calls at
+    once. An error is raised where the event was to be used, and retried as errors there are. An event without entity_id
+    keeps the stored entity. Give a sync function a timeout of its own: the step or start that waits for it may time
+    out, but its thread is occupied until it returns.
 
     Args:
         cls: the pydantic model or dataclass; it is registered, if ``@entity_type`` has not done so.
@@ -154,10 +154,10 @@ def to_json(event: str, entity: object, entity_id: object = None) -> Entity:
     Args:
         event: the event's name, for errors.
         entity: a pydantic model, a dataclass, a mapping, or None.
-        entity_id: its id, where that is not its ``id``.
+        entity_id: its id, if that is not its ``id``.
 
     Raises:
-        TypeError, ValueError: none of those, or an id that is none.
+        TypeError, ValueError: the entity is none of those, or the id is not a valid one.
         LimitExceeded: it is too large or too deep, or it or its id holds what cannot be stored.
         EventInvalid: it cannot be written, or does not read back equal.
     """
@@ -181,7 +181,7 @@ def to_json(event: str, entity: object, entity_id: object = None) -> Entity:
 
 
 def rebuild(event: str, kind: str | None, json: str | None) -> Any:
-    """The entity that was stored: an instance of its type, or a mapping where this process does not know that.
+    """The stored entity: an instance of its type, or a mapping if this process does not know the type.
 
     Raises:
         EventInvalid: its class, as it is now, does not accept what is stored.
@@ -199,7 +199,7 @@ def rebuild(event: str, kind: str | None, json: str | None) -> Any:
 
 
 async def load(event: str, kind: str | None, json: str | None, entity_id: str | None) -> Any:
-    """The entity, fresh from its type's loader where there is one, else what was stored.
+    """The entity, loaded afresh if its type has a loader and it has an id, else as stored.
 
     Raises:
         EventInvalid: as ``rebuild``.
@@ -217,7 +217,7 @@ def _default_name(cls: type) -> str:
 
 
 def _register(cls: type, name: str) -> Known:
-    """Register the class; one that stands at the same place in the source is replaced."""
+    """Register the class; it replaces one of the same module and qualified name."""
     if not (isinstance(cls, type) and (issubclass(cls, BaseModel) or dataclasses.is_dataclass(cls))):
         what = cls.__qualname__ if isinstance(cls, type) else f"an instance of {type(cls).__qualname__}"
         raise TypeError(f"@entity_type takes a pydantic model or a dataclass: {what} is neither. Write it above these.")
@@ -262,10 +262,10 @@ def _write_mapping(event: str, entity: Mapping[Any, Any]) -> bytes:
 
 
 def _cannot(event: str, entity: Any, error: Exception) -> Exception:
-    """What to tell of an entity that could not be written."""
+    """The error for an entity that could not be written."""
     try:
         limit = beyond(entity if isinstance(entity, Mapping) else _values(entity), f"Event {event!r}")
-    except Exception:  # noqa: BLE001 - a mapping of a class of its own: it is the first error that is to be explained
+    except Exception:  # noqa: BLE001 - a user's mapping may raise anything; the first error is the one to explain
         limit = None
     return limit or EventInvalid(event, f"its entity cannot be stored: {explain(error)}")
 

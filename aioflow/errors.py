@@ -8,22 +8,22 @@ A constructor takes data, the class writes the sentence: what happened, to which
     │   ├── EngineClosed
     │   ├── OtherLoop
     │   ├── WorkflowUnknown        (also a LookupError)
-    │   ├── TimeStandsStill        a test waits for what no virtual time brings (also an AssertionError)
+    │   ├── TimeStandsStill        a test waits for what virtual time cannot bring about (also an AssertionError)
     │   ├── ContextInvalid         (also a ValueError)
     │   ├── SignalInvalid          (also a ValueError)
     │   ├── ActionInputInvalid     (also a ValueError)
     │   ├── EventInvalid           (also a ValueError)
     │   ├── EventNotFound          (also a LookupError)
-    │   └── IdTaken                a signal_id or event_id that means something else (also a ValueError)
+    │   └── IdTaken                a signal_id or event_id that is used for something else (also a ValueError)
     ├── RunError                   about one run; has run_id
     │   ├── RunNotFound            (also a LookupError)
     │   ├── RunEnded
     │   ├── ActionNotOpen          the run does not wait for this call
-    │   ├── ActionFailed           the step of an action has failed, in another process or in a way that cannot be raised
+    │   ├── ActionFailed           an action's step has failed, in another process or in a way that cannot be raised
     │   ├── RunFailed
     │   ├── RunCancelled
-    │   ├── RunTimeout             the time of the whole run is over (also a TimeoutError)
-    │   └── StepError              the step is wrong in a way that retrying cannot mend
+    │   ├── RunTimeout             the timeout of the whole run is over (also a TimeoutError)
+    │   └── StepError              the step has an error that retrying cannot mend
     │       ├── NoCommand
     │       ├── CommandAwaited
     │       ├── TargetUnknown
@@ -34,7 +34,7 @@ A constructor takes data, the class writes the sentence: what happened, to which
     │       └── UndeclaredField    (also an AttributeError)
     ├── StepTimeout                a step ran longer than its timeout (also a TimeoutError)
     ├── LimitExceeded              a name, key, Context or loop is beyond its limit (also a ValueError)
-    ├── StoreError                 the store said no, or did not answer; the cause is kept
+    ├── StoreError                 the store refused, or did not answer; the cause is kept
     │   ├── StoreUnavailable
     │   ├── StoreRefused           this change can never be stored
     │   └── BackendUnknown
@@ -137,7 +137,7 @@ class EngineClosed(UsageError):
         )
 
 
-#: What gives no coroutine, but something to iterate over.
+#: Calls that return an async iterator rather than a coroutine.
 _ITERATED = frozenset({"engine.watch()", "engine.iter_runs()"})
 
 
@@ -175,7 +175,7 @@ class WorkflowUnknown(UsageError, LookupError):
         self.version = version
         if replaced_by is not None:
             super().__init__(
-                f"This class is workflow {workflow!r} version {version!r} no more: {replaced_by} has taken its place. "
+                f"This class is no longer workflow {workflow!r} version {version!r}: {replaced_by} has replaced it. "
                 "It was defined again, as by a script that is also imported. Define it in a module, and import that."
             )
             return
@@ -189,7 +189,7 @@ class WorkflowUnknown(UsageError, LookupError):
 
 
 class TimeStandsStill(UsageError, AssertionError):
-    """A test waits for what cannot come, however much virtual time passes. ``stuck`` says why, a clause for each run."""
+    """A test waits for what no virtual time can bring about. ``stuck`` says why, in a clause for each run."""
 
     def __init__(self, stuck: Iterable[str]) -> None:
         self.stuck = tuple(stuck)
@@ -203,8 +203,8 @@ class TimeStandsStill(UsageError, AssertionError):
 class ContextInvalid(UsageError, ValueError):
     """The arguments, or what a run has stored, do not make a valid Context; nothing was started or changed.
 
-    The cause is pydantic's ValidationError. What ``create_context`` itself raises comes through as it is. ``run_id``: the
-    run whose stored Context it is, if it is one.
+    The cause is pydantic's ValidationError. Other exceptions of ``create_context`` are raised unchanged. ``run_id``:
+    the run whose stored Context is invalid, if it is a stored one.
     """
 
     def __init__(self, workflow: str, problem: str, run_id: int | None = None) -> None:
@@ -214,7 +214,7 @@ class ContextInvalid(UsageError, ValueError):
 
 
 class SignalInvalid(UsageError, ValueError):
-    """What was to be sent is no signal: it cannot be stored, or does not read back. Nothing was sent."""
+    """A signal's payload or message cannot be stored, or does not read back. Nothing was sent."""
 
     def __init__(self, signal: str, problem: str) -> None:
         self.signal = signal
@@ -222,9 +222,9 @@ class SignalInvalid(UsageError, ValueError):
 
 
 class ActionInputInvalid(UsageError, ValueError):
-    """What an action was called with is no input for it, or none that can be stored; the run waits as before.
+    """The input of an action's call does not validate, or cannot be stored; the run waits as before.
 
-    The cause is pydantic's ValidationError, if that found it.
+    The cause is pydantic's ValidationError, if validation failed.
     """
 
     def __init__(self, action: str, problem: str) -> None:
@@ -233,7 +233,7 @@ class ActionInputInvalid(UsageError, ValueError):
 
 
 class EventInvalid(UsageError, ValueError):
-    """An event's entity cannot be stored, so that nothing was emitted; or what is stored is no such entity any more."""
+    """An event's entity cannot be stored, and nothing was emitted; or its class no longer accepts what is stored."""
 
     def __init__(self, event: str, problem: str) -> None:
         self.event = event
@@ -241,14 +241,14 @@ class EventInvalid(UsageError, ValueError):
 
 
 class IdTaken(UsageError, ValueError):
-    """The ``signal_id`` or ``event_id`` means something else already; nothing was sent or emitted."""
+    """The ``signal_id`` or ``event_id`` is already used for something else; nothing was sent or emitted."""
 
     def __init__(self, name: str, id: str, holder: str) -> None:  # noqa: A002 - it is one
         self.name = name
         self.id = id
         super().__init__(
-            f"{name} {id!r} is that of {holder}. Such an id means one thing in the whole store: make it of what it is for, "
-            'as f"paid-{order_id}".'
+            f"{name} {id!r} is already used for {holder}. It must be unique in the whole store: derive it from its purpose, "
+            'as in f"paid-{order_id}".'
         )
 
 
@@ -277,7 +277,7 @@ class LimitExceeded(AioflowError, ValueError):
 
 
 class StoreError(AioflowError):
-    """The store said no, or did not answer. The driver's error is the cause."""
+    """The store refused, or did not answer. The driver's error is the cause."""
 
 
 class StoreUnavailable(StoreError):
@@ -313,6 +313,6 @@ class InternalError(AioflowError):
         super().__init__(f"{what} This is a bug in aioflow: please report it.")
 
 
-# Wherever they are shown, they are called by the name that users import.
+# Wherever they are shown, they have the name by which users import them.
 for _name in __all__:
     globals()[_name].__module__ = __name__

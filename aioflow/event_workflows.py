@@ -17,9 +17,9 @@ from aioflow.retry import Retry
 
 K = TypeVar("K", bound=type)
 
-#: What the Context of a run may declare to have it filled, where there is no create_context.
+#: The fields that are filled, if the Context declares them, when there is no create_context.
 TOLD: Final = ("event_id", "event_name", "entity_id")
-#: No offset is longer: an instant plus it is one that every store can hold.
+#: The longest offset: an instant plus that is one that every store can hold.
 LONGEST: Final = timedelta(days=36_525)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -48,26 +48,26 @@ def event_workflow(
 ) -> Callable[[K], K]:
     """Make a class a workflow that events start, one run for each event, occurrence and offset, and register it.
 
-    The class is one as for ``@workflow``, and may have two classmethods more, each sync or async. ``create_context``
-    is called with the ``Event`` and returns the Context; without it the run gets those of event_id, event_name and
-    entity_id that its Context declares. Without a Context it has one of these three. ``should_run_for_event`` is called
-    with the ``Event`` before that; a run is started if it returns a true value. What either raises is logged, and both
-    are tried again later; so is what takes longer than a minute, if it is async. Up to 100 starts of a workflow are under
-    way at once, and hold up nobody else's.
+    The class is as for ``@workflow``, and may have two more classmethods, each sync or async. ``should_run_for_event``
+    is called with the ``Event``; a run is started if it returns a true value. Then ``create_context`` is called with
+    the ``Event`` and returns the Context; without it the run gets those of event_id, event_name and entity_id that its
+    Context declares. A class without a Context gets one of these three fields. If either method raises, or is async and
+    takes longer than a minute, that is logged, and both are called again later. Up to 100 starts of a workflow are
+    under way at once, and do not hold up those of other workflows.
 
     Args:
         event_name: the events' name, as ``emit`` is given it; up to 200 characters.
-        offset_minutes: how many minutes after the event's ``at`` the run starts; negative: before. Where that moment
-            is past when the event is recorded, at once. No run can wait for the occurrence that has started it:
-            one that starts before returns ``sleep(event.at)``.
-        offsets: several of these, as timedeltas that differ, each for a run of its own; not together with
-            offset_minutes. None is beyond 100 years.
+        offset_minutes: how many minutes after the event's ``at`` the run starts; negative: before. If that moment is
+            past when the event is recorded, it starts at once. A run cannot wait for the occurrence that has started
+            it: one that starts before the event returns ``sleep(event.at)``.
+        offsets: several offsets, as different timedeltas of up to 100 years, each for a run of its own; not together
+            with offset_minutes.
         name: what runs are stored under; ``event:`` and the class's name if not given.
         namespace: "*" takes the events of every namespace, any other only its own.
-        version: as for ``@workflow``, and so all that follow. Of several versions, events start the one registered last.
+        version: as for ``@workflow``, and so all that follow. Of several, events start the version registered last.
         default_retry: for the steps that have no policy of their own.
         timeout: how long a run may take from its start in all.
-        on_timeout: the step, or its name, for a run that is out of time.
+        on_timeout: the step, or its name, for a run whose timeout is over.
         on_fail: the step, or its name, for a run of which a step has failed for good.
         max_transitions: how many steps a run may take without waiting.
 
@@ -75,7 +75,7 @@ def event_workflow(
         A decorator that gives the class back.
 
     Raises:
-        DefinitionError: the class cannot work as it is written; it lists every reason.
+        DefinitionError: the class cannot work as it is written; the error lists every reason.
         TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
     """
     check_name("@event_workflow(event_name)", event_name)
@@ -136,7 +136,7 @@ def _micros(option: str, offset: timedelta) -> Micros:
 
 
 def _problems(cls: type) -> Iterator[str]:
-    """Why no event could start it."""
+    """Why no event could start the workflow: sentences for DefinitionError."""
     should_run = inspect.getattr_static(cls, "should_run_for_event", None)
     if should_run is not None:
         if not isinstance(should_run, classmethod):

@@ -1,4 +1,4 @@
-"""Events as users see them: what may be emitted, and what a workflow is told."""
+"""Events as users see them: what may be emitted, and what a workflow is given."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Event:
     """Something that happened, or will.
 
     Attributes:
-        id: the event_id that it was emitted with, or one that was made for it.
+        id: the event_id that it was emitted with, or a generated one.
         name: its name.
         namespace: its namespace, "*" if it was given none.
         entity: what it is about: an instance of its type, or a mapping.
-        entity_id: the id of that, as a string.
+        entity_id: the entity's id, as a string.
         at: when it occurs, or occurred; aware, UTC, as all datetimes here.
         status: "pending", "occurred" or "cancelled".
-        occurrence: from 1: rises whenever it is replaced.
+        occurrence: from 1; rises by one whenever the event is replaced.
         recorded_at: when it was first emitted.
-        occurred_at: when its occurring was committed; None before that.
+        occurred_at: when it was committed that it has occurred; None before that.
     """
 
     id: str
@@ -46,7 +46,7 @@ class Event:
 
 
 def shown(record: EventRecord) -> Event:
-    """A record as an Event, with the entity as it was stored: no loader is called, and none that is not valid raises."""
+    """A record as an Event, with the stored entity: no loader is called, and an invalid entity becomes a mapping."""
     try:
         entity = entities.rebuild(record.name, record.entity_type, record.entity)
     except EventInvalid:
@@ -65,7 +65,7 @@ async def event_of(record: EventRecord) -> Event:
 
 
 async def event_from(payload: Mapping[str, Any]) -> Event:
-    """The Event of what a run was told of it: ``EventRecord.payload``, parsed. Raises as ``event_of``."""
+    """The Event from the parsed ``EventRecord.payload`` that is stored with a run. Raises as ``event_of``."""
     stored = payload["entity"]
     name, entity_id = payload["event_name"], payload["entity_id"]
     json = None if stored is None else to_json(stored).decode()
@@ -85,10 +85,10 @@ async def event_from(payload: Mapping[str, Any]) -> Event:
 
 
 def record_of(event: Event) -> EventRecord:
-    """An Event as it would be stored, but for the store's own ids.
+    """An Event as it would be stored, except for the store's own ids.
 
     Raises:
-        TypeError, ValueError, LimitExceeded, EventInvalid: it could not be.
+        TypeError, ValueError, LimitExceeded, EventInvalid: it could not be stored.
     """
     entity = entities.to_json(check_name("Event(name=...)", event.name), event.entity, event.entity_id)
     return EventRecord(
@@ -130,7 +130,7 @@ def _event(record: EventRecord, entity: Any) -> Event:
 
 
 class EventDraft(NamedTuple):
-    """An event as it was asked for, checked."""
+    """An event to emit, with checked values."""
 
     name: str
     namespace: str
@@ -140,7 +140,7 @@ class EventDraft(NamedTuple):
     replace: bool
 
     def record(self, id_: int, mail_id: int, event_id: str, now: Micros) -> EventRecord:
-        """The event to emit. ``event_id``: what it is called, where its sender does not say."""
+        """The record to store. ``event_id``: its id, if the sender gave none."""
         at = now if self.at is None else self.at
         return EventRecord(
             id=id_,

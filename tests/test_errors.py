@@ -91,7 +91,7 @@ ROWS = [
     ),
     Row(
         errors.WorkflowUnknown("order", version="2", replaced_by="shop.Order"),
-        "This class is workflow 'order' version '2' no more: shop.Order has taken its place. It was defined again, as by a "
+        "This class is no longer workflow 'order' version '2': shop.Order has replaced it. It was defined again, as by a "
         "script that is also imported. Define it in a module, and import that.",
         {"workflow": "order", "version": "2"},
     ),
@@ -112,8 +112,8 @@ ROWS = [
     ),
     Row(
         errors.IdTaken("event_id", "7", "an event 'paid'"),
-        "event_id '7' is that of an event 'paid'. Such an id means one thing in the whole store: make it of what it is for, "
-        'as f"paid-{order_id}".',
+        "event_id '7' is already used for an event 'paid'. It must be unique in the whole store: derive it from its purpose, "
+        'as in f"paid-{order_id}".',
         {"name": "event_id", "id": "7"},
     ),
     Row(

@@ -150,11 +150,11 @@ async def test_the_first_one_stays(make_engine: MakeEngine) -> None:
         assert await engine.emit("paid", Order(id=2), event_id="e", namespace="n") == first
         assert await other.emit("paid", event_id="e") == first
         with pytest.raises(
-            errors.IdTaken, match=r"^event_id 'e' is that of an event 'paid'\. Such an id means one thing"
+            errors.IdTaken, match=r"^event_id 'e' is already used for an event 'paid'\. It must be unique in the whole"
         ):
             await other.emit("refunded", Order(id=2), event_id="e")
         for one in (engine, other):
-            with pytest.raises(errors.IdTaken, match=r"^event_id 'e' is that of an event 'paid'\."):
+            with pytest.raises(errors.IdTaken, match=r"^event_id 'e' is already used for an event 'paid'\."):
                 await one.emit("refunded", Order(id=2), event_id="e", replace=True)
         assert await engine.events() == [first]
 

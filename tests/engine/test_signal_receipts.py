@@ -90,7 +90,9 @@ async def test_id_makes_a_send_idempotent(make_engine: MakeEngine) -> None:
         assert {receipt.state for receipt in receipts} <= {"delivered", "buffered"}
         # The run has ended since: what was sent before is still known, what is new is refused.
         assert (await engine.signal("paid", run_id=run.id, signal_id="b")).delivered == [run.id]
-        with pytest.raises(errors.IdTaken, match=f"^signal_id 'b' is that of a signal that run {run.id} has taken"):
+        with pytest.raises(
+            errors.IdTaken, match=f"^signal_id 'b' is already used for a signal that run {run.id} has taken"
+        ):
             await engine.signal("paid", run_id=(await parked(engine)).id, signal_id="b")
         with pytest.raises(errors.RunEnded):
             await engine.signal("paid", run_id=run.id, signal_id="c")
