@@ -1,4 +1,4 @@
-"""Run one step: call it where it belongs, and say what it came to. Nothing a step raises gets past here."""
+"""Runs one step, on the event loop or in a thread, and gives its outcome. Nothing a step raises gets past here."""
 
 from __future__ import annotations
 
@@ -36,16 +36,17 @@ from aioflow.transitions import Outcome, Raised, Stepped
 _COMMANDS = (Goto, Sleep, Wait, Complete, Fail)
 _NONE: Final[Mapping[str, Any]] = {}
 REQUEST_GONE: Final = (
-    "the request that called it is gone with the process that had it, or is in one that executes nothing. Call it again, "
-    "where the engine works."
+    "the request that called it is only in the memory of another process, which has ended or does not execute runs. "
+    "Call it again, by an engine that works."
 )
 
 
 class Watch:
-    """What the engine wants of a step that runs, and what it is told of it.
+    """What the engine asks of a running step, and what the executor reports of it.
 
-    A cancellation without ``stop`` or ``timed_out`` comes from the step itself. ``current`` is what the step sees of its
-    run while it runs, which it has done ``since``; ``clean``: whether it has left its task's contextvars as they were.
+    A cancellation without ``stop`` or ``timed_out`` comes from the step itself. ``current``: what the step sees of its
+    run, while it runs; ``since``: when it began, on the monotonic clock; ``clean``: whether it has left its task's
+    contextvars as they were.
     """
 
     __slots__ = ("clean", "current", "since", "stop", "timed_out")
@@ -58,14 +59,14 @@ class Watch:
         self.since: Micros = 0
 
     def may_begin(self) -> bool:
-        """Whether the step's code may still run, after a wait for its turn."""
+        """Whether the step's code may still begin; asked again after a wait."""
         return not self.stop
 
     def began(self, limit: Micros) -> None:
         """The code of a step with a timeout is about to run, and may take ``limit``."""
 
     def over(self) -> None:
-        """It runs no more."""
+        """The code of a step with a timeout has ended."""
 
 
 class Stopped(Exception):
@@ -73,7 +74,7 @@ class Stopped(Exception):
 
 
 class Ran(NamedTuple):
-    """What running a step came to, the Context as it will be stored, how long it took, and what it started and sent."""
+    """A step's outcome, the Context as it reads back (None if it failed), its duration, what it started and sent."""
 
     outcome: Outcome
     live: BaseModel | None
@@ -85,12 +86,12 @@ class Executor:
     """Runs steps.
 
     Args:
-        clock: what time it is.
+        clock: tells the time.
         telemetry: told of every step.
         store_id: the store's UUID, for step keys.
         threads: how many sync steps run at once.
-        orders: takes what steps start and send.
-        callers: who has called the actions that run.
+        orders: makes changes of what steps start and send.
+        callers: have the requests of the actions that run.
     """
 
     def __init__(
@@ -106,14 +107,14 @@ class Executor:
         self._threads = Threads()
 
     def close(self) -> None:
-        """End the threads. One whose step does not end is left alone."""
+        """End the threads. One whose step does not end is not waited for."""
         self._threads.close()
 
     async def run(self, run: Run, definition: WorkflowDefinition, live: BaseModel, watch: Watch) -> Ran:
         """Run the run's step once.
 
-        The calling task's contextvars are the step's. They tell of the run while its code runs and its Context is
-        written; the log fields stay until the next step takes their place.
+        The step runs with the calling task's contextvars. These tell of the run while its code runs and its Context is
+        written; the log fields stay until the next step replaces them.
 
         Args:
             run: the row.
@@ -166,7 +167,7 @@ class Executor:
                     ran = ran._replace(also=await self._changes(outbox, watch))
             except Stopped:
                 raise
-            except BaseException as problem:  # noqa: BLE001 - what it returned, left or ordered is wrong: its failure
+            except BaseException as problem:  # noqa: BLE001 - an invalid command, Context or order fails the step
                 return Ran(Raised(problem), None, duration)
             return ran
         finally:
@@ -180,7 +181,7 @@ class Executor:
         except asyncio.CancelledError:
             if watch.stop:
                 raise Stopped from None
-        # A step that cancelled its own task and returned all the same: here it comes due, once.
+        # The step cancelled its own task, and returned all the same: the cancellation is raised here, once.
         return await self._orders.changes(outbox)
 
     def too_late(self, run: Run, limit: Micros) -> StepTimeout:
@@ -210,7 +211,7 @@ class Executor:
         return Ran(Stepped(returned, data), parsed, duration)
 
     async def _arguments(self, run: Run, step: StepDefinition, watch: Watch) -> dict[str, Any]:
-        """What the step's parameters get from what resumed the run."""
+        """The arguments for the step's parameters, from what resumed the run."""
         try:
             if step.action is not None and (call := call_of(run)) is not None:
                 request = self.callers.request_of(run)
@@ -222,7 +223,7 @@ class Executor:
             told = None if resumption is None or resumption.kind != "event" else resumption.payload
             if isinstance(told, dict) and step.parameters.takes_event:
                 event = await event_from(told)
-                if not watch.may_begin():  # the entity's loader has taken its time
+                if not watch.may_begin():  # the entity's loader may have taken long
                     raise Stopped
             return step.parameters.fill(resumption, failure_of(run), event)
         except Unfillable as error:
@@ -231,9 +232,9 @@ class Executor:
     async def _in_thread(
         self, step: StepDefinition, instance: object, arguments: Mapping[str, Any], watch: Watch
     ) -> object:
-        # Task and thread race twice, and each time whoever comes first writes its name (setdefault is atomic). To begin:
-        # a task that has left before the thread began takes the step back. To end: whoever comes second gives the slot
-        # back, so that a thread that is left alone keeps its own until it ends.
+        # Task and thread race twice, and each time the first one writes its name (setdefault is atomic). "begin": if
+        # the task is cancelled before the thread begins, the step is not called. "end": the second one releases the
+        # slot, so that a thread whose task has left keeps its slot until it ends.
         first: dict[str, str] = {}
         loop = asyncio.get_running_loop()
         borrower = object()
@@ -268,7 +269,7 @@ class Executor:
 
 
 def _own_error(run: Run, error: BaseException, watch: Watch) -> BaseException:
-    """What the step raised, as it is told. Raises Stopped if it was the engine that stopped it."""
+    """What the step raised, as it is reported. Raises Stopped if the engine stopped the step."""
     if watch.stop or is_a(error, Stopped):
         raise Stopped
     if is_a(error, AwaitedCommand):
@@ -277,20 +278,20 @@ def _own_error(run: Run, error: BaseException, watch: Watch) -> BaseException:
 
 
 def _leave(watch: Watch, current: CurrentRun, bound: Context, token: Token[CurrentRun]) -> None:
-    """The task's contextvars are the step's no more."""
-    if watch.current is current:  # else it was left behind, and what it leaves concerns nobody
+    """The step has ended: check what it left in the task's contextvars, and clear its own."""
+    if watch.current is current:  # else it was abandoned, and its task is not used again
         watch.current = None
         watch.clean = _same(bound, copy_context())
-    # The Context that the step had is not to live on, for the garbage collector, until the transition is committed.
+    # So that the step's Context is freed now, not when the transition is committed.
     try:
         _current.reset(token)
-    except ValueError:  # the coroutine is not ended by its task, but collected, with a loop that is over
+    except ValueError:  # the coroutine was not ended by its task, but garbage-collected after its loop
         pass
 
 
 def _same(one: Context, other: Context) -> bool:
-    """Whether two contexts have the very same values: what is equal to another may hold what that does not."""
-    tables = get_referents(one, other)  # all that each refers to; a copy shares it until one of them is changed
+    """Whether two contexts have the identical values: one that is merely equal may hold other things."""
+    tables = get_referents(one, other)  # the only thing that each refers to; a copy shares it until either changes
     if len(tables) == 2 and tables[0] is tables[1]:
         return True
     return len(one) == len(other) and all(map(is_, one, other)) and all(map(is_, one.values(), other.values()))

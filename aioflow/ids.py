@@ -1,4 +1,4 @@
-"""Ids that are known before anything is written: what is offered twice must be the same thing twice."""
+"""Ids that are known before anything is written, so that a change that is offered again has the same ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aioflow.store import IdKind, Store
 
 
 class Ids:
-    """Ids of runs or signals, from blocks reserved in the store. What is left of a block when the process ends is never used.
+    """Ids of one kind, from blocks reserved in the store. What is left of a block when the process ends is never used.
 
     The mutable state: the next id, the end of the block, and the reservation that is under way.
     """
@@ -26,13 +26,13 @@ class Ids:
 
     @property
     def ready(self) -> bool:
-        """Whether the next one is at hand, so that nobody need be asked."""
+        """Whether the next id is at hand, so that the store need not be asked."""
         return self._next < self._end
 
     async def take(self) -> int:
-        """An id that nobody else has or will have."""
+        """An id that nothing else in the store has or will have."""
         while self._next >= self._end:
-            if self._reserving is not None:  # all who wait go on together, where a lock would let in one a turn
+            if self._reserving is not None:  # all waiters go on together; a lock would admit one per turn of the loop
                 await self._reserving.wait()
                 continue
             reserving = self._reserving = asyncio.Event()

@@ -1,8 +1,8 @@
-"""What an action takes from whoever calls it: a pydantic model, given or read from the step's signature.
+"""The input of an action: a pydantic model, given to ``@action`` or made from the step's signature.
 
-What is called is stored, so that a step which was interrupted gets the same arguments again: the input is validated,
-written as JSON, and the step is given what reads back from that. A parameter ``request`` is given what called it, which
-is not stored.
+The input is stored, so that a step which was interrupted gets the same arguments again: it is validated, written as
+JSON, and the step gets what reads back from that. A parameter ``request`` gets the request of the call, which is not
+stored.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from aioflow.events import Event
 from aioflow.likeness import difference, explain
 from aioflow.model import Failure
 
-#: Where ``@action`` leaves what it was given, on the method.
+#: The attribute of the method in which ``@action`` leaves its arguments.
 ACTION: Final = "__aioflow_action__"
-#: The parameter that is given what called the action.
+#: The parameter that gets the request of the call.
 REQUEST: Final = "request"
-#: The field that is given the run's id, in a model that has it.
+#: The field that gets the run's id, in a model that has it.
 RUN_ID: Final = "workflow_run_id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionOptions:
-    """What ``@action`` was given."""
+    """The arguments of ``@action``."""
 
     name: str | None
     input: type[BaseModel] | None
@@ -44,11 +44,11 @@ class ActionDefinition:
     """An action: a step that is called from outside.
 
     Args:
-        name: what it is called by.
+        name: the name to call it by.
         step: the step's name.
         docstring: the step's.
-        parameters: what the step takes.
-        options: what ``@action`` was given.
+        parameters: the step's parameters.
+        options: the arguments of ``@action``.
 
     The mutable state: the model of its input, once the step's annotations can be evaluated (they may name what is
     defined later).
@@ -76,14 +76,14 @@ class ActionDefinition:
 
         Raises:
             NameError: an annotation of the step still cannot be evaluated.
-            Others: what pydantic raises when an annotation is nothing that it can validate.
+            Others: what pydantic raises for an annotation that it cannot validate.
         """
         if self._model is None:
             self._model = self._inferred()
         return self._model
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with it, as far as that can be told where it is defined: sentences for DefinitionError."""
+        """What is wrong with the action, as far as its definition tells: sentences for DefinitionError."""
         which = f"action {self.name!r} (step {self.step!r})"
         model = self._given
         if model is None:
@@ -113,13 +113,13 @@ class ActionDefinition:
         """The input as JSON, validated.
 
         Args:
-            given: values by name; those that the input does not declare are left out.
+            given: values by name; those that the input does not declare are dropped.
             run_id: the run that the action is called on.
-            request: whether there is a request to hand on.
-            from_json: whether the values come from JSON, where a date is a text.
+            request: whether the call has a request.
+            from_json: whether the values come from JSON, where a date is a string.
 
         Raises:
-            ActionInputInvalid: they do not make an input, or none that can be stored. The cause tells more.
+            ActionInputInvalid: the values do not validate, or cannot be stored. The cause tells more.
             LimitExceeded: it is larger or deeper than aioflow stores.
         """
         made = self.validated(given, run_id, request=request, from_json=from_json)
@@ -138,10 +138,10 @@ class ActionDefinition:
         return raw.decode()
 
     def validated(self, given: Mapping[str, Any], run_id: int, *, request: bool, from_json: bool = False) -> BaseModel:
-        """The input as its model, which may hold what cannot be stored. Arguments as for ``read``.
+        """The input as an instance of its model, which may not be storable. Arguments as for ``read``.
 
         Raises:
-            ActionInputInvalid: they do not make an input. The cause tells more.
+            ActionInputInvalid: the values do not validate. The cause tells more.
         """
         if self._needs_request and not request:
             raise ActionInputInvalid(
@@ -162,10 +162,10 @@ class ActionDefinition:
         return made
 
     def fill(self, stored: JsonValue, request: object) -> dict[str, Any]:
-        """The keywords for the step, of an input that was stored.
+        """The keywords for the step, from a stored input.
 
         Raises:
-            Unfillable: the code, as it is now, does not take it.
+            Unfillable: the code, as it is now, does not accept it.
         """
         try:
             made = self.model.__pydantic_validator__.validate_json(to_json(stored), by_alias=False, by_name=True)
@@ -184,7 +184,7 @@ class ActionDefinition:
         return values
 
     def _place(self) -> str | None:
-        """The parameter that takes the given model as it is."""
+        """The parameter that takes an instance of the given model; None if its fields go to the parameters."""
         given = self._given
         if given is None:
             return None
@@ -205,7 +205,7 @@ class ActionDefinition:
             else:
                 optional = default is None or (isinstance(default, FieldInfo) and default.default is None)
                 fields[name] = (kind | None if optional else kind, default)
-        # A parameter may be called as it likes: ``model_id``, or as a method of BaseModel.
+        # A parameter may have any name, also ``model_id``, or that of a method of BaseModel.
         config = ConfigDict(
             extra="allow" if self._parameters.takes_all else "ignore", protected_namespaces=(), validate_default=True
         )
@@ -217,5 +217,5 @@ class ActionDefinition:
 
 
 def _is_told(kind: Any) -> bool:
-    """Whether a parameter of this type is for what else may lead to a step."""
+    """Whether a parameter of this type takes a Failure or an Event: no input, but what else may lead to the step."""
     return any(part is Failure or part is Event for part in (kind, *get_args(kind)))

@@ -1,4 +1,4 @@
-"""What happens to a run from outside of its steps: it is started, woken, answered, cancelled. Pure, as transitions.py is.
+"""Transitions from outside of a run's steps: it is started, woken, answered, called, cancelled. Pure.
 
 The table of states at the head of transitions.py holds for these, too.
 """
@@ -36,7 +36,7 @@ from aioflow.transitions import CANCELLED, FAILED, RUNNING, WAITING, by_deadline
 
 
 def begins(definition: WorkflowDefinition, due: Micros | None, now: Micros) -> bool:
-    """Whether a new run is to run at once, so that it may have an owner."""
+    """Whether a new run begins to run at once, so that it may have an owner."""
     return (due is None or due <= now) and definition.steps[definition.start].action is None
 
 
@@ -54,9 +54,9 @@ def start(
     commit_id: int,
     live: BaseModel | None = None,
 ) -> Start:
-    """A new run: running at its start step, or waiting for ``due`` or, if that is an action, to be called.
+    """A new run: running at its start step; waiting until ``due``; or waiting for a call if that step is an action.
 
-    Its own time counts from then. ``live``: see Start.
+    The workflow's timeout counts from ``due``, if that is later than ``now``. ``live``: see Start.
     """
     begun, timeout = now, definition.timeout
     waiting_for: WaitingFor | None = None
@@ -69,7 +69,7 @@ def start(
     step, status, next_step = definition.start, RUNNING, None
     if waiting_for is not None:
         status, next_step, owner = WAITING, step if waiting_for == "start" else None, None
-    # By place: with names it takes as long as all the rest.
+    # Positional arguments: with keywords this call takes as long as all the rest.
     run = Run(
         run_id, definition.name, definition.version, key, parent_id, None, now, status, step, next_step,
         1, 1, owner,  # seq, fence
@@ -82,9 +82,9 @@ def start(
 
 
 def wake(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move:
-    """A waiting run whose deadline has come goes on. ``owner`` None leaves it to whoever claims it.
+    """A waiting run whose deadline has come goes on. With ``owner`` None any worker may claim it.
 
-    One that waits for a signal does so only if none came by then.
+    A run that waits for a signal, an event or a call is woken only if no signal or event came by then.
     """
     kind: TransitionKind = "wake"
     step, visit, failures, input_ = run.next_step or run.step, run.seq + 1, 0, run.input
@@ -102,7 +102,7 @@ def wake(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move:
 
 
 def answer(run: Run, arm: Arm, signal: Signal, data: str, *, owner: int | None, now: Micros, commit_id: int) -> Move:
-    """A run that waits for a signal or an event gets one, and goes on. ``data``: its Context, with what that added to it."""
+    """A run that waits for a signal or an event gets one, and goes on. ``data``: its Context, with what that adds."""
     kind = told_as(arm, signal)
     resumption = f"[{json.dumps(kind)}, {json.dumps(signal.name)}, {signal.payload}]"
     change = move(
@@ -118,30 +118,31 @@ def call(run: Run, arm: Arm, input_: str, *, request: bool, owner: int | None, n
 
     Args:
         run: the run.
-        arm: the action, as it is open.
-        input_: what it was given, a JSON object.
-        request: whether it was given a request, too.
-        owner: who runs it; None leaves it to whoever claims it.
+        arm: the arm by which the action is open.
+        input_: the input, a JSON object.
+        request: whether the call has a request.
+        owner: the worker that runs it; None lets any worker claim it.
         now: the present instant.
-        commit_id: names the call, too.
+        commit_id: also the id of the call.
     """
     change = move(
         run, "action", 0, now, commit_id, status=RUNNING, step=arm.then, next_step=None, fence=run.fence + 1, owner=owner,
         waiting_for=None, wake_at=None, arms=None, input=called(arm.name, input_, request, run, commit_id),
         visit=run.seq + 1, failures=0,
     )  # fmt: skip
-    # Whoever is first ends the wait; and what was sent to this wait alone would be lost if the action raised.
+    # A signal that came first ends the wait; and a broadcast's copy, made for this wait alone, would be lost if the
+    # action raised.
     return change._replace(unless_mail=len(arms_of(run)) > 1)
 
 
 def uncalled(run: Run, definition: WorkflowDefinition) -> str | None:
-    """The action that a running run is at, though nobody has called it; None if its step may run."""
+    """The action that a running run has come to without a call; None if its step may run."""
     action = definition.steps[run.step].action
     return None if action is None or call_of(run) is not None else action.name
 
 
 def park(run: Run, action: str, *, now: Micros, commit_id: int) -> Move:
-    """A running run is at an action that nobody has called: it waits for that."""
+    """A running run that has come to an action without a call is parked: it waits for a call."""
     return move(
         run, "wait", 0, now, commit_id, status=WAITING, owner=None, failures=0, waiting_for="action",
         wake_at=by_deadline(run, None), arms=opening(action, run.step), hops=0, input=None,
@@ -149,14 +150,14 @@ def park(run: Run, action: str, *, now: Micros, commit_id: int) -> Move:
 
 
 def reject(run: Run, signal: Signal, why: str, *, now: Micros, commit_id: int) -> Move:
-    """A signal that does not fit is taken out of the mailbox, which is recorded; the run waits on."""
+    """A signal that does not fit is taken out of the mailbox, and the history records that; the run waits on."""
     what = "Signal" if signal.event is None else "Event"
     note = bounded(f"{what} {signal.name!r} was rejected: {why}", MAX_ERROR)
     return move(run, "reject", 0, now, commit_id, note)._replace(takes=(signal.id,))
 
 
 def overrun(run: Run, definition: WorkflowDefinition, *, now: Micros, commit_id: int) -> Move | None:
-    """A running run whose own time is over goes to the workflow's ``on_timeout``; None if it may run on."""
+    """A running run whose timeout is over goes to the workflow's ``on_timeout``, or fails; None if it may run on."""
     if run.deadline is None:
         return None
     resumption = Resumption.of(run)
@@ -174,7 +175,7 @@ def overrun(run: Run, definition: WorkflowDefinition, *, now: Micros, commit_id:
 
 
 def block(run: Run, reason: str, *, now: Micros, commit_id: int) -> Move:
-    """A running run that its code cannot take is parked, with the reason, until code comes that can."""
+    """A running run that its code cannot take is parked as blocked, with the reason, until there is code that can."""
     reason = bounded(reason, MAX_ERROR)
     return move(
         run, "block", 0, now, commit_id, reason,
@@ -183,7 +184,7 @@ def block(run: Run, reason: str, *, now: Micros, commit_id: int) -> Move:
 
 
 def unblock(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move:
-    """A blocked run goes on with the visit it was at."""
+    """A blocked run goes on, with the same visit of its step."""
     return move(
         run, "unblock", 0, now, commit_id,
         status=RUNNING, fence=run.fence + 1, owner=owner, next_step=None, waiting_for=None, error=None,
@@ -191,7 +192,7 @@ def unblock(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move
 
 
 def poison(run: Run, *, now: Micros, commit_id: int) -> Move | None:
-    """Fail a run that keeps killing its process; None if it is not (yet) known to."""
+    """Fail a run that keeps killing its process; None if it has not crashed often enough for that."""
     if run.crashes < POISON_CRASHES:
         return None
     error = (
@@ -202,7 +203,7 @@ def poison(run: Run, *, now: Micros, commit_id: int) -> Move | None:
 
 
 def cancel(run: Run, reason: str | None, *, now: Micros, commit_id: int) -> tuple[Run, Transition] | None:
-    """End a run that has not ended, wherever it stands; None if it has ended."""
+    """Cancel a run, running or waiting; None if it has ended."""
     if run.status not in LIVE:
         return None
     note, reason = (None, None) if reason is None else (bounded(reason, MAX_ERROR), bounded(reason, MAX_REASON))

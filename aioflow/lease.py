@@ -1,6 +1,6 @@
-"""A worker's lease, as far as the worker knows: until its end no other takes its runs, if the store has several workers.
+"""A worker's lease, as far as the worker knows: until it ends, no other worker of the store takes its runs.
 
-The mutable state: when it was last renewed, and when that is to be done again, both on the monotonic clock.
+The mutable state: when it was last renewed, and when it is to be renewed again, both on the monotonic clock.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from aioflow.store import Store
 
 
 class Lease:
-    """The lease. It counts from when it was asked for: how long the answer took does not make it longer.
+    """The lease. Its time counts from when the renewal was requested: a slow answer does not make it longer.
 
-    ``shared``: whether others could take the worker's runs at all.
+    ``shared``: whether other workers could take this one's runs at all.
     """
 
     def __init__(self, store: Store, clock: Clock, number: int, length: Micros) -> None:
@@ -31,7 +31,7 @@ class Lease:
 
     @property
     def ends(self) -> bool:
-        """Whether it may soon be over: what could not be renewed by now has to be let go."""
+        """Whether it may soon be over: a worker that could not renew it by now has to let its runs go."""
         return self.shared and self._clock.monotonic() - self._renewed > self._length * 2 // 3
 
     @property

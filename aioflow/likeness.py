@@ -1,4 +1,4 @@
-"""Whether two Contexts are alike, where they differ, and what is wrong with one, in words without its values."""
+"""Whether two Contexts are alike, where they differ, and what is wrong with one, described without its values."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
-#: What pydantic tells of a value that it cannot serialize: not for an error that is stored and logged.
+#: The value in pydantic's message about one that it cannot serialize: it must not be stored or logged with the error.
 _VALUE = re.compile(r"input_value=.*, (?=input_type=)")
 
 
 #: Classes whose values hold no others.
 _PLAIN = frozenset([str, int, float, bool, type(None), datetime, date, time, timedelta, Decimal, UUID, bytes])
-#: Classes whose values validate as they are, where no more is asked of them.
+#: Classes whose values validate unchanged in a field without constraints.
 _SIMPLE = frozenset([str, int, float, bool, type(None)])
-#: Settings of a Context that ask no more of such values.
+#: Settings of a Context that do not affect the validation of such values.
 _HARMLESS = frozenset(["extra", "title", "from_attributes", "arbitrary_types_allowed", "populate_by_name", "validate_by_name",
     "validate_by_alias", "json_schema_extra", "use_attribute_docstrings"])  # fmt: skip
 
 
 def difference(left: Any, right: Any) -> str | None:
-    """The first place where two models or dataclasses differ in what is stored of them, and how; None if they do not."""
+    """The first place where two models or dataclasses differ in what is stored of them, and how; None if none."""
     return next(_differences(left, right, ""), None)
 
 
 def _differences(left: Any, right: Any, path: str) -> Iterator[str]:
-    """Where two values differ, comparing models (and at the top, dataclasses) by their fields: private and cached attributes are not stored."""
+    """Where two values differ. Models, and at the top dataclasses, are compared by what is stored: their fields."""
     if isinstance(left, BaseModel) and isinstance(right, BaseModel) and (not path or _same_model(left, right)):
         yield from _model_differences(left, right, f"{path}." if path else "")
     elif not path and dataclasses.is_dataclass(left) and type(left) is type(right):
@@ -65,13 +65,13 @@ def _unlike(left: Any, right: Any) -> str:
 
 
 def _same_model(left: BaseModel, right: BaseModel) -> bool:
-    """Whether they are of one class; or the left is the live twin of the right's, which bears its name."""
+    """Whether they are of one class, or the left one's is the live class of the right one's, which has its name."""
     kind, other = type(left), type(right)
     return kind is other or (issubclass(kind, other) and kind.__qualname__ == other.__qualname__)
 
 
 def _model_differences(left: BaseModel, right: BaseModel, prefix: str) -> Iterator[str]:
-    # Not by getattr, which warns of a deprecated field, and raises for one that model_construct() has not been given.
+    # Not by getattr, which warns about a deprecated field, and raises for one that model_construct() was not given.
     for name in type(right).model_fields:
         if name not in left.__dict__ or name not in right.__dict__:
             if name in left.__dict__ or name in right.__dict__:
@@ -97,7 +97,7 @@ def _compare(left: Any, right: Any) -> bool | str:
 def explain(error: BaseException, whole: str = "Context") -> str:
     """Which fields do not validate and why, without their values; or what a Context's own code raised.
 
-    ``whole``: what it is called, where that is no field; or nothing.
+    ``whole``: names the place of an error that is not about a field; "" for no name.
     """
     if not isinstance(error, ValidationError):
         return one_line(error)
@@ -109,7 +109,7 @@ def explain(error: BaseException, whole: str = "Context") -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's class and text, without the values that pydantic would tell."""
+    """The error's class and text on one line, without the values that pydantic's messages show."""
     try:
         text = _VALUE.sub("", " ".join(str(error).split()))
     except BaseException:  # noqa: BLE001 - an exception whose __str__ raises
@@ -118,7 +118,7 @@ def one_line(error: BaseException) -> str:
 
 
 def loose_fields(context: type[BaseModel], *, checked: bool) -> tuple[str, ...]:
-    """The fields whose values may be of another class than they read back as, though each assignment is validated."""
+    """The fields whose values may read back as another class; ``checked``: each assignment is validated."""
     decorators = context.__pydantic_decorators__
     if not checked or decorators.field_validators or decorators.validators:
         return tuple(context.model_fields)
@@ -130,7 +130,7 @@ def loose_fields(context: type[BaseModel], *, checked: bool) -> tuple[str, ...]:
 
 
 def unchanged_fields(context: type[BaseModel]) -> dict[str, frozenset[type]]:
-    """By field: the classes whose very own values validate as they are, whatever they are."""
+    """By field: the classes whose direct instances validate unchanged, whatever their value."""
     decorators = context.__pydantic_decorators__
     if decorators.field_validators or decorators.validators or not _HARMLESS.issuperset(context.model_config):
         return {}
@@ -157,7 +157,7 @@ def alike(one: Any, other: Any) -> bool:
     if kind in _PLAIN:
         return True
     if kind is list or kind is tuple:
-        classes = [*map(type, one)]  # of plain values, of which there may be many, at once
+        classes = [*map(type, one)]  # long lists of plain values are compared at once
         return classes == [*map(type, other)] and (_PLAIN.issuperset(classes) or all(map(alike, one, other)))
     if kind is dict:
         return not one or (all(map(alike, one, other)) and all(map(alike, one.values(), other.values())))

@@ -1,6 +1,7 @@
 """The live class: what a step gets as its Context, made from the user's own class.
 
-It is a subclass that validates assignments, keeps names that the Context does not declare, and refuses to assign new ones.
+It is a subclass that validates assignments, keeps names that the Context does not declare, and refuses to assign new
+ones.
 """
 
 from __future__ import annotations
@@ -30,16 +31,15 @@ def live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseMod
     asks_for_any = context.model_config.get("extra") == "allow"
 
     fields = context.model_fields
-    # Of a frozen Context pydantic itself says that it is.
     checked = (
         config.get("validate_assignment", False)
-        and not context.model_config.get("frozen")
-        and context.__setattr__ is BaseModel.__setattr__  # a Context's own is called as everywhere
+        and not context.model_config.get("frozen")  # pydantic itself raises for such a one
+        and context.__setattr__ is BaseModel.__setattr__  # a Context's own has to be called
     )
     unchanged = unchanged_fields(context) if checked else {}
 
     def __setattr__(self: BaseModel, name: str, value: object) -> None:  # noqa: N807 - the body of a class made below
-        if checked and name in fields:  # what pydantic comes to, by a shorter way
+        if checked and name in fields:  # as pydantic does it, in fewer steps
             if type(value) in unchanged.get(name, ()):
                 self.__dict__[name] = value
                 self.__pydantic_fields_set__.add(name)
@@ -99,8 +99,8 @@ def fields_only(live: type[BaseModel]) -> type[BaseModel]:
 def _keeps_to_itself(context: type[BaseModel]) -> Any:
     """A live class's ``__get_pydantic_core_schema__``.
 
-    Pydantic hands the settings of a model down to the dataclasses and TypedDicts in it. What of them is not the user's
-    own is to be the model's alone.
+    Pydantic passes the settings of a model on to the dataclasses and TypedDicts in it. ``extra``, which the live class
+    has added, must apply to the model alone.
     """
     its_own: Any = context.__get_pydantic_core_schema__
     plain: Any = BaseModel.__get_pydantic_core_schema__
@@ -108,13 +108,13 @@ def _keeps_to_itself(context: type[BaseModel]) -> Any:
     def schema_of(cls: type[BaseModel], source: Any, handler: Any) -> Any:
         extra = cls.model_config.pop("extra")
         try:
-            # Pydantic warns when its own is called.
+            # Pydantic warns when BaseModel's own is called.
             overridden = its_own.__func__ is not plain.__func__
             schema = its_own.__func__(cls, source, handler) if overridden else handler(source)
         finally:
             cls.model_config["extra"] = extra
         inner = handler.resolve_ref_schema(schema)
-        while inner["type"] != "model":  # within its validators
+        while inner["type"] != "model":  # wrapped in the schemas of its validators
             inner = inner["schema"]
         inner["config"] = {**inner.get("config", {}), "extra_fields_behavior": extra}
         return schema
@@ -123,7 +123,7 @@ def _keeps_to_itself(context: type[BaseModel]) -> Any:
 
 
 def _subclass(base: type[BaseModel], body: dict[str, Any]) -> type[BaseModel]:
-    """A subclass that bears the same name."""
+    """A subclass with the same name."""
     named = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__annotations__": {}}
     metaclass: Any = type(base)
     made: type[BaseModel] = metaclass(base.__name__, (base,), {**named, **body})
@@ -131,7 +131,7 @@ def _subclass(base: type[BaseModel], body: dict[str, Any]) -> type[BaseModel]:
 
 
 def _unpickled(context: type[BaseModel], state: dict[Any, Any]) -> BaseModel:
-    """A Context of the user's class with what a live one held, for another process."""
+    """A Context of the user's class with the state of a live one that was pickled."""
     made = context.__new__(context)
     if not state["__pydantic_extra__"] and context.model_config.get("extra") != "allow":
         state["__pydantic_extra__"] = None

@@ -156,7 +156,7 @@ async def test_an_interrupted_action_with_a_request_goes_back(make_engine: MakeE
         await engine.wait(run.id, 10, until="parked")
         rows = await engine.history(run.id)
         assert [row.kind for row in rows] == ["start", "wait", "action", "reopen"]
-        assert "the request that called it is gone with the process that had it" in (rows[-1].error or "")
+        assert "the request that called it is only in the memory of another process" in (rows[-1].error or "")
         done = await engine.act(Far.with_request, run.id, how="well", request="another")
         assert done.data["by"] == "another"
     assert Gates.seen == [("wait", "the request"), ("well", "another")]
@@ -179,7 +179,7 @@ async def test_a_request_does_not_leave_its_process(make_engine: MakeEngine) -> 
     """A client cannot hand one to whoever works: the caller is told, and the run waits on."""
     async with make_engine(Far) as engine, make_engine(Far, worker=False) as client:
         run = await parked(engine)
-        with pytest.raises(errors.ActionFailed, match="or is in one that executes nothing"):
+        with pytest.raises(errors.ActionFailed, match="which has ended or does not execute runs"):
             await client.act(Far.with_request, run.id, how="well", request="a request")
         assert Gates.seen == []
         assert (await client.act(Far.with_request, run.id, how="well")).data["by"] == "None"
