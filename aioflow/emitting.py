@@ -51,9 +51,8 @@ class Emitting(Sending):
             event_id: your own id for the event, up to 200 characters, unique in the whole store:
                 ``f"paid-{order_id}"``. It makes the call idempotent, unless ``replace`` is set: an existing event is
                 left as it is.
-            replace: replace the event that has the event_id, and must have the name; every such call makes another
-                occurrence. Starts that were not made yet are planned anew; those that were made are made again, for
-                the new occurrence.
+            replace: replace the event that has the event_id, which keeps its name. Every such call makes another
+                occurrence: starts that were not made yet are planned anew, those that were made are made again.
 
         Returns:
             The event as it is stored. No ``@entity_loader`` is called for it.

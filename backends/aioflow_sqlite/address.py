@@ -1,4 +1,4 @@
-"""A SQLite URL, read."""
+"""Parses SQLite URLs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 _SYNCHRONOUS = ("FULL", "EXTRA", "NORMAL")
-#: What SQLite takes from its URIs. It passes over all else without a word.
+#: The parameters of SQLite's own URIs. SQLite ignores any other without an error.
 _SQLITES = ("cache", "immutable", "mode", "nolock", "psow", "vfs")
 
 
@@ -15,8 +15,8 @@ class Address:
     """Where the database is, and how it is opened.
 
     ``path``: the file, None for a private one in memory. ``busy_timeout``: milliseconds to wait for another process's
-    lock. ``synchronous``: FULL loses nothing that was acknowledged; NORMAL may lose the last moments at power loss.
-    ``uri``: what SQLite is given.
+    lock. ``synchronous``: FULL loses nothing that was acknowledged; NORMAL may lose the last commits at power loss.
+    ``uri``: what SQLite opens.
     """
 
     path: str | None
@@ -30,7 +30,7 @@ class Address:
         return f"sqlite:///{self.path or ':memory:'}"
 
     def existing(self, path: str) -> str:
-        """What SQLite is given to open the file at this path with the same options, and to make none."""
+        """A URI that opens the file at this path with the same options, and does not create it."""
         options = dict(parse_qsl(self.uri.partition("?")[2], keep_blank_values=True))
         return f"file:{quote(path)}?{urlencode(options | {'mode': 'rw'})}"
 
@@ -42,7 +42,7 @@ def parse(url: str) -> Address:
     FULL if not given) are aioflow's, the rest is passed to SQLite as URI parameters.
 
     Raises:
-        ValueError: it is no such URL, there is no such option, or an option has no such value.
+        ValueError: it is not such a URL, or has an unknown option, or an invalid value of one.
     """
     rest, _, query = url.partition("?")
     scheme, separator, location = rest.partition("://")

@@ -1,8 +1,8 @@
-"""A batch of changes as one transaction. Plain functions of a sqlite3 connection, inside its thread.
+"""Applies a batch of changes as one transaction. Functions of a plain sqlite3 connection, which run in its thread.
 
-The thread and the event loop share the GIL. sqlite3 lets go of it for every row that it steps through, and getting it
+The thread and the event loop share the GIL. sqlite3 releases it for every row that it steps through, and getting it
 back from a busy loop takes up to a switch interval of 5 ms. So a batch is a handful of statements that each step
-once: all rows of a kind in one VALUES list. The guards are read first, as one JSON value; plain.py does without.
+once: all rows of a kind in one VALUES list. The guards are read first, as one JSON value; plain.py reads none.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _GUARDS = "SELECT json_group_array(json_array(id, seq, fence)) FROM runs WHERE i
 _SAME_COMMIT = "SELECT * FROM history WHERE run_id = ? AND commit_id = ?"
 _AT_ITS_PLACE = "SELECT 1 FROM history WHERE run_id = ? AND seq = ? AND commit_id = ?"
 _MARK_RUN = "UPDATE runs SET marked = 1 WHERE id = ?"
-#: A live one first, whatever the clocks of those who started them said.
+#: A live run first, whatever the clocks of the processes that started the runs said.
 _HOLDER_OF_KEY = f"""{SELECT_RUNS} WHERE workflow = ? AND key = ?
 ORDER BY iif(id = ?, ?, status IN ('running', 'waiting')) DESC, created_at DESC, id DESC LIMIT 1"""
 
 
 def commit(db: sqlite3.Connection, changes: Sequence[Change], now: Micros, begins: Callable[[], None]) -> list[Result]:
-    """Check each change's guards and write those that hold, as one transaction.
+    """Check each change's guards and write the changes whose guards hold, as one transaction.
 
     Args:
         db: no transaction is open.
@@ -72,7 +72,7 @@ def commit(db: sqlite3.Connection, changes: Sequence[Change], now: Micros, begin
 
 
 def apply(db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> list[Result]:
-    """Check each change's guards and write those that hold, in the transaction that has been begun."""
+    """Check each change's guards and write the changes whose guards hold, in the open transaction."""
     batch = _Batch(db, changes, now)
     results = [batch.add(change) for change in changes]
     batch.write()
@@ -82,12 +82,12 @@ def apply(db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> lis
 
 
 class _Batch:
-    """The rows to write, collected: a statement runs once for all of its kind.
+    """Collects the rows to write, so that one statement writes all of a kind.
 
-    The mutable state: the guards (run id -> (seq, fence)), signals that can be taken, waiting runs whose deadline has
-    come and that have mail, or will have it by what is to occur first; whether some result is told last; what it does to events, if anything; the rows that are not
-    written yet, and their ids and keys; which of the new rows wait, and have mail, once those are written; runs that begin
-    with the batch; whether it has posted something.
+    The mutable state: the guards (run id -> (seq, fence)); the signals that can be taken; the runs that ``unless_mail``
+    makes stale, as they have mail, or an event has to occur first; whether some results are completed last; the changes
+    to events, if any; the rows that are not written yet, with their run ids and start keys; which of the new rows wait,
+    and which have mail once they are written; the runs that begin with the batch; whether it has posted a signal.
     """
 
     def __init__(self, db: sqlite3.Connection, changes: Sequence[Change], now: Micros) -> None:
@@ -174,7 +174,7 @@ class _Batch:
             self._with_mail |= mailbox.with_mail(self._db, waiting, self._now, by_wake_at=False)
 
     def _write_rows(self) -> None:
-        if self._taken:  # before the rows: a wait that ends takes what was not taken with it
+        if self._taken:  # before the rows: the end of a wait removes those of its copies that were not taken
             mailbox.take(self._db, self._taken, self._now)
         if self._runs:
             write(self._db, _WRITE_RUNS, self._runs)
@@ -186,11 +186,11 @@ class _Batch:
 
     @property
     def has_more_to_tell(self) -> bool:
-        """Whether some result is not complete before everything is written."""
+        """Whether some result is complete only when everything is written."""
         return self._tells or bool(self._with_mail)
 
     def told(self, change: Change, result: Result) -> Result:
-        """The result, with what is known only now that everything is written."""
+        """The result, completed with what is known only when everything is written."""
         if result.outcome == "applied" and isinstance(change, Post):
             return result._replace(run_ids=mailbox.receivers(self._db, change.signal, self._now))
         if isinstance(change, Emit | Occur) and self._events is not None:
@@ -203,13 +203,13 @@ class _Batch:
         return result
 
     def _full_move(self, move: Move) -> Result:
-        """A move that resumes a run, or brings along what its step started and sent."""
+        """A move that takes signals, has the guard ``unless_mail``, or brings along what its step started and sent."""
         run = move.run
-        if move.unless_mail and self._posted:  # it may have mail since
+        if move.unless_mail and self._posted:  # the batch itself may have sent it mail
             self._in_time |= mailbox.with_mail(self._db, [run.id], self._now, by_wake_at=True)
         if run.id in self._in_time:
             return Result("stale", row_of(self._db, run.id), mail=True)
-        if run.id in self._in_the_way:  # only of moves that ask for it
+        if run.id in self._in_the_way:  # has only runs of moves with ``unless_mail``
             return Result("stale", row_of(self._db, run.id), plans=(self._in_the_way[run.id],))
         found = [place for id_ in move.takes for place in ((id_, run.id), (id_, 0)) if place in self._untaken]
         if len(found) != len(move.takes):
@@ -222,7 +222,7 @@ class _Batch:
         return result._replace(also=also)
 
     def _post(self, signal: Signal) -> Result:
-        """Put a signal there. Whom it is for is told by the rows, as the changes before it have left them."""
+        """Put a signal into the mailbox. Its receivers are read from the rows, so earlier changes are written first."""
         everybody = not signal.run_id and signal.key is None
         if everybody or (signal.run_id not in self._born and signal.run_id in self._moved):
             self._write_rows()
@@ -246,7 +246,7 @@ class _Batch:
             if mail_id is None:
                 return Result("stale")
         if run.key is not None and (run.workflow, run.key) in self._keys:
-            self._write_rows()  # the holder as it is now
+            self._write_rows()  # so that the holder of the key is read as it is now
         other = _in_the_way(self._db, run, start.reuse, moved)
         if other is not None:
             return Result("exists", other)
@@ -284,7 +284,7 @@ class _Batch:
         return self._move(*amended, Result("applied", *amended))
 
     def _refused(self, move: Move) -> Result:
-        """The run is not as it was: because of an earlier offer of this very move, or of somebody else."""
+        """The run has changed since: an earlier offer of this very move was applied, or another change was."""
         result = self._offered(move.run.id, move.transition)
         if result.outcome == "stale":
             return result
@@ -308,7 +308,7 @@ class _Batch:
 
 
 def _in_the_way(db: sqlite3.Connection, run: Run, reuse: str, moved: Run | None) -> Run | None:
-    """The run that has the key already. ``moved``: a run that is about to be written like this."""
+    """The run whose key bars the start. ``moved``: a row that is about to be written."""
     if run.key is None:
         return None
     stands = (0, 0) if moved is None else (moved.id, int(moved.status in LIVE))

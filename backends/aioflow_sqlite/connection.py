@@ -1,4 +1,4 @@
-"""A connection with a thread of its own, on which whole functions run: a transaction is one hop, never interleaved."""
+"""A connection with its own thread, in which whole functions run: a transaction is one hop to it, never interleaved."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from aioflow_sqlite.transactions import transaction
 
 T = TypeVar("T")
 
-#: Seconds. The thread has something else to do, then.
+#: Seconds. If the function has not set its loan by then, the thread is busy with something else.
 _LONGEST_LOAN = 0.005
 
-#: How many instructions of SQLite's, some milliseconds, a question goes on before it looks whether it is still asked.
+#: After how many instructions of SQLite, some milliseconds, a query checks whether its caller still waits.
 _LOOKS_UP = 100_000
 
 #: Marks the file as aioflow's ("aflw").
@@ -38,8 +38,8 @@ class Connection(aiosqlite.Connection):
     Args:
         address: what to open.
         timeout: how many milliseconds it waits for each lock at first.
-        read_only: whether it may write.
-        check: raises if the path of an open database holds another file by now.
+        read_only: whether it is not to write.
+        check: raises if the path of the open database holds another file by now.
 
     The mutable state: what was opened first, and whether an I/O error has happened since the file was opened.
     """
@@ -58,13 +58,13 @@ class Connection(aiosqlite.Connection):
         return self._opened
 
     async def run(self, function: Callable[[sqlite3.Connection], T], loan: Event | None = None) -> T:
-        """Run it in the connection's thread. If the caller is cancelled the function still runs to its end.
+        """Run a function in the connection's thread. If the caller is cancelled the function still runs to its end.
 
         Args:
             function: what to run.
-            loan: the event loop lends its turn until the function sets this, or for some milliseconds. The function
-                needs the GIL for a moment before SQLite can work beside the loop. A busy loop would not give it: it lets
-                go of it too shortly for another thread to wake up, which then waits another switch interval of 5 ms.
+            loan: the event loop blocks until the function sets this, or for some milliseconds. The function needs the
+                GIL for a moment before SQLite can work beside the loop. A busy loop would not give it: it releases the
+                GIL too briefly for another thread to wake up, which then waits another switch interval of 5 ms.
         """
         future = self._send(lambda: self._use(function))
         if loan is not None:
@@ -72,7 +72,7 @@ class Connection(aiosqlite.Connection):
         return await future
 
     def _send(self, function: Callable[[], T]) -> Awaitable[T]:
-        """To its thread, at once: aiosqlite would when its coroutine is awaited."""
+        """Pass a function to the thread at once: aiosqlite does so only when its coroutine is awaited."""
         if not self._running or not self._connection:
             raise ValueError("Connection closed")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -80,23 +80,23 @@ class Connection(aiosqlite.Connection):
         return future
 
     async def set_up(self) -> None:
-        """Make it the writer, or a reader."""
+        """Configure the connection as the writer, or as a reader."""
         await self.run(self._set_up)
 
     async def close(self) -> None:
-        """Close it. aiosqlite closes the connection that there is when it is asked, so a reopening comes first."""
+        """Close it. aiosqlite closes the connection that it has when it is called, so a due reopening comes first."""
         try:
             if self._failed:
                 await self.run(lambda _: None)
         except (sqlite3.Error, StoreError):
-            pass  # as it was, then: what was acknowledged is in the WAL
+            pass  # close the old one, then: what was acknowledged is in the WAL
         finally:
             await super().close()
 
     async def thread_ended(self) -> None:
-        """Wait for the thread of a connection that could not be made, or that nobody waits for any more, and close it.
+        """Wait for the thread of a connection whose opening failed or was cancelled, and close the connection.
 
-        The thread still has a word for the event loop.
+        The thread still reports to the event loop.
         """
         with CancelScope(shield=True):
             await to_thread.run_sync(self._thread.join)
@@ -113,16 +113,16 @@ class Connection(aiosqlite.Connection):
             raise
 
     def heed(self, error: sqlite3.Error) -> None:
-        """Take note of an error of the connection, in its thread."""
+        """Note an I/O error of the connection, in its thread: the file will be opened anew."""
         code = getattr(error, "sqlite_errorcode", 0)
         if code & 0xFF == sqlite3.SQLITE_IOERR and self._address.path is not None:
             self._failed = True
 
     def _reopen(self) -> None:
-        """Open it anew, then close it: SQLite gives descriptors of what was closed before to those who open.
+        """Open the file anew, then close the old connection: SQLite would reuse a descriptor that was closed before.
 
-        The store's other connections stay open, and keep the index of the WAL. It does not list what a failed commit
-        has left there, so that the next commit writes over it. Recovery would find it, and take it for durable.
+        The store's other connections stay open, and keep the index of the WAL. This does not list what a failed commit
+        has left in the WAL, so that the next commit overwrites it. Recovery would find it, and take it for durable.
         """
         old = self._conn
         _, _, path = old.execute("PRAGMA database_list").fetchone()
@@ -142,7 +142,7 @@ class Connection(aiosqlite.Connection):
 
 
 async def connect(address: Address, timeout: int, *, read_only: bool, check: Callable[[], None]) -> Connection:
-    """Open a connection and set it up, waiting so many milliseconds for each lock. ``check``: see Connection."""
+    """Open a connection and configure it. ``timeout``: milliseconds that it waits for each lock; see Connection."""
     connection = Connection(address, timeout, read_only=read_only, check=check)
     try:
         await connection
@@ -174,17 +174,17 @@ def _set_up(db: sqlite3.Connection, address: Address, read_only: bool) -> None:
         db.execute("PRAGMA query_only = 1")
         return
     (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode not in ("wal", "memory"):  # it tells of some errors by staying as it is
+    if mode not in ("wal", "memory"):  # some errors only show by the mode, which does not change
         raise sqlite3.OperationalError(f"its journal stays in the mode {mode}, and cannot be switched to WAL")
     db.execute(f"PRAGMA synchronous = {address.synchronous}")
-    # Whoever works the file checkpoints it, nobody else; see wal.py.
+    # Only the process that works the file checkpoints it; see wal.py.
     db.execute("PRAGMA wal_autocheckpoint = 0")
     db.execute("PRAGMA journal_size_limit = 67108864")
     prepare(db)
 
 
 def unless(left: Event, function: Callable[[sqlite3.Connection], T], db: sqlite3.Connection) -> T:
-    """Run it until ``left`` is set. ``interrupt()`` would miss it between two statements, or hit the next function."""
+    """Run a function until ``left`` is set. ``interrupt()`` would miss it between statements, or hit the next one."""
     if left.is_set():
         raise sqlite3.OperationalError("nobody waits for it any more")
     db.set_progress_handler(left.is_set, _LOOKS_UP)
@@ -195,7 +195,7 @@ def unless(left: Event, function: Callable[[sqlite3.Connection], T], db: sqlite3
 
 
 def settle(db: sqlite3.Connection, milliseconds: int) -> None:
-    """From now on it waits so long for a lock, and has all its files open: it will not make one that was deleted."""
+    """Set how long it waits for a lock from now on, and open all its files, so that it creates no deleted one."""
     db.execute(f"PRAGMA busy_timeout = {milliseconds}").fetchall()
     db.execute("SELECT 1 FROM store").fetchall()
 
@@ -205,7 +205,7 @@ class NewerSchema(Exception):
 
 
 def migrate(db: sqlite3.Connection) -> str:
-    """Bring the schema up to date, and give the store's UUID. Several processes may do this at once.
+    """Bring the schema up to date, and return the store's UUID. Several processes may do this at once.
 
     Raises:
         NewerSchema: this code is too old for the file, or the file belongs to another program.

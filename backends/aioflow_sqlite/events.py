@@ -1,6 +1,6 @@
-"""Events: recorded, occurred, cancelled, and what is planned because of them. Plain functions of a sqlite3 connection.
+"""Events and their plans: record, replace, cancel, let occur. Functions of a plain sqlite3 connection.
 
-As in batch.py, what is to be written is collected, and one statement writes all of a kind.
+As in batch.py, the rows to write are collected, and one statement writes all of a kind.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from aioflow_sqlite import mailbox
 from aioflow_sqlite.rows import EVENT_COLUMNS, PLAN_COLUMNS, named
 from aioflow_sqlite.writing import placeholders, write
 
-# One JSON value each: a row of its own for every one would let go of the GIL as often. The joins have their order from
-# here: by statistics of when a file was young SQLite would rather read the whole table.
+# Each gives one JSON value: the GIL would be released for every single row. CROSS JOIN fixes the order of the joins:
+# by statistics from when the file was small SQLite would read the whole table.
 _BY_EVENT_ID: Final = f"""SELECT json_group_array(json_array({EVENT_COLUMNS})) FROM json_each(?) AS j
 CROSS JOIN events AS e ON e.event_id = j.value"""
 _BY_PLAN: Final = f"""SELECT json_group_array(json_array({EVENT_COLUMNS})) FROM json_each(?) AS j
@@ -39,7 +39,7 @@ _WRITE_PLANS: Final = (
     placeholders(Plan._fields, frozenset({"error"})),
     " ON CONFLICT (id) DO UPDATE SET due = excluded.due, attempts = excluded.attempts, error = excluded.error",
 )
-#: A copy that was there for an earlier wait of the run is there again.
+#: A copy that was made for an earlier wait of the run, and not taken, becomes valid again.
 _WRITE_COPIES: Final = (
     f"INSERT INTO signals ({named(Signal._fields)}) VALUES ",
     placeholders(Signal._fields, frozenset({"key", "signal_id", "expires_at", "event"})),
@@ -48,7 +48,7 @@ _WRITE_COPIES: Final = (
 _RESERVE: Final = (
     "INSERT INTO ids VALUES ('plan', :count + 1) ON CONFLICT DO UPDATE SET next = next + :count RETURNING next - :count"
 )
-#: Who waits for what has occurred: (mail id, run) of [mail id, name, entity_id].
+#: The runs that wait for events that have occurred: from [mail id, name, entity_id] to (mail id, run id).
 _WAITING: Final = """
 SELECT json_group_array(json_array(mail, run)) FROM (
     SELECT json_extract(o.value, '$[0]') AS mail, w.run_id AS run FROM json_each(:occurred) AS o CROSS JOIN waits AS w
@@ -58,8 +58,8 @@ SELECT json_group_array(json_array(mail, run)) FROM (
     WHERE w.name = json_extract(o.value, '$[1]') AND w.key = json_extract(o.value, '$[2]') AND w.kind = 'event'
 ) WHERE NOT EXISTS (SELECT 1 FROM seen WHERE seen.run_id = run AND seen.mail_id = mail)
 """
-#: What runs that wait for an event of an entity have missed: of [run id, created_at] each arm's [run id, events]. The events
-#: are asked for by themselves: as part of the join SQLite may read all for a Bloom filter.
+#: The events that runs which wait for an event of an entity have missed: from [run id, created_at] to [run id, events]
+#: for each arm. The events are read by a subquery: in a join SQLite may read all of them for a Bloom filter.
 _MISSED: Final = f"""
 SELECT json_group_array(json_array(w.run_id, json((
     SELECT json_group_array(json_array({EVENT_COLUMNS})) FROM events AS e INDEXED BY events_entity
@@ -69,8 +69,8 @@ SELECT json_group_array(json_array(w.run_id, json((
 )))) FROM json_each(?) AS r
 CROSS JOIN waits AS w ON w.run_id = json_extract(r.value, '$[0]') AND w.kind = 'event' AND w.key IS NOT NULL
 """
-#: The first plan of an event to occur that is in the way of the end of a wait: (run id, due, id, attempts). An arm with a
-#: key finds the few events of its entity, one without the first of its name that are pending.
+#: The first plan of an event to occur that bars the end of a wait: (run id, due, id, attempts). An arm with a key
+#: searches the few events of its entity, one without a key the first pending events of its name.
 _IN_THE_WAY: Final = """
 SELECT json_group_array(json_array(run_id, due, id, attempts)) FROM (
     SELECT found.run_id, p.due, p.id, p.attempts,
@@ -95,13 +95,13 @@ SELECT json_group_array(json_array(run_id, due, id, attempts)) FROM (
 
 
 def in_the_way(db: sqlite3.Connection, run_ids: Iterable[int], now: Micros) -> dict[int, Deadline]:
-    """What is to occur first, by the end of the waits of these runs and by now, that they would hear of."""
+    """By run: the first plan of an event that it waits for, due by the end of its wait and by now."""
     (found,) = db.execute(_IN_THE_WAY, {"ids": json.dumps(list(run_ids)), "now": now}).fetchone()
     return {run_id: Deadline._make(plan) for run_id, *plan in json.loads(found)}
 
 
 def catch_up(db: sqlite3.Connection, runs: Iterable[Run]) -> None:
-    """Give runs that now wait for an event of an entity the copies of what they have missed."""
+    """Give the runs that now wait for an event of an entity copies of those that they have missed."""
     waiting = [(run.id, run.created_at) for run in runs if run.arms is not None and '"event"' in run.arms]
     if waiting:
         (found,) = db.execute(_MISSED, (json.dumps(waiting),)).fetchone()
@@ -115,7 +115,7 @@ class EventBatch:
     """What a batch does to events and plans.
 
     The mutable state: the events and plans that the batch names, as its changes so far leave them; listeners by event
-    name, as far as they were read; what is to be written; and which runs have mail of what occurred.
+    name, as far as they were read; what is to be written; and which runs have got copies of what occurred.
     """
 
     def __init__(self, db: sqlite3.Connection, changes: Iterable[Change], now: Micros) -> None:
@@ -125,7 +125,7 @@ class EventBatch:
         self._known: dict[str, EventRecord] = {}
         #: plan id -> its event's mail_id, and the plan
         self._plans: dict[int, tuple[int, Plan]] = {}
-        #: event -> the record, of plans that an Occur names
+        #: event -> its record, for the plans that an Occur names
         self._planned: dict[int, EventRecord] = {}
         self._listeners: dict[str, list[Listener]] = {}
         self._written: dict[int, EventRecord] = {}
@@ -134,7 +134,7 @@ class EventBatch:
         self._new: dict[int, list[Plan]] = {}
         self._replanned: list[Plan] = []
         self._gone: list[int] = []
-        #: events whose plans of before the batch are taken away
+        #: events whose plans from before the batch are deleted
         self._dropped: set[int] = set()
         self._seen: list[tuple[int, int]] = []
         #: mail_id -> the runs that have a copy
@@ -201,7 +201,7 @@ class EventBatch:
         return Result("applied", event=event)
 
     def offered(self, change: Emit) -> Result:
-        """What became of an Emit whose move was applied before."""
+        """The result of an Emit whose move was applied by an earlier offer."""
         known = self._known.get(change.event.event_id)
         again = known is not None and self._recorded(change.event, known)
         return Result("applied" if again else "stale" if known is None else "exists", event=known)
@@ -245,7 +245,7 @@ class EventBatch:
         return Result("applied", plans=(Deadline(due, plan.id, attempts),))
 
     def listen(self, change: Listen) -> Result:
-        """See Listen. It is written at once, for events of the same batch."""
+        """See Listen. Written at once, so that it holds for events of the same batch."""
         sql = "DELETE FROM listeners WHERE workflow IN (SELECT value FROM json_each(?))"
         self._db.execute(sql, (json.dumps(change.workflows),))
         self._db.executemany("INSERT OR IGNORE INTO listeners VALUES (?, ?, ?, ?)", change.listeners)
@@ -253,7 +253,7 @@ class EventBatch:
         return Result("applied")
 
     def take(self, plan_id: int) -> int | None:
-        """Take a plan away for a Start: the mail_id of its event, None if there is no such plan."""
+        """Delete the plan of a Start. Returns the mail_id of its event, None if there is no such plan."""
         if self._plan(plan_id) is None:
             return None
         self._gone.append(plan_id)
@@ -266,7 +266,7 @@ class EventBatch:
     # ---- writing
 
     def write(self) -> None:
-        """Write what was collected. The rows of runs are written already, and with them their waits."""
+        """Write what was collected. The rows of runs, and with them their waits, are written already."""
         if self._gone:
             sql = "DELETE FROM plans WHERE id IN (SELECT value FROM json_each(?))"
             self._db.execute(sql, (json.dumps(self._gone),))
@@ -290,11 +290,11 @@ class EventBatch:
             self._tell()
 
     def told(self, result: Result) -> Result:
-        """The result of an Emit or Occur, with what is known when everything is written."""
+        """The result of an Emit or Occur, completed with what is known when everything is written."""
         event = result.event
         if event is None or result.outcome != "applied":
             return result
-        if self._written.get(event.id) is not event:  # an earlier offer of it
+        if self._written.get(event.id) is not event:  # it was applied by an earlier offer
             return result._replace(run_ids=mailbox.holders(self._db, event.mail_id, self._now))
         plans = tuple(Deadline(plan.due, plan.id, plan.attempts) for plan in self._new.get(event.id, ()))
         return result._replace(plans=plans, run_ids=tuple(sorted(self._told.get(event.mail_id, ()))))
@@ -309,17 +309,17 @@ class EventBatch:
             copies.append(events[mail_id].copy_for(run_id))
         write(self._db, _WRITE_COPIES, copies)
 
-    # ---- what the batch has come to
+    # ---- the state as the batch has left it so far
 
     def _plan(self, plan_id: int) -> Plan | None:
         _, plan = self._plans.get(plan_id, (0, None))
         return None if plan is None or plan.event in self._dropped else plan
 
     def _recorded(self, event: EventRecord, known: EventRecord) -> bool:
-        """Whether this very event was recorded, be it that ``known`` has replaced it since."""
+        """Whether this very event was recorded before, even if ``known`` has replaced it since."""
         if known.mail_id == event.mail_id:
             return True
-        if known.occurrence == 1:  # which is all but always so
+        if known.occurrence == 1:  # as it nearly always is
             return False
         found = self._db.execute("SELECT 1 FROM replaced WHERE mail_id = ?", (event.mail_id,))
         return found.fetchone() is not None

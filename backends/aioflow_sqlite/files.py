@@ -17,16 +17,16 @@ class _File(NamedTuple):
 
 
 class Files:
-    """The database's file and those that SQLite keeps beside it, as they are now, wherever the working directory will be.
+    """The database's file and those that SQLite keeps beside it, as they are now, by absolute paths.
 
     Args:
-        store: its name, for errors.
-        path: the database's; for SQLite alone it may be one of no file.
+        store: the store's name, for errors.
+        path: the database's; there need not be a file, if the path means something to SQLite alone.
     """
 
     def __init__(self, store: str, path: str) -> None:
         self._store = store
-        #: Links followed, as SQLite does: the files beside it have its own name, whatever name it was opened by.
+        #: With links resolved, as SQLite does: the files beside it are named after this, whatever link was opened.
         self.path = Path(os.path.realpath(path))
         files = (
             _File(each, _identity(each)) for each in (self.path, Path(f"{self.path}-wal"), Path(f"{self.path}-shm"))
@@ -34,26 +34,26 @@ class Files:
         self._files = [each for each in files if each.identity is not None]
 
     def in_place(self) -> bool:
-        """Whether all of them have their names still."""
+        """Whether each path still holds the file that was opened."""
         return all(_identity(file.path) == file.identity for file in self._files)
 
     def check_database(self) -> None:
-        """Raise StoreUnavailable if its path holds another by now.
+        """Raise StoreUnavailable if the database's path no longer holds the file that was opened.
 
-        What is written to a file that has lost its name is gone when it is closed, whatever SQLite says.
+        What is written to a deleted file is gone when it is closed, whatever SQLite reports.
         """
         if self._files and _identity(self._files[0].path) != self._files[0].identity:
             problem = "its file was deleted or replaced while it was open"
             raise StoreUnavailable(self._store, problem, "Put the file back, or restart to begin with the one there.")
 
     def check(self, db: sqlite3.Connection) -> None:
-        """Raise StoreUnavailable if one of them is not in its place."""
+        """Raise StoreUnavailable if a path no longer holds the file that was opened."""
         self.check_database()
         lost = next((file for file in self._files[1:] if _identity(file.path) != file.identity), None)
         if lost is None:
             return
         if _identity(lost.path) is None:
-            # As long as it is open SQLite has what was in it: here it is brought into the file that has a name.
+            # While the deleted file is open, SQLite still has its content: copy that into the database's file.
             with suppress(sqlite3.Error):
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         problem = f"{lost.path.name}, which belongs to its file, was deleted or replaced while it was open"

@@ -1,4 +1,4 @@
-"""An advisory lock on a file: the kernel lets go of it when the process dies, however it dies."""
+"""An advisory lock on a file: the kernel releases it when the process dies, however it dies."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-# POSIX record locks are the process's: a child does not inherit them, and a second lock of the same process would
-# be granted. So who holds what within the process is kept here, with the pid that a forked child does not have.
+# POSIX record locks belong to the process: a child does not inherit them, and a second lock by the same process would
+# be granted. So the locks that this process holds are kept here, with its pid, which a forked child does not have.
 _held: dict[str, int] = {}
 
 if sys.platform == "win32":  # pragma: no cover - runs on Windows only
@@ -26,8 +26,8 @@ class FileLock:
     """One holder among all processes, and within this one.
 
     Args:
-        path: a file for this alone; it is made, and stays. Nobody else may open it: closing any handle to it would
-            let go of a POSIX lock.
+        path: a file for this lock alone; it is created, and stays. No other code may open it: closing any handle to it
+            would release a POSIX lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,10 +43,10 @@ class FileLock:
     def acquire(self) -> bool:
         """Take the lock if it is free. True if this object has it now.
 
-        The lock of a file that somebody has deleted meanwhile is worth nothing, as anybody may make another: so is this.
+        A lock on a file that was deleted meanwhile does not count, as another process may lock a new file.
 
         Raises:
-            OSError: the file cannot be made.
+            OSError: the file cannot be created.
         """
         if self._fd is not None:
             if self._is_the_file(self._fd):
@@ -66,20 +66,20 @@ class FileLock:
         return True
 
     def _locked(self) -> int | None:
-        """The file, open and locked; None if somebody else has the lock."""
+        """The file, open and locked; None if another process has the lock."""
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         try:
             _lock(fd)
         except OSError:
             os.close(fd)
             return None
-        if not self._is_the_file(fd):  # deleted since: the next try makes it anew
+        if not self._is_the_file(fd):  # it was deleted since: the next try creates it anew
             os.close(fd)
             return None
         return fd
 
     def _is_the_file(self, fd: int) -> bool:
-        """Whether this is the file of that name, still."""
+        """Whether the path still holds this file."""
         mine = os.fstat(fd)
         try:
             there = self._path.stat()
@@ -88,7 +88,7 @@ class FileLock:
         return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
 
     def release(self) -> None:
-        """Let go of it, if this object has it."""
+        """Release the lock, if this object has it."""
         if self._fd is not None:
             _held.pop(self._name, None)
             os.close(self._fd)

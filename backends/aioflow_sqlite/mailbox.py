@@ -1,8 +1,8 @@
-"""The mailbox: signals on their way to runs. Plain functions of a sqlite3 connection, inside its thread.
+"""The mailbox: signals on their way to runs. Functions of a plain sqlite3 connection, which run in its thread.
 
-Tables ``signals`` and ``waits``; the latter follows ``runs.arms`` by triggers. Copies of events (``signals.event``) lie
-there as those of broadcasts do, for arms of their own kind (``waits.kind``). A taken signal stays as a tombstone, so
-that the same Post offered twice is stored once.
+It is the tables ``signals`` and ``waits``; triggers derive the latter from ``runs.arms``. Copies of events
+(``signals.event``) are stored like those of broadcasts, for arms of their own kind (``waits.kind``). A taken signal
+stays as a tombstone, so that the same Post offered twice is stored once.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from aioflow_sqlite.rows import SELECT_RUNS, row_of
 _COLUMNS: Final = ", ".join(Signal._fields)
 _VALUES: Final = ", ".join("?" * len(Signal._fields))
 _HOUR: Final = 3600 * SECOND
-#: How long a taken signal is remembered: by its signal_id, or only for the sake of a Post that is offered again.
+#: How long a taken signal is remembered: one with a signal_id, and one without, whose Post may only be offered again.
 _MEMORY: Final = 7 * 24 * _HOUR
 _SHORT_MEMORY: Final = _HOUR
-#: How many signals of one run a Mail has at the most: a run takes one at a time.
+#: How many signals of one run a Mail has at most: a run takes one at a time.
 _FEW: Final = 8
 
 _UNTAKEN: Final = "s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > :now)"
-#: That a signal fits a wait: it is addressed to the run, or to the arm's key. The ``+`` takes a choice from the planner,
-#: that of all waits of a signal's name instead of its run's few.
+#: The conditions that a signal fits a wait: it is addressed to the run, or to the arm's key. The ``+`` keeps the
+#: planner from reading all waits of a signal's name instead of the few of its run.
 _TO_RUN: Final = f"""
 {_UNTAKEN} AND s.run_id <> 0 AND s.run_id = w.run_id AND s.name = +w.name AND (s.event IS NULL) = (w.kind = 'signal')
 """
@@ -37,8 +37,8 @@ _TO_KEY: Final = f"""
 {_UNTAKEN} AND s.run_id = 0 AND s.name = w.name AND s.key = w.key AND w.kind = 'signal'
 """
 _PAIR: Final = "SELECT w.since AS since, w.run_id AS waiter, s.rowid AS signal, s.sent_at AS sent_at, s.id AS id"
-#: Pairs of a wait and a signal that fits it: all there are, and of some runs the first few of each wait. The order of the
-#: joins is taken from the planner, too: the smaller side comes first.
+#: Pairs of a wait and a signal that fits it: all there are; or of given runs, the first few for each wait. The planner
+#: is not left the order of the joins, either: the smaller side comes first.
 _OF_ALL: Final = " UNION ".join(
     f"{_PAIR} FROM signals AS s CROSS JOIN waits AS w WHERE {fits}" for fits in (_TO_RUN, _TO_KEY)
 )
@@ -53,7 +53,7 @@ _IN_TIME: Final = "s.sent_at <= ifnull(runs.wake_at, 9223372036854775807)"
 
 
 def _delete(index: str, column: str, condition: str) -> str:
-    """To delete the first so many up to a time, by an index; ``rowid IN`` may be a scan, see events.py."""
+    """SQL that deletes the first rows up to a time, by an index; ``rowid IN`` may be a scan, see events.py."""
     first = f"""SELECT {column}, rowid FROM signals INDEXED BY {index}
     WHERE {column} <= ? AND {condition} ORDER BY {column}, rowid LIMIT ?"""
     return f"""DELETE FROM signals INDEXED BY {index} WHERE {condition} AND ({column}, rowid) <=
@@ -68,7 +68,7 @@ _EXPIRE: Final = (
 
 
 def post(db: sqlite3.Connection, signal: Signal, now: Micros, born: Collection[int] = ()) -> Result:
-    """Put a signal there, if its guards hold. Whom it may wake is asked when the whole batch is written.
+    """Put a signal into the mailbox, if its guards hold. Its receivers are read when the whole batch is written.
 
     ``born``: runs that begin with the batch, and are not written yet.
     """
@@ -91,13 +91,13 @@ def post(db: sqlite3.Connection, signal: Signal, now: Micros, born: Collection[i
         "WHERE w.name = ? AND w.kind = 'signal'",
         (*given, signal.name),
     )
-    record = (*signal, now)  # so that it is known as sent, whoever was there to hear it
+    record = (*signal, now)  # so that it is known as sent, even if no run waited for it
     db.execute(f"INSERT INTO signals ({_COLUMNS}, taken_at) VALUES ({_VALUES}, ?)", record)
     return Result("applied")
 
 
 def posted(db: sqlite3.Connection, post: Post) -> bool:
-    """Whether this very signal has been put there."""
+    """Whether this very signal was posted before."""
     return db.execute("SELECT 1 FROM signals WHERE id = ? LIMIT 1", (post.signal.id,)).fetchone() is not None
 
 
@@ -108,7 +108,7 @@ def receivers(db: sqlite3.Connection, signal: Signal, now: Micros) -> tuple[int,
         sql = "SELECT run_id FROM waits WHERE run_id = ? AND +name = ? AND kind = 'signal' LIMIT 1"
         values = (signal.run_id, signal.name)
     elif signal.key is not None:
-        # As many of the oldest waits as there are signals for them: others may be on their way to the same runs.
+        # As many of the oldest waits as there are signals for them, as other signals may be for the same runs.
         sql = (
             "SELECT DISTINCT run_id FROM waits WHERE name = :name AND key = :key AND kind = 'signal' "
             "ORDER BY since, run_id LIMIT "
@@ -123,7 +123,7 @@ def receivers(db: sqlite3.Connection, signal: Signal, now: Micros) -> tuple[int,
 
 
 def holders(db: sqlite3.Connection, id_: int, now: Micros) -> tuple[int, ...]:
-    """Runs that a copy of this lies there for."""
+    """The runs that the mailbox holds a copy of this signal or event for."""
     sql = (
         "SELECT run_id FROM signals WHERE id = ? AND run_id <> 0 AND taken_at IS NULL "
         "AND (expires_at IS NULL OR expires_at > ?)"
@@ -132,12 +132,12 @@ def holders(db: sqlite3.Connection, id_: int, now: Micros) -> tuple[int, ...]:
 
 
 def untaken(db: sqlite3.Connection, wanted: Iterable[tuple[int, int]], now: Micros) -> set[tuple[int, int]]:
-    """(id, run id) of those that can still be taken.
+    """The (id, run id) of the signals that can still be taken; run id 0 if it is addressed to a key.
 
-    ``wanted``: ids, and the runs that are to take them: each its own copy, or what has none.
+    ``wanted``: ids, with the runs that are to take them.
     """
     places = {place for id_, run_id in wanted for place in ((id_, run_id), (id_, 0))}
-    # Filtered here: by a condition SQLite may be led to read all signals, for a Bloom filter.
+    # Filtered in Python: with a condition SQLite might read all signals for a Bloom filter.
     sql = (
         "SELECT json_group_array(json_array(s.id, s.run_id, s.taken_at IS NULL AND ifnull(s.expires_at > ?, TRUE))) "
         "FROM json_each(?) AS j CROSS JOIN signals AS s "
@@ -148,8 +148,8 @@ def untaken(db: sqlite3.Connection, wanted: Iterable[tuple[int, int]], now: Micr
 
 
 def take(db: sqlite3.Connection, taken: Iterable[tuple[int, int, int | None]], now: Micros) -> None:
-    """Mark as taken: (id, run id, the run that took it, None if that rejected it)."""
-    # Not UPDATE FROM, which by statistics of when there were few signals reads all of them. They are all there.
+    """Mark as taken: (id, run id, the run that took it, or None if that rejected it)."""
+    # Not UPDATE FROM, which by statistics from when there were few signals reads all of them. All these rows exist.
     sql = (
         "INSERT INTO signals (id, run_id, name, payload, message, broadcast, sent_at, taken_at, taken_by) "
         "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), '', '', 0, 0, 0, ?, json_extract(value, '$[2]') "
@@ -160,7 +160,7 @@ def take(db: sqlite3.Connection, taken: Iterable[tuple[int, int, int | None]], n
 
 
 def with_mail(db: sqlite3.Connection, run_ids: Collection[int], now: Micros, *, by_wake_at: bool) -> set[int]:
-    """Which of these waiting runs have mail; ``by_wake_at``: that was sent by their deadline."""
+    """Which of these waiting runs have mail; ``by_wake_at``: only mail that was sent by their ``wake_at``."""
     joined, in_time = (" CROSS JOIN runs ON runs.id = w.run_id", f" AND {_IN_TIME}") if by_wake_at else ("", "")
     fitting = " OR ".join(f"EXISTS (SELECT 1 FROM signals AS s WHERE {fits}{in_time})" for fits in (_TO_RUN, _TO_KEY))
     sql = f"SELECT json_group_array(DISTINCT w.run_id) FROM {_THESE}{joined} WHERE {fitting}"
@@ -176,7 +176,7 @@ def mail(
     known: Collection[tuple[str, str]] | None = None,
     after: tuple[Micros, int] | None = None,
 ) -> list[Mail]:
-    """Waiting runs and the first of what they can take."""
+    """Waiting runs, and the first signals that each can take."""
     fitting = _OF_ALL if run_ids is None else _OF_THESE
     if after is not None:
         fitting = f"SELECT * FROM ({fitting}) WHERE (since, waiter) > (:after_since, :after_waiter)"
@@ -205,7 +205,7 @@ def mail(
 
 
 def expire(db: sqlite3.Connection, limit: int, now: Micros, forget: int | None = None) -> list[Signal]:
-    """Take out what nobody took in its time, and forget what was taken long ago."""
+    """Remove and return expired signals, and delete the tombstones of those that were taken long ago."""
     room = limit if forget is None else forget
     room -= db.execute(_FORGET, (now - _MEMORY, room)).rowcount
     db.execute(_FORGET_UNNAMED, (now - _SHORT_MEMORY, room))
@@ -213,7 +213,7 @@ def expire(db: sqlite3.Connection, limit: int, now: Micros, forget: int | None =
 
 
 def _sent_before(db: sqlite3.Connection, signal_id: str, now: Micros) -> Result | None:
-    """What became of an earlier send; one that has expired is not in the way."""
+    """The result of an earlier send with this signal_id, None if there is none; an expired one does not count."""
     expired = "UPDATE signals SET signal_id = NULL WHERE signal_id = ? AND taken_at IS NULL AND expires_at <= ?"
     db.execute(expired, (signal_id, now))
     sql = "SELECT id, taken_at IS NULL FROM signals WHERE signal_id = ?"

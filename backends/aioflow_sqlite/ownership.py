@@ -1,4 +1,4 @@
-"""Who runs what. One process has the whole file, so every running run that it does not own is ownerless."""
+"""Which worker owns which run. One process works the whole file, so any other owner of a running run is dead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MINE = "SELECT json_group_array(id) FROM runs WHERE status = 'running' AND owne
 
 
 def disown_dead(db: sqlite3.Connection, worker: int) -> None:
-    """The file is this worker's now: whoever owned a running run before is dead."""
+    """Take running runs from their former owners: this worker has the file now, so they are dead."""
     if db.execute(
         "SELECT 1 FROM runs WHERE status = 'running' AND owner IS NOT NULL AND owner <> ?", (worker,)
     ).fetchone():
@@ -33,7 +33,7 @@ def disown_dead(db: sqlite3.Connection, worker: int) -> None:
 
 
 def take(db: sqlite3.Connection, worker: int, limit: int, held: Collection[int] | None) -> Claim:
-    """Own what has no owner, and compare what is owned with what is held."""
+    """Make the worker the owner of runs that have none, and compare those it owns with those that it holds."""
     taken: list[Run] = []
     if limit > 0 and db.execute("SELECT 1 FROM runs WHERE status = 'running' AND owner IS NULL LIMIT 1").fetchone():
         taken = transaction(db, lambda db: [Run._make(row) for row in db.execute(_TAKE, (worker, limit))])
@@ -50,7 +50,7 @@ def take(db: sqlite3.Connection, worker: int, limit: int, held: Collection[int] 
 
 
 def give_back(db: sqlite3.Connection, worker: int) -> None:
-    """The worker's running runs have no owner any more; nobody died."""
+    """Leave the worker's running runs without an owner; this counts no crash."""
     transaction(
         db,
         lambda db: db.execute(

@@ -1,11 +1,11 @@
-"""Batches of runs that start or go on and nothing else, as most are under load, as one statement.
+"""Commits batches whose runs only start or go on, as most do under load, by one statement.
 
-A statement that is a transaction of its own lets go of the GIL once, from its first row until the disk has them all: so
-SQLite works while the event loop does. Two tables cannot be written by one statement, but the triggers of a view can:
-the batch is inserted into the view, which writes each row to ``runs`` and ``history`` if its guard holds. If one does not,
-nothing is written, and the batch is done as any other.
+A statement that is a transaction of its own releases the GIL once, from its first row until all are on the disk: so
+SQLite works while the event loop does. One statement cannot write two tables, but the triggers of a view can: the batch
+is inserted into a view, whose triggers write each row to ``runs`` and ``history`` if its guard holds. If a guard does
+not hold, nothing is written, and batch.py applies the batch.
 
-Most of these rows have nothing in half of their columns, which then are not bound one by one: binding holds the GIL, and
+Most of these rows have NULL in half of their columns, which then are not bound one by one: binding holds the GIL, and
 is what a batch costs the event loop.
 """
 
@@ -24,21 +24,21 @@ from aioflow_sqlite.rows import NULLABLE
 from aioflow_sqlite.transactions import transaction
 from aioflow_sqlite.writing import LENGTHS, NULL
 
-#: More bytes of data than this would not fit into the cache of what SQLite keeps of a statement, 500 pages, but into a
-#: file in a directory of temporary files, which there need not be.
+#: For more bytes of data than this, what SQLite keeps to undo a statement would exceed its cache of 500 pages, and go
+#: to a file in a directory for temporary files, which need not exist.
 _LARGEST = 700_000
-#: What SQLite binds to one statement at the most, if it was not built otherwise.
+#: How many values SQLite binds to one statement at most, unless it was built otherwise.
 _BINDS = 32_766
 _MUTABLE = Run._fields[Run._fields.index("status") :]
-#: A run that goes from step to step, or ends, has nothing but these.
+#: The columns that are not NULL in a run that goes from step to step, or ends.
 _BARE = tuple(name for name in Run._fields if name not in NULLABLE or name in ("owner", "ended_at"))
 _REST = tuple(name for name in Run._fields if name not in _BARE)
-#: What a transition has that its run has not.
+#: The columns of a transition that its run does not have.
 _OWN = tuple(name for name in Transition._fields if name not in ("run_id", "seq"))
 _rest: Callable[[Run], tuple[object, ...]] = itemgetter(*map(Run._fields.index, _REST))
 _own: Callable[[Transition], tuple[object, ...]] = itemgetter(*map(Transition._fields.index, _OWN))
 _NOTHING = (None,) * len(_REST)
-#: The first column of a row, and all columns of one that fills a statement up.
+#: What the first column of a row says, and all columns of a row that only pads the statement.
 _STARTS, _GOES_ON, _FILLS = 1, 2, 0
 
 
@@ -52,7 +52,7 @@ class _View(NamedTuple):
     rows: int
 
     def statements(self) -> list[str]:
-        """What makes it."""
+        """The SQL that creates it."""
         names = ["place", *self.columns, *(f"history_{column}" for column in _OWN)]
         new = {column: _new(column, column in NULLABLE) for column in self.columns}
         changed = ", ".join(f"{column} = {new.get(column, 'NULL')}" for column in _MUTABLE)
@@ -86,7 +86,7 @@ _FULL, _BARE_ONLY = _view("plain", Run._fields), _view("bare", _BARE)
 
 
 def prepare(db: sqlite3.Connection) -> None:
-    """Make the views, for this connection alone."""
+    """Create the views, for this connection alone."""
     for view in (_FULL, _BARE_ONLY):
         for statement in view.statements():
             db.execute(statement)
@@ -101,7 +101,7 @@ def apply_plain(db: sqlite3.Connection, changes: Sequence[Change], begins: Calla
         begins: called before what does not need the GIL.
 
     Returns:
-        The results; None if nothing was written, as it is no such batch, or a guard does not hold.
+        The results; None if nothing was written, as the batch has other changes, or a guard does not hold.
     """
     view, size = _BARE_ONLY, 0
     plain: list[Start | Move] = []
@@ -145,7 +145,7 @@ def apply_plain(db: sqlite3.Connection, changes: Sequence[Change], begins: Calla
 
 
 def _size(value: object) -> int:
-    """Bytes of a text, at the most; what else there is takes few."""
+    """How many bytes a text takes at most; other values take few."""
     if type(value) is not str:
         return 0
     return len(value) if value.isascii() else 4 * len(value)
@@ -164,7 +164,7 @@ def _values(view: _View, changes: Sequence[Start | Move]) -> list[object]:
 
 def _insert(db: sqlite3.Connection, view: _View, parts: Sequence[list[object]]) -> None:
     for values in parts:
-        # As one execution of many: execute() lets go of the GIL once more, to ask for the last rowid.
+        # Not execute(), which releases the GIL once more, to ask for the last rowid.
         db.executemany(_sql(view.name, view.width, len(values) // view.width), (values,))
 
 

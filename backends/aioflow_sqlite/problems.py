@@ -1,4 +1,4 @@
-"""What SQLite says, in the port's errors."""
+"""SQLite's errors as those of the store port."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ADVICE = {
 
 
 def told_apart(store: str, error: sqlite3.Error) -> StoreError:
-    """The data's fault, or that of the store of this name."""
+    """StoreRefused if the data is at fault, else StoreUnavailable, with advice. ``store``: its name."""
     if isinstance(error, sqlite3.DataError | sqlite3.IntegrityError | sqlite3.InterfaceError):
         return StoreRefused(store, str(error))
     text = str(error)

@@ -1,4 +1,4 @@
-"""Reading: filters become SQL with every value bound."""
+"""Queries: filters become SQL, in which every value is bound that a user can choose freely."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SEVERAL: Final = ("workflow", "version", "status", "step", "waiting_for", "key"
 _CLOSED: Final = {"status": frozenset(map(str, WorkflowStatus)), "waiting_for": frozenset(get_args(WaitingFor))}
 #: Filters that leave few runs, each by an index of its own.
 _NARROW: Final = ("key", "event_id", "parent_id", "waiting_signal", "waiting_key")
-#: So many runs between two times are read and sorted, rather than looked for in the order of ids among all.
+#: Up to so many runs between two times are read by time and sorted, instead of searching all runs in the order of ids.
 _SORTED: Final = 5_000
 
 
@@ -170,9 +170,9 @@ def _between(query: RunQuery, column: str) -> list[tuple[str, int]]:
 
 
 def _by_time(db: sqlite3.Connection, query: RunQuery) -> str:
-    """Which index of a time is to be used, if one tells that few runs come into question.
+    """The clause that names the index of a time, if its bounds leave few runs; else "".
 
-    SQLite would go through all runs in the order of their ids, as it expects to meet as many as are asked for soon.
+    SQLite would scan the runs in the order of their ids, as it expects to find enough of them soon.
     """
     if query.order != "id" or any(getattr(query, column) for column in _NARROW):
         return ""
@@ -186,9 +186,9 @@ def _by_time(db: sqlite3.Connection, query: RunQuery) -> str:
 
 
 def _among(column: str, allowed: Sequence[str | int]) -> tuple[str, list[Any]]:
-    """That a column has one of these values."""
+    """The condition that a column has one of these values."""
     if _CLOSED.get(column, frozenset()).issuperset(allowed):
-        # Written out: so an index of runs that wait so, or have this status, is in the plan.
+        # Literals, not bound values: so SQLite can use the partial indexes on these columns.
         words = [repr(str(word)) for word in allowed]
         return f"{column} = {words[0]}" if len(words) == 1 else f"{column} IN ({', '.join(words)})", []
     if len(allowed) == 1:
@@ -199,7 +199,7 @@ def _among(column: str, allowed: Sequence[str | int]) -> tuple[str, list[Any]]:
 def _held(
     each: str, wanted: Mapping[str, JsonValue] | list[JsonValue], *, exact: bool, depth: int
 ) -> Iterator[tuple[str, list[Any]]]:
-    """That a JSON object or array, opened by ``each``, holds these members. Keys are bound, never part of a path."""
+    """That a JSON object or array, opened by ``each``, has these members. Keys are bound, never part of a path."""
     members = enumerate(wanted) if isinstance(wanted, list) else wanted.items()
     name = f"e{depth}"
     for key, value in members:
@@ -208,7 +208,7 @@ def _held(
 
 
 def _equal(name: str, value: JsonValue, *, exact: bool, depth: int) -> tuple[str, list[Any]]:
-    """That a member has this value; a mapping, outside of lists, only has to be held by it."""
+    """The condition that a member has this value; of a mapping outside of lists, that it has at least its members."""
     match value:
         case None:
             return f"{name}.type = 'null'", []

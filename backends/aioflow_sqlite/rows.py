@@ -1,4 +1,4 @@
-"""Rows, read by name: their columns in the order of the records of ``aioflow.model``."""
+"""The columns of rows, by name, in the order of the fields of aioflow's records."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SELECT_RUNS: Final = f"SELECT {RUN_COLUMNS} FROM runs"
 
 
 def named(columns: Sequence[str], table: str = "") -> str:
-    """Names of columns; one of them, "offset", is a word of SQL."""
+    """Names of columns, quoted: one of them, "offset", is an SQL keyword."""
     return ", ".join(f'{table}"{column}"' for column in columns)
 
 

@@ -1,10 +1,10 @@
-"""``SQLiteStore``: the port on one file.
+"""``SQLiteStore``: the store port on one file.
 
-A writer connection and two that read, each with a thread; a verb is one function in one of them. The writer runs
-whole transactions, so that verbs never interleave in one, and a caller that is cancelled leaves none half done. What
-users ask may take long, so it has a connection of its own, and ends when its caller is cancelled.
+It has one connection that writes and two that read, each with a thread; a verb is one function that runs in one of
+these. The writer runs whole transactions, so that verbs never interleave in one, and a cancelled caller leaves none
+half done. Users' queries may take long, so they have a connection of their own, and end when their caller is cancelled.
 
-One process works the file: the holder of ``<file>.worker``. Others start, query, and try for the lock.
+One process works the file: the one that has locked ``<file>.worker``. Others start, query, and try for the lock.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ T = TypeVar("T")
 _log = structlog.get_logger("aioflow")
 #: Two connections that write and checkpoint at once can damage the WAL before this version.
 _SAFE_WAL = (3, 51, 3)
-#: So long opening waits for a lock at the least, though SQLite is to wait for less.
+#: Opening waits at least this long for locks, even if ``busy_timeout`` is shorter.
 _LEAST_PATIENCE: Micros = 2 * SECOND
-#: Changes for which the event loop lends its turn. For fewer it is more often idle anyway.
+#: For so many changes the event loop blocks, see Connection.run. With fewer it is more often idle anyway.
 _MANY = 32
 
 
@@ -57,7 +57,7 @@ class SQLiteStore:
     Raises:
         ValueError: it is no such URL.
 
-    The mutable state: the three connections, the lock, and which files those are, while it is open.
+    The mutable state: connections, lock, files and WAL; whether it works the file, and if not, has logged that.
     """
 
     exclusive = True
@@ -97,7 +97,7 @@ class SQLiteStore:
                 await clock.sleep(SECOND // 20)
 
     async def _open(self, timeout: int) -> str:
-        """Open it, waiting so many milliseconds for locks."""
+        """Open it. ``timeout``: milliseconds to wait for each lock."""
         try:
             self._writer = await connect(self._address, timeout, read_only=False, check=self._check_file)
             uuid = await self._writer.run(migrate)
@@ -110,7 +110,7 @@ class SQLiteStore:
             for connection in (self._writer, self._reader, self._asker):
                 await connection.run(partial(settle, milliseconds=self._address.busy_timeout))
         except BaseException as error:
-            with CancelScope(shield=True):  # else a scope that is cancelled would leave some open
+            with CancelScope(shield=True):  # else a cancelled scope would leave connections open
                 await self.close()
             if isinstance(error, NewerSchema):
                 advice = "Use the aioflow that wrote it, or a newer one."
@@ -125,7 +125,7 @@ class SQLiteStore:
         found = dict.fromkeys((self._writer, self._reader, self._asker))  # in memory they are one
         self._asker = self._reader = self._writer = None
         try:
-            async with AsyncExitStack() as closing:  # in reverse, each whatever becomes of the others
+            async with AsyncExitStack() as closing:  # in reverse order, each even if another fails
                 for connection in filter(None, found):
                     closing.push_async_callback(connection.close)
         finally:
@@ -260,7 +260,7 @@ class SQLiteStore:
 
         def hint(db: sqlite3.Connection) -> int:
             if self._works and self._lock is not None:
-                self._works = self._lock.acquire()  # should its file have been deleted, it is there again
+                self._works = self._lock.acquire()  # if its file was deleted, this creates and locks a new one
             return int(db.execute("PRAGMA data_version").fetchone()[0])
 
         return await self._write(hint)
@@ -270,7 +270,7 @@ class SQLiteStore:
         return await self._ask(lambda db: questions.stats(db, now))
 
     def _tell_of_other(self) -> None:
-        if structlog.is_configured():  # else it would be printed
+        if structlog.is_configured():  # else structlog would print it
             _log.info("another process works this file, this one is a client until that ends", store=self.name)
         if sqlite3.sqlite_version_info < _SAFE_WAL:
             _log.warning(
@@ -280,10 +280,10 @@ class SQLiteStore:
             )
 
     async def _write(self, function: Callable[[sqlite3.Connection], T], data: int = 0, loan: Event | None = None) -> T:
-        """Run it on the writer. ``data``: how many bytes it writes, if they are many. ``loan``: see Connection.run."""
+        """Run a function on the writer. ``data``: how many bytes it writes, if many. ``loan``: see Connection.run."""
         writer, files = self._writer, self._files
-        # Looked at here: in the writer's thread each of these system calls, which read no disk, would let go of the GIL,
-        # and a busy event loop gives it back after milliseconds.
+        # On the event loop: these system calls read no disk, but in the writer's thread each would release the GIL, and
+        # a busy event loop gives it back only after milliseconds.
         if files is not None and not files.in_place():
             await self._run(writer, files.check)
 
@@ -296,7 +296,7 @@ class SQLiteStore:
         return await self._run(writer, write, loan)
 
     async def _mend(self) -> None:
-        """Write anew what a failed sync has lost, while that is known: SQLite deletes the WAL at the last closing."""
+        """Write what a failed sync has lost again, before the last connection closes: then SQLite deletes the WAL."""
         wal, writer = self._wal, self._writer
         if wal is None or writer is None or not wal.lost:
             return
@@ -306,7 +306,7 @@ class SQLiteStore:
             _log.error("pages that could not be synced cannot be written anew", store=self.name, error=str(error))
 
     def _keep_short(self, wal: Wal, writer: Connection, db: sqlite3.Connection, data: int) -> None:
-        """Whatever becomes of that, what was written before is committed."""
+        """Copy the WAL back if it has grown. An error is only logged: what was written before is committed."""
         try:
             wal.keep_short(db, data)
         except (sqlite3.Error, OSError) as error:
@@ -322,7 +322,7 @@ class SQLiteStore:
         return await self._run(self._reader, function)
 
     async def _ask(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run what a user asks: it is not begun any more, or ended, when that user has left."""
+        """Run a user's query. If its caller is cancelled, it is not begun any more, or ended."""
         left = Event()
         try:
             return await self._run(self._asker, partial(unless, left, function))

@@ -10,8 +10,8 @@ T = TypeVar("T")
 
 
 def transaction(db: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Run it in a write transaction: all of it is committed, or nothing."""
-    db.executescript("BEGIN IMMEDIATE")  # lets go of the GIL once, where execute() does three times
+    """Run a function in a write transaction: all of it is committed, or nothing."""
+    db.executescript("BEGIN IMMEDIATE")  # releases the GIL once, where execute() does so three times
     try:
         result = function(db)
         db.commit()  # once, too
@@ -22,7 +22,7 @@ def transaction(db: sqlite3.Connection, function: Callable[[sqlite3.Connection],
 
 
 def snapshot(db: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Run it in a read transaction: all that it reads is of one instant."""
+    """Run a function in a read transaction: all that it reads is of one instant."""
     db.execute("BEGIN")
     try:
         return function(db)

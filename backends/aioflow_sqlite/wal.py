@@ -1,8 +1,8 @@
-"""Copying the WAL back into the database when it has grown.
+"""Copies the WAL back into the database (a checkpoint) when it has grown.
 
-SQLite does so by itself, but says nothing if that fails, and syncs the same descriptor again the next time. So the
-process that works the file asks for it. How long the WAL is says its file: frames of before it was last begun anew have
-another salt than its header.
+SQLite would do so by itself, but does not report a failure, and syncs the same descriptor again the next time. So the
+process that works the file asks for it. The length of the WAL is read from its file: frames that are left from before
+it was last restarted have another salt than its header.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from aioflow.changes import Change, Move, Post, Start
 
 _log = structlog.get_logger("aioflow")
 
-#: 16 MB: a busy page is copied less often.
+#: How many pages the WAL has when it is copied back, 16 MB: so many that a busy page is copied less often.
 _PAGES = 4000
-#: Bytes that are written between two looks, about. A look takes system calls, and so lets go of the GIL.
+#: About how many bytes are written between two looks at the file. A look takes system calls, which release the GIL.
 _STRIDE = 4_000_000
-#: What a row takes in the WAL beside its data: pages are shared in large batches, so this is much.
+#: How many bytes a row takes in the WAL beside its data, at most: in large batches rows share pages.
 _ROW = 4096
 
 
@@ -54,12 +54,12 @@ class Wal:
     def __init__(self, path: str) -> None:
         self._path = f"{path}-wal"
         self._looked = 0
-        self._data = _STRIDE  # it may be long already
-        self._unsynced = True  # by whoever worked it before
+        self._data = _STRIDE  # so that the first call looks: it may be long already
+        self._unsynced = True  # by a process that worked the file before
         self.lost = False
 
     def keep_short(self, db: sqlite3.Connection, data: int) -> None:
-        """Copy it back if it has grown; no transaction is open. ``data``: bytes of it that were written just now.
+        """Copy it back if it has grown; no transaction is open. ``data``: how many bytes were written just now.
 
         Raises:
             sqlite3.Error: it could not be copied, or not be synced.
@@ -74,12 +74,12 @@ class Wal:
             self.copy_back(db)
 
     def take_over(self, db: sqlite3.Connection) -> None:
-        """Copy all of it back, as far as nobody reads it, before anything is built on it; no transaction is open.
+        """Copy all of it back, as far as no reader needs it, before anything is added to it; no transaction is open.
 
-        A commit whose sync failed may stand in the WAL of a process that died: the kernel still shows it, and reports no
-        error again, but the disk may never have had it. What is committed after it would be lost with it when the power
-        fails. Copied back, it is written and synced anew. A process that works nothing does not do so: what it commits
-        before a worker comes has that risk still.
+        A process that died may have left a commit in the WAL whose sync failed: the kernel still shows it, and does not
+        report the error again, but it may never have reached the disk. Later commits would be lost with it when the
+        power fails. Copied back, it is written and synced anew. A process that does not work the file does not do so:
+        what it commits before a worker comes is still at that risk.
 
         Raises:
             sqlite3.Error: it could not be copied, or not be synced.
@@ -87,11 +87,12 @@ class Wal:
         self.copy_back(db, "TRUNCATE")
 
     def copy_back(self, db: sqlite3.Connection, how: Literal["PASSIVE", "TRUNCATE"] = "PASSIVE") -> None:
-        """Copy it back, as far as nobody reads it; no transaction is open.
+        """Copy it back, as far as no reader needs it; no transaction is open.
 
-        Where a reader stops it halfway, SQLite takes what it copied for done without a sync: that of a later copying
-        will do for both. If that one fails, the kernel may have dropped all that was not synced, and SQLite writes only
-        the later part again. So after such a failure every page is put into the WAL anew, and copied from there.
+        Where a reader stops it halfway, SQLite counts what it has copied as done, without a sync: that of a later
+        checkpoint covers both parts. If that sync fails, the kernel may have dropped all that was not synced, but
+        SQLite copies only the later part again. So after such a failure every page is written to the WAL anew, and
+        copied from there.
 
         Raises:
             sqlite3.Error: it could not be copied, or not be synced.
@@ -107,7 +108,7 @@ class Wal:
         except sqlite3.OperationalError as error:
             self.lost = self._unsynced and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR
             raise
-        if frames >= 0:  # else somebody else is copying
+        if frames >= 0:  # else another connection is copying
             self._unsynced = copied < frames
 
     def _has_grown(self) -> bool:
