@@ -34,7 +34,7 @@ from aioflow.shapes import C, P
 #: The kinds of transition by which a step returns, rather than raises.
 _RETURNED: Final = frozenset({"goto", "sleep", "wait", "complete", "fail"})
 #: How often a call gives way to a signal that was in the run's mailbox before it, and the pause before each new try.
-_POLITE: Final = 20
+_MAX_TRIES: Final = 20
 _PAUSE: Micros = SECOND // 100
 #: Exceptions that a coroutine cannot raise unchanged.
 _UNRAISABLE: Final = (StopIteration, StopAsyncIteration)
@@ -148,8 +148,8 @@ class Acting(Emitting):
                 f"act() takes an action, as Order.review, or its name; {what} is none. Add @action() to it."
             )
         check_id(run_id)
-        still = known is not None and open_arms(known, parts.clock.micros())
-        row = known if known is not None and still else await self._row(parts, run_id)
+        was_open = known is not None and open_arms(known, parts.clock.micros())
+        row = known if known is not None and was_open else await self._row(parts, run_id)
         tries = 0
         while True:
             wanted = self._wanted(row, action)
@@ -164,7 +164,7 @@ class Acting(Emitting):
                 claim = interventions.call(
                     row, arm, input_, request=request is not None, owner=owner, now=parts.clock.micros(), commit_id=commit_id
                 )  # fmt: skip
-                if tries >= _POLITE:  # this process cannot deliver that signal: claim the run all the same
+                if tries >= _MAX_TRIES:  # this process cannot deliver that signal: claim the run all the same
                     claim = claim._replace(unless_mail=False)
                 result = await parts.committer.submit(claim, PATIENCE, partial(parts.slots.redeem, owner))
                 if result.outcome == "applied":

@@ -326,7 +326,7 @@ class Activation(Watch):
         self._end()
 
     def _tell_error(self, outcome: Outcome, transition: Transition) -> None:
-        """Have what the step raised logged. An action's error is also told its caller, which may have left."""
+        """Have what the step raised logged. An action's error also goes to its caller, which may have left."""
         raised, executor = outcome.error if isinstance(outcome, Raised) else None, self._tools.executor
         if raised is not None:
             executor.telemetry.raised(transition, raised)

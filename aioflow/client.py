@@ -270,7 +270,7 @@ class Client:
         try:
             once = seconds is not None and seconds <= 0
             async with parts.clock.limit(None if once else seconds):
-                if once or not parts.slots.drives(run_id):  # else its next commit, in this process, is told
+                if once or not parts.slots.drives(run_id):  # else its waiters hear of its next commit
                     row = await self.reread(run_id)
                     if reached(row, until):
                         return WorkflowRun(self, row)

@@ -181,10 +181,10 @@ class WorkflowDefinition:
         try:
             if create is not None:
                 return await self._adopted(create(event))
-            told = {"event_id": event.id, "event_name": event.name, "entity_id": event.entity_id}
-            fields = [(name, field) for name, field in self.codec.context.model_fields.items() if name in told]
+            given = {"event_id": event.id, "event_name": event.name, "entity_id": event.entity_id}
+            fields = [(name, field) for name, field in self.codec.context.model_fields.items() if name in given]
             # Without an entity, entity_id keeps the field's default, which need not be None.
-            return self.codec.build({n: told[n] for n, field in fields if told[n] is not None or field.is_required()})
+            return self.codec.build({n: given[n] for n, field in fields if given[n] is not None or field.is_required()})
         except ValidationError as error:
             raise ContextInvalid(self.name, explain(error)) from error
 

@@ -92,7 +92,7 @@ class Delivery:
         self._watches: dict[int, Watch] = {}
         self._turns: dict[Hashable, tuple[asyncio.Lock, int]] = {}
         self._next_expiry: Micros = 0
-        self._cannot: set[int] = set()
+        self._warned: set[int] = set()
         self._to_scan = False
         self._scanned_to: tuple[Micros, int] | None = None
         self.expired = 0
@@ -197,7 +197,7 @@ class Delivery:
                 self._busy = True
                 try:
                     self.notify(await self._deliver(batch))
-                    self._looked_at(batch)
+                    self._settle_watches(batch)
                 except Exception as error:  # noqa: BLE001 - nothing may end the deliveries
                     self.notify(batch)
                     telemetry.trouble("signals cannot be delivered, will try again", error)
@@ -233,12 +233,12 @@ class Delivery:
         for left in range(_FORGETS, 0, -_LOT):
             forget = _FORGETS if left == _FORGETS else 0  # all of it in the first transaction
             expired = await self._store.expire(_LOT, now, forget=forget)
-            self._tell(expired)
+            self._report(expired)
             if len(expired) < _LOT:
                 self._next_expiry = now + _EXPIRE_EACH
                 break
 
-    def _tell(self, expired: list[Signal]) -> None:
+    def _report(self, expired: list[Signal]) -> None:
         """Count the expired signals, and log them: one line for each name, with the details of the first."""
         by_name: dict[str, list[Signal]] = {}
         for signal in expired:
@@ -279,19 +279,19 @@ class Delivery:
         for run_id in without:
             if (otherwise := self._otherwise.pop(run_id, None)) is not None:
                 otherwise()
-        again = [attempt.run.id for attempt in attempts if not await self._came_through(attempt)]
+        again = [attempt.run.id for attempt in attempts if not await self._succeeded(attempt)]
         again += left if attempts else []
         for run_id in run_ids:
             if run_id not in again and run_id not in self._todo:  # it has its mail, or this process cannot deliver it
                 self._otherwise.pop(run_id, None)
         return again
 
-    async def _came_through(self, attempt: _Attempt) -> bool:
+    async def _succeeded(self, attempt: _Attempt) -> bool:
         """Whether the run has taken or rejected the signal; if not, the run or the signal has changed since."""
         try:
             result = await attempt.future
         except StoreRefused as error:
-            return attempt.why is None and await self._came_through(
+            return attempt.why is None and await self._succeeded(
                 self._rejection(attempt.run, attempt.signal, str(error))
             )
         if result.outcome == "applied" and (watch := self._watches.get(attempt.signal.id)):
@@ -319,7 +319,7 @@ class Delivery:
             if data is None:
                 self._warn(run, definition, signal)
                 return None
-            self._cannot.discard(run.id)
+            self._warned.discard(run.id)
             owner, now, commit_id = self._slots.promise(), self._clock.micros(), next(self._commit_ids)
             move = answer(run, arm, signal, data, owner=owner, now=now, commit_id=commit_id)
             return _Attempt(run, signal, None, self._committer.submit(move, settled=partial(self._slots.redeem, owner)))
@@ -327,8 +327,8 @@ class Delivery:
 
     def _warn(self, run: Run, definition: WorkflowDefinition, signal: Signal) -> None:
         """Log once that a run has mail but goes on waiting, because the code here cannot take the run."""
-        if run.id not in self._cannot:
-            self._cannot.add(run.id)
+        if run.id not in self._warned:
+            self._warned.add(run.id)
             why = read_context(run, definition)
             what = "a waiting run has mail, and keeps it: the code cannot take the run"
             telemetry.warn(what, run_id=run.id, workflow=run.workflow, signal=signal.name, error=str(why))
@@ -337,7 +337,7 @@ class Delivery:
         move = reject(run, signal, why, now=self._clock.micros(), commit_id=next(self._commit_ids))
         return _Attempt(run, signal, why, self._committer.submit(move))
 
-    def _looked_at(self, run_ids: list[int]) -> None:
+    def _settle_watches(self, run_ids: list[int]) -> None:
         for watch in self._watches.values():
             if watch.pending:
                 watch.pending.difference_update(set(run_ids) - self._todo.keys())

@@ -220,9 +220,9 @@ class Executor:
                 return step.action.fill(call.input, request)
             resumption = Resumption.of(run)
             event = None
-            told = None if resumption is None or resumption.kind != "event" else resumption.payload
-            if isinstance(told, dict) and step.parameters.takes_event:
-                event = await event_from(told)
+            payload = None if resumption is None or resumption.kind != "event" else resumption.payload
+            if isinstance(payload, dict) and step.parameters.takes_event:
+                event = await event_from(payload)
                 if not watch.may_begin():  # the entity's loader may have taken long
                     raise Stopped
             return step.parameters.fill(resumption, failure_of(run), event)

@@ -95,7 +95,7 @@ class ActionDefinition:
                 yield f"{which} has a signature that no input can be made of: {explain(error)}"
                 return
             declared = self._parameters.declared(beside=REQUEST)
-            idle = {name for name, (kind, _) in declared.items() if _is_told(kind)}
+            idle = {name for name, (kind, _) in declared.items() if _given_by_engine(kind)}
         elif issubclass(model, RootModel):
             yield f"{which} says input={model.__name__}, which has no fields. Give it a model with fields."
             return
@@ -198,7 +198,7 @@ class ActionDefinition:
     def _inferred(self) -> type[BaseModel]:
         fields: dict[str, Any] = {}
         for name, (kind, default) in self._parameters.declared(beside=REQUEST).items():
-            if _is_told(kind):
+            if _given_by_engine(kind):
                 continue
             if default is EMPTY:
                 fields[name] = (kind, ...)
@@ -216,6 +216,6 @@ class ActionDefinition:
         return made
 
 
-def _is_told(kind: Any) -> bool:
-    """Whether a parameter of this type takes a Failure or an Event: no input, but what else may lead to the step."""
+def _given_by_engine(kind: Any) -> bool:
+    """Whether a parameter of this type takes a Failure or an Event, which are not input."""
     return any(part is Failure or part is Event for part in (kind, *get_args(kind)))

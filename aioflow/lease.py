@@ -36,7 +36,7 @@ class Lease:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is over, unless somebody else has renewed it for this worker."""
+        """Whether it is over, as far as this process knows."""
         return self.shared and self._clock.monotonic() - self._renewed > self._length
 
     async def renew(self) -> bool:

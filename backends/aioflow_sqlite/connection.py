@@ -23,7 +23,7 @@ T = TypeVar("T")
 _LONGEST_LOAN = 0.005
 
 #: After how many instructions of SQLite, some milliseconds, a query checks whether its caller still waits.
-_LOOKS_UP = 100_000
+_CHECK_EVERY = 100_000
 
 #: Marks the file as aioflow's ("aflw").
 _APPLICATION_ID = 0x61666C77
@@ -187,7 +187,7 @@ def unless(left: Event, function: Callable[[sqlite3.Connection], T], db: sqlite3
     """Run a function until ``left`` is set. ``interrupt()`` would miss it between statements, or hit the next one."""
     if left.is_set():
         raise sqlite3.OperationalError("nobody waits for it any more")
-    db.set_progress_handler(left.is_set, _LOOKS_UP)
+    db.set_progress_handler(left.is_set, _CHECK_EVERY)
     try:
         return function(db)
     finally:

@@ -56,7 +56,7 @@ class _View(NamedTuple):
         names = ["place", *self.columns, *(f"history_{column}" for column in _OWN)]
         new = {column: _new(column, column in NULLABLE) for column in self.columns}
         changed = ", ".join(f"{column} = {new.get(column, 'NULL')}" for column in _MUTABLE)
-        told = ", ".join([new["id"], new["seq"], *(_new(f"history_{column}", column in NULLABLE) for column in _OWN)])
+        line = ", ".join([new["id"], new["seq"], *(_new(f"history_{column}", column in NULLABLE) for column in _OWN)])
         starts = f"INSERT INTO runs ({', '.join(new)}) VALUES ({', '.join(new.values())})"
         goes_on = (
             f"UPDATE runs SET {changed} WHERE id = NEW.id AND seq = NEW.seq - 1 AND fence = NEW.fence; "
@@ -66,7 +66,7 @@ class _View(NamedTuple):
             f"CREATE TEMP VIEW {self.name} AS SELECT {', '.join(f'NULL AS {name}' for name in names)}",
             *(
                 f"CREATE TEMP TRIGGER {self.name}_{place} INSTEAD OF INSERT ON {self.name} WHEN NEW.place = {place} "
-                f"BEGIN {writes}; INSERT INTO history VALUES ({told}); END"
+                f"BEGIN {writes}; INSERT INTO history VALUES ({line}); END"
                 for place, writes in ((_STARTS, starts), (_GOES_ON, goes_on))
             ),
         ]

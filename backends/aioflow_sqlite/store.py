@@ -55,7 +55,7 @@ class SQLiteStore:
             ``busy_timeout`` (milliseconds) and ``synchronous`` (FULL, EXTRA or NORMAL).
 
     Raises:
-        ValueError: it is no such URL.
+        ValueError: it is not such a URL.
 
     The mutable state: connections, lock, files and WAL; whether it works the file, and if not, has logged that.
     """
