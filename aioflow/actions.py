@@ -266,7 +266,7 @@ def shown(definition: WorkflowDefinition, action: ActionDefinition) -> OpenActio
 
 
 def schema_of(action: ActionDefinition) -> dict[str, JsonValue]:
-    """An action's input as JSON Schema; any object, if its model has no JSON Schema.
+    """An action's input as JSON Schema; ``{"type": "object"}`` if its model has none.
 
     The run's id is left out: a call names the run anyway.
     """

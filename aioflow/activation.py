@@ -57,7 +57,7 @@ class Home(Slots, Protocol):
 
 
 class Tools:
-    """What the activations of a worker share. ``alone``: the lock that a suspect holds, so that suspects run singly."""
+    """What the activations of a worker share. ``alone``: the suspects' lock, so that they run one at a time."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class Activation(Watch):
         self._tools.home.adrift()
 
     def _ready(self) -> bool:
-        """Whether definition and Context of the step before can be used for the next one, without ``_prepare``."""
+        """Whether the previous step's definition and Context can be used for the next one, without ``_prepare``."""
         definition, run = self._definition, self.run
         return (
             definition is not None

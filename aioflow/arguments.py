@@ -1,6 +1,6 @@
 """The parameters of a step besides ``self``, filled by name and type from what resumed the run.
 
-- A message goes to the parameter annotated with its model or a base of it, else to the only one of unknown type.
+- A message goes to the parameter annotated with its model or a base of it, else to the only needed one of unknown type.
 - A signal's payload goes to the parameters named like its keys, each validated by its type.
 - A ``Failure`` goes to the parameters of that type, else to one named ``failure``; an ``Event`` likewise, and its
   event_id, event_name and entity_id to parameters of these names.
@@ -128,7 +128,7 @@ class Parameters:
         return {p.name: (Any if types[p.name] is _UNKNOWN else types[p.name], p.default) for p in named}
 
     def needed_beside_event(self, *, after: bool = False) -> list[str]:
-        """The required parameters that no event fills; ``after``: nor a Failure, if an ``on_fail`` came before."""
+        """The required parameters that an event does not fill; ``after``: nor does the Failure of an ``on_fail``."""
         given = {*ABOUT_EVENT, "event", *self._names_of(Event)}
         if after:
             given |= {*(self._names_of(Failure) or self._called("failure"))}

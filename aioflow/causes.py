@@ -16,7 +16,7 @@ from aioflow.retry import GROUPS, GiveUp, is_a, sole
 _MEMBERS = 3
 #: The errors whose text is meant for whoever reads the run: exactly these classes, not their subclasses.
 _FOR_CALLERS: Final = (GiveUp, RunTimeout, StepTimeout)
-#: The first line of the traceback that is stored of such an error.
+#: The first line of the traceback that is stored for such an error.
 MARK: Final = "What follows was said for callers.\n"
 
 #: The error text of a transition in which an action's step has chosen the HTTP response.

@@ -40,21 +40,21 @@ Returned: TypeAlias = Command | Awaitable[Command]
 
 
 class BoundAction(Generic[P]):
-    """What a type checker sees of ``self.review``, an action: a target, whatever it takes. Really the bound method."""
+    """The static type of ``self.review``, an action: a target, whatever it takes. At runtime it is the bound method."""
 
     def __call__(self, *args: P.args, **input: P.kwargs) -> Returned:  # noqa: A002, D102 - never run
         raise NotImplementedError
 
 
 class UnboundAction(Generic[C, P]):
-    """What a type checker sees of ``Order.review``, an action: its parameters, and the Context. Really the function."""
+    """The static type of ``Order.review``, an action: its parameters and its Context. At runtime it is the function."""
 
     def __call__(self, instance: Any, *args: P.args, **input: P.kwargs) -> Returned:  # noqa: A002, D102 - never run
         raise NotImplementedError
 
 
 class Action(Generic[P]):
-    """What a type checker sees of an action as an attribute of its class. Really the decorated function."""
+    """The static type of an action as an attribute of its class. At runtime it is the decorated function."""
 
     @overload
     def __get__(self, instance: None, owner: HasContext[C]) -> UnboundAction[C, P]: ...

@@ -232,8 +232,8 @@ class CurrentRun:
             namespace: which event workflows it is for.
             event_id: makes it idempotent.
             replace: replace the event that has the event_id. For all of these, see ``Engine.emit``. Of several events
-                that a step emits with one event_id, the last with ``replace`` and the name of the first is emitted,
-                without such a one the first.
+                that a step emits with one event_id, the last with ``replace`` and the name of the first is emitted; if
+                there is none, the first.
 
         Raises:
             TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range, or more than 1 000

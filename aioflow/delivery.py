@@ -133,7 +133,7 @@ class Delivery:
 
     @asynccontextmanager
     async def turn(self, address: Hashable) -> AsyncGenerator[Callable[[], bool]]:
-        """Let one sender at a time send to an address, in the order of asking. Yields: whether no other one waits."""
+        """Let senders send to an address one at a time, in order of asking. Yields a check that no other one waits."""
         lock, count = self._turns.get(address) or (asyncio.Lock(), 0)
         self._turns[address] = lock, count + 1
         try:

@@ -17,7 +17,7 @@ from aioflow.model import Deadline
 from aioflow.store import Store
 from aioflow.timers import START, Timers
 
-#: Sleep no longer than this, so that a clock that was set is noticed within this time.
+#: Sleep no longer than this, so that a step of the machine's clock is noticed within this time.
 _LONGEST_SLEEP: Micros = 2 * SECOND
 BATCH = 500
 _LAST_ID = 1 << 62

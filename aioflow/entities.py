@@ -199,7 +199,7 @@ def rebuild(event: str, kind: str | None, json: str | None) -> Any:
 
 
 async def load(event: str, kind: str | None, json: str | None, entity_id: str | None) -> Any:
-    """The entity, loaded afresh if its type has a loader and it has an id, else as stored.
+    """The entity, loaded afresh if its type has a loader and there is an entity_id, else as stored.
 
     Raises:
         EventInvalid: as ``rebuild``.

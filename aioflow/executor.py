@@ -36,8 +36,8 @@ from aioflow.transitions import Outcome, Raised, Stepped
 _COMMANDS = (Goto, Sleep, Wait, Complete, Fail)
 _NONE: Final[Mapping[str, Any]] = {}
 REQUEST_GONE: Final = (
-    "the request that called it is only in the memory of another process, which has ended or does not execute runs. "
-    "Call it again, by an engine that works."
+    "the request that called it is only in the memory of another process, which has ended or did not run the step. "
+    "Call it again, from a process whose engine executes runs."
 )
 
 

@@ -308,7 +308,7 @@ class _Batch:
 
 
 def _in_the_way(db: sqlite3.Connection, run: Run, reuse: str, moved: Run | None) -> Run | None:
-    """The run whose key bars the start. ``moved``: a row that is about to be written."""
+    """The run that has the key, if that bars the start. ``moved``: a row that is about to be written."""
     if run.key is None:
         return None
     stands = (0, 0) if moved is None else (moved.id, int(moved.status in LIVE))

@@ -30,7 +30,7 @@ _LARGEST = 700_000
 #: How many values SQLite binds to one statement at most, unless it was built otherwise.
 _BINDS = 32_766
 _MUTABLE = Run._fields[Run._fields.index("status") :]
-#: The columns that are not NULL in a run that goes from step to step, or ends.
+#: The only columns that hold a value in a run that goes from step to step, or ends.
 _BARE = tuple(name for name in Run._fields if name not in NULLABLE or name in ("owner", "ended_at"))
 _REST = tuple(name for name in Run._fields if name not in _BARE)
 #: The columns of a transition that its run does not have.

@@ -186,7 +186,7 @@ def _by_time(db: sqlite3.Connection, query: RunQuery) -> str:
 
 
 def _among(column: str, allowed: Sequence[str | int]) -> tuple[str, list[Any]]:
-    """The condition that a column has one of these values."""
+    """The condition that a column has one of these values, and what is bound in it."""
     if _CLOSED.get(column, frozenset()).issuperset(allowed):
         # Literals, not bound values: so SQLite can use the partial indexes on these columns.
         words = [repr(str(word)) for word in allowed]
@@ -199,7 +199,7 @@ def _among(column: str, allowed: Sequence[str | int]) -> tuple[str, list[Any]]:
 def _held(
     each: str, wanted: Mapping[str, JsonValue] | list[JsonValue], *, exact: bool, depth: int
 ) -> Iterator[tuple[str, list[Any]]]:
-    """That a JSON object or array, opened by ``each``, has these members. Keys are bound, never part of a path."""
+    """Conditions that a JSON value, opened by ``each``, has these members. Keys are bound, never part of a path."""
     members = enumerate(wanted) if isinstance(wanted, list) else wanted.items()
     name = f"e{depth}"
     for key, value in members:

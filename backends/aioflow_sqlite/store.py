@@ -43,7 +43,7 @@ _log = structlog.get_logger("aioflow")
 _SAFE_WAL = (3, 51, 3)
 #: Opening waits at least this long for locks, even if ``busy_timeout`` is shorter.
 _LEAST_PATIENCE: Micros = 2 * SECOND
-#: For so many changes the event loop blocks, see Connection.run. With fewer it is more often idle anyway.
+#: From this many changes on the event loop blocks, see Connection.run; with fewer it is more often idle anyway.
 _MANY = 32
 
 
@@ -57,7 +57,7 @@ class SQLiteStore:
     Raises:
         ValueError: it is not such a URL.
 
-    The mutable state: connections, lock, files and WAL; whether it works the file, and if not, has logged that.
+    The mutable state: connections, lock, files and WAL; whether it works the file, or has logged that another does.
     """
 
     exclusive = True

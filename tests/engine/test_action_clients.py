@@ -179,7 +179,7 @@ async def test_a_request_does_not_leave_its_process(make_engine: MakeEngine) -> 
     """A client cannot hand one to whoever works: the caller is told, and the run waits on."""
     async with make_engine(Far) as engine, make_engine(Far, worker=False) as client:
         run = await parked(engine)
-        with pytest.raises(errors.ActionFailed, match="which has ended or does not execute runs"):
+        with pytest.raises(errors.ActionFailed, match="which has ended or did not run the step"):
             await client.act(Far.with_request, run.id, how="well", request="a request")
         assert Gates.seen == []
         assert (await client.act(Far.with_request, run.id, how="well")).data["by"] == "None"
