@@ -184,7 +184,7 @@ def _set_up(db: sqlite3.Connection, address: Address, read_only: bool) -> None:
 
 
 def unless(left: Event, function: Callable[[sqlite3.Connection], T], db: sqlite3.Connection) -> T:
-    """Run a function until ``left`` is set. ``interrupt()`` may miss it between statements, or hit the next function."""
+    """Run it until ``left`` is set. ``interrupt()`` would miss it between two statements, or hit the next function."""
     if left.is_set():
         raise sqlite3.OperationalError("nobody waits for it any more")
     db.set_progress_handler(left.is_set, _CHECK_EVERY)
