@@ -9,6 +9,11 @@ class Slots(Protocol):
     """Who may run more runs."""
 
     @property
+    def works(self) -> bool:
+        """Whether this process executes runs now."""
+        ...
+
+    @property
     def room(self) -> int:
         """How many runs may be begun now."""
         ...

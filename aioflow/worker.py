@@ -80,9 +80,14 @@ class Worker:
     # ---- slots
 
     @property
+    def works(self) -> bool:
+        """Whether it executes runs now."""
+        return self.working and not self.draining
+
+    @property
     def room(self) -> int:
         """How many more runs may be begun now."""
-        if not self.working or self.draining:
+        if not self.works:
             return 0
         return self._max_running - len(self._activations) - self._promised - self._left_behind
 
@@ -161,7 +166,7 @@ class Worker:
             self._begin(run, None if gone_on else live)
 
     def _begin(self, run: Run, live: BaseModel | None = None) -> None:
-        if self.draining or not self.working:
+        if not self.works:
             return
         # For its own promise to be redeemed, which comes next; or as the room of then was promised since, or an answer lost.
         waits = not self._has_slot()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from aioflow import Engine, StartOptions, complete, get_context, get_run, sleep, step, wait, workflow
+from aioflow import Engine, StartOptions, action, complete, get_context, get_run, goto, sleep, step, wait, workflow
 from aioflow.clock import Clock
 from aioflow.commands import Command
 from tests.support import wait_until
@@ -141,6 +141,40 @@ async def test_new_runs_spread_over_workers_with_free_slots(store_url: Any) -> N
             await run.wait(10)
             assert (run.status, run.row.crashes) == ("completed", 0)
     assert sorted(begun) == sorted(run.id for run in runs)
+
+
+@shared
+async def test_a_call_with_a_request_waits_for_a_slot_of_its_own_worker(store_url: Any) -> None:
+    """Another worker that has room could run the step, but not with the request."""
+    gate, holds = asyncio.Event(), asyncio.Event()
+
+    @workflow("asked")
+    class Asked:
+        class Context(BaseModel):
+            hold: bool = False
+            by: str = ""
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            if get_context(self.Context).hold:
+                holds.set()
+                await gate.wait()
+            return goto(self.review)
+
+        @action()
+        async def review(self, request: str) -> Command:
+            return complete(by=request)
+
+    async with Engine(store_url, workflows=[Asked], max_running=1) as full, Engine(store_url, workflows=[Asked]):
+        run = await (await full.start(Asked)).wait(10, until="parked")
+        await full.start(Asked, hold=True)
+        await holds.wait()
+        call = asyncio.create_task(full.act(Asked.review, run.id, request="mine"))
+        for _ in range(5):  # the other one looks for what it may run
+            await (await full.start(Asked)).wait(10, until="parked")
+        assert not call.done()
+        gate.set()
+        assert (await call).context.by == "mine"
 
 
 @shared
