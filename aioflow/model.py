@@ -21,15 +21,15 @@ from aioflow.errors import LimitExceeded, RunNotFound
 MAX_NAME: Final = 200
 MAX_DATA: Final = 1024 * 1024
 MAX_DEPTH: Final = 64
-#: What a text beyond it holds: a NUL or a lone surrogate.
+#: The limit that a text with a NUL or a lone surrogate exceeds, in the words of ``LimitExceeded``.
 CHARACTERS: Final = "characters that every store can hold"
 MAX_ERROR: Final = 2_000
-#: What somebody has said is kept whole, within reason.
+#: The reason that user code gave is kept whole up to this.
 MAX_REASON: Final = 64 * 1024
 MAX_TRACEBACK: Final = 16_000
-#: From this many crashes on, a run is suspected of killing the process: it runs alone, and marked.
+#: From this many crashes on, a run is suspected of killing the process: it runs alone, and is marked while it does.
 SUSPECT_CRASHES: Final = 2
-#: The run that is caught this many times is failed.
+#: At this many crashes the run fails.
 POISON_CRASHES: Final = 6
 
 
@@ -77,7 +77,7 @@ class Run(NamedTuple):
     status: str
     #: The step that runs, that runs next, or that returned the wait.
     step: str
-    #: Where a waiting run goes on at ``wake_at``; resolved when it parked.
+    #: The step that a waiting run goes on with at ``wake_at``; resolved when it parked.
     next_step: str | None
     seq: int
     fence: int
@@ -91,15 +91,15 @@ class Run(NamedTuple):
     hops: int
     #: Owners that died while they ran it, since its last transition.
     crashes: int
-    #: 1 from the moment a suspect's step is about to run.
+    #: 1 once a suspect's step is about to run (see ``SUSPECT_CRASHES``).
     marked: int
     waiting_for: WaitingFor | None
     wake_at: Micros | None
-    #: What a run that waits for a signal, an event or a call can be resumed by: a JSON list of Arms.
+    #: The arms of a wait for signals, events or action calls: a JSON list of Arms.
     arms: str | None
-    #: What resumed the run: a Resumption as JSON, until the step that it resumed has gone on.
+    #: What resumed the run: a Resumption as JSON, until the run has gone on from the step that it resumed.
     input: str | None
-    #: When the time of the whole run is over.
+    #: When the whole run times out.
     deadline: Micros | None
     #: The Failure that led to an ``on_fail`` step, as JSON.
     failure: str | None
@@ -119,13 +119,13 @@ class Transition(NamedTuple):
     run_id: int
     seq: int
     at_micros: Micros
-    #: The step that made the transition.
+    #: The run's step before the transition or, if that resumed the run, after it; likewise ``attempt``.
     step: str
     attempt: int
     kind: TransitionKind
     duration_micros: Micros
     error: str | None
-    #: Who wrote it: tells a repeated offer of the same change from somebody else's.
+    #: Identifies the change: tells whether it is the one that is offered again, or another writer's.
     commit_id: int
 
     @property
@@ -142,7 +142,7 @@ class Transition(NamedTuple):
 class Signal(NamedTuple):
     """One signal in the mailbox."""
 
-    #: The copies of a broadcast share one.
+    #: All copies of a broadcast have the same.
     id: int
     #: The run it is addressed to. 0: the first run that waits with the key, or without a key all that wait for the name.
     run_id: int
@@ -150,16 +150,16 @@ class Signal(NamedTuple):
     key: str | None
     #: A JSON object.
     payload: str
-    #: 1 if it was sent as a model: it is handed to the step, not merged into the Context.
+    #: 1 if it was sent as a model, which is passed to the step and not merged into the Context.
     message: int
     #: 1 for a broadcast's copy, which lives as long as the wait that it was made for.
     broadcast: int
     #: Makes a send idempotent.
     signal_id: str | None
     sent_at: Micros
-    #: None: it lives as long as the run.
+    #: None: it is kept as long as the run lives.
     expires_at: Micros | None
-    #: The event (its ``EventRecord.id``) that this tells of: a copy for one wait, as a broadcast's. None for a signal.
+    #: The ``EventRecord.id``, if this is the copy of an event, which lives like a broadcast's; None for a signal.
     event: int | None = None
 
 
@@ -173,32 +173,32 @@ class Arm(NamedTuple):
     kind: Literal["signal", "event", "action"]
     name: str
     key: str | None
-    #: The step that it goes on with.
+    #: The step that the run then goes on with.
     then: str
     #: Whether the wait named a model.
     message: bool
 
 
-#: What a wait of several arms may be for, beside what its first one is.
+#: Values of ``waiting_for`` that a query looks for in every arm: ``Run.waiting_for`` is the kind of the first one.
 ARM_KINDS: Final = frozenset({"signal", "event", "action"})
 
 
 def told_as(arm: Arm, signal: Signal) -> Literal["signal", "message", "event"]:
-    """How a run is told of what it goes on with."""
+    """The kind of the Resumption when this signal resumes a run by this arm."""
     return "event" if signal.event is not None else "message" if arm.message or signal.message else "signal"
 
 
 def arms_of(run: Run) -> list[Arm]:
-    """What a waiting run can be resumed by."""
+    """The arms of the run's wait; none if it waits for no signal, event or action call."""
     return [] if run.arms is None else [Arm(*arm) for arm in json.loads(run.arms)]
 
 
 class Resumption(NamedTuple):
-    """What resumed a run: kept with it, so that a re-execution of the step gets the same arguments.
+    """What resumed a run: stored with it, so that a re-execution of the step gets the same arguments.
 
     "signal" and "message" have the signal's name and payload; "event" has the event's name and ``EventRecord.payload``
-    (also a run that was started by one); "action" has the action's name and an ``openings.Call``; "timeout" is a wait's
-    or the run's that is over; "deadline" marks a run whose own time is over and that has not gone to its ``on_timeout``.
+    (also when the event started the run); "action" has the action's name and an ``openings.Call``; "timeout": the wait
+    or the run timed out; "deadline": the run timed out, and has not gone to its ``on_timeout`` yet.
     """
 
     kind: Literal["signal", "message", "event", "action", "timeout", "deadline"]
@@ -207,7 +207,7 @@ class Resumption(NamedTuple):
 
     @classmethod
     def of(cls, run: Run) -> Resumption | None:
-        """What resumed this run, if it is still to be told."""
+        """What resumed this run, if it has not gone on from the resumed step."""
         return None if run.input is None else cls(*json.loads(run.input))
 
 
@@ -217,10 +217,10 @@ class Failure:
 
     Attributes:
         step: the step that failed.
-        error: its last error, as ``run.error`` would tell it.
+        error: its last error, worded as in ``run.error``.
         attempts: how often the step was tried.
         kind: "exhausted" (no attempts left, or an error that is not retried), "gave up" (GiveUp), "invalid" (an error
-            in the code that retrying cannot mend, or a limit), "timeout" (the run's own time is over).
+            in the code that retrying cannot mend, or a limit), "timeout" (the whole run timed out).
     """
 
     step: str
@@ -230,7 +230,7 @@ class Failure:
 
 
 def failure_of(run: Run) -> Failure | None:
-    """What failed, if the run is on the way of an ``on_fail``."""
+    """The failure that led the run to an ``on_fail`` step, if one did."""
     if run.failure is None:
         return None
     told = json.loads(run.failure)
@@ -238,7 +238,7 @@ def failure_of(run: Run) -> Failure | None:
 
 
 class Deadline(NamedTuple):
-    """When a waiting run is due. ``seq`` tells whether it still waits for this."""
+    """When a waiting run is due. It holds only while the run is still at ``seq``."""
 
     at: Micros
     run_id: int
@@ -314,7 +314,7 @@ def check_name(what: str, name: object) -> str:
 
 
 def misfit(text: str) -> str | None:
-    """What kind of character is in a text that some store cannot hold; None if there is none."""
+    """The kind of character in the text that some store cannot hold; None if there is none."""
     if "\0" in text:
         return "a NUL"
     try:

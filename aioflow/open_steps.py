@@ -1,4 +1,4 @@
-"""``@action``: steps that are called from outside, by a person or a program."""
+"""``@action``: steps that a person or a program calls from outside the run."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def action(
     name: str | None = None, *, permissions: Sequence[Any] = ()
 ) -> Callable[[Callable[Concatenate[Any, P], Returned]], Action[P]]: ...
 def action(name: Any = None, *, input: Any = None, permissions: Sequence[Any] = ()) -> Any:  # noqa: A002 - public API
-    """Make a step an action: it waits until somebody calls it, and runs with what he gives. It may stand above ``@step``.
+    """Make a step an action, which runs when it is called, with the caller's input. It may stand above ``@step``.
 
     A ``goto`` to an action, and a wait that has it as an arm (``wait.any(on(self.review), ...)``), park the run until
-    ``engine.act`` or an HTTP call calls it. What the step raises goes to the caller, and the run waits as before.
+    ``engine.act`` or an HTTP request calls it. What the step raises goes to the caller, and the run waits as before.
 
     Args:
-        name: what it is called by over HTTP, an identifier, unique among all workflows; the workflow's name and the
+        name: its name over HTTP, an identifier, unique among all workflows; made of the workflow's name and the
             step's if not given.
-        input: the pydantic model of what it takes: its fields are the step's parameters, or one parameter of this type
-            is given the whole. Without it the step's parameters are its input. A parameter ``request`` is given the
-            request that called it.
+        input: the pydantic model of its input: the model's fields are the step's parameters, or one parameter of this
+            type is given the whole model. Without it the step's parameters are its input. A parameter ``request`` is
+            given the request that called the action.
         permissions: who may call it over HTTP: classes, or instances, with ``has_permission(request, action_name)``
             and ``has_action_permission(request, action_name, data)``, or one of them, sync or async.
 
@@ -71,7 +71,7 @@ def statezero_action(
     serializer: Any = None,
     permissions: Sequence[Any] = (),
 ) -> Any:
-    """The same as ``@action``, under the name that workflows written for StateZero have.
+    """The same as ``@action``, under the name that workflows written for StateZero use.
 
     Args:
         name: as for ``@action``.

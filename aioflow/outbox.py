@@ -1,4 +1,4 @@
-"""What a step starts, sends and emits by ``get_run()``: kept until it has returned, then committed with its transition."""
+"""What a step starts, sends and emits by ``get_run()``: collected until it returns, committed with its transition."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ from aioflow.store import RunQuery, Store
 
 T = TypeVar("T")
 
-#: How much one step may start and send.
+#: How many starts, signals and events one step may order.
 MOST: Final = 1_000
 _FIRST_PAUSE: Micros = 20_000
 _LONGEST_PAUSE: Micros = SECOND
 
 
 class StartOrder(NamedTuple):
-    """A run that a step starts."""
+    """An order to start a run."""
 
     definition: WorkflowDefinition
     options: StartOptions
     keywords: Mapping[str, Any]
 
 
-#: What a step orders.
+#: What a step orders through its outbox.
 Order: TypeAlias = Draft | StartOrder | EventDraft
 
 
 class Outbox:
-    """What one attempt of a step starts, sends and emits.
+    """The orders of one attempt of a step: what it starts, sends and emits.
 
-    The mutable state: the orders, and whether the step has returned.
+    The mutable state: the orders, and whether the step has returned (``closed``).
     """
 
     def __init__(self, registry: Registry, run: Run) -> None:
@@ -63,7 +63,7 @@ class Outbox:
         self.closed = False
 
     def start(self, workflow: object, options: StartOptions, keywords: Mapping[str, Any]) -> None:
-        """Start a run."""
+        """Order the start of a run."""
         if not isinstance(options, StartOptions):
             raise TypeError(
                 "get_run().start() takes StartOptions(...) after the workflow, and the Context's values as keywords; "
@@ -74,14 +74,14 @@ class Outbox:
         self._add(StartOrder(definition, options, {name: _as_it_is(value) for name, value in keywords.items()}))
 
     def signal(self, name_or_message: object, payload: object, **address: Any) -> None:
-        """Send a signal."""
+        """Order a signal to be sent."""
         asked = draft(name_or_message, payload, **address)
         if asked.workflow is not None:
             workflow_name(asked.workflow)
         self._add(asked)
 
     def emit(self, name: object, entity: object, **how: Any) -> None:
-        """Emit an event."""
+        """Order an event to be emitted."""
         self._add(event_draft(name, entity, **how))
 
     def _add(self, order: Order) -> None:
@@ -97,22 +97,22 @@ class Outbox:
 
 
 class Orders(Protocol):
-    """What takes the orders of steps."""
+    """Gives steps their outboxes, and turns the orders in them into changes."""
 
     def outbox(self, run: Run) -> Outbox:
-        """One for an attempt of the run's step."""
+        """A new outbox for an attempt of the run's step."""
         ...
 
     async def changes(self, outbox: Outbox) -> tuple[Start | Post | Emit, ...]:
-        """What is to be committed with the step's transition. Raises what makes an order impossible."""
+        """The changes to commit with the step's transition. Raises an error for an order that cannot be carried out."""
         ...
 
 
 class Office:
-    """Makes changes of what is to be started, sent and emitted, by a caller or by a step.
+    """Makes the changes that start runs, send signals and emit events, for callers and for steps.
 
-    The mutable state: the instant of the last signal, and whether it is closed, so that a store is asked but once.
-    ``listen`` tells the store what the workflows of this process listen to, if it is one that works.
+    The mutable state: the instant of the last signal, and ``closed``: then a failed question to the store is not
+    repeated. ``listen``, set in workers only, tells the store which events this process's workflows start from.
     """
 
     def __init__(
@@ -142,11 +142,11 @@ class Office:
         """Ask the store, again and again while it is not available.
 
         Args:
-            question: changes nothing, or nothing that matters when it is asked twice.
-            patience: microseconds of the world's time until that is an error; None: never.
+            question: must be harmless when it is asked twice.
+            patience: microseconds of real time after which that is an error; None: never.
 
         Raises:
-            StoreUnavailable: the patience is over.
+            StoreUnavailable: the patience has run out.
         """
         until = None if patience is None else self.clock.monotonic() + patience
         pause = _FIRST_PAUSE
@@ -190,7 +190,7 @@ class Office:
             parent: the run whose step starts it.
             from_json: see ``WorkflowDefinition.new_context``.
             patience: see ``ask``.
-            promise: gives the owner, if it begins to run at once, see ``Slots``; nobody owns it, if this is not given.
+            promise: ``Slots.promise``: gives the owner if the run begins at once; without it the run has no owner.
 
         Raises:
             TypeError, ContextInvalid, LimitExceeded: the keywords make no Context that can be stored.
@@ -220,7 +220,7 @@ class Office:
         """The change that sends a signal. ``patience``: see ``ask``.
 
         Raises:
-            RunNotFound: it is for the run of a workflow and key, and there is none.
+            RunNotFound: it is addressed to a workflow and key, and there is no such run.
         """
         run_id = asked.run_id
         if asked.workflow is not None:
@@ -232,16 +232,16 @@ class Office:
                 raise RunNotFound(workflow=name, key=key)
             run_id = rows[0].id
         id_ = await self._take(self.signal_ids, patience)
-        self._last_sent = max(self._last_sent, self.clock.micros())  # the order of sending outlives a clock set back
+        self._last_sent = max(self._last_sent, self.clock.micros())  # keeps the order when the clock is set back
         return Post(asked.signal(id_, run_id, self._last_sent))
 
     async def emit_of(self, asked: EventDraft, patience: Micros | None = None) -> Emit:
         """The change that emits an event. ``patience``: see ``ask``."""
-        if self.listen is not None:  # workflows may have been defined just now: they hear this one already
+        if self.listen is not None:  # workflows that were defined just now are to hear this event already
             await self.listen(patience)
         id_ = await self._take(self.event_ids, patience)
         mail_id = await self._take(self.signal_ids, patience)
-        # Made of what is unique in the store, and of the store's own id: no caller gives the same by accident.
+        # Of an id that is unique in the store, and of the store's own id: no caller gives the same by accident.
         event_id = f"{self.store_id}:event:{id_}"
         return Emit(asked.record(id_, mail_id, event_id, self.clock.micros()), asked.replace)
 
@@ -260,7 +260,7 @@ class Office:
                 changes.append(await self.emit_of(order))
             elif isinstance(order, Draft):
                 if order.workflow is not None and ("run", workflow_name(order.workflow), order.key or "") in given:
-                    order = order._replace(workflow=None)  # noqa: PLW2901 - to a run that begins with it: by its key
+                    order = order._replace(workflow=None)  # noqa: PLW2901 - its run starts in this commit: by key
                 changes.append(await self.post_of(order))
             else:
                 changes.append(await self.start_of(*order, parent=outbox.run))
@@ -268,15 +268,15 @@ class Office:
 
 
 def _as_it_is(value: Any) -> Any:
-    """A value that stays as it is now, whatever the step makes of it afterwards."""
+    """A copy, which the step cannot change afterwards."""
     try:
         return _copy(value)
-    except Exception:  # noqa: BLE001 - it is too deep or cannot be copied: what becomes of it the start will tell
+    except Exception:  # noqa: BLE001 - too deep, or cannot be copied: the start finds out whether it can be stored
         return value
 
 
 def _copy(value: Any) -> Any:
-    # What is neither a container nor a model is somebody's object, and means itself.
+    # Only containers and models are copied: any other object is the user's own, and is passed on as it is.
     kind = type(value)
     if kind in (list, tuple, set, frozenset):
         return kind(map(_copy, value))
@@ -286,8 +286,9 @@ def _copy(value: Any) -> Any:
 
 
 def _once(orders: Iterable[Order]) -> list[Order]:
-    """A batch has one Start per key, one Post per signal_id and one Emit per event_id: as if they came one by one, the
-    first of them, or the last event that replaces it.
+    """The orders without duplicates: a batch has one Start per key, one Post per signal_id and one Emit per event_id.
+
+    As if they were committed one by one, the first counts, or the last event that replaces it.
     """
     found: dict[object, Order] = {}
     for number, order in enumerate(orders):
@@ -304,7 +305,7 @@ def _once(orders: Iterable[Order]) -> list[Order]:
 
 
 def _name_of(order: Order) -> tuple[str, ...] | None:
-    """What may be in a batch but once: the workflow and key of a run, a signal_id, or an event_id."""
+    """What must be unique in a batch: the workflow and key of a run, a signal_id, or an event_id."""
     if isinstance(order, Draft):
         return None if order.signal_id is None else ("signal", order.signal_id)
     if isinstance(order, EventDraft):

@@ -1,4 +1,4 @@
-"""What an open engine is made of, and its ear to what other processes write."""
+"""The parts of an open engine, and how it notices what other processes write."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BUSY: Micros = SECOND // 40
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an open engine is made of."""
+    """The parts of an open engine."""
 
     loop: asyncio.AbstractEventLoop
     store: Store
@@ -47,8 +47,8 @@ class Parts:
     running: Callable[[], int]
 
     async def listen(self, foreign: Callable[[], None]) -> None:
-        """Notice what other processes write, and tell those who wait here; until cancelled."""
-        seen: int | None = None  # what was written before, or while nobody listened, is new
+        """Notice what other processes write, and tell the waiters of this process; until cancelled."""
+        seen: int | None = None  # None: what was written before, or while nobody listened, counts as new
         look_again = self.clock.monotonic()
         pause = _SHORT if self.store.pushes_hints else _LISTEN
         while True:
@@ -57,20 +57,20 @@ class Parts:
                 asked = self.clock.monotonic()
                 hint = await self.store.hint(self.clock.micros())
                 changed, seen = hint != seen, hint
-                if self.store.pushes_hints:  # the first is followed at once, many in a row are followed together
+                if self.store.pushes_hints:  # a single hint is followed at once, many in a row are followed together
                     in_a_row = changed and self.clock.monotonic() - asked < pause
                     pause = min(2 * pause, _BUSY) if in_a_row else _SHORT
                 if changed:
                     foreign()
                 if changed or self.clock.monotonic() >= look_again:
                     look_again = self.clock.monotonic() + SECOND
-                    # Of what executes here is heard, unless somebody else has changed it.
+                    # Changes to runs that execute here are told by their commits, unless another process made them.
                     awaited = dict.fromkeys([*self.waiters.run_ids, *self.callers.run_ids])
                     looked_for = [run for run in awaited if changed or not self.slots.drives(run)]
                     if looked_for:
                         found = await self.store.load(looked_for, self.clock.micros())
                         self.waiters.tell_all(found)
                         self.callers.read(found)
-            except Exception as error:  # noqa: BLE001 - nothing may end the listening
+            except Exception as error:  # noqa: BLE001 - no error may end the listening
                 if not isinstance(error, StoreError):
                     trouble("store cannot be listened to, will try again", error)
