@@ -1,9 +1,9 @@
-"""Does what is planned because of events: lets them occur, and starts the runs of the workflows that listen to them.
+"""Fulfils the plans of events: lets the events occur, and starts the runs of the workflows that listen to them.
 
-A plan is a row of the store, and is taken away by the very transaction that fulfils it: so a run is started exactly once,
-from however many processes that is tried, and a process that dies in between leaves it for the next. A start whose code
-raises is planned again, later and later; the others do not wait for it, and not for code that takes its time. One whose
-workflow this worker does not know is blocked: it is due no more, until one that does looks for it.
+A plan is a row of the store, deleted by the same transaction that fulfils it: so a run is started exactly once, however
+many processes try, and if a process dies before that, another fulfils the plan. A start whose code raises is planned
+again, after longer and longer delays; other starts wait neither for it nor for code that is slow. A start whose
+workflow this worker does not know is blocked: it is no longer due until a worker that knows the workflow looks for it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from aioflow.store import Planned, PlanQuery, Store
 from aioflow.tasks import TaskSet
 from aioflow.timers import Timers
 
-#: How many may be committed together, and how many starts of one workflow be under way. A signal that comes meanwhile
-#: waits for what is committed: twice as many double that, and start no more a second.
+#: How many plans may be committed together, and how many starts of one workflow be under way. A signal that comes
+#: meanwhile waits for that commit: twice as many plans double its wait, and start no more runs a second.
 _MOST = 100
-#: How many may be under way in all, with those that wait for the code of their workflow: a bound on what that takes.
+#: How many plans may be held back or in the code of their workflow: a bound on memory.
 _MOST_ASIDE = 10_000
-#: Seconds that the workflow's code is given to say whether and with what a run starts: its other starts wait for that.
+#: How many seconds the workflow's code may take to decide whether a run starts, and to make its Context.
 LONGEST_ASK = 60.0
 _FIRST_BACKOFF: Micros = SECOND
 _LONGEST_BACKOFF: Micros = 300 * SECOND
@@ -53,13 +53,14 @@ class Planner(DueLoop):
 
     Args:
         store, clock, committer, registry: what it works with.
-        slots: who runs what is started.
+        slots: the worker that runs what is started.
         office: gives ids.
         commit_ids: makes commit ids.
 
-    The mutable state, beside that of DueLoop: how many are under way by workflow, those that are held back because too
-    many of theirs are, how many are held back or in the workflow's code, which generation of the registry the store has
-    been told of, which workflows were missed, whether it is being stopped, and who waits until nothing is fired.
+    The mutable state, beside that of DueLoop: how many starts are under way by workflow (``_begun``), those that are
+    held back because too many of their workflow are (``_held``), how many are held back or in the workflow's code
+    (``_aside``), the generation of the registry that the store was last told of (``_told``), the unknown workflows that
+    were logged (``_missed``), whether it is being stopped, and an event set when nothing is being fired (``_quiet``).
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Planner(DueLoop):
         return min(_MOST - (len(self._firing) - self._aside), _MOST_ASIDE - self._aside)
 
     async def listen(self, patience: Micros | None = None) -> None:
-        """Tell the store what the workflows that are known here listen to, if that has changed. See Committer.submit."""
+        """Tell the store which events start the workflows known here, if that has changed. See Committer.submit."""
         generation = self._registry.generation
         if self._told == generation:
             return
@@ -112,7 +113,7 @@ class Planner(DueLoop):
         self._told = generation
 
     async def unblock(self) -> None:
-        """Make those blocked starts due again whose workflow is known here."""
+        """Make the blocked starts of workflows that are known here due again."""
         query = PlanQuery(blocked=tuple(sorted({name for name, _ in self._registry.known()})))
         self._missed.difference_update(query.blocked)
         while query.blocked:
@@ -124,14 +125,14 @@ class Planner(DueLoop):
                 await future
 
     async def stop(self, patience: float) -> None:
-        """End what is under way: it is planned still."""
+        """End the starts that are under way: their plans stay in the store."""
         self._stopping = True
         self.working = False
         self._quiet.set()
         await self._tasks.cancel(patience)
 
     async def fire_all(self) -> int:
-        """See DueLoop; it has been done when this returns."""
+        """See DueLoop. Returns once the fired plans are done."""
         fired = await super().fire_all()
         while self._firing:
             if self._stopping:
@@ -162,21 +163,21 @@ class Planner(DueLoop):
                 self.push((Deadline(plan.due, plan.id, plan.attempts),))
                 continue
             if plan.workflow and not self.working and not self._registry.knows(plan.workflow):
-                continue  # a client leaves it to those who work
+                continue  # a client leaves it to the workers
             taken.add(plan.id)
             if plan.workflow and self._begun[plan.workflow] >= _MOST:
                 self._held[plan.workflow].append(todo[plan.id])
                 self._aside += 1
                 continue
             self._begun[plan.workflow] += 1
-            # Told by the task: one that a step cancels may not even have begun.
+            # By a callback of the task: if a step cancels it, its coroutine may not even have begun.
             task = self._tasks.spawn(self._fulfil(each), context=self._context.copy())
             task.add_done_callback(partial(self._fulfilled, plan))
         self._let_go(todo.keys() - taken)
         return len(taken)
 
     async def _resume(self, workflow: str) -> None:
-        """Begin starts that were held back, as many as there is room for; they are read again, as they were not kept."""
+        """Begin starts that were held back, as far as there is room; only their ids were kept, so read them again."""
         held = self._held[workflow]
         try:
             while held and (room := _MOST - self._begun[workflow]) > 0:
@@ -196,7 +197,7 @@ class Planner(DueLoop):
                 await self._begin(planned)
             else:
                 result = await self._commit(Occur(plan.id, planned.event.event_id))
-                if result.outcome == "stale":  # it has occurred, but who hears of it went to somebody else, or was lost
+                if result.outcome == "stale":  # it has occurred; whom to resume another process was told, or nobody
                     self._slots.notice()
         except StoreError as error:
             self.push((Deadline(self._clock.micros() + SECOND, plan.id, plan.attempts),))
@@ -224,7 +225,7 @@ class Planner(DueLoop):
             definition = self._registry.find(plan.workflow)
         except WorkflowUnknown as error:
             await self._block(plan, error)
-            if self._registry.generation != generation:  # its code may have come meanwhile, and not have seen it
+            if self._registry.generation != generation:  # code that came meanwhile has not seen this blocked start
                 await self.unblock()
             return
         try:
@@ -233,7 +234,7 @@ class Planner(DueLoop):
             if isinstance(error, asyncio.CancelledError) and self._stopping:
                 raise
             if self._stopping:
-                return  # it is planned still
+                return  # its plan stays in the store
             if isinstance(error, StoreError):
                 raise
             await self._put_off(planned, error)
@@ -263,8 +264,8 @@ class Planner(DueLoop):
             commit_id=next(self._commit_ids),
         )  # fmt: skip
         resumption = f'["event", {json.dumps(event.name)}, {event.payload}]'
-        # It counts from when it was due, however late it is made: what occurred since then it is to hear of. When an event
-        # was replaced is not known, but it was before it occurred.
+        # However late it is made, the run counts as created when it was due, and hears of events from then on. When an
+        # event was replaced is not known, only that it was before it occurred.
         now = change.run.created_at
         known = event.recorded_at if event.occurrence == 1 else event.occurred_at or now
         since = min(max(event.at + plan.offset, known), now)
@@ -280,7 +281,7 @@ class Planner(DueLoop):
         await self._commit(Replan(plan, BLOCKED, text))
 
     async def _put_off(self, planned: Planned, error: BaseException) -> None:
-        """Plan a start again whose code raised."""
+        """Plan a start whose code raised again, for later."""
         plan, event = planned
         text = bounded(one_line(error), MAX_ERROR)
         backoff = min(_FIRST_BACKOFF * 2 ** min(plan.attempts, 20), _LONGEST_BACKOFF)
@@ -298,7 +299,7 @@ class Planner(DueLoop):
 
 
 async def _asked(definition: WorkflowDefinition, event: EventRecord) -> str | None:
-    """The Context of the run that an event is to start, as JSON; None if the workflow's code does not want one."""
+    """The Context of the run that an event is to start, as JSON; None if the workflow's code declines to start one."""
     limit = asyncio.timeout(LONGEST_ASK)
     try:
         async with limit:
@@ -311,7 +312,7 @@ async def _asked(definition: WorkflowDefinition, event: EventRecord) -> str | No
         raise TimeoutError(what) from error
     task = asyncio.current_task()
     if task is not None and task.cancelling():
-        with suppress(asyncio.CancelledError):  # it comes at the next await, which is not to be that of a commit
+        with suppress(asyncio.CancelledError):  # it is raised at the next await, which must not be that of a commit
             await checkpoint()
         raise asyncio.CancelledError("it has cancelled its own task")
     return data

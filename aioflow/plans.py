@@ -1,4 +1,4 @@
-"""The records of events: what happens in the user's world, what is planned because of it, and who listens."""
+"""The records of events, of what is planned because of them, and of the workflows that they start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from aioflow.clock import Micros
 from aioflow.model import Signal
 
-#: What the Context of a run that goes on with an event has of it.
+#: The fields of an event that the Context of a run gets which it resumes.
 ABOUT_EVENT: Final = ("event_id", "event_name", "entity_id")
 
 
@@ -17,7 +17,7 @@ class EventRecord(NamedTuple):
     """One event, as it is stored."""
 
     id: int
-    #: The caller's own name for it, or one that was made for it: unique in the store.
+    #: The caller's own name for it, or a generated one: unique in the store.
     event_id: str
     name: str
     namespace: str
@@ -26,12 +26,12 @@ class EventRecord(NamedTuple):
     entity_type: str | None
     #: The entity as JSON.
     entity: str | None
-    #: When it occurs, or has.
+    #: When it occurs, or has occurred.
     at: Micros
     #: From 1: rises whenever the event is replaced.
     occurrence: int
     status: str
-    #: The id that its copies have in the mailbox, a signal's: one for each occurrence.
+    #: The signal id of its copies in the mailbox: a new one for each occurrence.
     mail_id: int
     recorded_at: Micros
     #: When this occurrence was committed as having occurred.
@@ -39,7 +39,7 @@ class EventRecord(NamedTuple):
 
     @property
     def payload(self) -> str:
-        """What a run that waits for it is told: a JSON object."""
+        """The payload of its copies in the mailbox, and of the Resumption: a JSON object."""
         told = {
             "event_id": self.event_id,
             "event_name": self.name,
@@ -56,11 +56,11 @@ class EventRecord(NamedTuple):
 
     @property
     def arrived_at(self) -> Micros:
-        """Whether it comes in time for a wait is told by this: its own time, however late its occurring was committed."""
+        """The instant that decides whether it is in time for a wait, however late its occurring was committed."""
         return max(self.at, self.recorded_at)
 
     def copy_for(self, run_id: int) -> Signal:
-        """What the mailbox gets for a run that waits for this event, once it has occurred."""
+        """Its copy in the mailbox, once it has occurred, for a run that waits for it."""
         return Signal(
             id=self.mail_id,
             run_id=run_id,
@@ -84,12 +84,12 @@ class EventStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-#: The ``due`` of a start that is blocked, because no code knows its workflow: later than every instant.
+#: The ``due`` of a start that is blocked because its workflow is unknown: later than every instant.
 BLOCKED: Final[Micros] = 1 << 62
 
 
 class Plan(NamedTuple):
-    """What is to happen at an instant because of an event: the event itself, or the start of a run."""
+    """What is to happen at an instant because of an event: the event occurs, or a run starts."""
 
     #: Given by the store.
     id: int
@@ -102,14 +102,14 @@ class Plan(NamedTuple):
     workflow: str
     #: Of a start: how long after the event's ``at`` it is planned; negative: before.
     offset: Micros
-    #: How often it was put off: because the start failed, or was blocked, or is not blocked any more.
+    #: How often ``due`` was changed: because the start failed, was blocked, or was unblocked.
     attempts: int
-    #: Why, the last time; None of what is not blocked any more.
+    #: Why, the last time; None once it was unblocked.
     error: str | None
 
 
 class Listener(NamedTuple):
-    """That a workflow starts from events: one row of what workers tell the store."""
+    """One event and offset that starts a workflow, as workers tell the store."""
 
     workflow: str
     event_name: str

@@ -1,15 +1,16 @@
 """Tasks that run steps, one after another: a task is kept for other runs' steps as long as it is clean.
 
-To make a task, a context and three handles of the loop for every run costs more than a small step does. So what is
-ready to go on queues up, and a task works it off; should a step have to wait, another task goes on with the rest. At
-most ``_TURN`` steps are begun in one turn of the loop, so that everybody else comes to his.
+To make a task, a context and three handles of the loop for every run costs more than a small step does. So jobs that
+are ready queue up, and a task works through the queue; if a step has to wait, another task goes on with the rest. A
+task begins at most ``_TURN`` steps in one turn of the loop, so that the loop's other callbacks get their turn.
 
-A task is clean if the step left its contextvars as they were and no cancel scope open, and if nobody cancelled it, waits
-for its end, or has kept it: to cancel it later, as the key of what belongs to it, or in a traceback that the collector
-has yet to come to. One that is not ends, and with it all that the step has left there. A cancellation that comes from what a step has left behind, a timer say, is refused by all
-tasks but its own: it was not meant for the run that they serve now.
+A task is clean if the step left its contextvars as they were and no cancel scope open, and if nobody has cancelled it,
+waits for its end, or holds a reference to it: to cancel it later, as a dictionary key, or in a traceback that the
+garbage collector has not reached. A task that is not clean ends, and with it all that the step has left there. If
+something that a step left behind, such as a timer, cancels a task that no longer serves that step, the task refuses the
+cancellation: it was not meant for the run that the task serves now.
 
-The mutable state of ``Pool``: the queue, the tasks that have nothing to do, and whether one of them is on its way.
+The mutable state of ``Pool``: the queue, the idle tasks, and whether a task has been called to the queue (``_called``).
 """
 
 from __future__ import annotations
@@ -21,35 +22,35 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Final, Protocol
 
-# What scopes a task is in, anyio tells nobody; to find out by entering one more would cost as much as a small step.
+# anyio tells nobody which scopes a task is in; to find out by entering one more would cost as much as a small step.
 from anyio._backends._asyncio import _task_states
 
 from aioflow.context import CurrentRun, current_run
 from aioflow.tasks import TaskSet
 
-#: How many steps are begun in one turn of the loop.
+#: How many steps a task begins in one turn of the loop.
 _TURN: Final = 32
-#: How many tasks may have nothing to do.
+#: How many idle tasks are kept.
 _SPARE: Final = 4
-#: How many references there are to an object, where Python counts them.
+#: The number of references to an object; always 0 where Python does not count them.
 _references: Final[Callable[[object], int]] = getattr(sys, "getrefcount", lambda _: 0)
 
 
 class Job(Protocol):
     """What a task works at."""
 
-    #: What its step is told of its run, while it runs.
+    #: What ``get_run()`` gives its step, while that runs.
     current: CurrentRun | None
 
     async def advance(self, task: asyncio.Task[None]) -> bool:
-        """Go on by one step. Never raises an Exception. Whether it leaves the task as clean as it was."""
+        """Execute the next step, and return whether the task is as clean as before. Never raises an Exception."""
         ...
 
 
 class PoolTask(asyncio.Task[None]):
-    """A task that is kept for others.
+    """A task that is kept for further jobs.
 
-    ``job``: what it works at; ``left``: the step that it was left behind with; ``touched``: whether it is not to be kept.
+    ``job``: what it works at; ``left``: the step that it was left behind with; ``touched``: it must not be kept.
     """
 
     job: Job | None = None
@@ -57,7 +58,7 @@ class PoolTask(asyncio.Task[None]):
     touched = False
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """See asyncio.Task. Refused to what a step has left behind that this task does not serve."""
+        """See asyncio.Task. Refused to what was left behind by a step that this task does not serve."""
         by = current_run()
         serves = self.left if self.job is None else self.job.current
         if by is not None and by is not serves and by.closed:
@@ -65,18 +66,18 @@ class PoolTask(asyncio.Task[None]):
         return self.interrupt(msg)
 
     def add_done_callback(self, fn: Any, /, *, context: Context | None = None) -> None:
-        """See asyncio.Task. What waits for the end of the task that runs a step is to hear of it."""
+        """See asyncio.Task. A task whose end is waited for while it runs a step is not kept, so that it does end."""
         self.touched = self.touched or self.job is not None
         super().add_done_callback(fn, context=context)
 
     def interrupt(self, msg: Any | None = None) -> bool:
-        """Cancel it, whatever code asks for that."""
+        """Cancel it, whatever code asks for it."""
         self.touched = True
         return super().cancel(msg)
 
 
 def interrupt(task: asyncio.Task[None]) -> None:
-    """Cancel a task of a pool: the engine does, in the context of whatever code has led to that."""
+    """Cancel a task on the engine's behalf, in whatever context that is called."""
     if isinstance(task, PoolTask):
         task.interrupt()
     else:
@@ -88,8 +89,8 @@ class Pool:
 
     Args:
         tasks: the set that its tasks belong to.
-        context: the contextvars that each task begins with a copy of.
-        closed: whether nothing is to be begun any more, as the event loop is being closed.
+        context: the contextvars of which each task gets a copy.
+        closed: tells whether the event loop is being closed, so that no task is to be started any more.
     """
 
     def __init__(self, tasks: TaskSet, context: Context, closed: Callable[[], bool]) -> None:
@@ -102,20 +103,20 @@ class Pool:
         self._ending = False
 
     def put(self, job: Job) -> None:
-        """Go on with this one as soon as may be."""
+        """Queue a job: its next step runs as soon as possible."""
         self._queue.append(job)
         if not self._called:
             self._call()
 
     def close(self) -> None:
-        """Let the tasks end when nothing is left to do."""
+        """Let the tasks end once the queue is empty."""
         self._ending = True
         for idle in self._idle:
             if not idle.done():
                 idle.set_result(None)
 
     def leave(self, task: asyncio.Task[None]) -> None:
-        """Wait for this task no more: its step does not stop."""
+        """Stop waiting for this task, whose step does not stop."""
         self._tasks.leave(task)
         if isinstance(task, PoolTask) and task.job is not None:
             task.left, task.job = task.job.current, None
@@ -130,7 +131,7 @@ class Pool:
                 return
         try:
             task = self._tasks.spawn(self._work(), name="aioflow steps", context=self._context.copy(), kind=PoolTask)
-        except BaseException:  # whoever makes this loop's tasks has failed: the next one is to be asked for
+        except BaseException:  # the loop's task factory has failed: let the next job ask for a task again
             self._called = False
             raise
         task.add_done_callback(self._ended)
@@ -148,7 +149,7 @@ class Pool:
                 job = queue.popleft()
                 if queue and not self._called:
                     self._call()
-                if kept is None:  # somebody else makes this loop's tasks: what is left on one cannot be known
+                if kept is None:  # made by the loop's own task factory: what a step leaves on it cannot be known
                     await job.advance(task)
                     return
                 kept.job = job
@@ -164,7 +165,7 @@ class Pool:
             await idle
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Somebody has to go on with the rest, also if the task was ended before it began."""
+        """A task has ended, maybe before it began: if jobs are still queued, call another."""
         if task.cancelled():
             self._called = False
         if self._queue and not self._called and not self._closed():
