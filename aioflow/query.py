@@ -1,4 +1,4 @@
-"""The filters of ``runs``, ``iter_runs``, ``count`` and ``events``: read, checked, and made a query of the port."""
+"""The filters of ``runs``, ``iter_runs``, ``count`` and ``events``: checks them, and makes them a query of the port."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _ORDERS: dict[str, tuple[Literal["id", "created_at", "updated_at"], bool]] = {
 }
 
 
-#: How many values the filter ``data`` may have, and how deep: databases bound the length of a question.
+#: How many values the filter ``data`` may have, and how deep: databases limit the length of a statement.
 _MOST_VALUES = 200
 _DEEPEST = 8
-#: What databases have for whole numbers.
+#: The integers that every database has.
 _INTEGERS = range(-(1 << 63), 1 << 63)
-#: The status that nothing has.
-_NOBODY = ("",)
+#: A filter by a status that nothing has, so that nothing matches.
+_NOTHING = ("",)
 
 
 def run_query(call: str, filters: Mapping[str, Any], **rest: Any) -> RunQuery:
-    """The filters that a call was given, checked.
+    """The query for the filters that a call was given, once they are checked.
 
     Args:
         call: its name, for errors.
@@ -84,10 +84,10 @@ def _read(
     _check_data(data or {})
     several = (workflow, status, step, waiting_for, waiting_signal, waiting_key, key, event_id)
     workflows, statuses, steps, waiting, signals, keys_waited, keys, event_ids = lists = [*map(_listed, several)]
-    nobody = _NOBODY if [] in lists else ()
+    nothing = _NOTHING if [] in lists else ()
     return RunQuery(
         workflow=tuple(map(workflow_name, workflows or ())),
-        status=nobody or tuple(map(_status, statuses or ())),
+        status=nothing or tuple(map(_status, statuses or ())),
         step=_names("step", steps),
         waiting_for=tuple(map(_waiting_for, _names("waiting_for", waiting))),
         waiting_signal=_names("waiting_signal", signals),
@@ -118,18 +118,18 @@ def event_query(
     order: str,
     limit: int,
 ) -> EventQuery:
-    """The filters that ``events`` was given, checked. Raises TypeError, ValueError and LimitExceeded, as that tells."""
+    """The query for the filters that ``events`` was given. Raises TypeError, ValueError, LimitExceeded, as it does."""
     if order not in ("id", "-id"):
         raise ValueError(f"events(order=...) takes 'id' or '-id', got {order!r:.{MAX_NAME}}.")
     check_limit(limit)
     ids, names, spaces, entities, statuses = lists = [*map(_listed, (event_id, name, namespace, entity_id, status))]
-    nobody = _NOBODY if [] in lists else ()
+    nothing = _NOTHING if [] in lists else ()
     return EventQuery(
         event_id=_texts("event_id", ids),
         name=_texts("name", names),
         namespace=_texts("namespace", spaces),
         entity_id=tuple(id_text("events(entity_id=...)", item) for item in entities or ()),
-        status=nobody or tuple(map(_event_status, statuses or ())),
+        status=nothing or tuple(map(_event_status, statuses or ())),
         at_after=_instant("events(at_after=...)", at_after),
         at_before=_instant("events(at_before=...)", at_before),
         descending=order == "-id",
@@ -176,7 +176,7 @@ def _texts(filter_: str, values: list[Any] | None) -> tuple[str, ...]:
 
 
 def _check_data(data: Mapping[str, Any]) -> None:
-    """Raise TypeError or LimitExceeded unless a stored Context could hold the values, and a store look for them."""
+    """Raise TypeError or LimitExceeded unless a stored Context can hold the values, and a store can search for them."""
     todo: list[tuple[str, object, int]] = [("data", data, 0)]
     count = -1
     while todo:
@@ -223,7 +223,7 @@ def _check_value(value: object, path: str) -> None:
 
 
 def _listed(value: object) -> list[Any] | None:
-    """What a filter was given, as a list; None if it was not. An empty one matches nothing."""
+    """The values of a filter; None if the filter is not set. An empty list matches nothing."""
     if value is None:
         return None
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | type):
@@ -251,7 +251,7 @@ def _position(after: WorkflowRun[Any] | int, column: str) -> tuple[int, int]:
 
 
 def check_limit(limit: object) -> None:
-    """Raise TypeError or ValueError unless a page may have so many rows."""
+    """Raise TypeError or ValueError unless the limit is a number of rows that a page may have."""
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise TypeError(f"limit takes an int, got {type(limit).__name__}.")
     if not 1 <= limit <= 10_000:

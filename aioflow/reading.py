@@ -1,4 +1,4 @@
-"""A run as it is stored, read by the code that is to take it: its Context, or why that code cannot take it."""
+"""Reads a stored run with this process's code: gives its Context, or the reason why the code cannot take the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aioflow.model import Run
 
 
 def read_context(run: Run, definition: WorkflowDefinition | None, live: BaseModel | None = None) -> BaseModel | str:
-    """The run's Context, or why the code cannot take the run. ``live``: the Context, if it was read already."""
+    """The run's Context, or why the code cannot take the run. ``live``: the Context, if it is in memory already."""
     if definition is None:
         return (
             f"This process knows no workflow {run.workflow!r} version {run.version!r}. "
@@ -18,7 +18,7 @@ def read_context(run: Run, definition: WorkflowDefinition | None, live: BaseMode
         )
     if run.step not in definition.steps:
         return _no_step(run, definition)
-    if type(live) is definition.codec.live:  # by this very code
+    if type(live) is definition.codec.live:  # it was made by this very definition
         return live
     try:
         return definition.codec.decode(run.data)

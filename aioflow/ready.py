@@ -1,4 +1,4 @@
-"""``aioflow.engine``: the ready engine of programs that need just one, and what stands in for it in tests."""
+"""``aioflow.engine``: the ready engine of programs that need just one, which another may stand in for in tests."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from aioflow.telemetry import Instrument
 class ReadyEngine(Engine):
     """A ready engine. It reads ``AIOFLOW_DATABASE_URL`` when it is opened.
 
-    While another engine stands in for it, every call goes there, whoever imported it and however; opening it and
-    closing it then does nothing, for the other is open.
+    While another engine stands in for it, every call goes to that one, whoever imported this one and however; opening
+    and closing this one then does nothing, as the other is open.
 
-    The mutable state, beside that of an Engine: who stands in, and for each opening whether it was a real one.
+    The mutable state, beside that of an Engine: the engine that stands in, and for each opening that is not closed yet,
+    whether it opened this engine.
     """
 
     def __init__(self) -> None:
@@ -33,10 +34,10 @@ class ReadyEngine(Engine):
 
     @contextmanager
     def replaced_by(self, other: Engine) -> Generator[None]:
-        """Let another engine stand in for this one, for all of the process: ``with engine.replaced_by(flow): ...``.
+        """Let another engine stand in for this one in the whole process: ``with engine.replaced_by(flow): ...``.
 
         Args:
-            other: an engine that is open, or will be when it is called. The last one to come stands in.
+            other: an engine that is open, or will be when it is called. Of several, the last one given stands in.
         """
         before, self._stand_in = self._stand_in, other
         try:
@@ -54,7 +55,7 @@ class ReadyEngine(Engine):
 
     @property
     def instruments(self) -> list[Instrument]:
-        """Who else is told of transitions and steps, beside the log: add yours."""
+        """What is told of transitions and steps beside the log: append your own instruments."""
         return super().instruments if self._stand_in is None else self._stand_in.instruments
 
     async def __aenter__(self) -> Self:
@@ -73,7 +74,7 @@ class ReadyEngine(Engine):
             await super().__aexit__(kind, error, trace)
 
     async def run_forever(self) -> None:
-        """Work until SIGTERM or SIGINT; see ``Engine``. Where another stands in, only wait for the signal.
+        """Work until SIGTERM or SIGINT; see ``Engine``. While another stands in, only wait for the signal.
 
         Raises:
             BackendUnknown, StoreUnavailable, ValueError, UsageError: as opening the engine does.

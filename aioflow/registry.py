@@ -17,8 +17,8 @@ DEFINITION = "__aioflow_definition__"
 class Registry:
     """The workflows that an engine knows, by name and version.
 
-    The mutable state: ``_by_name`` (name -> version -> definition, in order of registration) and ``generation``,
-    which rises with every addition; the actions of one generation.
+    The mutable state: ``_by_name`` (name -> version -> definition, in order of registration), ``generation``, which
+    rises with every change, and ``_actions``, the actions as of a generation.
     """
 
     def __init__(self, definitions: Iterable[WorkflowDefinition] = ()) -> None:
@@ -29,7 +29,7 @@ class Registry:
             self.add(definition)
 
     def add(self, definition: WorkflowDefinition) -> None:
-        """Register a definition; one that stands at the same place in the source is replaced.
+        """Register a definition; it replaces one from the same place in the source.
 
         Raises:
             DefinitionError: another class has this name and version, or another workflow an action of the same name.
@@ -52,7 +52,7 @@ class Registry:
         self.generation += 1
 
     def _check_actions(self, definition: WorkflowDefinition) -> None:
-        """An action is called by its name alone: no two workflows may have the same."""
+        """Raise DefinitionError if an action's name is taken: it is called by name alone, so no two may share one."""
         named: dict[str, str] = {}
         problems = [
             f"steps {before!r} and {action.step!r} are both the action {action.name!r}. Rename one."
@@ -62,7 +62,7 @@ class Registry:
         others = (each for name in self._by_name if name != definition.name for each in self._by_name[name].values())
         for other in others:
             if other.source == definition.source:
-                continue  # the same class, which is about to be known by another name
+                continue  # the same class, registered again under another name
             problems += [
                 f"action {action.name!r} is one of workflow {other.name!r} already, {other.source[1]} in "
                 f"{other.source[0]}. An action is called by its name alone: say @action(name=...)."
@@ -88,9 +88,9 @@ class Registry:
 
     @contextmanager
     def scope(self) -> Generator[None]:
-        """Forget at the end what was defined in functions meanwhile, as tests do; what modules define stays.
+        """Forget on exit the workflows that were defined in functions meanwhile, as tests do; those of modules stay.
 
-        A module is imported once: if what it defines were forgotten, nobody would define it again.
+        A module is imported only once: if its workflows were forgotten, nothing would define them again.
         """
         before = {name: dict(versions) for name, versions in self._by_name.items()}
         try:
@@ -108,7 +108,7 @@ class Registry:
         return self._by_name.get(name, {}).get(version)
 
     def find(self, workflow: object) -> WorkflowDefinition:
-        """The definition that a workflow class or a name means; by name, the version registered last.
+        """The definition of a workflow class, or of a name: then the version registered last.
 
         Raises:
             WorkflowUnknown: there is none.
@@ -156,7 +156,7 @@ def definition_of(cls: object) -> WorkflowDefinition:
 
 
 def listeners(known: Registry) -> tuple[tuple[str, ...], tuple[Listener, ...]]:
-    """The names of all workflows of a registry, and what they listen to: of each name, the version registered last."""
+    """The names of all workflows of a registry, and the events that start the version of each registered last."""
     names = tuple(dict.fromkeys(name for name, _ in known.known()))
     found = [
         Listener(name, trigger.event_name, trigger.namespace, offset)

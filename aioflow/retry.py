@@ -10,19 +10,19 @@ from typing import TypeGuard, TypeVar
 from aioflow.clock import Micros, duration_micros
 
 E = TypeVar("E", bound=BaseException)
-#: Groups as Python itself makes them: what a subclass says of its members is not asked.
+#: Python's own groups: a subclass might compute its members, and is not looked into.
 GROUPS = (ExceptionGroup, BaseExceptionGroup)
-#: As deep as they are looked into.
+#: How many nested groups are looked into.
 _DEEPEST = 32
 
 
 def is_a(error: BaseException, kinds: type[E] | tuple[type[E], ...]) -> TypeGuard[E]:
-    """Whether an ``except`` of these classes would have caught it: that asks the class alone, never the error."""
+    """Whether ``except kinds`` would catch the error: like that, it looks at its class alone, never at the object."""
     return issubclass(type(error), kinds)
 
 
 def sole(error: BaseException) -> BaseException:
-    """What is in a group of one, as ``asyncio.TaskGroup`` raises it for the only task that failed; else the error itself."""
+    """The only error in a group, as ``asyncio.TaskGroup`` raises it if one task failed; else the error itself."""
     for _ in range(_DEEPEST):
         if type(error) not in GROUPS:
             break
@@ -79,11 +79,11 @@ class Retry:
     Args:
         max_attempts: attempts in all, the first included; 1 means no retry.
         base_delay: the delay after the first failure.
-        max_delay: no delay is longer, the first neither: with a longer ``base_delay`` say this, too.
+        max_delay: no delay is longer, not even the first: give this as well with a longer ``base_delay``.
         backoff_factor: each delay is this many times the last; at least 1.
         jitter: from 0.0 (none) to 1.0 (between nothing and twice the delay).
-        retry_on: exception classes that are retried; others fail at once. Of a group of one exception, as
-            ``asyncio.TaskGroup`` raises it, what is in it counts as well.
+        retry_on: exception classes that are retried; others fail at once. In a group of one exception, as
+            ``asyncio.TaskGroup`` raises it, the class of that exception counts as well.
         give_up_on: exception classes that are never retried, even if ``retry_on`` names a base class of theirs.
 
     Raises:

@@ -29,7 +29,7 @@ else:
 
 
 class naming:  # noqa: N801 - it is used as a function
-    """Within it, what needs an open engine is this call. A class, as every wait goes through it."""
+    """Makes EngineClosed and OtherLoop, raised within it, name this call. A class, for speed: every wait uses it."""
 
     __slots__ = ("_call",)
 
@@ -45,7 +45,7 @@ class naming:  # noqa: N801 - it is used as a function
 
 
 class Source(Protocol):
-    """Where a run was read, and can be read again."""
+    """Where a WorkflowRun was read from, and can be read again."""
 
     def definition_of(self, run: Run) -> WorkflowDefinition | None:
         """The code of the run, if this process has it."""
@@ -58,7 +58,7 @@ class Source(Protocol):
     def wait(
         self, run_id: int, timeout: float | timedelta | None = None, *, until: Until = "ended"
     ) -> Awaitable[WorkflowRun[Any]]:
-        """Wait for it."""
+        """Wait until the run has ended, or is parked."""
         ...
 
 
@@ -66,7 +66,7 @@ class WorkflowRun(Generic[C]):
     """A run as it stood when it was read; ``refresh`` reads it again. All datetimes are aware UTC.
 
     Attributes:
-        created: whether the ``start`` call that gave this object started the run; False if the key had one already.
+        created: whether the ``start`` call that gave this object started the run; False if the key already had a run.
     """
 
     __slots__ = ("_row", "_source", "created")
@@ -124,7 +124,7 @@ class WorkflowRun(Generic[C]):
 
     @property
     def current_step(self) -> str:
-        """The step that runs, that returned the wait, or that was the last."""
+        """The step that runs, that returned the wait, or that ran last."""
         return self._row.step
 
     @property
@@ -160,7 +160,7 @@ class WorkflowRun(Generic[C]):
 
     @property
     def waiting_for(self) -> str | None:
-        """While it waits: "sleep", "signal", "event", "action", "retry", "start" or "blocked"; of several arms, the first's."""
+        """While it waits: "sleep", "signal", "event", "action" (the first arm's), "retry", "start" or "blocked"."""
         return self._row.waiting_for
 
     @property
@@ -175,12 +175,12 @@ class WorkflowRun(Generic[C]):
 
     @property
     def on_timeout(self) -> str | None:
-        """The step that a wait goes on with when its time is over."""
+        """The step that the run goes on with when its wait times out."""
         return self._row.next_step if self._row.arms is not None else None
 
     @property
     def deadline(self) -> datetime | None:
-        """When the time of the whole run is over."""
+        """When the whole run times out."""
         return _instant(self._row.deadline)
 
     @property
@@ -200,17 +200,17 @@ class WorkflowRun(Generic[C]):
 
     @property
     def attempt(self) -> int:
-        """Committed failures of the present visit of the step, plus 1."""
+        """Committed failures of the current visit of the step, plus 1."""
         return self._row.failures + 1
 
     @property
     def progress(self) -> float | None:
-        """What the last ``goto(progress=...)`` said, from 0.0 to 1.0."""
+        """The last ``goto(progress=...)``, from 0.0 to 1.0."""
         return self._row.progress
 
     @property
     def created_at(self) -> datetime:
-        """When it was started; what an event starts, when that was due, however late it was made."""
+        """When it was started; if by an event, when that start was due, however late it was made."""
         return to_datetime(self._row.created_at)
 
     @property
@@ -234,13 +234,13 @@ class WorkflowRun(Generic[C]):
             self._row = await self._source.reread(self._row.id)
 
     async def wait(self, timeout: float | timedelta | None = None, *, until: Until = "ended") -> WorkflowRun[C]:
-        """Wait until the run has ended, whatever its status, or is parked. See ``Engine.wait``; this object is updated."""
+        """Wait until the run has ended, whatever its status, or is parked; updates this object. See ``Engine.wait``."""
         with naming("run.wait()"):
             await self._wait(timeout, until)
         return self
 
     async def result(self, timeout: float | timedelta | None = None) -> C:
-        """Its final Context, once it has completed. See ``Engine.result``; this object is updated."""
+        """Its final Context, once it has completed; updates this object. See ``Engine.result``."""
         with naming("run.result()"):
             await self._wait(timeout, "ended")
         return self.outcome()

@@ -1,4 +1,4 @@
-"""The root of all errors, and those about one run. ``errors.py`` has them all, and is where to import them from."""
+"""The root of all errors, and the errors about one run. Import them from ``errors.py``, which has all errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _rebuild(kind: type[AioflowError], args: tuple[object, ...], attributes: dic
 
 
 class RunError(AioflowError):
-    """About one run."""
+    """An error about one run."""
 
     def __init__(self, run_id: int, sentence: str) -> None:
         self.run_id = run_id
@@ -51,7 +51,7 @@ class RunEnded(RunError):
 
 
 class ActionNotOpen(RunError):
-    """The run does not wait for a call of this action: it is elsewhere, or somebody else has called it first."""
+    """The run does not wait for a call of this action: it is at another step, or another caller was first."""
 
     def __init__(self, run_id: int, workflow: str, action: str, status: str, step: str, open_: Iterable[str]) -> None:
         self.workflow = workflow
@@ -66,9 +66,9 @@ class ActionNotOpen(RunError):
 
 
 class ActionFailed(RunError):
-    """An action was called, and its step has not come to an end; ``error`` says why.
+    """The step of a called action could not run, raised, or was stopped with its run; ``error`` says why.
 
-    Where the step runs in the calling process, what it raises is raised there as it is.
+    If the step runs in the calling process, what it raises is raised to the caller as it is.
     """
 
     def __init__(self, run_id: int, workflow: str, action: str, error: str) -> None:
@@ -79,7 +79,7 @@ class ActionFailed(RunError):
 
 
 class RunTimeout(RunError, TimeoutError):
-    """The time that ``@workflow(timeout=...)`` gives a run is over, and it names no ``on_timeout``."""
+    """A run has timed out (``@workflow(timeout=...)``), and its workflow names no ``on_timeout``."""
 
     def __init__(self, run_id: int, workflow: str, step: str) -> None:
         self.workflow = workflow
@@ -109,7 +109,7 @@ class RunCancelled(RunError):
 
 
 class StepError(RunError):
-    """A step is wrong in a way that running it again cannot mend: it is not retried."""
+    """A mistake in a step that running it again cannot mend: it is not retried."""
 
     def __init__(self, run_id: int, workflow: str, step: str, problem: str) -> None:
         self.workflow = workflow
@@ -153,7 +153,7 @@ class TargetUnknown(StepError):
 
 
 class NotAnAction(StepError):
-    """An arm of a wait names a step that is no action."""
+    """An arm of a wait names a step that is not an action."""
 
     def __init__(self, run_id: int, workflow: str, step: str, target: str) -> None:
         self.target = target
@@ -172,14 +172,14 @@ class NoNextStep(StepError):
 
 
 class ArgumentsMissing(StepError):
-    """A step needs arguments that what resumed the run does not give."""
+    """A step has parameters that what resumed the run does not provide."""
 
     def __init__(self, run_id: int, workflow: str, step: str, problem: str) -> None:
         super().__init__(run_id, workflow, step, f"cannot be called: {problem}")
 
 
 class ContextNotStorable(StepError):
-    """The Context would not come back from the store as the step left it."""
+    """The Context would not be the same when it is read back from the store."""
 
     def __init__(self, run_id: int, workflow: str, step: str, problem: str) -> None:
         super().__init__(run_id, workflow, step, f"left a Context that cannot be stored: {problem}")
