@@ -2,12 +2,12 @@
 
 Obligations that hold for every verb:
 
-- A verb is one transaction. It has happened when it returns, wholly or not at all.
+- A verb is one transaction. When it returns, that has committed, wholly or not at all.
 - It takes ``now``, microseconds since the epoch, and reads no clock itself.
 - It raises ``StoreUnavailable`` when it could not be done *or when that is unknown*, and ``StoreRefused`` when the
-  data itself can never be stored; the driver's error is the cause. Nothing else.
-- It may be cancelled: what it did is then unknown to the caller, and the store stays usable.
-- Called on a store that is not open it raises StoreUnavailable; ``renew`` may say False, ``release`` nothing.
+  data itself can never be stored, each caused by the driver's error; and nothing else.
+- It may be cancelled: whether it committed is then unknown to the caller, and the store stays usable.
+- Called on a store that is not open it raises StoreUnavailable; ``renew`` may return False, and ``release`` do nothing.
 - Rows it returns are as the last committed transaction left them.
 
 ``aioflow.testing.StoreConformance`` is this text as tests.
@@ -26,12 +26,12 @@ from aioflow.clock import Micros
 from aioflow.model import Deadline, Run, Signal, Transition
 from aioflow.plans import EventRecord, Plan
 
-#: What has ids of its own.
+#: The kinds of things for which ids are reserved.
 IdKind: TypeAlias = Literal["run", "signal", "event", "worker"]
 
 
 class Mail(NamedTuple):
-    """A waiting run, what the mailbox holds for its arms, in the order of sending, and since when it waits for these."""
+    """A waiting run, the signals in the mailbox that fit its arms, in the order of sending, and when its wait began."""
 
     run: Run
     signals: list[Signal]
@@ -43,7 +43,7 @@ class Mail(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunQuery:
-    """Which runs, in which order. An empty tuple filters nothing; several values mean any of them."""
+    """Selects runs, in an order. An empty tuple filters nothing; several values mean any of them."""
 
     workflow: tuple[str, ...] = ()
     version: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class RunQuery:
     #: What a waiting run waits for, or the kind of any of its arms.
     waiting_for: tuple[str, ...] = ()
     key: tuple[str, ...] = ()
-    #: A name and a key of one arm of a waiting run.
+    #: The name and the key of one and the same arm of a waiting run.
     waiting_signal: tuple[str, ...] = ()
     waiting_key: tuple[str, ...] = ()
     event_id: tuple[str, ...] = ()
@@ -71,13 +71,13 @@ class RunQuery:
     limit: int = 100
     #: Only what comes after this (value of ``order``, id) in the order.
     after: tuple[int, int] | None = None
-    #: A hint: runs wait for the answer, so it should not wait for what users ask.
+    #: A hint: the engine asks, and runs wait for the answer, so it should not queue behind users' queries.
     own: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventQuery:
-    """Which events, in the order of their ids. An empty tuple filters nothing; several values mean any of them."""
+    """Selects events, in the order of their ids. An empty tuple filters nothing; several values mean any of them."""
 
     event_id: tuple[str, ...] = ()
     name: tuple[str, ...] = ()
@@ -95,8 +95,8 @@ class EventQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanQuery:
-    """Plans, each with its event, in any order: those of the ids that there still are; or, with names of workflows in
-    ``blocked``, starts of these whose ``due`` is ``BLOCKED``, ``limit`` at most.
+    """Selects plans, each with its event, in any order: those of these ids that still exist; or, with workflow names in
+    ``blocked``, the starts of these workflows whose ``due`` is ``BLOCKED``, ``limit`` at most.
     """
 
     ids: tuple[int, ...] = ()
@@ -113,11 +113,11 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a worker holds after ``claim``.
+    """The answer to ``claim``.
 
-    ``working``: whether this worker may execute runs at all; where one process at a time works a store, others
-    wait here. ``runs``: what it is to run now and did not hold before. ``gone``: what it held and does not own any
-    more: ended, parked, or taken by somebody else.
+    ``working``: whether this worker may execute runs at all; False while another process works an exclusive store.
+    ``runs``: what it is to run now and did not hold before. ``gone``: the runs in ``held`` that it does not own any
+    more: ended, parked, or taken by another worker.
     """
 
     working: bool
@@ -129,9 +129,9 @@ class Claim:
 class Stats:
     """Counts of what is in the store.
 
-    ``runs``: workflow -> status -> number. ``steps``: workflow -> step -> number, of live runs. ``waiting``: what
-    for -> number. ``overdue``: waiting runs whose deadline is now or past. ``oldest_due``: the earliest such deadline.
-    ``mailbox``: signals that nobody has taken yet. ``bytes``: size of the store, None where it has none.
+    ``runs``: workflow -> status -> number. ``steps``: workflow -> step -> number, of live runs. ``waiting``:
+    ``waiting_for`` -> number. ``overdue``: waiting runs whose deadline is now or past. ``oldest_due``: the earliest
+    such deadline. ``mailbox``: signals that no run has taken yet. ``bytes``: size of the store, None where it has none.
     """
 
     runs: dict[str, dict[str, int]]
@@ -143,14 +143,14 @@ class Stats:
     bytes: int | None
     #: status -> number of events.
     events: dict[str, int] = field(default_factory=dict)
-    #: Starts that are planned, how many of them have an error and are to be tried again, and how many are blocked.
+    #: Planned starts; of these, those that failed and will be tried again, and those that are blocked.
     planned: int = 0
     failing: int = 0
     blocked: int = 0
 
 
 class Store(Protocol):
-    """The verbs. A store is opened once before and closed once after them; a closed one can be opened again."""
+    """The verbs. A store is opened before the other verbs and closed after them; it can then be opened again."""
 
     @property
     def name(self) -> str:
@@ -159,30 +159,30 @@ class Store(Protocol):
 
     @property
     def exclusive(self) -> bool:
-        """Whether one worker at a time has the whole store: then it takes runs of all workflows, known or not."""
+        """Whether one worker at a time works the whole store: it then claims runs of all workflows, known or not."""
         ...
 
     @property
     def in_flight(self) -> int:
-        """How many batches it is given at once, at least 1. No two of them change one run, or are about one start key,
-        signal_id, event or plan.
+        """How many batches it is given concurrently, at least 1. No two of them change one run, or concern one start
+        key, signal_id, event or plan.
         """
         ...
 
     @property
     def pushes_hints(self) -> bool:
-        """Whether ``hint`` holds its answer back until there is something new, a tenth of a second at most."""
+        """Whether ``hint`` waits for something new before it answers, a tenth of a second at most."""
         ...
 
     @property
     def clock_offset(self) -> Micros:
-        """How far the store's own clock is ahead of the machine's, as measured at ``open`` and at each ``renew``; 0 if it
-        has none. Where several machines work, ``now`` is the machine's time plus this.
+        """How far the store's clock is ahead of the machine's, measured at ``open`` and at each ``renew``; 0 if it has
+        no clock. ``now`` is the machine's time plus this, so that several machines agree.
         """
         ...
 
     async def open(self, now: Micros) -> str:
-        """Connect, migrate if that is due (safe when several processes do it at once), and return the store's UUID.
+        """Connect, migrate if need be (safe when several processes do it at once), and return the store's UUID.
 
         The UUID is made with the store and never changes. Data written by a newer schema than this code knows is
         refused with StoreUnavailable.
@@ -190,41 +190,41 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of every connection, thread and lock. No error if it is closed already."""
+        """Release every connection, thread and lock. Does nothing if the store is closed already."""
         ...
 
     async def reserve(self, kind: IdKind, count: int, now: Micros) -> int:
-        """The first of ``count`` consecutive ids of a kind, from 1 upwards, that nobody else was or will be given."""
+        """The first of ``count`` consecutive ids of a kind, from 1 upwards, which nobody else was or will be given."""
         ...
 
     async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
         """Commit a batch: each change wholly or not at all, all that apply in one transaction. A result for each.
 
-        Guards are checked under the lock that the change is written with. A stale change does not undo its
-        neighbours. The batch has at most one change per run (a Post is no change to its run), one Start per
-        (workflow, key) and one Post per signal_id, those in ``also`` counted in; a change to the run that has a key, or
-        that a Post is addressed to, may be judged before or after it. What ``decide`` raises undoes the batch.
+        Guards are checked under the lock with which the change is written. A stale change does not undo its neighbours.
+        The batch has at most one change per run (a Post is no change to its run), one Start per (workflow, key) and one
+        Post per signal_id, those in ``also`` included. Whether a Start whose key a run has, or a Post to a run, sees
+        that run before or after a change to it in the same batch is open. What ``decide`` raises undoes the batch.
 
-        A Start or Move whose row waits with an "event" arm that has a key: the mailbox gets a copy of each event of this
-        name and entity_id that has occurred since the run's ``created_at``, is not cancelled, and in this occurrence was not
-        taken by the run before; the result says ``mail``. A copy that is taken, also to be rejected, is remembered for as
-        long as the run is.
+        When a Start or Move leaves its run waiting with an "event" arm that has a key, the mailbox gets a copy of each
+        event of this name and entity_id that has occurred since the run's ``created_at``, is not cancelled, and was not
+        taken by the run before in this occurrence; the result says ``mail``. That a run has taken a copy, even to
+        reject it, is remembered as long as the run exists.
 
-        One Emit, Occur or Withdraw of an event is in a batch, and one change of a plan. What listens, and what is
-        planned, is as the changes before it in the batch leave it. Whether a run whose wait begins or ends in the batch
-        hears what occurs in it is open, but with a key it is told in either order; an Emit in a Move's ``also`` comes
-        after the move.
+        A batch has at most one Emit, Occur or Withdraw per event, and one change per plan. Each sees the listeners and
+        plans as the changes before it in the batch leave them. Whether a run whose wait begins or ends in the batch
+        gets an event that occurs in the batch is open, but if its arm has a key it gets it in either order; an Emit in
+        a Move's ``also`` comes after the move.
 
-        The same changes may be offered again after an unknown outcome. A Start whose run id is in the store with its
+        After an unknown outcome the same changes may be offered again. A Start whose run id is in the store with its
         commit_id in history row 1, and a Move or Amend that finds its commit_id in a history row of the run (a Move:
         row ``transition.seq``), have been applied: the result is "applied", with the row as it now stands.
 
-        A Start, Move or Amend whose row ends is freed of its owner by the row itself; the store adds nothing.
+        The row of a Start, Move or Amend that ends a run has no owner already; the store changes nothing in it.
 
         A Start whose id was taken by another commit, and an Amend that decides None, are stale.
 
         Raises:
-            StoreRefused: some change cannot be stored, and so none of the batch was.
+            StoreRefused: some change can never be stored, so that nothing of the batch was.
         """
         ...
 
@@ -243,7 +243,7 @@ class Store(Protocol):
         ...
 
     async def count(self, query: RunQuery, now: Micros) -> int:
-        """How many runs match, whatever the query's order, limit and after."""
+        """How many runs match; ignores the query's order, limit and after."""
         ...
 
     async def history(self, run_id: int, after: int, limit: int, now: Micros) -> list[Transition]:
@@ -260,7 +260,7 @@ class Store(Protocol):
     ) -> list[Deadline]:
         """Deadlines of waiting runs with after < (at, run_id) <= until, earliest first, ``limit`` at most.
 
-        Those of plans have the plan's id and attempts in place of the run's id and seq.
+        For plans, the plan's id and attempts stand in place of the run's id and seq.
         """
         ...
 
@@ -273,24 +273,24 @@ class Store(Protocol):
         known: Collection[tuple[str, str]] | None = None,
         after: tuple[Micros, int] | None = None,
     ) -> list[Mail]:
-        """Waiting runs, of these or of all, that the mailbox holds something for: oldest wait first, ``limit`` at most.
+        """Waiting runs, of these or of all, for which the mailbox holds signals: oldest wait first, ``limit`` at most.
 
-        ``known``: only runs of these (workflow, version) pairs. ``after``: only what comes after this (since, run id) in
-        the order.
+        ``known``: only runs of these (workflow, version) pairs. ``after``: only what comes after this (since, run id)
+        in the order.
 
-        A copy of an event fits an "event" arm of its name, all else a "signal" arm; an "action" arm takes nothing.
-        A signal fits an arm of its name if it is addressed to the run, or to the arm's key. What has expired or was
-        taken is not in the mailbox any more. A signal to a key may stand in several Mails; of many signals for one run
-        the first few will do.
+        A copy of an event fits an "event" arm of its name, any other signal a "signal" arm; an "action" arm takes
+        nothing. A signal fits an arm of its name if it is addressed to the run, or to the arm's key. What has expired
+        or was taken is not in the mailbox any more. A signal to a key may be in several Mails; of many signals for one
+        run the first few suffice.
         """
         ...
 
     async def expire(self, limit: int, now: Micros, *, forget: int | None = None) -> list[Signal]:
-        """Take out of the mailbox what nobody took in its time, ``limit`` at most, and return it.
+        """Take out of the mailbox what no run took in its time, ``limit`` at most, and return it.
 
         That is: what has expired, copies of a broadcast whose wait is over, and what is addressed to runs that have
-        ended. It also forgets what was taken, ``forget`` at most, None: ``limit``: that with a signal_id after 7 days, other after an
-        hour, in which no Post of it is offered again.
+        ended. It also forgets signals that were taken, up to ``forget`` (None: ``limit``): those with a signal_id after
+        7 days, others after an hour, by when no Post of them is offered again.
         """
         ...
 
@@ -304,40 +304,40 @@ class Store(Protocol):
         held: Collection[int] | None,
         now: Micros,
     ) -> Claim:
-        """Make this worker the owner of up to ``limit`` running runs that have no living one; of none below 1.
+        """Make this worker the owner of up to ``limit`` running runs without a living owner; of none if it is below 1.
 
-        Taking raises the fence and clears the mark. Taking from a dead owner (``owner`` set, its lease over, its lock lost) adds one to
-        ``crashes`` while they are below 2, and from then on only if the run is ``marked``.
-        Taking a run without owner adds nothing. An exclusive store gives runs of all workflows, any other only
-        ``known`` (workflow, version) pairs.
+        Taking a run raises its fence and clears its mark. Taking it from a dead owner (``owner`` is set, and its lease
+        is over or its lock lost) adds one to ``crashes`` while they are below 2, and from then on only if the run is
+        ``marked``. Taking a run without owner adds nothing. An exclusive store gives runs of all workflows, any other
+        only those of ``known`` (workflow, version) pairs.
 
-        Also returns, whatever the limit, the worker's own running runs that are not in ``held``, unchanged: replies get
-        lost; and which of ``held`` are ``gone``. None: does not compare.
+        Also returns, whatever the limit, the worker's own running runs that are not in ``held``, unchanged, as replies
+        get lost; and which of ``held`` are ``gone``. With ``held`` None, neither is looked for.
 
-        The first claim registers the worker with a lease of ``lease`` from now; so does one after the lease was over,
-        and the worker keeps what nobody took meanwhile. A lease is over from the instant that it names.
-        Where the store is exclusive and another has it, ``working`` is False and nothing is taken.
+        The first claim registers the worker with a lease of ``lease`` from now; so does one after its lease was over,
+        and the worker keeps the runs that no other took meanwhile. A lease is over from the instant that it names.
+        If the store is exclusive and another worker has it, ``working`` is False and nothing is taken.
         """
         ...
 
     async def renew(self, worker: int, lease: Micros, now: Micros) -> bool:
-        """Extend the worker's lease to ``now + lease``. False, and nothing done, if it was over already."""
+        """Extend the worker's lease to ``now + lease``. If it was over already, do nothing and return False."""
         ...
 
     async def release(self, worker: int, now: Micros) -> None:
-        """The worker stops: its running runs have no owner any more, with a higher fence, unmarked and uncounted.
+        """The worker stops: its running runs lose their owner, with a higher fence, unmarked, without adding a crash.
 
         Its lease and its lock end.
         """
         ...
 
     async def hint(self, now: Micros) -> int:
-        """A number that changes when somebody else has applied something. Cheap, and only a hint.
+        """A number that changes when others have applied changes. Cheap, and only a hint.
 
-        Of a claim it need not tell: nobody waits for an owner.
+        It need not change for a claim, as nobody waits for a run to get an owner.
         """
         ...
 
     async def stats(self, now: Micros) -> Stats:
-        """Count."""
+        """Counts of what is in the store now."""
         ...
