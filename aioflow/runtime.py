@@ -1,4 +1,4 @@
-"""``Engine``: the façade that users hold. It composes the parts, opens and ends them, and decides nothing."""
+"""``Engine``: the façade that users hold. It composes the parts, opens and closes them, and decides nothing."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class Engine(Calls):
         url_or_store: a URL (``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``memory://``) or a store. Without
             it the environment's ``AIOFLOW_DATABASE_URL`` is read when the engine opens, else ``sqlite:///aioflow.db``.
         workflows: the workflow classes that it knows; without it, all that are imported.
-        worker: False starts, queries and cancels runs, and executes nothing.
+        worker: False makes it a client, which starts, signals, queries and cancels runs, and executes none.
         max_running: how many runs execute at once, at least 1; others wait their turn in the store.
         threads: how many sync steps run at once, at least 1.
-        lease: how long a worker that has gone silent keeps its runs, where several share a store.
+        lease: how long a worker that has gone silent keeps its runs, if several workers share the store.
         clock: where time comes from; the machine's if not given.
         shutdown_timeout: how long steps that are running may take to end when the engine closes.
 
-    Its calls, and those of its runs, belong to that event loop: made in another one, as in another thread, they raise
-    OtherLoop, and do nothing.
+    Its calls, and those of its runs, belong to that event loop: called in another one, such as another thread's, they
+    raise OtherLoop, and do nothing.
 
     The mutable state: the open parts, None while it is closed. A closed engine can be opened again.
 
@@ -116,25 +116,25 @@ class Engine(Calls):
 
     @property
     def instruments(self) -> list[Instrument]:
-        """Who else is told of transitions and steps, beside the log: add yours."""
+        """What is told of transitions and steps beside the log: append your own instruments."""
         return self._telemetry.instruments
 
     async def __aenter__(self) -> Self:
-        """Open the store, migrate it if that is due, and begin to work.
+        """Open the store, migrate it if need be, and begin to work.
 
         Raises:
             BackendUnknown, StoreUnavailable: there is no such store, or it cannot be opened.
-            ValueError: the URL, given or in the environment, is none, or has an option with no such value.
+            ValueError: the URL, given or in the environment, is invalid, or has an option with an invalid value.
             UsageError: the engine is open already.
         """
         if self._worker is not None or self._opening:
             raise UsageError(f"{self!r} is open already. Open it once, and share it within the event loop.")
         self._opening = True
         try:
-            # Of its own, so that it is cancelled once at most: cut short, what it undoes would leave threads and locks.
+            # In a task of its own, which is cancelled at most once: a clean-up cut short would leave threads and locks.
             await finish(alone(self._start_up(), name="aioflow opening"), cancel=True)
         except asyncio.CancelledError:
-            if self._parts is not None:  # it was through already
+            if self._parts is not None:  # it had opened already
                 await self.__aexit__(None, None, None)
             raise
         finally:
@@ -215,12 +215,12 @@ class Engine(Calls):
             self._tasks.keep(partial(parts.listen, worker.notice), name="aioflow listener")
         except BaseException:
             self._parts = self._worker = None
-            # What it is committing ends before the store is closed.
+            # Commits that are under way end before the store is closed.
             await finish(alone(committer.stop(0), name="aioflow undoing its opening"))
             raise
 
     def _committed(self, applied: Iterable[tuple[Change, Result]]) -> None:
-        """These changes were committed: everything in memory follows from here."""
+        """Changes were committed: the state in memory is updated from here alone."""
         telemetry, callers, waiters, worker = self._telemetry, self._callers, self._waiters, self._worker
         logs = telemetry.is_told_all
         for change, result in applied:
@@ -243,7 +243,7 @@ class Engine(Calls):
             if callers.by_call:
                 callers.committed(run, transition)
             if self._works:
-                # Unless it has gone on since: an offer whose reply was lost may be answered so.
+                # Not if the run has gone on since: a Start offered again, after a lost reply, may be given a later row.
                 worker.follow(run, change.live if type(change) is Start and run.seq == 1 else None)
             waiters.tell(run)
             if result.mail:
@@ -252,7 +252,7 @@ class Engine(Calls):
                 self._ordered(run, transition, zip(change.also, result.also, strict=True))
 
     def _ordered(self, run: Run, transition: Transition, orders: Iterable[tuple[Start | Post | Emit, Result]]) -> None:
-        """What the run's step has ordered was committed with it, or left out."""
+        """The orders of the run's step were committed with its transition, or left out."""
         for part, told in orders:
             if told.outcome == "applied":
                 self._committed([(part, told)])
@@ -268,7 +268,7 @@ class Engine(Calls):
             raise OtherLoop("engine.__aexit__()")
         if self._closing is None or self._closing.done():
             self._closing = TaskSet().spawn(self._close(), name="aioflow closing")
-        # Whoever else closes it meanwhile waits for the same. It is bounded by shutdown_timeout.
+        # Other callers that close it meanwhile wait for the same task. It is bounded by shutdown_timeout.
         await finish(self._closing)
 
     async def _close(self) -> None:
@@ -281,7 +281,7 @@ class Engine(Calls):
             else:
                 await parts.planner.stop(1.0)
             await self._tasks.cancel(1.0)
-            # Steps could start and query until now. From here on nobody may, or the end would wait for the last caller.
+            # Until now steps could start and query runs. From here on no call is taken, or closing might never end.
             self._parts = None
             parts.office.closed = True
             parts.waiters.fail(EngineClosed("engine.wait()"))
@@ -301,7 +301,7 @@ class Engine(Calls):
     async def run_forever(self) -> None:
         """Work until SIGTERM or SIGINT (Ctrl-C), then close: a service in one call.
 
-        Opens the engine if it is not open. The handlers stand only meanwhile, and only in the main thread.
+        Opens the engine if it is not open. Signal handlers are installed only meanwhile, and only in the main thread.
 
         Raises:
             BackendUnknown, StoreUnavailable, ValueError, UsageError: as opening the engine does.
@@ -314,7 +314,7 @@ class Engine(Calls):
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
-        """The engine's life as an ASGI lifespan: ``FastAPI(lifespan=engine.lifespan)``.
+        """An ASGI lifespan in which the engine is open: ``FastAPI(lifespan=engine.lifespan)``.
 
         Args:
             app: the ASGI app, which is not used.
@@ -324,7 +324,7 @@ class Engine(Calls):
 
 
 def _tell_left_out(run: Run, transition: Transition, part: Start | Post | Emit, told: Result) -> None:
-    """Log what a step has ordered in vain."""
+    """Log an order of a step that was not carried out."""
     who = {"run_id": run.id, "workflow": run.workflow, "step": transition.step}
     match part:
         case Start():

@@ -1,4 +1,4 @@
-"""Wakes waiting runs when their deadline has come, in batches, never early; and blocked ones when their code has."""
+"""Wakes waiting runs at their deadline, in batches, never early; and blocked ones once this code can take them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from aioflow.slots import Slots
 from aioflow.store import PlanQuery, RunQuery, Store
 from aioflow.timers import Timers
 
-#: How many blocked runs are looked at together, and how often in one look of the worker.
+#: How many blocked runs are read together, and how many such pages in one look of the worker.
 _PAGE = 500
 _PAGES = 10
-#: How long a run that is due is left to workers that have its code, before it is blocked for the want of it.
+#: How long a due run is left to workers that have its code, before this one wakes it and so blocks it for lack of code.
 _PATIENCE: Micros = 10 * SECOND
 
 
@@ -31,12 +31,12 @@ class Scheduler(DueLoop):
 
     Args:
         store, clock, committer: what it works with.
-        slots: who runs what is woken.
-        registry: the workflows that the code here knows.
-        delivery: told of runs that a signal has reached before their deadline did.
+        slots: the worker that runs what is woken.
+        registry: the workflows that this process knows.
+        delivery: told of due runs for which a signal came before their deadline.
         commit_ids: makes commit ids.
 
-    The mutable state, beside that of its loop: how far the blocked runs were looked at.
+    The mutable state, beside that of its loop: how far ``unblock`` has read the blocked runs.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Scheduler(DueLoop):
         return self._slots.room
 
     def arm(self, run: Run) -> None:
-        """A run was committed that waits for an instant."""
+        """A run was committed as waiting: take in its deadline, if it has one."""
         if run.wake_at is not None:
             self.push((Deadline(run.wake_at, run.id, run.seq),))
 
     def disarm(self, run: Run) -> None:
-        """A run that waited for an instant does so no more."""
+        """A run no longer waits: drop its deadline, if it had one."""
         if run.wake_at is not None:
             self._timers.drop(Deadline(run.wake_at, run.id, run.seq))
 
@@ -78,7 +78,7 @@ class Scheduler(DueLoop):
         self._firing.update(todo)
         try:
             return await self._wake(await self._store.load(list(todo), self._clock.micros()))
-        except BaseException:  # also when a step has cancelled this task
+        except BaseException:  # also if a step has cancelled this task
             for deadline in todo.values():
                 self._timers.push(deadline)
             raise
@@ -86,7 +86,7 @@ class Scheduler(DueLoop):
             self._firing.difference_update(todo)
 
     async def _wake(self, runs: list[Run]) -> int:
-        """Wake these if their time is over, and nothing else comes first. How many did; raises when all were tried."""
+        """Wake those that are due, unless something else comes first; return how many. Raises once all were tried."""
         now = self._clock.micros()
         waking = []
         for run in runs:
@@ -100,11 +100,11 @@ class Scheduler(DueLoop):
         for future in waking:
             try:
                 results.append(await future)
-            except Exception as error:  # noqa: BLE001 - raised below, when all others are through
+            except Exception as error:  # noqa: BLE001 - raised below, once all others are done
                 problem = error
         for result in results:
             if result.outcome == "stale" and result.mail and result.run is not None:
-                # The signal may expire, or go to somebody else, before it gets there: then the time is over.
+                # If the signal expires, or another run takes it, before it is delivered, the run is woken after all.
                 self._delivery.notify_or(result.run.id, partial(self.arm, result.run))
         if problem is not None:
             raise problem
@@ -117,13 +117,13 @@ class Scheduler(DueLoop):
         return sum(result.outcome == "applied" for result in results)
 
     def _is_to_wake(self, run: Run, now: Micros) -> bool:
-        """Whether it waits, its time is over, and this worker is to wake it; if not yet, it is armed anew."""
+        """Whether the run is due and this worker is to wake it; if it is not yet, its deadline is armed again."""
         if run.status != WorkflowStatus.WAITING or run.wake_at is None:
             return False
         if run.wake_at > now:  # the clock went back, or it waits for something else: never early
             self.arm(run)
             return False
-        # What is woken by a client, which runs nothing, is for whoever has its code.
+        # A run that a client wakes is executed by a worker that has its code.
         if self._store.exclusive or not self.working or now >= run.wake_at + _PATIENCE:
             return True
         if self._registry.get(run.workflow, run.version) is not None:
@@ -132,13 +132,13 @@ class Scheduler(DueLoop):
         return False
 
     async def unblock(self, *, anew: bool) -> bool:
-        """Let blocked runs go on that this code can take now: some, where there are many, for the lease is to be renewed.
+        """Let blocked runs go on that this code can take now: of many only some, so that the lease is renewed in time.
 
         Args:
-            anew: begin with the first of them, not with those that come after the last call's.
+            anew: begin with the first blocked run, not where the last call stopped.
 
         Returns:
-            Whether there are no more.
+            Whether all were looked at.
         """
         if not (known := self._registry.known()):
             return True
@@ -174,7 +174,7 @@ class Scheduler(DueLoop):
         return False
 
     async def _let_occur(self, plans: set[int]) -> None:
-        """Let these events occur: their time has come, and so has that of runs which wait for them until then."""
+        """Let these events occur: they are due, and runs that wait for them time out at the same time."""
         planned = await self._store.select(PlanQuery(ids=tuple(sorted(plans))), self._clock.micros())
         occurring = [self._committer.submit(Occur(plan.id, event.event_id)) for plan, event in planned]
         for future in occurring:

@@ -1,4 +1,4 @@
-"""``Engine.signal``: a signal on its way into the mailbox, and what became of it."""
+"""``Engine.signal``: puts a signal into the mailbox, and tells what became of it."""
 
 from __future__ import annotations
 
@@ -36,42 +36,43 @@ class Sending(Watching):
         signal_id: str | None = None,
         ttl: timedelta | None = None,
     ) -> SignalReceipt:
-        """Send a signal. When it returns, the signal is taken, or stored for whoever it is for.
+        """Send a signal. When it returns, a run has taken the signal, or it is stored for its addressee.
 
-        To a run, or to a key: it is kept until a run waits for it, and taken by one, once, in the order of sending.
-        A key reaches the run whose wait names it, or that was started with it; of several, the oldest wait. With
-        neither it is a broadcast, to every run that waits for the name now.
+        Addressed to a run or a key, it is kept until a run waits for it, and taken by one run, once, in the order of
+        sending. A key reaches the run whose wait names it, or that was started with it; of several, the one that has
+        waited longest. With neither, the signal is a broadcast to every run that waits for its name now.
 
         Args:
-            name_or_message: the signal's name; or a pydantic model, whose class name it is, and which the next step of
-                the run gets as an argument.
-            payload: with a name: what is merged into the Context of the run, JSON in the end.
+            name_or_message: the signal's name; or a pydantic model, whose class name is the signal's name, and which
+                the next step of the run gets as an argument.
+            payload: with a name: what is merged into the Context of the run; must serialize to JSON.
             run_id: the run that it is for.
             key: the key that it is for; up to 200 characters.
-            workflow: with a key: the run of this workflow (class or name) that was started with the key.
-            signal_id: ``f"paid-{order_id}"``, say: for the whole store, until 7 days after it was taken, it is sent but once.
-            ttl: how long it waits to be taken. Without it, to a run: as long as the run lives; to a key: 7 days.
+            workflow: with a key: address the run of this workflow (class or name) that was started with the key.
+            signal_id: makes the send idempotent, in the whole store, until 7 days after the signal was taken; for
+                example ``f"paid-{order_id}"``.
+            ttl: how long it may wait to be taken. Without it, to a run: as long as the run lives; to a key: 7 days.
 
         Returns:
             What became of it: delivered, buffered, rejected or none.
 
         Raises:
-            RunNotFound, RunEnded: there is no such run, or it takes no signals any more.
+            RunNotFound, RunEnded: there is no such run, or it has ended.
             SignalInvalid: the payload or message cannot be stored.
-            IdTaken: the signal_id is that of a signal which another run than ``run_id`` has taken.
+            IdTaken: a signal with this signal_id was taken by another run than ``run_id``.
             TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
             EngineClosed: the engine is not open.
-            StoreUnavailable: the store did not answer for 15 s. Whether it was sent is not known: with a signal_id,
-                the same call again tells.
+            StoreUnavailable: the store did not answer for 15 s. Whether the signal was sent is unknown: with a
+                signal_id, repeat the call to find out.
         """
         parts = self._open_for("signal()")
         asked = draft(name_or_message, payload, run_id=run_id, key=key, workflow=workflow, signal_id=signal_id, ttl=ttl)
         with ExitStack() as stack:
-            # One after the other until it is in the committer's queue: what one engine sends is taken in that order.
+            # One at a time until it is in the committer's queue, so that one engine's signals are taken in order.
             async with parts.delivery.turn((run_id, key)) as alone:
                 post = await parts.office.post_of(asked, PATIENCE)
                 signal = post.signal
-                # One that may have been sent before goes through the mailbox, which knows of it.
+                # With a signal_id it may have been sent before: it goes through the mailbox, which remembers that.
                 run = None if signal_id is not None else await self._waiting_for(parts, signal)
                 if run is not None and alone():
                     try:
@@ -97,7 +98,7 @@ class Sending(Watching):
         return _receipt(signal, result, watch)
 
     async def _waiting_for(self, parts: Parts, signal: Signal) -> Run | None:
-        """The run that waits for the signal now, or has ended, which is an error."""
+        """The run that waits for the signal now, or that it is addressed to. Raises RunNotFound or RunEnded."""
         store, clock, ask = parts.store, parts.clock, parts.office.ask
         if signal.run_id:
             found = await ask(lambda: store.load([signal.run_id], clock.micros()), PATIENCE)
@@ -119,14 +120,14 @@ class Sending(Watching):
 
 
 def _known(asked: Draft, signal: Signal, result: Result) -> SignalReceipt:
-    """What became of a signal with this signal_id. Raises IdTaken if another run than it is for has taken that."""
+    """What became of the signal sent before with this signal_id. Raises IdTaken if another run has taken it."""
     if asked.run_id is not None and result.run_ids and asked.run_id not in result.run_ids:
         raise IdTaken("signal_id", asked.signal_id or "", f"a signal that run {result.run_ids[0]} has taken")
     return _receipt(signal, result, None)
 
 
 def _receipt(signal: Signal, result: Result, watch: Watch | None) -> SignalReceipt:
-    """What became of a signal that was posted; ``watch`` is None for one that had been sent before."""
+    """What became of a signal that was posted; ``watch`` is None if it had been sent before."""
     if watch is None:
         if result.run_ids:
             return SignalReceipt("delivered", list(result.run_ids))

@@ -1,8 +1,8 @@
 """The shapes of workflow classes and of filters, for type checkers. Nothing here runs.
 
-Members are written as methods: mypy and pyright match a protocol against a *class object* only so. ``CreatesContext``
-comes before ``HasCreateContext`` in overloads: arguments that do not fit ``create_context`` must not fall through to
-the Context's own, so that overload gives a class whose name is the error message.
+Members are written as methods: only then do mypy and pyright match a protocol against a *class object*.
+``CreatesContext`` comes before ``HasCreateContext`` in overloads: arguments that do not fit ``create_context`` must not
+fall through to the Context's own, so the second overload returns a class whose name is the error message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ C_co = TypeVar("C_co", bound=BaseModel, covariant=True)
 
 
 class HasContext(Protocol[C_co]):
-    """A workflow class, by its inner Context."""
+    """A workflow class with an inner Context."""
 
     def Context(self, *args: Any, **kwargs: Any) -> C_co: ...  # noqa: D102, N802
 
@@ -31,7 +31,7 @@ class CreatesContext(Protocol[P, C_co]):
 
 
 class HasCreateContext(Protocol):
-    """A workflow class with a create_context of whatever arguments."""
+    """A workflow class with a create_context, whatever its arguments."""
 
     def create_context(self, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
 
@@ -43,7 +43,7 @@ class BuildsContext(Protocol[P, C_co]):
 
 
 class ArgumentsDoNotFitCreateContext:
-    """What a type checker shows for start() with arguments that create_context does not take."""
+    """The type that a checker shows for start() with arguments that create_context does not take."""
 
 
 class ADataclass(Protocol):

@@ -1,4 +1,4 @@
-"""How a service is told to end: SIGTERM from whoever runs it, SIGINT from the keyboard."""
+"""Waits until a service is told to end: by SIGTERM from its supervisor, or SIGINT from the keyboard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aioflow import telemetry
 
 
 async def signalled() -> None:
-    """Wait for SIGINT or SIGTERM; the handlers that stood before stand again after it."""
+    """Wait for SIGINT or SIGTERM; then restore the handlers that were installed before."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     before = {}

@@ -22,7 +22,7 @@ from aioflow.model import Arm, Resumption, Run, Signal, arms_of, check_id, check
 from aioflow.plans import ABOUT_EVENT
 
 _SCALARS = (str, int, float, bool, type(None))
-#: How long a signal to a key waits for somebody to take it.
+#: How long a signal to a key is kept for a run to take it, if no ttl is given.
 KEYED_TTL: Final[Micros] = 7 * 24 * 3600 * SECOND
 
 
@@ -31,11 +31,11 @@ class SignalReceipt:
     """What became of a signal.
 
     Attributes:
-        state: "delivered", a run took it, or several; "buffered", it waits in the store for whoever it is for;
-            "rejected", no run took it, and those that would have refuse it as invalid; "none", a broadcast that no run
-            was waiting for.
+        state: "delivered": one or several runs took it; "buffered": it is stored until its addressee takes it;
+            "rejected": it is invalid for the runs that wait for it, and none took it; "none": a broadcast for which no
+            run was waiting.
         delivered: the ids of the runs that took it.
-        rejected: run id -> why it does not fit that run, which goes on waiting.
+        rejected: run id -> why it is invalid for that run, which goes on waiting.
     """
 
     state: Literal["delivered", "buffered", "rejected", "none"]
@@ -44,7 +44,7 @@ class SignalReceipt:
 
 
 class Draft(NamedTuple):
-    """A signal as it was asked for, checked."""
+    """The arguments of a ``signal`` call, checked."""
 
     name: str
     payload: str
@@ -56,7 +56,7 @@ class Draft(NamedTuple):
     ttl: Micros | None
 
     def signal(self, id_: int, run_id: int | None, now: Micros) -> Signal:
-        """The signal to post. ``run_id``: whom it is for, where that is known."""
+        """The signal to post. ``run_id``: the run that it is for, if that is known."""
         ttl = self.ttl
         if ttl is None and run_id is None and self.key is not None:
             ttl = KEYED_TTL
@@ -84,7 +84,7 @@ def draft(
     signal_id: str | None = None,
     ttl: timedelta | None = None,
 ) -> Draft:
-    """Check what ``signal`` was given.
+    """Check the arguments of ``signal``.
 
     Raises:
         TypeError, ValueError, LimitExceeded: an argument of the wrong type or out of its range.
@@ -157,18 +157,18 @@ def _payload(name: str, payload: object) -> str:
 
 
 def _cannot(name: str, values: Mapping[str, Any], error: Exception) -> Exception:
-    """What to tell of a payload or message that could not be written."""
+    """The error to raise for a payload or message that could not be serialized."""
     try:
         limit = beyond(values, f"Signal {name!r}")
-    except Exception:  # noqa: BLE001 - a mapping of a class of its own: it is the first error that is to be explained
+    except Exception:  # noqa: BLE001 - raised by the user's own mapping class: explain the first error instead
         limit = None
     return limit or SignalInvalid(name, explain(error))
 
 
 def arm_for(run: Run, signal: Signal, now: Micros) -> Arm | None:
-    """The first arm of a waiting run that a signal fits: none if it came when the time of the wait was over.
+    """The first arm of a waiting run that a signal fits; none if the signal came after the wait had timed out.
 
-    Of events, one that names the entity comes first: what occurred before the wait is there for that alone.
+    For an event, arms that name its entity come first: only they take what occurred before the wait.
     """
     if run.wake_at is not None and min(signal.sent_at, now) > run.wake_at:  # a clock may have been set back since
         return None
@@ -182,17 +182,17 @@ def arm_for(run: Run, signal: Signal, now: Micros) -> Arm | None:
 
 
 class Misfit(ValueError):
-    """The signal is not valid for the run that waits for it; the message says why."""
+    """The signal is invalid for the run that waits for it; the message says why."""
 
 
 def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> str | None:
-    """The run's Context with the signal in it.
+    """The run's Context with the signal's payload merged in, if that is merged.
 
     Returns:
-        JSON; None if the code cannot take the run as it is stored, so that nothing can be said.
+        JSON; None if the code cannot read the run's stored Context, so that the signal cannot be judged.
 
     Raises:
-        Misfit: the payload or message is not valid there.
+        Misfit: the payload or message is invalid for the run.
     """
     payload: JsonValue = from_json(signal.payload)
     kind = told_as(arm, signal)
@@ -206,7 +206,7 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
     elif kind == "signal" and isinstance(payload, dict) and payload:
         data = laid_over(run, definition, payload)
     step = definition.steps.get(arm.then)
-    # An action takes nothing of it: it waits there to be called.
+    # An action gets nothing from the signal: the run parks there until the action is called.
     if step is not None and step.action is None and (step.parameters or kind == "message"):
         resumption: Any = Resumption(kind, signal.name, payload)
         try:
@@ -217,9 +217,9 @@ def fit(run: Run, definition: WorkflowDefinition, arm: Arm, signal: Signal) -> s
 
 
 def with_event(run: Run, definition: WorkflowDefinition, told: Mapping[str, JsonValue]) -> str:
-    """The run's Context with what it has of an event, as JSON. ``told``: ``EventRecord.payload``. Raises Misfit."""
+    """The run's Context with the fields of an event, as JSON. ``told``: ``EventRecord.payload``. Raises Misfit."""
     codec = definition.codec
-    # Nobody could be told of a name that the Context forbids.
+    # Fields that the Context forbids are left out: an event has no sender who could be told of the error.
     added = {name: told[name] for name in ABOUT_EVENT if name in codec.declared or codec.takes_more}
     if not added:
         return run.data
@@ -228,13 +228,13 @@ def with_event(run: Run, definition: WorkflowDefinition, told: Mapping[str, Json
     except Misfit:
         if added.pop("entity_id", "") is not None:
             raise
-        return laid_over(run, definition, added)  # it is about nothing, which this Context's entity_id cannot say
+        return laid_over(run, definition, added)  # no entity: this Context's entity_id cannot be None, and stays
 
 
 def laid_over(run: Run, definition: WorkflowDefinition, added: Mapping[str, JsonValue]) -> str:
-    """The run's Context with these laid over it, as JSON. Raises Misfit."""
+    """The run's Context with these values laid over it, as JSON. Raises Misfit."""
     try:
-        # As JSON, which it is: a strict Context takes no str for a date from Python.
+        # Validated as JSON: from Python values, a strict Context takes no str for a date.
         whole: dict[str, JsonValue] = {**from_json(run.data), **added}
         return definition.codec.encode(definition.codec.decode(to_json(whole)))[0]
     except (Unstorable, LimitExceeded) as error:

@@ -1,4 +1,4 @@
-"""Who may run more runs: asked by whoever is about to commit a run as running."""
+"""How many more runs a worker may execute: asked before a run is committed as running."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Slots(Protocol):
-    """Who may run more runs."""
+    """The slots of a worker for running runs."""
 
     @property
     def works(self) -> bool:
@@ -19,17 +19,20 @@ class Slots(Protocol):
         ...
 
     def drives(self, run_id: int) -> bool:
-        """Whether the run executes here, so that its next change will be heard of."""
+        """Whether the run executes here, so that its next change will be committed by this process."""
         ...
 
     def promise(self) -> int | None:
-        """The owner for a run that is about to be committed as running: this worker if it has room, else nobody."""
+        """The owner for a run that is about to be committed as running: this worker, if it has room, else None.
+
+        With room, a slot is reserved until ``redeem``.
+        """
         ...
 
     def redeem(self, owner: int | None) -> None:
-        """The promise is kept, or void."""
+        """The run was committed, or refused: end the reservation that ``promise`` made for ``owner``."""
         ...
 
     def notice(self) -> None:
-        """Something was written to the store that is not known here: look at it."""
+        """Look at the store: something was written that is not known here."""
         ...

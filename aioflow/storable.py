@@ -1,4 +1,4 @@
-"""What a Context class may declare: everything that is found here would be lost, or refused, when a run is stored."""
+"""What a Context class may not declare, because it would be lost or refused when a run is stored and read again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pydantic.types import EncodedBytes, PathType
 
 
 def problems_of(context: type[BaseModel]) -> list[str]:
-    """Why this class cannot be a Context: sentences, none if it can."""
+    """The reasons why this class cannot be a Context, as sentences; none if it can."""
     name = context.__qualname__
     if issubclass(context, RootModel):
         return [f"{name} is a RootModel: a Context has named fields. Subclass BaseModel."]
@@ -33,7 +33,7 @@ def problems_of(context: type[BaseModel]) -> list[str]:
 
 
 _SECRETS = (SecretStr, SecretBytes, Secret)
-#: They validate for a time. A run is read as long as it lives.
+#: Their values are valid only for a time, but a run is read as long as it lives.
 _PASSING = (FutureDate, FutureDatetime)
 
 
@@ -82,7 +82,7 @@ def _type_problems(
 
 
 def _passing_problems(annotation: Any, metadata: Sequence[object], where: str) -> Iterator[str]:
-    """What validates now, and may not when the run is read again."""
+    """Problems with values that are valid now, but may not be when the run is read again."""
     if any(isinstance(m, PathType) for m in metadata):
         yield f"{where} is a path that has to be there, or not: a run could not be read once that changes. Declare a Path."
     if isinstance(annotation, type) and issubclass(annotation, _PASSING):
