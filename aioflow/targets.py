@@ -1,4 +1,4 @@
-"""Which steps a step names in its commands, and which waits say nothing, read from its source without running it."""
+"""Which steps a step's source names in its commands, and which of its waits name none; read without running it."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Named(NamedTuple):
     #: How it is written: ``goto()`` or ``sleep(then=)``.
     written: str
     step: str
-    #: Whether as ``self.step``.
+    #: Whether it is written as ``self.step``.
     is_attribute: bool
     #: "target", "then", "on_timeout" or "action".
     role: str
     #: The command: "goto", "sleep", "on", "on.event", "wait.for_signal", "wait_for_event" or "wait.any".
     command: str
-    #: The model that names the wait, if one does.
+    #: The pydantic model that the wait is for, if it is for one.
     model: type[BaseModel] | None
 
 
@@ -75,7 +75,7 @@ def named_targets(function: Callable[..., Any]) -> Iterator[Reading]:
         function: the step, decorated or not.
 
     Yields:
-        What was positively read. Nothing for targets that are computed, and nothing at all without source.
+        Only what the source states literally: nothing for computed targets, and nothing at all without source.
     """
     function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
@@ -83,7 +83,7 @@ def named_targets(function: Callable[..., Any]) -> Iterator[Reading]:
         return
     try:
         source = inspect.getsource(function)
-        # A method is indented, but not every line in it need be: a block around it takes what dedent would not.
+        # A method is indented, but not every line in it need be: a block around it parses where dedent would fail.
         body: list[ast.stmt] = ast.parse(f"if True:\n{source}" if source[:1].isspace() else source).body
     except (OSError, TypeError, SyntaxError):
         return
@@ -153,7 +153,7 @@ _SCOPES = (
 
 
 def _calls(node: ast.AST, hidden: frozenset[str]) -> Iterator[tuple[ast.Call, frozenset[str]]]:
-    """Every call in it, with the names that mean something else there than in the function itself."""
+    """Every call within the node, with the names that an inner scope hides there."""
     for child in ast.iter_child_nodes(node):
         inner = hidden
         if isinstance(child, _SCOPES):

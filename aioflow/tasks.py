@@ -1,7 +1,7 @@
-"""A group of tasks that can leave a member behind.
+"""A group of tasks that need not wait for every member.
 
-asyncio's and anyio's task groups wait for every member, for ever. A step that swallows its cancellation would keep
-an engine from ending, so the engine's tasks live here: every task of aioflow is created by this module.
+asyncio's and anyio's task groups wait for every member, for ever. A step that swallows its cancellation would then keep
+the engine from closing, so the engine has its own: every task of aioflow is created by this module.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from aioflow import telemetry
 from aioflow.context import in_step
 
 T = TypeVar("T")
-#: Seconds until a task that was ended is begun again.
+#: Seconds until a kept task that has ended is started again.
 _MOMENT = 0.05
 
 
 class _Kept(asyncio.Task[None]):
-    """Knows whether a step has cancelled it."""
+    """A task that is to last, and knows whether a step has cancelled it (``assaulted``)."""
 
     assaulted = False
 
@@ -33,27 +33,27 @@ class _Kept(asyncio.Task[None]):
 
 
 def is_assaulted(task: asyncio.Task[Any] | None) -> bool:
-    """Whether it is a step that has cancelled this task, so that another is begun in its place."""
+    """Whether a step has cancelled this task, so that another is started in its place."""
     return isinstance(task, _Kept) and task.assaulted
 
 
 def alone(coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-    """A task that is in no set, for whoever waits for it with ``finish``: what it raises is his."""
+    """A task that is in no set: its caller waits for it with ``finish``, which raises its error."""
     return asyncio.get_running_loop().create_task(coroutine, name=name)
 
 
 async def finish(task: asyncio.Task[T], *, cancel: bool = False) -> T:
-    """Wait for a task to its very end, however often the caller is cancelled meanwhile: he is so when it has ended.
+    """Wait until a task has ended, however often the caller is cancelled meanwhile: that is raised when it has ended.
 
     Args:
         task: what must not be left half done.
-        cancel: whether it is to hear of that: it is cancelled once, for what it undoes then must not be cut short.
+        cancel: whether to cancel the task when the caller is cancelled: only once, so as not to cut its clean-up short.
 
     Returns:
-        What it returns.
+        What the task returns.
 
     Raises:
-        What it raises; CancelledError, when it has ended, if the caller was cancelled.
+        What the task raises; else CancelledError, once it has ended, if the caller was cancelled.
     """
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -63,7 +63,7 @@ async def finish(task: asyncio.Task[T], *, cancel: bool = False) -> T:
                 await asyncio.shield(task)
         except asyncio.CancelledError as again:
             if cancelled is not None and task.cancelled():
-                break  # the task's own
+                break  # this error is the task's own, not another cancellation of the caller
             if cancel and cancelled is None:
                 task.cancel()
             cancelled = again
@@ -71,14 +71,14 @@ async def finish(task: asyncio.Task[T], *, cancel: bool = False) -> T:
         return task.result()
     if not task.cancelled():
         task.result()  # its error comes first
-    raise cancelled  # the caller's own, which anyio's scopes know again
+    raise cancelled  # the very error that cancelled the caller, by which anyio's scopes recognise it
 
 
 class TaskSet:
-    """Tasks that are started together and ended together.
+    """Tasks that are ended together.
 
-    The mutable state: the set of those that run, and whether they are being ended. A task that raises is reported, it
-    does not end the others.
+    The mutable state: the set of those that run, and whether they are being ended. If one raises, that is logged, and
+    the others go on.
     """
 
     def __init__(self) -> None:
@@ -100,9 +100,9 @@ class TaskSet:
 
         Args:
             coroutine: what it runs.
-            name: what it is called.
+            name: its name.
             context: its contextvars; a copy of the caller's if not given.
-            kind: its class, unless somebody else makes the tasks of this loop; those that are kept are the engine's alone.
+            kind: its class, unless the loop has a task factory, which makes all tasks but those of ``keep``.
         """
         loop = asyncio.get_running_loop()
         if kind is _Kept or (kind is not asyncio.Task and loop.get_task_factory() is None):
@@ -116,8 +116,8 @@ class TaskSet:
     def keep(self, make: Callable[[], Coroutine[Any, Any, None]], *, name: str) -> None:
         """Start a task that lasts until ``cancel``, or until it returns.
 
-        A step that cancels whatever task it finds does not end it: then another is begun. Who else cancels it closes
-        the event loop.
+        If it raises, or a step cancels it, as a step may that cancels every task it finds, another is started. If it is
+        cancelled by anything else, the event loop is being closed.
         """
         task = self.spawn(make(), name=name, kind=_Kept)
         task.add_done_callback(lambda task: self._begin_again(task, make))
@@ -135,21 +135,21 @@ class TaskSet:
         task.get_loop().call_later(_MOMENT, begin)
 
     def leave(self, task: asyncio.Task[Any]) -> None:
-        """The set waits for this one no more."""
+        """Stop waiting for this task."""
         self._tasks.discard(task)
 
     async def cancel(self, patience: float) -> int:
-        """Cancel all for good, wait up to ``patience`` seconds for them to end, leave the rest: how many that were."""
+        """Cancel all tasks for good, wait up to ``patience`` seconds for them, and return how many have not ended."""
         self._ending = True
         for task in list(self._tasks):
             task.cancel()
         return await self.wait(patience)
 
     async def wait(self, patience: float) -> int:
-        """Wait up to ``patience`` seconds for all to end: how many have not."""
+        """Wait up to ``patience`` seconds for all tasks to end, and return how many have not."""
         loop = asyncio.get_running_loop()
         end = loop.time() + patience
-        while self._tasks and (left := end - loop.time()) > 0:  # members may start others
+        while self._tasks and (left := end - loop.time()) > 0:  # tasks of the set may start others
             await asyncio.wait(set(self._tasks), timeout=left)
         return len(self._tasks)
 

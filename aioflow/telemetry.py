@@ -1,7 +1,7 @@
-"""One seam for tracing: instruments are told what was committed, and what runs.
+"""The one place for tracing: the log and the instruments are told what was committed, and which steps run.
 
-The log is always written, through structlog: one debug event a transition, info when a run starts and ends, warnings
-for failures. While structlog is not configured only warnings are printed. No values of a Context are ever logged.
+The log is written through structlog: one debug event a transition, info when a run starts and ends, warnings for
+failures. Until structlog is configured only warnings are printed. No values of a Context are ever logged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WARN = {
 
 
 class Instrument(Protocol):
-    """What an instrument is told. Calls are on the event loop and must not block; what they raise is logged once."""
+    """What an instrument is told. The calls are made on the event loop and must not block; an error is logged once."""
 
     def committed(self, run: Run, transition: Transition) -> None:
         """A transition was committed; ``run`` is the row after it."""
@@ -57,17 +57,17 @@ class Telemetry:
         self._raised: dict[int, BaseException] = {}
 
     def raised(self, transition: Transition, error: BaseException) -> None:
-        """This is what led to a transition that is about to be committed: the log is to have its traceback."""
-        if not is_a(error, (AioflowError, GiveUp)):  # those say all in a sentence
+        """Keep the error behind a transition that is about to be committed, to log its traceback with that."""
+        if not is_a(error, (AioflowError, GiveUp)):  # these need no traceback: their message says it all
             self._raised[transition.commit_id] = error
 
     def forget(self, transition: Transition) -> None:
-        """It is known what became of the transition."""
+        """Forget the error behind a transition, which was committed or refused."""
         self._raised.pop(transition.commit_id, None)
 
     @property
     def is_told_all(self) -> bool:
-        """Whether somebody wants to know of every transition, not of errors alone."""
+        """Whether the log or an instrument is to be told of every transition, not only of errors."""
         return structlog.is_configured() or bool(self.instruments)
 
     def committed(self, run: Run, transition: Transition) -> None:
@@ -135,7 +135,7 @@ def _log_transition(run: Run, transition: Transition, raised: BaseException | No
 
 
 def reopened(run: Run, transition: Transition, raised: BaseException | None) -> None:
-    """Log that a call of an action has come to nothing, which its caller may have left; an answer needs no traceback."""
+    """Log that an action's step raised: its caller may not wait any more. A chosen HTTP answer needs no traceback."""
     names = {"run_id": run.id, "workflow": run.workflow, "step": run.step}
     if raised is None:
         warn("action failed, is open again", **names, error=transition.error)
@@ -145,14 +145,14 @@ def reopened(run: Run, transition: Transition, raised: BaseException | None) -> 
         warn("action failed, is open again", **names, exception=plain_traceback(raised))
 
 
-#: structlog's own variables of these names, asked for once: to bind by keywords costs several times as much.
+#: structlog's own context variables of these names, looked up once: binding by keywords costs several times as much.
 _RUN_ID, _WORKFLOW, _STEP, _ATTEMPT = (
     token.var for token in copy_context().run(bind_contextvars, run_id=0, workflow="", step="", attempt=0).values()
 )
 
 
 def bind_step(run: Run) -> None:
-    """Give the log lines of this context run_id, workflow, step and attempt."""
+    """Bind run_id, workflow, step and attempt to the log lines of this context."""
     if _RUN_ID.get() is not run.id:
         _RUN_ID.set(run.id)
     if _WORKFLOW.get() is not run.workflow:
@@ -166,33 +166,33 @@ def bind_step(run: Run) -> None:
 
 def _say(level: str, event: str, fields: dict[str, Any]) -> None:
     if "exception" in fields and not structlog.is_configured():
-        # What prints by default would warn, before structlog 26.1, of a traceback that is text. Of a stack it does not.
+        # Before structlog 26.1 its default renderer warns about a traceback given as text, but not about a stack.
         fields["stack"] = fields.pop("exception")
     try:
         getattr(_log, level)(event, **fields)
-    except BaseException:  # noqa: BLE001, S110 - the log itself is broken: there is nobody left to tell
+    except BaseException:  # noqa: BLE001, S110 - logging itself failed: nowhere to report that
         pass
 
 
 def debug(event: str, **fields: Any) -> None:
-    """Log what only somebody who looks for it wants to know."""
+    """Log a detail at debug level; silent until structlog is configured."""
     if structlog.is_configured():
         _say("debug", event, fields)
 
 
 def info(event: str, **fields: Any) -> None:
-    """Log what is worth knowing; silent until structlog is configured."""
+    """Log what is worth knowing at info level; silent until structlog is configured."""
     if structlog.is_configured():
         _say("info", event, fields)
 
 
 def plain_traceback(error: BaseException) -> str:
-    """The traceback as text: structlog's own may print every local variable, and with them the Contexts of runs."""
+    """The traceback as text: structlog's own may show local variables, and with them the Contexts of runs."""
     return traceback_of(error)
 
 
 def trouble(event: str, error: Exception) -> None:
-    """Log what made a background loop stumble: a store that does not answer, or one that breaks its contract."""
+    """Log an error in a background loop: a store that is not available (a warning), or a bug."""
     if isinstance(error, StoreError):
         warn(event, error=str(error))
     else:
@@ -200,10 +200,10 @@ def trouble(event: str, error: Exception) -> None:
 
 
 def warn(event: str, **fields: Any) -> None:
-    """Log what somebody should look at."""
+    """Log at warning level what an operator should look at."""
     _say("warning", event, fields)
 
 
 def fault(event: str, **fields: Any) -> None:
-    """Log what is broken."""
+    """Log at error level what is broken."""
     _say("error", event, fields)

@@ -1,7 +1,7 @@
-"""The threads of sync steps. They are daemons: a step that blocks its thread for ever keeps no process from ending.
+"""The threads of sync steps. They are daemons: a step that blocks its thread for ever does not keep the process alive.
 
-anyio's own worker threads are joined when the interpreter ends, so there it would hang. A step may still call back into
-the loop by ``anyio.from_thread``, as in one of those.
+anyio's own worker threads would, as the interpreter joins them when it exits. As in one of those, a step may call back
+into the loop by ``anyio.from_thread``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 
 from anyio import CancelScope
 
-# anyio has no public way to make a thread one of its own; these have been so since 4.0.
+# anyio has no public way to make a thread one of its worker threads; these names have existed since 4.0.
 from anyio._core._eventloop import claim_worker_thread, get_async_backend, threadlocals
 
-try:  # anyio asks it, if it is there, which library runs here: a step in a thread may start a loop of its own
+try:  # if it is installed, anyio asks it which library runs here: a step in a thread may start a loop of its own
     from sniffio import current_async_library_cvar  # type: ignore[import-not-found, unused-ignore]
 
     _library: Any = current_async_library_cvar
@@ -26,14 +26,14 @@ except ImportError:
     _library = None
 
 Outcome: TypeAlias = tuple[bool, Any]
-#: The scope is for what a step does by from_thread; the engine never cancels it.
+#: The scope is the one that ``anyio.from_thread`` looks at; the engine never cancels it.
 _Call: TypeAlias = tuple[Context, Callable[[], Any], asyncio.Future[Outcome], CancelScope]
 
 
 class Threads:
-    """A pool that grows as needed: whoever uses it bounds how many calls it makes at once.
+    """A pool of threads that grows as needed: its user limits how many calls are made at once.
 
-    The mutable state, of the loop alone: the threads that have nothing to do, and whether it is closed.
+    The mutable state, changed only on the event loop: the idle threads, and whether the pool is closed.
     """
 
     def __init__(self) -> None:
@@ -41,9 +41,9 @@ class Threads:
         self._closed = False
 
     async def run(self, call: Callable[[], Any]) -> Outcome:
-        """Call it in a thread, with a copy of the caller's contextvars.
+        """Make the call in a thread, with a copy of the caller's contextvars.
 
-        Whoever is cancelled while he waits leaves the thread alone; it comes back to the pool when the call ends.
+        If the caller is cancelled meanwhile, the call goes on, and the thread returns to the pool when it ends.
 
         Returns:
             (True, what it returned) or (False, what it raised): a future cannot hold every class of error.
@@ -70,14 +70,14 @@ class Threads:
             future.set_result(outcome)
 
     def close(self) -> None:
-        """End the threads that have nothing to do, and each of the others as soon as its call ends."""
+        """End the idle threads, and each of the others as soon as its call ends."""
         self._closed = True
         while self._idle:
             self._idle.pop().calls.put(None)
 
 
 class _Thread(threading.Thread):
-    """Makes one call after the other, until it gets None instead of one."""
+    """Takes calls from its queue and makes them, until it gets None."""
 
     def __init__(
         self,
@@ -97,11 +97,11 @@ class _Thread(threading.Thread):
                 context, call, future, threadlocals.current_cancel_scope = item
                 try:
                     outcome = True, context.run(call)
-                except BaseException as error:  # noqa: BLE001 - a step may raise anything, it is the caller's to judge
+                except BaseException as error:  # noqa: BLE001 - a step may raise anything: the caller handles it
                     outcome = False, error
                 del item, context, call
                 try:
                     self._loop.call_soon_threadsafe(self._came_back, self, future, outcome)
-                except RuntimeError:  # the loop is closed, nobody waits any more
+                except RuntimeError:  # the loop is closed, so nobody waits for the outcome
                     return
                 del outcome, future

@@ -1,11 +1,11 @@
 """The heap of deadlines. Pure: ``now`` is an argument.
 
-The store holds every deadline; the heap holds those up to the *edge*, which moves ahead of the present. The rule of
-the refill: raise the edge first, then read from the store what lies between the old edge and the new one. A wait that
-is committed meanwhile is within the new edge and is pushed, so that nothing falls between; what comes twice is
-dropped when it is popped. Where there are too many the edge is pulled in, and what lies beyond it is left to the store:
-the heap holds everything up to the edge and nothing beyond, whatever happens between the two ends of a refill. A deadline that the heap holds need not be valid any more: whoever fires it looks at the
-row, and its seq.
+The store holds every deadline; the heap holds those up to the *edge*, which moves ahead of the present. The rule of the
+refill: raise the edge first, then read from the store what lies between the old edge and the new one. A wait that is
+committed meanwhile is within the new edge and is pushed, so that none is missed; duplicates are dropped when they are
+popped. If there are too many, the edge is pulled in, and what lies beyond it is left to the store: the heap holds
+everything up to the edge and nothing beyond, whatever happens during a refill. A deadline in the heap need not be valid
+any more: check it against the row, and its seq, before firing it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from collections.abc import Iterable
 from aioflow.clock import SECOND, Micros
 from aioflow.model import Deadline
 
-#: Before every deadline there can be: a start that is planned before an event of long ago has a negative one.
+#: Before every possible deadline: a start that is planned before an event of long ago may have a negative one.
 START: tuple[Micros, int] = (-(1 << 62), -1)
 _LAST_ID = 1 << 62
 
 
 class Timers:
-    """Deadlines in order, near ones only.
+    """The near deadlines, in order.
 
-    The mutable state: ``_heap`` (a heap of Deadlines), ``edge`` (the last position covered by it), ``_full`` (the
-    edge was pulled in because there were too many), ``_stale`` (disarmed deadlines that are still in the heap).
+    The mutable state: ``_heap`` (a heap of Deadlines), ``edge`` (the last position that it covers), ``_full`` (the edge
+    was pulled in), ``_stale`` (dropped deadlines that are still in the heap).
 
     Args:
         horizon: how far ahead of the present the edge is set, microseconds.
-        limit: how many deadlines a refill reads; beyond twice as many the edge is pulled in.
+        limit: how many deadlines a refill reads; if the heap has more than twice as many, the edge is pulled in.
     """
 
     def __init__(self, horizon: Micros = 600 * SECOND, limit: int = 100_000) -> None:
@@ -44,7 +44,7 @@ class Timers:
         return max(len(self._heap) - len(self._stale), 0)
 
     def push(self, deadline: Deadline) -> bool:
-        """Take in a deadline that was just committed. True if it is the earliest now."""
+        """Take in a deadline that was just committed. Returns whether it is the earliest now."""
         if deadline[:2] > self.edge:
             return False
         self._stale.discard(deadline)
@@ -54,7 +54,7 @@ class Timers:
         return bool(self._heap) and self._heap[0] is deadline
 
     def drop(self, deadline: Deadline) -> None:
-        """The run waits for this no more."""
+        """Drop a deadline: its run does not wait for it any more."""
         if deadline[:2] > self.edge:
             return
         self._stale.add(deadline)
@@ -83,8 +83,8 @@ class Timers:
         return min(self._heap[0].at, refill) if self._heap else refill
 
     def needs_refill(self, now: Micros) -> bool:
-        """Whether the heap may soon lack what the store holds."""
-        if self._full:  # what it holds comes before all that it does not
+        """Whether the heap may soon lack deadlines that the store holds."""
+        if self._full:  # all that it holds is due before what it lacks
             return len(self) <= self._limit // 2
         return now >= self.edge[0] - self._horizon // 2
 
@@ -95,7 +95,7 @@ class Timers:
         return old, self.edge
 
     def restore_edge(self, edge: tuple[Micros, int]) -> None:
-        """End a refill that could not read: what was not read will be. ``edge``: the old one."""
+        """End a refill whose read failed, so that the next one repeats it. ``edge``: the old one."""
         self._pull_in(edge)
 
     @property
@@ -104,14 +104,14 @@ class Timers:
         return self._limit
 
     def refill(self, deadlines: Iterable[Deadline]) -> None:
-        """End a refill with what the store had, in order; if that is ``limit`` many there may be more beyond."""
+        """End a refill with what the store had, in order; if that is ``limit`` deadlines, there may be more beyond."""
         entries = list(deadlines)
         self._heap.extend(entries)
         heapq.heapify(self._heap)
         self._pull_in(entries[-1][:2] if len(entries) >= self._limit else self.edge)
 
     def _pull_in(self, edge: tuple[Micros, int]) -> None:
-        """The heap is complete up to ``edge`` only, if that is less than was thought."""
+        """Lower the edge to ``edge``, unless it is lower already, and leave deadlines beyond it to the store."""
         if edge < self.edge:
             self.edge = edge
             self._full = True
@@ -120,7 +120,7 @@ class Timers:
             heapq.heapify(self._heap)
 
     def _thin(self) -> None:
-        """Keep the nearest ``limit``, and leave the rest to the store."""
+        """Keep the nearest ``limit`` deadlines, and leave the rest to the store."""
         self._heap = sorted(set(self._heap) - self._stale)
         self._stale.clear()
         if len(self._heap) > self._limit:

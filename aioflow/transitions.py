@@ -1,6 +1,6 @@
-"""Every change of a run's status, decided here and in interventions.py and nowhere else. Pure: no I/O, no clock, no await.
+"""Every change of a run's status is decided here or in interventions.py, and only there. Pure: no I/O, clock or await.
 
-Here: what a step makes of its run. There: what happens to a run from outside. The table is for both.
+Here: what a step's outcome makes of its run. There: what happens to a run from outside. The table covers both.
 
     status, waiting for   what happens                     becomes                      visit, failures
     -------------------   ------------------------------   --------------------------   ---------------------
@@ -28,22 +28,22 @@ Here: what a step makes of its run. There: what happens to a run from outside. T
     waiting, the same     one that does not validate       waiting, the same            kept, kept
     waiting, "retry"      is due                           running same step            kept, kept
     waiting, "blocked"    its code can take it             running same step            kept, kept
-    waiting, any          the run's own time is over       running, to be sent on       this seq, kept
-    running               the run's own time is over       running on_timeout, failed   this seq, 0
+    waiting, any          the whole run times out          running, to be sent on       this seq, kept
+    running               the whole run times out          running on_timeout, failed   this seq, 0
     running, waiting      cancel                           cancelled
 
 Rules that hold for every row:
 
 - ``seq`` rises by one and the history row bears it.
-- ``fence`` rises whenever an owner comes or is taken away by somebody else: waking, unblocking, cancelling, claiming.
+- ``fence`` rises when a run gets an owner, or loses it from outside: waking, unblocking, cancelling, claiming.
 - ``hops`` counts transitions since the last wait; at the workflow's ``max_transitions`` the run fails.
 - A transition clears ``crashes`` and ``marked``. Only a running run has an owner.
-- ``input``, what resumed a run, stays until the step that it resumed has returned what leads elsewhere.
-- An action runs only when it is called, and its call is all that it gets. It is not retried.
-- A parked run is woken at the end of its own time, if that comes first; which is over only once. Before each step of a
-  running run it is looked at; a step that was resumed by a signal that came in time still runs.
-- An error that is not retried leads to the step's ``on_fail``, else to the workflow's, that one once; only then to failed.
-- What a failed attempt did to the Context is not in the new row. Neither is anything of a step that raised.
+- ``input``, what resumed a run, is kept until the run has gone on from the step that it resumed.
+- An action runs only when it is called, and gets the call's input alone. It is not retried.
+- A parked run is woken at the run's deadline (``@workflow(timeout=)``), if that comes first; a run times out only once.
+  The deadline of a running run is checked before each step; a step that a signal resumed in time still runs.
+- An error that is not retried leads to the step's ``on_fail``, else to the workflow's, but only once; else to failed.
+- What a failed attempt did to the Context is not in the new row, nor is anything else that it did.
 """
 
 from __future__ import annotations
@@ -97,30 +97,30 @@ class Raised(NamedTuple):
 FailureKind: TypeAlias = Literal["exhausted", "gave up", "invalid", "timeout"]
 #: Transitions that lead to a step rather than end one.
 _RESUMING = frozenset(["wake", "unblock", "signal", "event", "action", "timeout"])
-#: A named tuple of a row that is complete, in half the time that its own constructor takes.
+#: Makes a named tuple of a complete row, in half the time that its own constructor takes.
 _new: Any = tuple.__new__
 
-#: Where a row has its columns.
+#: column -> its index in a row.
 _PLACE = {name: place for place, name in enumerate(Run._fields)}
 _SEQ, _CRASHES, _MARKED, _UPDATED_AT = map(_PLACE.__getitem__, ("seq", "crashes", "marked", "updated_at"))
-#: What a goto, of which there are most, changes.
+#: The columns that a goto, the most frequent transition, changes.
 _STEP, _VISIT, _FAILURES, _HOPS, _INPUT, _PROGRESS, _DATA = map(
     _PLACE.__getitem__, ("step", "visit", "failures", "hops", "input", "progress", "data")
 )
 
-#: What running a step came to.
+#: The outcome of running a step.
 Outcome: TypeAlias = Stepped | Raised
 
 
 def decide(
     run: Run, definition: WorkflowDefinition, outcome: Outcome, *, duration: Micros, now: Micros, commit_id: int
 ) -> Move:
-    """What a running run becomes, now that its step has ended.
+    """The transition of a running run whose step has ended.
 
     Args:
-        run: the row as the step started with it.
+        run: the row as it was when the step started.
         definition: its workflow.
-        outcome: what the step came to.
+        outcome: how the step ended.
         duration: how long it ran, microseconds.
         now: the present instant.
         commit_id: for the history row.
@@ -208,7 +208,7 @@ def _raised(
 
 
 def _delay_of(error: RetryLater) -> Micros | None:
-    """How long it says to wait; None if a subclass of it says nothing of use: then it is an error as any other."""
+    """Its delay; None if a subclass has no valid one: then it counts as an ordinary error."""
     try:
         return clock.duration_micros(error.delay)
     except Exception:  # noqa: BLE001 - not set, or overwritten with anything
@@ -226,15 +226,15 @@ def failed(
     now: Micros,
     commit_id: int,
 ) -> Move:
-    """The run goes to an ``on_fail`` step if it has one to go to, else it has failed."""
+    """The transition of a run whose step has failed for good: to an ``on_fail`` step if one is left, else to failed."""
     text = describe(error)
     past = {} if run.failure is None else json.loads(run.failure)
-    # Steps that failed one into the other, with none in between that went well.
+    # The steps that failed one after the other by way of on_fail, with no successful step in between.
     chain = [*(past["chain"] if past.get("visit") == run.visit else ()), run.step]
     rescued = past.get("rescued", False)
     step = definition.on_fail_of(run.step)
     if step in chain or kind == "timeout" or run.hops + 1 >= definition.max_transitions:
-        step = None  # a step does not mend itself, nor a loop that goes by way of its on_fail
+        step = None  # it has failed in this chain itself, the run timed out, or a loop goes by way of its on_fail
     hops = run.hops + 1
     if step is None and not rescued and definition.on_fail not in chain:
         step, rescued, hops = definition.on_fail, True, 0
@@ -260,7 +260,7 @@ def move(
     note: str | None = None,
     **changes: Any,
 ) -> Move:
-    """The change to a row, and its history row; ``note`` is what that tells as its error."""
+    """A Move that changes these columns of a row, with its history row, whose error is ``note``."""
     row: list[Any] = list(run)  # as _replace does it, in a third of the time
     for name, value in changes.items():
         row[_PLACE[name]] = value
@@ -277,11 +277,11 @@ def _moved(
     *,
     note: str | None = None,
 ) -> Move:
-    """The same, once it has changed what is its own."""
+    """A Move to ``row``, in which the columns that every transition changes are still to be set."""
     seq = run.seq
     row[_SEQ], row[_CRASHES], row[_MARKED], row[_UPDATED_AT] = seq + 1, 0, 0, now
     new: Run = _new(Run, row)
-    # What resumes a run made no attempt yet: it tells the step and attempt it leads to, all else those it ended.
+    # A transition that resumes a run tells the step and attempt that it leads to, any other those that it ended.
     made = new if kind in _RESUMING else run
     line = (run.id, seq + 1, now, made.step, made.failures + 1, kind, duration, note, commit_id)
     moved: Move = _new(Move, (new, seq, run.fence, _new(Transition, line), (), False, ()))
@@ -310,7 +310,7 @@ def _arm(run: Run, definition: WorkflowDefinition, arm: WaitArm, on_timeout: str
 
 
 def _next(run: Run, definition: WorkflowDefinition, on_timeout: str | None) -> str:
-    """Where a wait goes on that does not say so. Raises NoNextStep."""
+    """The step that a wait without ``then=`` goes on with. Raises NoNextStep."""
     step = definition.falls_to(run.step, on_timeout)
     if step is None:
         raise NoNextStep(run.id, run.workflow, run.step)
@@ -318,7 +318,7 @@ def _next(run: Run, definition: WorkflowDefinition, on_timeout: str | None) -> s
 
 
 def _instant(run: Run, command: str, length: Micros | None, until: Micros | None, now: Micros) -> Micros:
-    """When it is over. Raises LimitExceeded."""
+    """When a sleep or a wait is over. Raises LimitExceeded."""
     instant = now + (length or 0) if until is None else max(until, now)
     if instant > clock.LAST_INSTANT:
         raise LimitExceeded(f"{command}()", "the year 9999", f"run {run.id}, step {run.step!r}")
@@ -326,7 +326,7 @@ def _instant(run: Run, command: str, length: Micros | None, until: Micros | None
 
 
 def by_deadline(run: Run, wake_at: Micros | None) -> Micros | None:
-    """When a run that parks is to be woken: at the end of its own time at the latest."""
+    """When a run that parks is to be woken: at the run's own deadline at the latest."""
     if run.deadline is None:
         return wake_at
     return run.deadline if wake_at is None else min(wake_at, run.deadline)
