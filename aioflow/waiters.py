@@ -9,15 +9,14 @@ from typing import Literal, TypeAlias
 from aioflow.model import LIVE, Run, WorkflowStatus
 
 Until: TypeAlias = Literal["ended", "parked"]
-#: What a waiter waits for: or, as a number, that the run has more transitions than so many, or has ended.
+#: What a waiter waits for; a number: that the run's seq is above it, or the run has ended.
 Goal: TypeAlias = Until | int
 
 
 class Waiters:
-    """Who waits for which run.
+    """The callers of this process that wait for runs. They share one query when another process may have changed a run.
 
-    The mutable state: run id -> futures with what they wait for, and why there will be no more. All waiters of a process share one query when the
-    run may have been changed by another process.
+    The mutable state: run id -> futures and what they wait for; and the error that ended all waiting, once one did.
     """
 
     def __init__(self) -> None:
@@ -27,11 +26,11 @@ class Waiters:
 
     @property
     def run_ids(self) -> list[int]:
-        """The runs that somebody waits for."""
+        """The runs that callers wait for."""
         return list(self._waiting)
 
     def add(self, run_id: int, until: Goal) -> asyncio.Future[Run]:
-        """A future of the run as it got there. Whoever adds it removes it in the end.
+        """A future that gets the run once it is there. The caller must ``remove`` it in the end.
 
         Raises:
             The error that ``fail`` was given.
@@ -43,30 +42,30 @@ class Waiters:
         return future
 
     def tell(self, run: Run) -> None:
-        """The run was committed like this."""
+        """A run was committed, or read, with this row: resolve the futures of those that waited for that."""
         entries = self._waiting.get(run.id)
         if entries is None:
             return
-        for future, until in entries.items():  # whoever hears of it goes on in a later turn of the loop
+        for future, until in entries.items():  # their waiters go on, and remove them, in a later turn of the loop
             if reached(run, until) and not future.done():
                 future.set_result(run)
 
     def tell_all(self, runs: Iterable[Run]) -> None:
-        """These runs were read like this."""
+        """``tell`` for each of the runs."""
         for run in runs:
             self.tell(run)
 
     def fail(self, error: Exception) -> None:
-        """Nobody will tell any more, neither those who wait nor those who come."""
+        """End all waiting: raise the error to those that wait, and to those that would add themselves later."""
         self._failed = error
         for entries in list(self._waiting.values()):
             for future in list(entries):
                 if not future.done():
                     future.set_exception(error)
-                    future.exception()  # who has not come to await it hears of the end elsewhere: it is not to be printed
+                    future.exception()  # marks it as retrieved, so that asyncio does not log one that nobody awaits yet
 
     def remove(self, run_id: int, future: asyncio.Future[Run]) -> None:
-        """Nobody listens to this future any more."""
+        """Forget a future that is not awaited any more."""
         entries = self._waiting.get(run_id)
         if entries is not None:
             entries.pop(future, None)
@@ -75,7 +74,7 @@ class Waiters:
 
 
 def reached(run: Run, until: Goal) -> bool:
-    """Whether the run is where its waiter wants it."""
+    """Whether the run has reached what its waiter waits for."""
     if isinstance(until, int):
         return run.status not in LIVE or run.seq > until
     return run.status not in LIVE or (until == "parked" and run.status == WorkflowStatus.WAITING)

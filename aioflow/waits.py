@@ -18,7 +18,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class _Arms:
-    """``on``: one arm of ``wait.any``, what may end the wait, and where the run then goes on."""
+    """``on``: one arm of ``wait.any``: what may end the wait, and the step that the run then goes on with."""
 
     @overload
     def __call__(
@@ -33,7 +33,7 @@ class _Arms:
     @overload
     def __call__(self, name: BoundAction[...]) -> WaitArm: ...
     def __call__(self, name: Any, *, key: str | None = None, then: Any = None) -> WaitArm:
-        """A signal, or the call of an action.
+        """An arm for a signal, or for the call of an action.
 
         Args:
             name: the signal's name, whose payload is merged into the Context; or a pydantic model, whose class name is
@@ -57,12 +57,12 @@ class _Arms:
         return _signal("on", name, key, then)
 
     def event(self, name: str, *, entity_id: str | int | UUID | None = None, then: ThenTarget) -> WaitArm:
-        """An event.
+        """An arm for an event.
 
         Args:
-            name: the event's name; of every namespace.
-            entity_id: only one of this entity (17 is "17"), which may also have occurred since the run started (see
-                ``wait_for_event``). This arm takes it before one without an entity_id does.
+            name: the event's name, in any namespace.
+            entity_id: only an event of this entity (17 is "17"), which may also have occurred since the run started
+                (see ``wait_for_event``). Such an arm takes precedence over one without an entity_id.
             then: the step to go on with; its parameter ``event: Event`` is given the event.
 
         Returns:
@@ -119,7 +119,7 @@ class _Waits:
                 is the signal's name and which is handed to the next step's parameter.
             key: take signals sent to this key; the run's own key if not given. Signals to the run itself always fit.
             timeout: a timedelta, or the aware datetime, after which the run goes on with ``on_timeout``.
-            on_timeout: the step for that case; a timeout needs it.
+            on_timeout: the step for that case; required with a timeout.
             then: the step to go on with. Without it the next declared step that is not the ``on_timeout``.
 
         Returns:
@@ -141,18 +141,18 @@ class _Waits:
     ) -> Command:
         """Park the run until an event occurs. Its Context then has ``event_id``, ``event_name`` and ``entity_id``.
 
-        A Context that forbids what it does not declare has those of them that it declares.
-        An event without an entity leaves the Context's ``entity_id`` as it is, if that cannot be None. A run cannot
-        wait for the occurrence that has started it, even if its offset was before that: ``sleep(event.at)`` does that.
+        A Context with ``extra="forbid"`` gets only those of the three that it declares. An event without an entity
+        leaves the Context's ``entity_id`` as it is, if that cannot be None. A run cannot wait for the occurrence that
+        has started it, even if its offset was before that: use ``sleep(event.at)``.
 
         Args:
-            name: the event's name; of every namespace.
-            entity_id: only an event of this entity (17 is "17"). It may also have occurred since the run started, at that
-                very instant too (where time stands still, that may be just before it; a run that an event starts: since
-                that was due), if the run has not gone on with it before; without an entity_id, only what occurs while
-                the run waits.
+            name: the event's name, in any namespace.
+            entity_id: only an event of this entity (17 is "17"). It may also have occurred since the run started (a run
+                that an event starts: since that start was due), or at that very instant (where time stands still, that
+                may be just before the start), if the run has not taken it before. Without an entity_id, only what
+                occurs while the run waits.
             timeout: a timedelta, or the aware datetime, after which the run goes on with ``on_timeout``.
-            on_timeout: the step for that case; a timeout needs it.
+            on_timeout: the step for that case; required with a timeout.
             then: the step to go on with; its parameter ``event: Event`` is given the event. Without it the next declared
                 step that is not the ``on_timeout``.
 
@@ -175,7 +175,7 @@ class _Waits:
         Args:
             arms: made by ``on``, at least one.
             timeout: a timedelta, or the aware datetime, after which the run goes on with ``on_timeout``.
-            on_timeout: the step for that case; a timeout needs it.
+            on_timeout: the step for that case; required with a timeout.
 
         Returns:
             The command, for the step to return.

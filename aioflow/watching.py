@@ -21,23 +21,23 @@ class Watching(Client):
     def watch(self, run_id: int, *, after: int = 0) -> AsyncGenerator[Transition, None]:
         """Follow a run: its transitions from the first one on, as they commit, until it has ended.
 
-        ``async for transition in engine.watch(run.id): ...``. Whoever executes it: what another process commits is seen
-        as soon as ``wait`` would see it. A watcher that is slow misses nothing, for it reads what is stored; between two
-        transitions it holds nothing, so that the loop may be left.
+        ``async for transition in engine.watch(run.id): ...``. It sees what another process commits as soon as ``wait``
+        would. A slow watcher misses nothing, as it reads what is stored; between two transitions it holds no resources,
+        so that the loop may be left.
 
         Args:
             run_id: the run's id.
-            after: only transitions with a higher seq: the last one that was seen, to go on from there.
+            after: only transitions with a higher seq; to go on from there, the seq of the last one that was seen.
 
         Returns:
-            An async generator of transitions, as ``history`` gives them: in order, without gaps, each once. The last one
-            is that which ended the run. For a run that has ended it gives its history, and ends.
+            An async generator of transitions, as ``history`` gives them: in order, without gaps, each once. The last is
+            the one that ended the run. For a run that has ended it gives its history, and ends.
 
         Raises:
             TypeError, ValueError: at once, for an argument of the wrong type or out of its range.
-            EngineClosed: at once if the engine is not open; later, if it is closed meanwhile.
-            RunNotFound: there is no such run, which the iteration finds out.
-            StoreUnavailable: the iteration could not ask the store. ``after`` the last seq it may go on.
+            EngineClosed: at once if the engine is not open; in the iteration, if it is closed meanwhile.
+            RunNotFound: in the iteration, if there is no such run.
+            StoreUnavailable: in the iteration, which can be repeated with ``after`` the last seq.
         """
         parts = self._open_for("watch()")
         check_id(run_id)
@@ -54,9 +54,9 @@ class Watching(Client):
             after = rows[-1].seq
 
     async def _further(self, parts: Parts, run_id: int, after: int) -> list[Transition]:
-        """The next transitions after this one, once there are any; none if the run has ended without."""
+        """The next transitions after this one, once there are any; none if the run has ended without any."""
         try:
-            future = parts.waiters.add(run_id, after)  # first: what is committed from here on will be told
+            future = parts.waiters.add(run_id, after)  # before reading, so that no later commit is missed
             try:
                 while True:
                     rows = await parts.store.history(run_id, after, _PAGE, parts.clock.micros())

@@ -1,12 +1,13 @@
 """A worker: owns running runs, drives each through its steps, claims, renews, drains.
 
-Memory follows the store. ``follow`` hears of every change that was committed here, and from the row alone decides
-what must be: an activation for a running run that this worker owns, a timer for a waiting one, nothing for one that
-ended. So it does not matter who committed it, or whether that somebody still lives.
+Memory follows the store. ``follow`` is told of every change that this process committed, and derives from the row alone
+what memory must hold: an activation for a running run that this worker owns, a timer for a waiting one, nothing for one
+that ended. So it does not matter which task committed the change, or whether that still runs.
 
-The mutable state of ``Worker``: the activations by run id, those that wait for a slot, slots promised to runs that are
-being committed, tasks left behind, what was heard since the last claim, since when it works, whether the store is being
-asked and whether more runs are to be unblocked, and the flags ``working`` and ``draining``.
+The mutable state of ``Worker``: the activations by run id, those that wait for a slot, the number of slots promised to
+runs that are being committed and of tasks left behind, the seq of each run committed since the last claim (``_heard``),
+when it began to work, whether the store is being asked (``_asking``), whether more runs are to be claimed, looked for
+and unblocked (``_backlog``, ``_foreign``, ``_unblocking``), and the flags ``working`` and ``draining``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _PAGE = 500
 
 
 class Worker:
-    """Executes runs. See the module's text; the arguments are those of Engine, and its parts."""
+    """Executes runs; see the module's docstring. The arguments are those of Engine, and its parts."""
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class Worker:
 
     def may_begin(self) -> bool:
         """See activation.Home."""
-        # After a pause others may have its runs, and nobody has asked the store yet.
+        # After a pause of the process others may own its runs: ask the store before a step begins.
         if self._lease.shared and self._lease.is_over:
             self.notice()
             return False
@@ -110,11 +111,11 @@ class Worker:
         return self._activations.keys()
 
     def drives(self, run_id: int) -> bool:
-        """Whether the run executes here, so that its next change will be heard of."""
+        """See Slots."""
         return run_id in self._activations
 
     def promise(self) -> int | None:
-        """See scheduler.Slots."""
+        """See Slots."""
         if self.room > 0:
             self._promised += 1
             return self._number
@@ -122,11 +123,11 @@ class Worker:
         return None
 
     def redeem(self, owner: int | None) -> None:
-        """See scheduler.Slots."""
+        """See Slots."""
         if owner is not None:
             self._promised -= 1
             self._made_room()
-        elif self.room + self._promised > 0:  # of a batch all have begun before the first promise is redeemed
+        elif self.room + self._promised > 0:  # all runs of a batch have begun before its first promise is redeemed
             self._claim_now.set()
 
     def _made_room(self) -> None:
@@ -137,7 +138,7 @@ class Worker:
         while self._waiting and self._has_slot():
             self._waiting.pop(next(iter(self._waiting))).begin()
         if self._backlog and (self.room >= max(1, self._max_running // 8) or not self._activations):
-            self._claim_now.set()  # in batches: each claim is a transaction
+            self._claim_now.set()  # several runs at a time, as each claim is a transaction
         self.scheduler.made_room()
 
     def _has_slot(self) -> bool:
@@ -146,9 +147,9 @@ class Worker:
     # ---- memory follows the store
 
     def follow(self, run: Run, live: BaseModel | None = None) -> None:
-        """A transition was committed; ``run`` is the row after it, ``live`` its Context, if that is at hand."""
+        """A transition was committed; ``run`` is the row after it, ``live`` its Context, if that is in memory."""
         activation = self._activations.get(run.id)
-        if activation is not None and activation.run.seq > run.seq:  # claimed after this, which was told of late
+        if activation is not None and activation.run.seq > run.seq:  # the run was claimed after this commit, told late
             return
         self._heard[run.id] = run.seq
         gone_on = activation is not None and activation.leads_to < run.seq
@@ -161,14 +162,14 @@ class Worker:
         elif run.status == RUNNING and run.owner != self._number:
             self._backlog = self._backlog or run.owner is None
         elif run.status == RUNNING and activation is None and run.updated_at < self._since:
-            self.notice()  # its answer has outlived a lease, and others may have the run: the store knows
+            self.notice()  # committed before this worker lost its lease: others may own the run, ask the store
         elif run.status == RUNNING and (activation is None or gone_on):
             self._begin(run, None if gone_on else live)
 
     def _begin(self, run: Run, live: BaseModel | None = None) -> None:
         if not self.works:
             return
-        # For its own promise to be redeemed, which comes next; or as the room of then was promised since, or an answer lost.
+        # If so, until its own promise is redeemed, which comes next; or its slot went to others, or a reply was lost.
         waits = not self._has_slot()
         activation = self._activations[run.id] = Activation(run, self._tools, live)
         self._idle.clear()
@@ -200,14 +201,14 @@ class Worker:
     # ---- claiming
 
     def notice(self) -> None:
-        """Somebody else has written to the store."""
+        """See Slots. Others have written to the store: look at it at once."""
         self._foreign = True
         self._claim_now.set()
 
     async def run(self) -> None:
         """Claim what has no owner, look for what was missed, renew the lease; until cancelled."""
-        self._foreign = True  # what a task before this one was about to look at
-        # Workers that were opened together do not look together. A short lease, too, is renewed in time.
+        self._foreign = True  # if a step cancelled the task before this one, what that was about to look for
+        # Staggered, as workers may have been opened together; and short enough to renew a short lease in time.
         pause = min(SECOND + self._number % 8 * SECOND // 16, self._length // 6)
         while True:
             await self._clock.wait(self._claim_now, pause)
@@ -217,17 +218,17 @@ class Worker:
                 if self.working and self._lease.is_due and not await self._lease.renew():
                     self._lose("its lease was over")
                 await self.look()
-                self._asking = False  # else ``watch`` looks at the lease, until it can be looked at
-            except Exception as error:  # noqa: BLE001 - nothing may end the claiming
+                self._asking = False  # while it is True, ``watch`` checks the lease
+            except Exception as error:  # noqa: BLE001 - no error may end the claiming
                 telemetry.trouble("store cannot be looked at, will try again", error)
-                self._foreign = self._foreign or foreign  # it has yet to be looked at
+                self._foreign = self._foreign or foreign  # what others wrote is still to be looked at
                 self._check_lease()
                 await self._clock.sleep(SECOND // 2)
 
     async def look(self) -> None:
-        """One look at the store: that is all of recovery."""
+        """Look at the store once, for runs to claim and all else that is to be done: that is all of recovery."""
         now = self._clock.micros()
-        # What is claimed as soon as there is room need not be compared with what is held each time.
+        # Claims follow each other as room is made: what is held is compared with the store only once a second.
         foreign, self._foreign = self._foreign, False
         compare = foreign or self._clock.monotonic() >= self._next_compare
         if compare:
@@ -246,7 +247,7 @@ class Worker:
         )
         began = claim.working and not self.working
         if began and not self._store.exclusive:
-            # A claim leaves a lease that runs as it is, and its answer may be late: only so is it known until when.
+            # A claim does not extend a lease that still runs, and its reply may be late: a renewal tells when it ends.
             self._foreign = True
             if not await self._lease.renew() or self._lease.ends:
                 return
@@ -264,15 +265,15 @@ class Worker:
             telemetry.info("worker works", worker=self._number, store=self._store.name)
             self.scheduler.poke()
             self.planner.poke()
-        learnt = self._known_generation != (generation := self._registry.generation)  # code that may take what waits
+        learnt = self._known_generation != (generation := self._registry.generation)  # new code may take blocked runs
         if compare or learnt:
-            # Somebody else's waits are not in the heap: those of the next seconds are looked for.
+            # Waits that others have committed are not in the heap: look for those that are due in the next seconds.
             until = now + 2 * SECOND if foreign else now - SECOND
             await self.scheduler.scan(until)
             await self.planner.listen()
             await self.planner.scan(until)
             await self.delivery.look(scan=began or foreign or learnt or not self._store.exclusive)
-        # Where others work, too, they may park what this worker's code can take.
+        # Other workers may have blocked runs that this worker's code can take.
         if self._unblocking or began or learnt or (compare and not self._store.exclusive):
             self._unblocking = not await self.scheduler.unblock(anew=began or learnt)
             await self.planner.unblock()
@@ -282,28 +283,28 @@ class Worker:
 
     def _take_in(self, claim: Claim, held: dict[int, Activation]) -> None:
         for run in claim.runs:
-            # What was committed here since the store looked is newer than what it saw.
+            # What was committed here since the store answered is newer than its answer.
             if run.id not in self._activations and run.seq >= self._heard.get(run.id, 0):
                 self._begin(run)
         for run_id in claim.gone:
-            if self._activations.get(run_id) is held[run_id]:  # cancelled or taken over by somebody else
+            if self._activations.get(run_id) is held[run_id]:  # cancelled, or taken over by another worker
                 self.ended(held[run_id])
                 held[run_id].halt()
 
     async def watch(self) -> None:
-        """Look at the event loop's lag, and at the lease while a silent store holds up ``run``; until cancelled."""
+        """Watch the event loop's lag, and the lease while a silent store holds up ``run``; until cancelled."""
         pause = self._length // 10
         while True:
             before = self._clock.monotonic()
             await self._clock.sleep(pause)
             lag = self._clock.monotonic() - before - pause
-            if lag > self._length // 3:  # what renews the lease has not had its turn, either
+            if lag > self._length // 3:  # the task that renews the lease has not had its turn either
                 telemetry.warn("event loop did not turn", worker=self._number, seconds=round(lag / SECOND, 1))
             elif self._asking:
                 self._check_lease()
 
     def _check_lease(self) -> None:
-        """Stop before others take over: what could not be renewed may soon be theirs."""
+        """Stop all steps if the lease could not be renewed, before other workers take the runs over."""
         if self.working and self._lease.ends:
             self._lose("its lease could not be renewed")
 
@@ -323,18 +324,18 @@ class Worker:
             activation.halt()
 
     async def drain(self, patience: Micros) -> None:
-        """Let the steps that run end and commit; stop those that take longer than ``patience``; give all runs back.
+        """Let running steps end and commit; stop those that take longer than ``patience``; give all runs back.
 
-        The patience is the process's, so it is real time whatever the engine's clock says.
+        The patience is real time, whatever the engine's clock.
         """
         self.draining = True
         self.scheduler.working = False
         await self.planner.stop(GRACE)
-        for activation in list(self._waiting.values()):  # it ends them
+        for activation in list(self._waiting.values()):  # they end at once, as no step may begin any more
             activation.begin()
         if self._activations:
             self._idle.clear()
-            # Cancelled by a step, or as the loop is torn down: the rest is to be closed, too.
+            # If a step, or the end of the loop, cancels this task, go on: the rest has to be closed as well.
             with suppress(asyncio.CancelledError):
                 await Clock().wait(self._idle, patience)
         for activation in list(self._activations.values()):
@@ -345,5 +346,5 @@ class Worker:
         self._tools.executor.close()
 
     async def release(self) -> None:
-        """Give back what is left, uncounted."""
+        """Give the remaining runs back, without adding a crash."""
         await self._store.release(self._number, self._clock.micros())
