@@ -1,7 +1,7 @@
 """Workflows over HTTP: ASGI apps to serve, or to mount in FastAPI and Starlette. Needs the extra ``http``.
 
-``api(engine, authorize=...)`` is the run API, with OpenAPI. ``statezero(engine, authenticate=...)`` is actions alone, as
-StateZero's clients call them.
+``api(engine, authorize=...)`` is the run API, with OpenAPI. ``statezero(engine, authenticate=...)`` serves actions
+alone, for StateZero's clients.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""Who may do what: asked of the host's own ``authorize``, about the run as it was loaded."""
+"""Authorization: asks the host's ``authorize`` about each operation, with the run as it was loaded."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from aioflow.http.problems import Problem
 from aioflow.run import WorkflowRun
 from aioflow.runtime import Engine
 
-#: As many as an id has at the most.
+#: The most digits that a run's id can have.
 _DIGITS: Final = len(str(1 << 53))
-#: ``authorize(request, operation, run)``, sync or async: whether it is allowed. ``run`` is the loaded run, or None where
-#: a call is about no single run, or about one that there is not.
+#: ``authorize(request, operation, run)``, sync or async: whether it is allowed. ``run`` is the loaded run, or None if
+#: the operation is about no single run, or about a run that does not exist.
 Authorize: TypeAlias = Callable[[Request, str, WorkflowRun[Any] | None], bool | Awaitable[bool]]
 
 
 class Access:
-    """Asks ``authorize``. Without one everything is allowed to whoever the guard has let in.
+    """Asks ``authorize``. Without one, everything is allowed that the guard has let in.
 
     Args:
         engine: where runs are loaded.
-        authorize: the host's.
+        authorize: the host's function.
     """
 
     def __init__(self, engine: Engine, authorize: Authorize | None) -> None:
@@ -33,7 +33,7 @@ class Access:
         self._authorize = authorize
 
     async def allows(self, request: Request, operation: str, run: WorkflowRun[Any] | None) -> bool:
-        """Whether it is allowed. Nothing but a true answer is."""
+        """Whether the operation is allowed: only if the answer is true."""
         if self._authorize is None:
             return True
         answer = self._authorize(request, operation, run)
@@ -48,8 +48,9 @@ class Access:
         """The run that the address names, if the operation is allowed on it.
 
         Raises:
-            Problem: "forbidden", also for a run that there is not if the operation is not allowed in general, so that
-                who may nothing learns nothing; else "run-not-found".
+            Problem: "forbidden", also for a run that does not exist, if the operation is not allowed without a run: so
+                a caller without rights does not learn which runs exist.
+            RunNotFound: there is no such run.
         """
         try:
             run = await self._engine.get(_id_in(request))
@@ -61,6 +62,6 @@ class Access:
 
 
 def _id_in(request: Request) -> int:
-    """The id in the address; 0, which no run has, for what cannot be one."""
+    """The run id in the address; 0, which no run has, if it is not a valid id."""
     text = str(request.path_params["run_id"])
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= _DIGITS else 0

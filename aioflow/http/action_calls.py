@@ -1,4 +1,4 @@
-"""``POST actions/<name>/``: a call of an action, one check after the other."""
+"""``POST actions/<name>/``: checks a call of an action step by step, and makes it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from aioflow.run import WorkflowRun
 from aioflow.runtime import Engine
 
 _NO_RUN: Final = "No WorkflowRun matches the given query."
-#: An id that no run comes to have, in place of one that none can have: fit for models that take no 0, say.
-_NOBODY: Final = (1 << 53) - 1
-_LONGEST_ID: Final = len(str(_NOBODY))
+#: An id that no run will get, validated in place of an invalid one: models may demand, say, a positive number.
+_UNUSED_ID: Final = (1 << 53) - 1
+_LONGEST_ID: Final = len(str(_UNUSED_ID))
 
 
 class _Given(NamedTuple):
-    """What a call gives. ``values``: as JSON has them; ``data``: as the action's input has them."""
+    """The body of a call. ``values``: as JSON values; ``data``: as validated by the action's input model."""
 
     run_id: int
     values: Mapping[str, Any]
@@ -37,10 +37,10 @@ class _Given(NamedTuple):
 
 
 class ActionCalls:
-    """Calls actions for whoever is known already.
+    """Calls actions for callers that are authenticated already.
 
     Args:
-        engine: whose actions.
+        engine: the engine whose actions are called.
         debug: tell callers what a step raised.
     """
 
@@ -54,7 +54,7 @@ class ActionCalls:
         """Call the action that the address names.
 
         Raises:
-            Refusal: one of the checks says no.
+            Refusal: a check has failed.
             Others: what permissions raise, and what the engine raises.
         """
         name = str(request.path_params["name"])
@@ -68,7 +68,7 @@ class ActionCalls:
         return await self._replays.answer(request, await request.body(), lambda: self._call(name, own, given, request))
 
     async def _admit(self, action: ActionDefinition, request: ActionRequest) -> _Given:
-        """What is asked before the run's state: the action's permissions, and the body. Raises Refusal."""
+        """Check the action's permissions and the body, before the run's state is looked at. Raises Refusal."""
         await _ask(action, "has_permission", request, action.name)
         given = _read(await _body_of(request), action)
         if request.run is None:
@@ -78,7 +78,7 @@ class ActionCalls:
         return given
 
     def _own(self, run: WorkflowRun[Any] | None, name: str) -> ActionDefinition | None:
-        """The action of this name that the run's own code has: a step of this name is not meant."""
+        """The action of this name in the run's own version of the workflow. Names of steps are not looked at."""
         definition = None if run is None else self._engine.definition_of(run.row)
         return None if definition is None else next((each for each in definition.actions if each.name == name), None)
 
@@ -100,7 +100,7 @@ class ActionCalls:
                 run, error = await self._engine.call_action(
                     name, given.run_id, given.values, request=request, from_json=True, known=request.run.row
                 )
-            if scope.cancelled_caught:  # the server ends; the action goes on where the engine works next
+            if scope.cancelled_caught:  # the server shuts down; the action goes on in the next worker
                 raise refusals.unavailable()
         except errors.RunNotFound:
             raise refusals.not_found(_NO_RUN) from None
@@ -132,7 +132,7 @@ async def _ask(action: ActionDefinition, question: Question, *about: Any) -> Non
 
 
 async def _body_of(request: ActionRequest) -> bytes:
-    """The body, which says that it is JSON. Raises Refusal; HTTPException 413 by the guard."""
+    """The body, if its content type is JSON. Raises Refusal; HTTPException 413 by the guard."""
     content_type = request.headers.get("content-type", "")
     if not is_json(content_type):
         raise refusals.unsupported(content_type)
@@ -140,7 +140,7 @@ async def _body_of(request: ActionRequest) -> bytes:
 
 
 def _read(body: bytes, action: ActionDefinition) -> _Given:
-    """What the body gives. Raises Refusal."""
+    """Read and validate the body. Raises Refusal."""
     try:
         values = from_json(body or b"{}", allow_inf_nan=False)
     except ValueError as error:  # the parser's own words: what it expected, and where
@@ -154,14 +154,14 @@ def _read(body: bytes, action: ActionDefinition) -> _Given:
         made = action.validated(values, run_id, request=True, from_json=True)
         data = {RUN_ID: run_id, **made.__dict__, **(made.__pydantic_extra__ or {})}
     except errors.ActionInputInvalid as error:
-        problems = {**refusals.faults_of(error), **problems}  # of the run's id we know better
+        problems = {**refusals.faults_of(error), **problems}  # what we found wrong with the run's id comes first
     if problems:
         raise refusals.unfit(problems)
     return _Given(run_id, values, data)
 
 
 def _run_id(value: object, problems: dict[str, list[str]]) -> int:
-    """The run's id."""
+    """The run's id; ``_UNUSED_ID`` if it is out of range, or missing or no integer, which is added to ``problems``."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _LONGEST_ID:
         value = int(value)
     if value is None:
@@ -170,4 +170,4 @@ def _run_id(value: object, problems: dict[str, list[str]]) -> int:
         problems[RUN_ID] = ["A valid integer is required."]
     elif 0 < value < 1 << 53:
         return value
-    return _NOBODY
+    return _UNUSED_ID

@@ -1,4 +1,4 @@
-"""What can be called on a run, and calling it."""
+"""The endpoints that list a run's open actions and call one."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Acts:
         self._exits = exits
 
     async def open(self, request: Request) -> Response:
-        """The actions that a run waits for."""
+        """List the actions that are open on a run."""
         run = await self._access.load(request, "actions")
         found = await self._engine.open_actions(run.id)
         return OpenActionsView(actions=[ActionView.of(each) for each in found]).response()
 
     async def act(self, request: ActionRequest) -> Response:
-        """Call an action: the run as its step committed it."""
+        """Call an action; answers with the run as the action's step committed it."""
         run = await self._access.load(request, "act")
         name = bodies.name_in(request)
         definition = self._engine.definition_of(run.row)
@@ -62,7 +62,7 @@ class Acts:
                 raise invalid(error.__cause__, at=("input",)) from None
             raise Problem("invalid", "The input cannot be stored as it is.") from None
         if scope.cancelled_caught:
-            raise Problem("unavailable", "The server ends; the action goes on.", headers={"retry-after": "1"})
+            raise Problem("unavailable", "The server shuts down; the action goes on.", headers={"retry-after": "1"})
         if outcome.error is None:
             return RunView.of(outcome.run).response()
         if (chosen := chosen_by(outcome.error)) is not None:

@@ -34,19 +34,19 @@ def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
     """The run API: start, list, get, history, wait, a stream of transitions, signal, emit, cancel, actions.
 
     Serve it, or mount it: ``app.mount("/flows", api(engine, authorize))`` in FastAPI and Starlette. Served by itself it
-    opens and closes the engine; mounted, it has no life of its own, and the host's does: ``lifespan=engine.lifespan``.
-    ``/openapi.json`` describes it, ``/healthz`` and ``/readyz`` tell how it is.
+    opens and closes the engine; mounted, it has no lifespan of its own, so the host's must do that:
+    ``lifespan=engine.lifespan``. ``/openapi.json`` describes it, ``/healthz`` and ``/readyz`` tell its health.
 
     Args:
-        engine: whose runs.
+        engine: the engine whose runs are served.
         authorize: ``authorize(request, operation, run)``, sync or async, says whether a request is allowed: anything
             but a true value forbids it, and it may raise Starlette's HTTPException. ``operation`` is "start", "list"
-            (first asked without a run, then for each run of the list), "get", "history", "wait", "watch", "signal", "cancel", "actions", "act",
-            "emit" or "describe". An action's own ``permissions`` are asked after it: who calls is for them what it has
-            left as ``request.scope["user"]``.
-            ``run`` is the run as it was loaded, None for what is about no single one: "start", "emit", "describe",
-            "list" the first time, "signal" to a key or to everybody, and a run that there is not. Without ``authorize`` only clients on this
-            machine are answered.
+            (asked first without a run, then for each run of the list), "get", "history", "wait", "watch", "signal",
+            "cancel", "actions", "act", "emit" or "describe". An action's own ``permissions`` are asked after it: their
+            ``request.user`` is what ``authorize`` has put into ``request.scope["user"]``.
+            ``run`` is the run as it was loaded, None for what is about no single run: "start", "emit", "describe",
+            "list" the first time, "signal" to a key or to all, and a run that does not exist. Without ``authorize``
+            only clients on this machine are answered.
 
     Returns:
         A Starlette app.
@@ -77,12 +77,12 @@ def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
         exception_handlers={HTTPException: on_http_exception},
         lifespan=engine.lifespan,
     )
-    app.router.redirect_slashes = False  # a redirect would name whatever host the client says
+    app.router.redirect_slashes = False  # a redirect would name whatever host the client has sent
     return app
 
 
 class _Answering:
-    """An endpoint that answers, whatever happens in it. A class, so that Starlette takes it as an app."""
+    """An endpoint that answers errors as problems. A class, so that Starlette takes it as an app."""
 
     def __init__(self, endpoint: _Endpoint) -> None:
         self._endpoint = endpoint
@@ -91,13 +91,13 @@ class _Answering:
         """Answer, as ASGI has it."""
         try:
             response = await self._endpoint(ActionRequest(scope, receive))
-        except Exception as error:  # noqa: BLE001 - the edge: whatever it is, it is told as a problem
+        except Exception as error:  # noqa: BLE001 - the edge: every error is answered as a problem
             response = answer_of(error)
         await response(scope, receive, send)
 
 
 class _Guarded:
-    """Lets in whom the guard lets in. The mutable state: whether it has said so."""
+    """Passes on what the guard lets in. The mutable state: whether it has logged that ``authorize`` is missing."""
 
     def __init__(self, app: ASGIApp, local_only: bool) -> None:
         self._app = app

@@ -24,7 +24,7 @@ from aioflow.model import MAX_NAME, StartOptions, misfit
 
 B = TypeVar("B", bound="Body")
 
-#: A century: as long as anything may be put off.
+#: A century: the longest duration in seconds that a request may give.
 _LONGEST: Final = 100 * 366 * 24 * 3600
 
 
@@ -35,7 +35,7 @@ def _storable(text: str) -> str:
 
 
 def _sensible(instant: datetime) -> datetime:
-    if not 1970 <= instant.year < 9999:  # in no time zone beyond what a datetime can be
+    if not 1970 <= instant.year < 9999:  # in range of a datetime in every time zone
         raise ValueError("it is not between 1970 and 9998")
     return instant.astimezone(UTC)
 
@@ -49,7 +49,7 @@ Key = Annotated[Name | None, Field(description="Your own name for the run, uniqu
 
 
 class Body(BaseModel):
-    """A JSON object, with these members and no other."""
+    """A JSON object with these members and no others."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -73,7 +73,7 @@ class StartBody(Body):
         return self
 
     def options(self) -> StartOptions:
-        """As ``engine.start`` takes them."""
+        """The options, as ``engine.start`` takes them."""
         return StartOptions(
             key=self.key,
             reuse=self.reuse,
@@ -83,36 +83,38 @@ class StartBody(Body):
 
 
 class SignalBody(Body):
-    """What is sent to a run."""
+    """A signal to a run."""
 
     payload: Annotated[
         dict[Name, JsonValue], Field(description="What is merged into the Context, or the message.")
     ] = {}
-    signal_id: Annotated[Name | None, Field(description="Makes it idempotent, for 7 days.")] = None
-    ttl: Annotated[Seconds | None, Field(gt=0, description="How many seconds it waits to be taken.")] = None
+    signal_id: Annotated[Name | None, Field(description="Makes sending it idempotent, for 7 days.")] = None
+    ttl: Annotated[Seconds | None, Field(gt=0, description="How many seconds it may wait to be taken.")] = None
 
     def lifetime(self) -> timedelta | None:
-        """As ``engine.signal`` takes it."""
+        """The ttl, as ``engine.signal`` takes it."""
         return None if self.ttl is None else timedelta(seconds=self.ttl) or timedelta.resolution
 
 
 class SignalAllBody(SignalBody):
-    """What is sent to a key, or to every run that waits for it now."""
+    """A signal to a key, or to every run that waits for it now."""
 
-    key: Annotated[Name | None, Field(description="The key that it is for; without one it is for everybody.")] = None
+    key: Annotated[
+        Name | None, Field(description="The key that it is for; without one, every run that waits for it now gets it.")
+    ] = None
 
 
 class EmitBody(Body):
-    """What has happened, or will."""
+    """An event that has happened, or will."""
 
-    entity: Annotated[dict[Name, JsonValue] | None, Field(description="What it is about.")] = None
-    entity_id: Annotated[Name | int | None, Field(description='The id of that; without it the entity\'s own "id".')] = (
-        None
-    )
+    entity: Annotated[dict[Name, JsonValue] | None, Field(description="What the event is about.")] = None
+    entity_id: Annotated[
+        Name | int | None, Field(description='The id of the entity; without it, the "id" in the entity.')
+    ] = None
     at: Annotated[Instant | None, Field(description="When it occurs; now if not given.")] = None
     namespace: Name = "*"
-    event_id: Annotated[Name | None, Field(description="Your own id for it: makes it idempotent.")] = None
-    replace: Annotated[bool, Field(description="Replace the event that has the event_id, and this name.")] = False
+    event_id: Annotated[Name | None, Field(description="Your own id for it: makes emitting it idempotent.")] = None
+    replace: Annotated[bool, Field(description="Replace the event of this event_id and name, if there is one.")] = False
 
     @model_validator(mode="after")
     def _names_what_it_replaces(self) -> Self:
@@ -132,9 +134,9 @@ class EmitBody(Body):
 
 
 class ActBody(Body):
-    """What an action is called with."""
+    """The call of an action."""
 
-    input: Annotated[dict[str, JsonValue], Field(description="What the action takes.")] = {}
+    input: Annotated[dict[str, JsonValue], Field(description="The action's input.")] = {}
 
 
 class CancelBody(Body):
@@ -144,7 +146,7 @@ class CancelBody(Body):
 
 
 async def read(request: Request, model: type[B]) -> B:
-    """The body, as this model has it; an empty one is an empty object.
+    """The body, validated by this model; an empty one counts as an empty object.
 
     Raises:
         Problem: "not-json", "malformed" or "invalid".
@@ -160,13 +162,13 @@ async def read(request: Request, model: type[B]) -> B:
 
 
 def check_json_type(request: Request) -> None:
-    """Raise Problem ("not-json") unless the request says that its body is JSON, in UTF-8."""
+    """Raise Problem ("not-json") unless the content type is JSON in UTF-8."""
     if not is_json(request.headers.get("content-type", "")):
         raise Problem("not-json")
 
 
 def is_json(content_type: str) -> bool:
-    """Whether a header means JSON, in UTF-8."""
+    """Whether a Content-Type header means JSON in UTF-8."""
     kind, _, parameters = content_type.partition(";")
     charset = parameters.strip().lower().removeprefix("charset=").strip('"')
     return kind.strip().lower() == "application/json" and charset in ("", "utf-8")

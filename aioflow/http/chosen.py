@@ -1,4 +1,4 @@
-"""The answer that the step of an action has chosen, by raising Starlette's HTTPException."""
+"""The HTTP answer that an action's step has chosen by raising Starlette's HTTPException."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aioflow.errors import ActionFailed
 
 
 def chosen_by(error: Exception) -> HTTPException | None:
-    """The answer that is in what a call of an action came to; from another process it comes without its headers."""
+    """The answer that the step chose, if this error of a call has one; from another process it lacks its headers."""
     if isinstance(error, HTTPException):
         return error
     found = chosen_in(error.error) if isinstance(error, ActionFailed) else None

@@ -1,4 +1,4 @@
-"""Actions as StateZero's code generators read them: names, docstrings, and the properties of what goes in and comes out."""
+"""Describes actions for StateZero's code generators: names, docstrings, and the properties of input and response."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from aioflow.inputs import RUN_ID, ActionDefinition
 
 Json = dict[str, Any]
 
-#: Python type -> (type, format). The first that a class derives from: a bool is an int, too.
+#: (Python type, type, format). The first that a class derives from counts, so bool comes before int.
 _TYPES: Final[tuple[tuple[type, str, str | None], ...]] = (
     (bool, "boolean", None),
     (int, "integer", None),
@@ -67,7 +67,7 @@ _RESPONSE: Final = ("status", "message", "workflow_status", "current_step")
 
 
 def checked_sum(body: bytes) -> dict[str, str]:
-    """The headers by which clients see whether what they have is still what there is."""
+    """The headers by which clients see whether their copy of the schema is up to date."""
     return {
         "x-statezero-schema-checksum": hashlib.sha256(body).hexdigest(),
         "x-statezero-schema-checksum-alg": "sha256",
@@ -75,14 +75,14 @@ def checked_sum(body: bytes) -> dict[str, str]:
 
 
 def schema_answer(body: Any) -> Response:
-    """A part of the schema, with its checksum."""
+    """The response for a part of the schema, with its checksum."""
     response = answer(body)
     response.headers.update(checked_sum(bytes(response.body)))
     return response
 
 
 def described(actions: Iterable[ActionDefinition]) -> Json:
-    """All actions, by name."""
+    """The description of all actions, by name."""
     found = {action.name: _action(action) for action in actions}
     return {"actions": dict(sorted(found.items())), "count": len(found)}
 
@@ -106,7 +106,7 @@ def _action(action: ActionDefinition) -> Json:
 
 
 def _inputs(model: type[BaseModel] | None) -> Json:
-    """In the order in which a generated client takes them: those without a default have to come first."""
+    """The input's properties, in the order of a generated function's parameters: those without a default come first."""
     known = {} if model is None else model.model_fields
     fields = [(name, field) for name, field in known.items() if name != RUN_ID]
     ordered = sorted(fields, key=lambda item: not item[1].is_required())
@@ -145,7 +145,7 @@ def _field(name: str, field: FieldInfo) -> Json:
 
 
 def _stripped(kind: Any, metadata: list[Any]) -> tuple[Any, list[Any], bool]:
-    """A type without what is around it: what it is annotated with, and whether it may be None."""
+    """A type without Annotated, aliases, NewType and Optional; its metadata; and whether it may be None."""
     nullable = False
     while True:
         origin = get_origin(kind)
@@ -192,10 +192,10 @@ def _type_of(kind: Any) -> tuple[str, str | None, dict[str, str] | None]:
 
 
 def _choices(values: Iterable[Any]) -> tuple[str, str | None, dict[str, str]]:
-    """Values and labels of an Enum or a Literal.
+    """Type, format and choices of an Enum or a Literal, value -> label.
 
-    Where StateZero knows only strings, those of integers are an "integer": a client that sends "1" for 1, as it would for
-    a "string", is refused, for pydantic takes 1 alone.
+    StateZero knows only strings as choices, but choices that are integers have the type "integer": for a "string" a
+    client would send "1", and pydantic takes only 1.
     """
     found = list(values)
     integers = all(isinstance(value, int) and not isinstance(value, bool) for value in found)
@@ -203,7 +203,7 @@ def _choices(values: Iterable[Any]) -> tuple[str, str | None, dict[str, str]]:
 
 
 def _bounds(kind: Any, type_: str, metadata: Iterable[Any]) -> Json:
-    """What a client can check before it calls."""
+    """The limits that a client can check before it calls."""
     found: Json = {}
     for each in metadata:
         for given, name, only in (
@@ -218,7 +218,7 @@ def _bounds(kind: Any, type_: str, metadata: Iterable[Any]) -> Json:
             told = _default(float(value) if isinstance(value, Decimal) else value)
             if told is not None and only in ("", type_):
                 found[name] = told
-        if kind is int:  # the only kind that has a next one
+        if kind is int:  # the only type in which an exclusive bound has an inclusive equivalent
             if (above := getattr(each, "gt", None)) is not None:
                 found["min_value"] = above + 1
             if (below := getattr(each, "lt", None)) is not None:
@@ -227,15 +227,15 @@ def _bounds(kind: Any, type_: str, metadata: Iterable[Any]) -> Json:
 
 
 def _default(value: Any) -> Any:
-    """As JSON; None for what clients cannot have: numbers that are not finite, and datetimes without a time zone."""
+    """A default as JSON; None where clients cannot have it: not a finite number, or a datetime without a time zone."""
     try:
         return to_jsonable_python(_told(value), inf_nan_mode="null")
-    except Exception:  # noqa: BLE001 - a default that JSON cannot have is the server's own affair
+    except Exception:  # noqa: BLE001 - a default that JSON cannot have is not told to clients
         return None
 
 
 def _told(value: Any) -> Any:
-    """With datetimes in UTC, which end in Z, wherever they are. Raises ValueError for one without a time zone."""
+    """The value with all its datetimes in UTC, which end in Z. Raises ValueError for one without a time zone."""
     match value:
         case datetime(tzinfo=None):
             raise ValueError("it is no instant")

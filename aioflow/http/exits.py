@@ -1,8 +1,8 @@
-"""The end of the server: streams and long polls are to end when it begins, for the server waits for them.
+"""Notices that the server shuts down, to end streams and long polls, for which the server waits.
 
-ASGI tells an app of the end only after all requests have ended. uvicorn, which catches the signals itself, says it
-before: its handler of SIGTERM is a method of the server, whose ``should_exit`` is set. Under a server that shows
-nothing of the kind, what is bounded in time ends in its time.
+ASGI tells an app of the shutdown only after all requests have ended. uvicorn, which handles SIGTERM itself, can be
+asked before: its signal handler is a method of the server, whose ``should_exit`` is then set. Under a server without
+such a handler, streams and long polls end when their time is over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aioflow.clock import SECOND, Clock, Micros
 from aioflow.tasks import TaskSet
 
 _LOOK: Final[Micros] = SECOND // 10
-#: Seconds that what should not be broken off is given after the server was told to end.
+#: How many seconds calls that should not be broken off may still take once the server was told to end.
 GRACE = 5.0
 
 
@@ -35,10 +35,11 @@ def server_exits() -> bool:
 
 
 class Exits:
-    """Ends what waits when its time is over, its client has gone, or the server ends.
+    """Ends waiting requests when their time is over, their client has gone, or the server shuts down.
 
-    The mutable state: the scopes of those who wait now, with how many seconds they have after the server was told to
-    end (None once these have begun); the task that looks at the server while there are any; and a task for each that listens to its client.
+    The mutable state: the scopes of the requests that wait now, each with how many seconds it has once the server was
+    told to end (None once these have begun); the task that watches the server while there are any; and for each bounded
+    request a task that listens for its client's disconnect.
     """
 
     def __init__(self) -> None:
@@ -49,11 +50,11 @@ class Exits:
 
     @contextmanager
     def bounded(self, seconds: float, receive: Receive) -> Generator[CancelScope]:
-        """A block that ends early, and quietly, for one of these reasons.
+        """A block that is cancelled, without an error, for one of these reasons.
 
         Args:
             seconds: how long it may take.
-            receive: where the client is heard; whose body has been read, as far as it matters.
+            receive: the request's; its body, if it matters, must have been read.
         """
         with move_on_after(seconds) as scope, self._watched(scope, 0):
             listener = self._tasks.spawn(self._listen(receive, scope), name="aioflow http client")
@@ -64,7 +65,7 @@ class Exits:
 
     @contextmanager
     def patient(self) -> Generator[CancelScope]:
-        """A block that takes its time, and ends early only some seconds after the server was told to end."""
+        """A block that is cancelled only ``GRACE`` seconds after the server was told to end."""
         with CancelScope() as scope, self._watched(scope, GRACE):
             yield scope
 
@@ -96,6 +97,6 @@ class Exits:
         try:
             while (await receive())["type"] != "http.disconnect":
                 pass
-        except HTTPException:  # it sends more than it may, into the void
+        except HTTPException:  # the client sends a body that is too large, which nobody reads
             pass
         scope.cancel()

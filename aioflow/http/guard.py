@@ -1,4 +1,4 @@
-"""Who may come in at all: this machine alone or everybody, no foreign web page, and no body that is too large."""
+"""Which requests are let in at all: from this machine or any, from no foreign web page, with no body too large."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope
 
-#: Bytes that a request's body may have.
+#: How many bytes a request's body may have.
 MAX_BODY: Final = 1024 * 1024
-#: What proxies add: whoever asks through one is not on this machine, though the proxy may be.
+#: Headers that proxies add: the client behind one need not be on this machine, though the proxy may be.
 _FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-#: This machine's name, and what clients within a process call it, as tests have them: no web page can have these.
+#: This machine's name, and those that in-process test clients use: no web page can have these as its host.
 _OWN_NAMES: Final = frozenset({"localhost", "test", "testserver"})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def is_local(connection: HTTPConnection) -> bool:
-    """Whether a client on this machine asks, by this machine's own name.
+    """Whether the client is on this machine and addresses it by its own name.
 
-    The name matters, because a web page can have the browser resolve a foreign name to this machine. Who comes through
-    a proxy, or a Unix socket, is not known to be here.
+    The name matters, because a web page can have the browser resolve a foreign name to this machine (DNS rebinding). A
+    client behind a proxy or a Unix socket is not known to be local.
     """
     client = connection.client
     if client is None or not _is_loopback(client.host):
@@ -36,9 +36,9 @@ def is_local(connection: HTTPConnection) -> bool:
 
 
 def is_foreign(connection: HTTPConnection, allowed: Collection[str] = ()) -> bool:
-    """Whether a web page of another origin has its reader's browser change something here.
+    """Whether a web page of another origin makes its visitor's browser send a request that may change something.
 
-    Browsers say so by ``Sec-Fetch-Site``, older ones by ``Origin``; no page can forge either. Programs send neither.
+    Browsers tell by ``Sec-Fetch-Site``, older ones by ``Origin``; no page can forge either. Programs send neither.
 
     Args:
         connection: the request.
@@ -62,7 +62,7 @@ def is_foreign(connection: HTTPConnection, allowed: Collection[str] = ()) -> boo
 
 
 def limited(scope: Scope, receive: Receive, limit: int = MAX_BODY) -> Receive:
-    """The same ``receive``, which counts: a body that is longer, whatever it said of itself, is HTTPException 413."""
+    """``receive`` with a limit: raises HTTPException 413 for a longer body, whatever its Content-Length says."""
     received = 0
     declared = HTTPConnection(scope).headers.get("content-length", "")
     too_long = declared.isascii() and declared.isdecimal() and (len(declared) > 18 or int(declared) > limit)

@@ -1,4 +1,4 @@
-"""Whether the app lives, and whether it can work: for whoever restarts it, or sends it requests."""
+"""Liveness and readiness probes, for supervisors and load balancers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PATIENCE = 2.0
 
 
 class Health:
-    """The endpoints. They tell nothing but whether, so that nobody is asked who may know."""
+    """The endpoints. They reveal nothing else, so ``authorize`` is not asked about them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -1,4 +1,4 @@
-"""Who calls, and what permissions and steps can ask of the request."""
+"""Authentication, and the request that permissions and steps are given."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ Authenticate: TypeAlias = Callable[[Request], Any | Awaitable[Any]]
 
 
 class ActionRequest(Request):
-    """A request that calls an action; ``user`` is what ``authenticate`` gave, or ``authorize`` or the host left, or None.
+    """A request that calls an action. Its ``user`` was set by ``authenticate``, ``authorize`` or the host, or is None.
 
     Attributes:
-        data: what it calls it with, validated, once that is known.
-        run: the run that it is for, as it was loaded; None before that, and if there is none.
+        data: the validated input, with the run's id; empty before it is validated.
+        run: the run that it is for, as it was loaded; None before that, and if there is no such run.
     """
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         super().__init__(scope, receive)
-        scope.setdefault("user", None)  # without it Starlette takes asking for a mistake
+        scope.setdefault("user", None)  # without it Starlette's ``request.user`` raises AssertionError
         self.data: dict[str, Any] = {}
         self.run: WorkflowRun[Any] | None = None
 
 
 def has_credentials(request: Request) -> bool:
-    """Whether the caller says who he is, truly or not."""
+    """Whether the request has credentials, valid or not."""
     return "authorization" in request.headers
 
 
 class Identity:
-    """Asks ``authenticate``. Without one, this machine is everybody that there is.
+    """Asks ``authenticate``. Without one, every client on this machine is let in, and no other.
 
     Args:
-        authenticate: the host's.
+        authenticate: the host's function.
 
-    The mutable state: whether it has said that it answers nobody else.
+    The mutable state: whether it has logged that ``authenticate`` is missing.
     """
 
     def __init__(self, authenticate: Authenticate | None) -> None:
@@ -52,10 +52,10 @@ class Identity:
         self._said = False
 
     async def check(self, request: ActionRequest) -> None:
-        """Know who calls.
+        """Set the request's user.
 
         Raises:
-            Refusal: nobody, or somebody on another machine where nobody can be told from anybody.
+            Refusal: ``authenticate`` knows no user, or there is none and the client is on another machine.
         """
         if self._authenticate is None:
             if not self._said:

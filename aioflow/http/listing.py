@@ -1,4 +1,4 @@
-"""The filters and cursors of lists: what an address may ask for, read from its parameters and bound as values."""
+"""The query parameters of lists: filters, limits and cursors."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from aioflow.store import RunQuery
 
 P = TypeVar("P", bound="Parameters")
 
-#: How many runs a page may have, and transitions.
+#: How many runs, or transitions, a page may have.
 MAX_RUNS: Final = 500
 MAX_TRANSITIONS: Final = 1000
-#: Of all else that a request may repeat.
+#: How many values a repeated parameter may have.
 _MOST_VALUES: Final = 100
 _LONGEST_CURSOR: Final = 200
 
 
 def _clamp(most: int) -> BeforeValidator:
-    """Bring a number that is asked for into its range: whoever asks for too much gets as much as there is."""
+    """A validator that brings a number into the range from 1 to ``most``, rather than refuse it."""
 
     def clamped(asked: Any) -> Any:
         text = str(asked).strip()
         if not text.removeprefix("-").isdecimal() or not text.isascii() or len(text) > 1000:
-            return asked  # it is no number: pydantic says so
+            return asked  # not a number: leave the error to pydantic
         return max(1, min(int(text), most))
 
     return BeforeValidator(clamped)
@@ -49,7 +49,7 @@ Order: TypeAlias = Literal["id", "-id", "created_at", "-created_at", "updated_at
 
 
 class Parameters(BaseModel):
-    """The parameters of an address, these and no other. A list may be given several times, all else once."""
+    """Query parameters, these and no others. A list may be given several times, any other once."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -67,25 +67,25 @@ class ListParameters(Parameters):
     event_id: Names = []
     data: Annotated[
         Json[dict[str, JsonValue]] | None,
-        Field(description="A JSON object: each key of it is in the Context, with this value."),
+        Field(description="A JSON object: the Context has each of its keys, with the same value."),
     ] = None
     created_after: Instant | None = None
     created_before: Instant | None = None
     updated_after: Instant | None = None
     updated_before: Instant | None = None
     order: Annotated[Order, Field(description='With "-" the latest come first.')] = "-id"
-    limit: Annotated[RunLimit, Field(description="More than there may be is as many as there may be.")] = 100
+    limit: Annotated[RunLimit, Field(description="A number that is out of range becomes the nearest in it.")] = 100
     cursor: Annotated[
-        str | None, Field(max_length=_LONGEST_CURSOR, description="As the page before gave it, with the same order.")
+        str | None, Field(max_length=_LONGEST_CURSOR, description="`next` of the page before, with the same order.")
     ] = None
 
     def query(self) -> RunQuery:
-        """What to ask the store. Raises Problem ("invalid") for a foreign cursor, and a filter beyond the limits."""
+        """The query for the store. Raises Problem ("invalid") for an invalid cursor, or a filter beyond the limits."""
         filters = self.model_dump(exclude={"order", "limit", "cursor", "workflow"}, exclude_defaults=True)
         try:
             query = run_query("runs", filters, workflow=self.workflow or None, order=self.order, limit=self.limit)
         except (LimitExceeded, TypeError, ValueError):
-            raise fault("It holds too much, or what no Context can hold.", "limit", parameter="data") from None
+            raise fault("It is too large, or holds what no Context can hold.", "limit", parameter="data") from None
         if self.cursor is None:
             return query
         return dataclasses.replace(query, after=_position(self.cursor, self.order))
@@ -99,7 +99,7 @@ class HistoryParameters(Parameters):
 
 
 def read(given: QueryParams, model: type[P]) -> P:
-    """The parameters of an address. Raises Problem ("invalid")."""
+    """The query parameters, validated. Raises Problem ("invalid")."""
     values: dict[str, Any] = {}
     for name, value in given.multi_items():
         field = model.model_fields.get(name)
@@ -116,14 +116,14 @@ def read(given: QueryParams, model: type[P]) -> P:
 
 
 def cursor_after(run: WorkflowRun[Any], order: str) -> str:
-    """Where the next page begins, in words of our own: the order, the value that it goes by, and the id."""
+    """The cursor of the page that follows this run: encodes the order, the run's value in that order, and its id."""
     column = order.removeprefix("-")
     told = [order, getattr(run.row, column), run.id]
     return urlsafe_b64encode(json.dumps(told, separators=(",", ":")).encode()).decode().rstrip("=")
 
 
 def _position(cursor: str, order: str) -> tuple[int, int]:
-    """What a cursor says. It need not be ours: all that it can say is where in the order to begin."""
+    """The position that a cursor encodes. A forged one is harmless: it can only say where in the order to begin."""
     try:
         told = json.loads(urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)))
     except (binascii.Error, ValueError):
@@ -131,4 +131,4 @@ def _position(cursor: str, order: str) -> tuple[int, int]:
     match told:
         case [str(of), int(value), int(run_id)] if of == order and abs(value) < 1 << 62 and 0 < run_id < 1 << 53:
             return value, run_id
-    raise fault("It is no cursor of this order.", "cursor", parameter="cursor")
+    raise fault("It is not a cursor of this order.", "cursor", parameter="cursor")

@@ -1,4 +1,4 @@
-"""The models that callers can be told of: what a workflow is started with, and the messages that its waits name."""
+"""The models of what a workflow takes: the keywords that start it, and the messages that its waits name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aioflow.targets import NoWayOut, named_targets
 class Models:
     """Finds the models of workflows.
 
-    The mutable state: what was found out of each class, for reading its source, and making a model, take milliseconds.
+    The mutable state: a cache by workflow class, as reading its source and making a model take milliseconds.
     """
 
     def __init__(self) -> None:
@@ -30,17 +30,17 @@ class Models:
         self._contexts: WeakKeyDictionary[type, type[BaseModel]] = WeakKeyDictionary()
 
     def messages(self, definition: WorkflowDefinition) -> dict[str, list[type[BaseModel]]]:
-        """The models that its waits name, as far as they can be read, by the names that their signals have."""
+        """The models that its waits name, as far as the source shows them, by the names of their signals."""
         found = self._messages.get(definition.cls)
         if found is None:
             found = self._messages[definition.cls] = _messages_in(definition)
         return found
 
     def context(self, definition: WorkflowDefinition) -> type[BaseModel]:
-        """The model of what it is started with: the Context, or the parameters of ``create_context``.
+        """The model of the keywords that start it: the Context, or one of the parameters of ``create_context``.
 
         Raises:
-            Problem: "workflow-unknown", for one that only events start.
+            Problem: "workflow-unknown", for a workflow that only events start.
         """
         if not is_started(definition):
             raise Problem("workflow-unknown", "It is started by events.")
@@ -53,9 +53,9 @@ class Models:
         return found
 
     def check_message(self, definition: WorkflowDefinition | None, name: str, payload: Mapping[str, JsonValue]) -> None:
-        """Refuse at once what no wait of the run's workflow would take. Raises Problem ("invalid").
+        """Raise Problem ("invalid") for a payload that none of the models of this name in the run's workflow accepts.
 
-        What it says nothing about may still be rejected by the run, which the receipt then tells.
+        A payload that passes may still be rejected by the run, which the receipt then tells.
         """
         refused: ValidationError | None = None
         for model in () if definition is None else self.messages(definition).get(name, ()):
@@ -69,11 +69,11 @@ class Models:
             raise invalid(refused, at=("payload",)) from None
 
     def arguments(self, definition: WorkflowDefinition, values: Mapping[str, JsonValue]) -> dict[str, Any]:
-        """What ``start_run`` is given, of JSON: for a ``create_context``, each value as its parameter's type has it.
+        """The keywords for ``start_run``, from JSON: for a ``create_context``, converted to its parameters' types.
 
         Raises:
-            Problem: "invalid", for names that it is not started with, and values that its parameters do not take;
-                "workflow-unknown", for one that only events start.
+            Problem: "invalid", for unknown names, and values that the parameters do not take; "workflow-unknown", for a
+                workflow that only events start.
         """
         model = self.context(definition)
         codec = definition.codec
@@ -94,7 +94,7 @@ class Models:
 
 
 def is_started(definition: WorkflowDefinition) -> bool:
-    """Whether it can be started by a request: one whose create_context takes an event is started by events alone."""
+    """Whether a request can start it: only events start an event workflow that has a create_context."""
     return definition.event is None or getattr(definition.cls, "create_context", None) is None
 
 
@@ -109,16 +109,16 @@ def _messages_in(definition: WorkflowDefinition) -> dict[str, list[type[BaseMode
 
 
 def action_model(action: ActionDefinition) -> type[BaseModel] | None:
-    """The model of an action's input; None, and a warning, as long as its annotations name what is not defined."""
+    """The model of an action's input; None, and a warning, if its annotations cannot be evaluated yet."""
     try:
         return action.model
-    except Exception as error:  # noqa: BLE001 - whatever evaluating them, or making a model of them, raises
+    except Exception as error:  # noqa: BLE001 - evaluating annotations, or making a model of them, may raise anything
         telemetry.warn("what an action takes is not known", action=action.name, error=one_line(error))
         return None
 
 
 def _bound_name(create: object) -> str:
-    """What a class method calls its class, which no keyword may be; "" for what has none."""
+    """The name of a classmethod's own first parameter, which no keyword may have; "" for any other function."""
     function = getattr(create, "__func__", None)
     return "" if function is None else next(iter(inspect.signature(function).parameters), "")
 
@@ -126,7 +126,7 @@ def _bound_name(create: object) -> str:
 def _parameters(create: Callable[..., Any], name: str) -> type[BaseModel]:
     """A model of a function's parameters, by their annotations, as far as these can be evaluated here.
 
-    Its fields have names of our own, with the parameters' as aliases: a parameter may be called what no field may.
+    Its fields have generated names, and the parameters' as aliases: not every name of a parameter can be a field's.
     """
     fields: dict[str, Any] = {}
     extra: Literal["allow", "forbid"] = "forbid"
@@ -142,7 +142,7 @@ def _parameters(create: Callable[..., Any], name: str) -> type[BaseModel]:
 
 
 def _names_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """What the names in a function's annotations may mean."""
+    """The globals and closed-over variables that a function's annotations may name."""
     inner = inspect.unwrap(getattr(function, "__func__", function))
     try:
         closed_over = dict(inspect.getclosurevars(inner).nonlocals)
@@ -152,11 +152,11 @@ def _names_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
-    """The type of a parameter; Any without annotation, and for one that names what only a type checker sees."""
+    """The type of a parameter; Any without annotation, or if it names something that only a type checker sees."""
     if annotation is inspect.Parameter.empty:
         return Any
     holder = type("Parameter", (), {"__annotations__": {"value": annotation}})
     try:
         return typing.get_type_hints(holder, names, include_extras=True)["value"]
-    except Exception:  # noqa: BLE001 - whatever evaluating it raises
+    except Exception:  # noqa: BLE001 - evaluating it may raise anything
         return Any
