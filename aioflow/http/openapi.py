@@ -1,7 +1,7 @@
-"""The description of the run API, OpenAPI 3.1: what every engine has, and what the workflows of this one take.
+"""The description of the run API, OpenAPI 3.1: its general endpoints, and those for the workflows of this engine.
 
-A workflow that can be started has a path of its own, whose body has the fields of its Context (or the parameters of its
-``create_context``); so has every message that a wait names, and every event that a workflow listens to.
+Every workflow that can be started has a path of its own, whose body has the fields of its Context (or the parameters of
+its ``create_context``). Every message that a wait names, event that starts a workflow, and action has one, too.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ _ANSWERS = (
 
 
 class Description:
-    """The endpoint.
+    """The endpoint that serves the description.
 
-    The mutable state: the document as it was last, and the registry and its generation that it is of.
+    The mutable state: the last document, and the registry and generation that it was made of.
 
     Args:
-        engine: whose workflows are described.
-        access: who may read it.
-        models: where the workflows' models are found.
+        engine: the engine whose workflows are described.
+        access: asks who may read it.
+        models: finds the workflows' models.
     """
 
     def __init__(self, engine: Engine, access: Access, models: Models) -> None:
@@ -71,7 +71,7 @@ class Description:
         self._made: tuple[Registry, int, Json] | None = None
 
     async def document(self, request: Request) -> Response:
-        """The document, under the prefix by which it was asked for."""
+        """The document, with the prefix of the request's address as its server."""
         await self._access.check(request, "describe")
         registry = self._engine.registry
         made = self._made
@@ -110,8 +110,9 @@ def describe(registry: Registry, models: Models) -> Json:
 def _general(schemas: Schemas) -> Iterator[tuple[str, Json]]:
     run = answer("The run.", views.RunView)
     stream: Json = {"text/event-stream": {}}  # 3.1 has no schema for a sequence of events
-    yield "/healthz", {"get": operation("live", "Whether it lives", {200: _ok()}, ("not-local",))}
-    yield "/readyz", {"get": operation("ready", "Whether it can work", {200: _ok()}, ("not-local", "unavailable"))}
+    yield "/healthz", {"get": operation("live", "Whether the process lives", {200: _ok()}, ("not-local",))}
+    ready = operation("ready", "Whether the engine can work", {200: _ok()}, ("not-local", "unavailable"))
+    yield "/readyz", {"get": ready}
     page = {200: answer("Runs.", views.RunPage)}
     yield (
         "/runs",
@@ -125,7 +126,7 @@ def _general(schemas: Schemas) -> Iterator[tuple[str, Json]]:
     for name, summary, model, answered, more in (
         (
             "history",
-            "What was committed of a run",
+            "List a run's transitions",
             listing.HistoryParameters,
             answer("Transitions.", views.HistoryPage),
             [],
@@ -142,24 +143,24 @@ def _general(schemas: Schemas) -> Iterator[tuple[str, Json]]:
         parameters = [RUN_ID, *query_of(schemas, model), *more]
         answers = {200: answered}
         if name == "stream":
-            answers[204] = {"description": "The run has ended, and all of it was seen."}
+            answers[204] = {"description": "The run has ended, and all its transitions were seen."}
         yield (
             f"/runs/{{run_id}}/{name}",
             {"get": operation(f"{name}_run", summary, answers, _READS, parameters=parameters)},
         )
-    cancelled = {200: answer("Whether it was.", views.CancelView)}
+    cancelled = {200: answer("Whether the run was cancelled.", views.CancelView)}
     body = schemas.of(bodies.CancelBody)
     problems = (*_WRITES, *ABOUT_A_RUN)
     yield (
         "/runs/{run_id}/cancel",
-        {"post": operation("cancel_run", "End a run", cancelled, problems, parameters=[RUN_ID], body=body)},
+        {"post": operation("cancel_run", "Cancel a run", cancelled, problems, parameters=[RUN_ID], body=body)},
     )
     yield (
         "/runs/{run_id}/actions",
         {
             "get": operation(
                 "list_open_actions",
-                "The actions that a run waits for",
+                "List the actions that are open on a run",
                 {200: answer("Actions.", views.OpenActionsView)},
                 (*_READS, "workflow-unknown"),
                 parameters=[RUN_ID],
@@ -174,13 +175,13 @@ def _general(schemas: Schemas) -> Iterator[tuple[str, Json]]:
 
 
 def _ok() -> Json:
-    return answer("It is.", views.HealthView)
+    return answer("Yes.", views.HealthView)
 
 
 def _signals(
     path: str, id_: str, summary: str, to_one: Json, to_all: Json, name: list[Json]
 ) -> Iterator[tuple[str, Json]]:
-    answers = {200: answer("What became of it.", views.ReceiptView)}
+    answers = {200: answer("What became of the signal.", views.ReceiptView)}
     problems = (*_WRITES, *ABOUT_A_RUN, "run-ended", "id-taken")
     one = operation(
         f"{id_}_to_run",
@@ -193,7 +194,7 @@ def _signals(
     )
     everybody = operation(
         id_,
-        f"{summary} to a key, or to everybody",
+        f"{summary} to a key, or to all runs that wait for it",
         answers,
         _WRITES,
         parameters=name,
@@ -287,7 +288,7 @@ def _actions(schemas: Schemas, registry: Registry) -> Iterator[tuple[str, Json]]
 
 
 def _with(body: Json, name: str, schema: Json) -> Json:
-    """A body one of whose members is known better."""
+    """A body's schema, with a more specific one for one of its members."""
     known = {**body, "properties": {**body["properties"], name: schema}}
     if schema.get("required") or "anyOf" in schema or "$ref" in schema:
         known["required"] = [*body.get("required", ()), name]

@@ -1,4 +1,4 @@
-"""The parts of an OpenAPI operation: its parameters, its body, and what it answers."""
+"""The parts of an OpenAPI operation: parameters, body and responses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from aioflow.http.schemas import Schemas, reference
 
 Json = dict[str, Any]
 
-#: What any operation may answer, one about a run, one with a name in its address, and one that takes a body.
+#: The problems that any operation may answer with, one about a run, one with a name in its path, one with a body.
 ANYWHERE: Final = ("not-local", "forbidden", "invalid", "internal", "unavailable")
 ABOUT_A_RUN: Final = ("run-not-found",)
-WITH_A_NAME: Final = ("not-found",)  # no address has a name with a line break in it
+WITH_A_NAME: Final = ("not-found",)  # for a name with a line break, which no route matches
 WITH_A_BODY: Final = ("malformed", "cross-origin", "body-too-large", "not-json", "limit-exceeded")
 
 RUN_ID: Final[Json] = {
@@ -34,11 +34,11 @@ LAST_EVENT_ID: Final[Json] = {
     "name": "Last-Event-ID",
     "in": "header",
     "schema": {"type": "string", "pattern": "^[0-9]{1,16}$"},
-    "description": "The seq that was seen last, as an EventSource says it.",
+    "description": "The seq of the last transition that was seen, as an EventSource sends it.",
 }
 PROBLEM: Final[Json] = {
     "type": "object",
-    "description": "A problem, as RFC 9457 has it.",
+    "description": "A problem as defined by RFC 9457.",
     "required": ["type", "title", "status"],
     "properties": {
         "type": {"type": "string", "format": "uri-reference"},
@@ -51,8 +51,8 @@ PROBLEM: Final[Json] = {
                 "type": "object",
                 "required": ["code", "message"],
                 "properties": {
-                    "pointer": {"type": "string", "description": "Where in the body."},
-                    "parameter": {"type": "string", "description": "Which parameter of the address."},
+                    "pointer": {"type": "string", "description": "The place in the body."},
+                    "parameter": {"type": "string", "description": "The parameter of the path, query or headers."},
                     "code": {"type": "string"},
                     "message": {"type": "string"},
                 },
@@ -76,12 +76,12 @@ def operation(
 
     Args:
         id_: unique in the document.
-        summary: a line.
+        summary: one line.
         answers: status -> response.
         problems: the kinds of problems that it may answer with.
-        parameters: of the address and the headers.
-        body: the schema of the JSON that it takes.
-        needs_body: whether an empty object is not enough.
+        parameters: of the path, the query and the headers.
+        body: the schema of the JSON body that it takes.
+        needs_body: whether a body is required, as an empty object is not valid.
     """
     by_status: dict[int, list[str]] = {}
     for kind in problems:
@@ -99,16 +99,16 @@ def operation(
 
 
 def answer(description: str, model: type[BaseModel]) -> Json:
-    """A response that shows a model."""
+    """A response whose body is this model."""
     return {"description": description, "content": {"application/json": {"schema": reference(model)}}}
 
 
 def query_of(schemas: Schemas, model: type[BaseModel]) -> list[Json]:
-    """The parameters of an address, of the model that reads them."""
+    """The query parameters that a model reads."""
     schema = schemas.of(model)
     found = []
     for name, shape in schema["properties"].items():
-        # Null is no value that an address could have: the parameter is left out.
+        # A query cannot hold null: such a parameter is left out of the address instead.
         kinds = [kind for kind in shape.pop("anyOf", ()) if kind != {"type": "null"}]
         rest = {key: value for key, value in shape.items() if key not in ("title", "description", "default")}
         if shape.get("default") not in (None, []):

@@ -1,4 +1,4 @@
-"""What an action's ``permissions`` say of a request: they belong to the action, and so hold wherever it is called."""
+"""Asks an action's ``permissions`` about a request. They belong to the action, so both HTTP apps ask them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Question: TypeAlias = Literal["has_permission", "has_action_permission"]
 
 
 async def permits(action: ActionDefinition, question: Question, *about: Any) -> bool:
-    """Whether each of an action's permissions says yes to what it can be asked.
+    """Whether each of an action's permissions that has this method answers it with yes.
 
     Args:
         action: the action.
-        question: which method is asked.
-        about: what it is asked about: the request, the action's name, and for the second one the input.
+        question: the method to call.
+        about: its arguments: the request, the action's name, and for ``has_action_permission`` the input.
 
     Raises:
         Whatever a permission raises.

@@ -1,7 +1,7 @@
-"""What went wrong, as RFC 9457 has it: ``application/problem+json`` with a stable type.
+"""Error answers as defined by RFC 9457: ``application/problem+json`` with a stable type.
 
 Every answer is made of data that is known to be the caller's or the engine's own; the text of an exception is never
-part of one. What is not foreseen is logged, and told as "internal".
+part of one. An unforeseen error is logged, and answered as "internal".
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from starlette.responses import Response
 from aioflow import errors, telemetry
 
 MEDIA_TYPE: Final = "application/problem+json"
-#: How many faults of one request are told.
+#: How many faults of one request are listed.
 _MOST_FAULTS: Final = 20
 
 
 class Kind(NamedTuple):
-    """A kind of problem."""
+    """A kind of problem: its HTTP status and title."""
 
     status: int
     title: str
 
 
-#: The stable part: a type's last word, its status, and what it means.
+#: The stable part: the last word of a type -> its status and title.
 KINDS: Final[Mapping[str, Kind]] = {
     "malformed": Kind(400, "The body is not JSON"),
     "not-local": Kind(403, "This app answers only clients on its own machine"),
@@ -60,13 +60,13 @@ def type_of(kind: str) -> str:
 
 
 class Problem(Exception):
-    """What is to be answered instead.
+    """Raised to answer with a problem.
 
     Args:
         kind: one of ``KINDS``.
         detail: a sentence for people.
         headers: further headers.
-        more: further members.
+        more: further members of the JSON object.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Problem(Exception):
         self.more = more
 
     def response(self) -> Response:
-        """The answer."""
+        """The problem as a response."""
         status, title = KINDS[self.kind]
         return _answer(
             {"type": type_of(self.kind), "title": title, "status": status}, self.detail, self.headers, self.more
@@ -100,12 +100,12 @@ def _answer(
 
 
 def invalid(error: ValidationError, *, at: Sequence[str | int] = (), parameters: bool = False) -> Problem:
-    """A request that does not validate: what, where.
+    """The problem of a request that does not validate, with the place and message of each fault.
 
     Args:
-        error: pydantic's.
-        at: where in the body it was validated.
-        parameters: whether it is the address's parameters that were validated.
+        error: pydantic's error.
+        at: the place in the body of what was validated.
+        parameters: whether parameters of the address were validated, not the body.
     """
     faults = []
     for fault in error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_FAULTS]:
@@ -116,7 +116,7 @@ def invalid(error: ValidationError, *, at: Sequence[str | int] = (), parameters:
 
 
 def fault(message: str, code: str, *, at: Sequence[str | int] = (), parameter: str | None = None) -> Problem:
-    """A request that does not validate, for one reason of our own."""
+    """The problem of a request that does not validate for a reason of our own, not pydantic's."""
     place = {"pointer": _pointer(at)} if parameter is None else {"parameter": parameter}
     return Problem("invalid", errors=[{**place, "code": code, "message": message}])
 
@@ -126,7 +126,7 @@ def _pointer(path: Sequence[str | int]) -> str:
 
 
 def answer_of(error: Exception) -> Response:
-    """What is answered when an endpoint raises."""
+    """The response for an error that an endpoint raised."""
     match error:
         case Problem():
             return error.response()
@@ -154,12 +154,12 @@ def answer_of(error: Exception) -> Response:
             return Problem("internal", "The log of the server has more.").response()
 
 
-#: The statuses that Starlette's router, and the guard, answer with.
+#: The statuses with which Starlette's router and the guard answer.
 _OF_STATUS: Final = {403: "forbidden", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
 
 
 def _of_http(error: HTTPException) -> Response:
-    """An HTTPException is an answer that somebody has chosen: its status and headers stay."""
+    """The response for an HTTPException, whose status and headers were chosen on purpose, and are kept."""
     kind = _OF_STATUS.get(error.status_code)
     if kind is not None:
         detail = error.detail if error.detail != HTTPStatus(error.status_code).phrase else None

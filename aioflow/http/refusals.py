@@ -1,6 +1,6 @@
-"""What StateZero's clients are told when a call is refused: they map ``type`` to a class, and read ``detail`` by its shape.
+"""Error answers to StateZero's clients, which map ``type`` to an error class, and read ``detail`` by its shape.
 
-No text of an exception is part of an answer: what is told is the engine's own, or pydantic's about the caller's input.
+The text of an exception is never part of one: the words are the engine's own, or pydantic's about the caller's input.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from starlette.responses import Response
 from aioflow import errors, telemetry
 from aioflow.causes import describe
 
-#: Clients know these two codes.
+#: The two codes that clients know.
 _INVALID: Final = "validation_error"
 _NOT_FOUND: Final = "not_found"
-#: How many faults of one input are told.
+#: How many faults of one input are listed.
 _MOST_FAULTS: Final = 50
 _REQUIRED: Final = "This field is required."
 NO_FIELD: Final = "non_field_errors"
 
 
 class Refusal(Exception):
-    """What is answered instead.
+    """Raised to answer with an error.
 
     Args:
-        status: HTTP's.
+        status: the HTTP status.
         body: the JSON object.
         headers: further headers.
     """
@@ -43,12 +43,12 @@ class Refusal(Exception):
         self.headers = headers
 
     def response(self) -> Response:
-        """The answer."""
+        """The refusal as a response."""
         return answer(self.body, self.status, self.headers)
 
 
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """JSON that nobody is to keep."""
+    """A JSON response that is not to be cached."""
     return Response(
         to_json(body, inf_nan_mode="null"),
         status,
@@ -62,13 +62,13 @@ def _typed(status: int, type_: str, detail: Any, headers: Mapping[str, str] | No
 
 
 def no_credentials(*, some: bool) -> Refusal:
-    """Nobody, or somebody unknown. ``some``: whether there were credentials at all."""
+    """The caller is not authenticated. ``some``: whether it has sent credentials at all."""
     detail = "Invalid token." if some else "Authentication credentials were not provided."
     return Refusal(401, {"detail": detail}, {"www-authenticate": "Token"})
 
 
 def no_permission(detail: str = "Permission denied") -> Refusal:
-    """Somebody who may not."""
+    """The caller is not allowed to do this."""
     return _typed(403, "PermissionDenied", detail)
 
 
@@ -83,7 +83,7 @@ def no_method(method: str, allowed: str) -> Refusal:
 
 
 def unsupported(content_type: str) -> Refusal:
-    """The body is not JSON by its own account."""
+    """The content type is not JSON."""
     return _typed(415, "UnsupportedMediaType", f'Unsupported media type "{content_type}" in request.')
 
 
@@ -104,12 +104,12 @@ def unfit(fields: Mapping[str, list[str]]) -> Refusal:
 
 
 def misplaced(message: str) -> Refusal:
-    """The run does not wait for this: a list, by which clients tell it from errors of fields."""
+    """The run does not wait for this: ``detail`` is a list, by which clients tell it from errors of fields."""
     return _typed(400, "ValidationError", [{"message": message, "code": _INVALID}])
 
 
 def broken(detail: str = "Internal server error") -> Refusal:
-    """It is the server's fault."""
+    """The server has failed."""
     return _typed(500, "RuntimeError", detail)
 
 
@@ -134,7 +134,7 @@ def faults_of(error: errors.ActionInputInvalid | errors.LimitExceeded) -> dict[s
 
 
 def _of_http(error: HTTPException, *, credentials: bool) -> Refusal:
-    """An HTTPException is an answer that somebody has chosen: its status and headers stay."""
+    """The refusal for an HTTPException; any status but 401, 403 and 413 is kept, with its text and headers."""
     match error.status_code:
         case 401:
             return no_credentials(some=credentials)
@@ -152,12 +152,12 @@ def _of_http(error: HTTPException, *, credentials: bool) -> Refusal:
 
 
 def refusal_of(error: Exception, *, credentials: bool, debug: bool = False) -> Refusal:
-    """What is answered when something is raised.
+    """The refusal for an error that was raised.
 
     Args:
         error: what was raised.
-        credentials: whether the caller sent any.
-        debug: tell what it was.
+        credentials: whether the caller has sent credentials.
+        debug: tell the caller what an unforeseen error was.
     """
     match error:
         case Refusal():

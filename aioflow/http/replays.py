@@ -1,12 +1,12 @@
-"""``Idempotency-Key``: a call that is sent again, because its answer was lost, gets the answer that there was.
+"""``Idempotency-Key``: a call that is sent again, because its answer was lost, gets the first answer again.
 
-What was called is safe without it: an action that has run is not open any more. The key is for the caller, who else
-could not tell his own call from somebody else's. Answers are kept in this process, and only those of calls that
-succeeded: one that failed may be tried again.
+The run is safe without it: an action that has run is not open any more. The key is for the caller, which otherwise
+could not tell whether its own call or another's has run the action. Answers are kept in this process, and only those of
+calls that succeeded: a call that failed may be tried again.
 
-An answer is its caller's alone. What ``authenticate`` reads is not known, so the same caller is who is known by the
-same user, as far as that can be read, and sends the same headers, but for those that differ from call to call. Whoever
-is taken for another one only misses the answer.
+An answer is for its caller alone. What ``authenticate`` reads is not known, so a call has the same caller if it has the
+same user, as far as the ``repr`` of that tells, and the same headers, but for those that differ from call to call. If
+the same caller is not recognised, it only misses the answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from aioflow.model import MAX_NAME
 HEADER: Final = "idempotency-key"
 _KEPT: Final[Micros] = 24 * 3600 * SECOND
 _MOST: Final = 10_000
-#: What is nobody's credentials, and may be another when the same call is sent again.
+#: Headers that carry no credentials, and may differ when the same call is sent again.
 _PASSING: Final = frozenset(
     {
         "accept", "accept-encoding", "accept-language", "baggage", "cache-control", "connection", "content-length",
@@ -41,7 +41,7 @@ _PASSING: Final = frozenset(
 
 
 class _Answer(NamedTuple):
-    """An answer that was given. ``asked``: what the call was."""
+    """An answer that was given. ``asked``: the digest of the call's path and body."""
 
     asked: bytes
     status: int
@@ -50,9 +50,9 @@ class _Answer(NamedTuple):
 
 
 class Replays:
-    """The answers of this process.
+    """The answers that this process keeps.
 
-    The mutable state: answers by caller and key, the oldest first; and who is calling with a key now.
+    The mutable state: answers by caller and key, the oldest first; and the calls with a key that are under way.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Replays:
         """The answer to a call: that of an earlier one with the same key, or a new one.
 
         Raises:
-            Refusal: the key is of no use, or was used for another call.
+            Refusal: the key is empty or too long, or was used for another call.
             Others: what ``call`` raises.
         """
         key = request.headers.get(HEADER)
@@ -102,7 +102,7 @@ class Replays:
 
 
 def _caller(request: Request) -> Iterator[str]:
-    """Who calls."""
+    """What identifies the caller: the user, the query, and all headers that may hold credentials."""
     yield _user(request)
     yield request.url.query
     for name, value in sorted(request.headers.items()):
@@ -112,16 +112,16 @@ def _caller(request: Request) -> Iterator[str]:
 
 
 def _user(request: Request) -> str:
-    """The user, as far as he can be read: an object's address, which others have after it, says nothing."""
+    """The user's ``repr``, unless it is object's own, whose address later objects may have; then the client's host."""
     user = request.scope.get("user")
     if type(user).__repr__ is not object.__repr__:  # type: ignore[comparison-overlap]
-        with suppress(Exception):  # whatever somebody's own __repr__ raises
+        with suppress(Exception):  # the user class's __repr__ may raise anything
             return repr(user)
     return "" if request.client is None else request.client.host
 
 
 def _digest(*parts: str | bytes) -> bytes:
-    """One value for several texts, different for different ones, that keeps no secret."""
+    """A digest of several texts, different for different ones, so that no secret in them is kept."""
     found = hashlib.sha256()
     for part in parts:
         raw = part.encode(errors="surrogatepass") if isinstance(part, str) else part

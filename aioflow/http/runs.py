@@ -1,4 +1,4 @@
-"""What can be asked about runs, and done to one."""
+"""The endpoints that list and read runs, and those that signal and cancel one."""
 
 from __future__ import annotations
 
@@ -27,20 +27,22 @@ from aioflow.run import WorkflowRun
 from aioflow.runtime import Engine
 from aioflow.waiters import reached
 
-#: Seconds that a long poll may take.
+#: How many seconds a long poll may take.
 LONGEST_WAIT: Final = 30.0
-#: How many runs a list reads at once, at the least: of a short page's many may not be shown.
+#: How many runs a list reads at once at least, even for a short page, as many of them may not be shown.
 _READ: Final = 100
-#: How many a list asks about at the most, so that who may see nothing cannot have all of a store read.
+#: About how many runs a list asks at most, so that a caller that may see none cannot have the whole store read.
 MOST_LOOKED = 10_000
 
 
 class WaitParameters(listing.Parameters):
-    """What is waited for, and how long."""
+    """What to wait for, and how long."""
 
     timeout: Annotated[
         float,
-        Field(ge=0, allow_inf_nan=False, description=f"Seconds; more than {LONGEST_WAIT:g} is {LONGEST_WAIT:g}."),
+        Field(
+            ge=0, allow_inf_nan=False, description=f"Seconds; more than {LONGEST_WAIT:g} counts as {LONGEST_WAIT:g}."
+        ),
     ] = 20.0
     until: Literal["ended", "parked"] = "ended"
 
@@ -49,7 +51,7 @@ class StreamParameters(listing.Parameters):
     """Where a stream begins."""
 
     after: Annotated[
-        listing.Seq | None, Field(description="Only transitions with a higher seq; `Last-Event-ID` comes first.")
+        listing.Seq | None, Field(description="Only transitions with a higher seq; `Last-Event-ID` has precedence.")
     ] = None
 
 
@@ -63,10 +65,11 @@ class Runs:
         self._models = models
 
     async def list(self, request: Request) -> Response:
-        """The runs that match and may be listed: each that matches is asked about, until the page is full.
+        """List the runs that match and that ``authorize`` allows: it is asked about each match until the page is full.
 
-        Nothing in the answer depends on the others, also not whether there is more: it is looked for, up to so many runs
-        that no request reads a whole store. Then the page ends with what was found, and the next goes on from there.
+        Nothing in the answer depends on runs that are not allowed, not even whether there is a next page: another
+        allowed run is looked for. After ``MOST_LOOKED`` runs the page ends with those that were found, and the next one
+        goes on from there.
         """
         await self._access.check(request, "list")
         asked = listing.read(request.query_params, listing.ListParameters)
@@ -91,11 +94,11 @@ class Runs:
         ).response()
 
     async def get(self, request: Request) -> Response:
-        """A run as it stands."""
+        """A run as it stands now."""
         return RunView.of(await self._access.load(request, "get")).response()
 
     async def history(self, request: Request) -> Response:
-        """What was committed of a run."""
+        """List a run's transitions."""
         run = await self._access.load(request, "history")
         asked = listing.read(request.query_params, listing.HistoryParameters)
         found = await self._engine.history(run.id, after=asked.after, limit=asked.limit)
@@ -107,7 +110,7 @@ class Runs:
         ).response()
 
     async def wait(self, request: Request) -> Response:
-        """A run, once it has ended or parked; or as it stands when the time is over, or the server ends."""
+        """A run, once it has ended or parked; or as it stands when the time is over, or the server shuts down."""
         run = await self._access.load(request, "wait")
         asked = listing.read(request.query_params, WaitParameters)
         if not reached(run.row, asked.until):
@@ -137,7 +140,7 @@ class Runs:
         return ReceiptView.of(receipt).response()
 
     async def cancel(self, request: Request) -> Response:
-        """End a run."""
+        """Cancel a run."""
         run = await self._access.load(request, "cancel")
         asked = await bodies.read(request, bodies.CancelBody)
         return CancelView(cancelled=await self._engine.cancel(run.id, asked.reason)).response()

@@ -1,7 +1,7 @@
-"""JSON Schemas of pydantic models, in one place: the components of an OpenAPI document.
+"""JSON Schemas of pydantic models, collected as the components of an OpenAPI document.
 
-Every workflow has a class called Context: what belongs to one owner is filed under its name, so that no two are mixed
-up, and no module or class path shows.
+Every workflow has a class called Context: each owner's schemas have its name as a prefix, so that no two are mixed up,
+and no module or class path shows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PLACE: Final = "#/components/schemas/"
 
 
 class Schemas:
-    """The schemas that were asked for.
+    """The schemas collected so far.
 
     The mutable state: ``components``, by name.
     """
@@ -29,19 +29,19 @@ class Schemas:
         self.components: dict[str, Any] = {}
 
     def add_answers(self, models: Iterable[type[BaseModel]]) -> None:
-        """File what is answered, by the names of the classes: refer to it by ``reference``."""
+        """Add the models of answers, under the names of their classes; ``reference`` refers to them."""
         _, whole = models_json_schema([(model, "serialization") for model in models], ref_template=f"{_PLACE}{{model}}")
         self.components.update(whole["$defs"])
 
     def of(self, model: type[BaseModel], owner: str = "", *, by_alias: bool = True) -> dict[str, Any]:
-        """The schema of what is taken; what it refers to is filed under its owner.
+        """The schema of a model of input; the schemas that it refers to are added with the owner's prefix.
 
-        A model that has none is an object of which nothing is known.
+        If a model has no JSON Schema, it is shown as any object.
         """
         prefix = f"{word(owner)}." if owner else ""
         try:
             schema = model.model_json_schema(by_alias=by_alias, ref_template=f"{_PLACE}{prefix}{{model}}")
-        except Exception as error:  # noqa: BLE001 - pydantic's own, and what a type's own schema raises
+        except Exception as error:  # noqa: BLE001 - pydantic's error, or whatever a custom type's schema raises
             telemetry.debug("a model has no JSON Schema", model=model.__qualname__, error=one_line(error))
             return {"type": "object"}
         for name, part in schema.pop("$defs", {}).items():
@@ -50,7 +50,7 @@ class Schemas:
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
-    """Where ``add_answers`` has filed it."""
+    """A reference to a model that ``add_answers`` has added."""
     return {"$ref": f"{_PLACE}{model.__name__}"}
 
 

@@ -1,4 +1,4 @@
-"""What is about no single run: starting one, signals to a key or to everybody, events."""
+"""The endpoints that are about no existing run: start one, signal a key or all that wait, emit an event."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sends:
         self._models = models
 
     async def start(self, request: Request) -> Response:
-        """Start a run; 201. 200 with the run that has the key already, if that may be got."""
+        """Start a run: 201; or 200 with the run that has the key already, if "get" is allowed on that."""
         await self._access.check(request, "start")
         asked = await bodies.read(request, bodies.StartBody)
         definition = self._engine.registry.find(bodies.name_in(request))

@@ -1,4 +1,4 @@
-"""``statezero``: actions as HTTP endpoints that StateZero's clients call unmodified. It puts the parts together."""
+"""``statezero``: actions as HTTP endpoints that unmodified StateZero clients can call. It puts the parts together."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from aioflow.http.refusals import Refusal, refusal_of
 from aioflow.runtime import Engine
 
 _Endpoint: TypeAlias = Callable[[ActionRequest], Awaitable[Response]]
-#: What browsers may send beside what they always may.
+#: The headers that web pages may send in addition to those that CORS always allows.
 _HEADERS: Final = (
     "authorization", "content-type", "idempotency-key", "x-canonical-id", "x-operation-id", "x-statezero-sync-token",
     "x-sync-token",
@@ -45,21 +45,21 @@ def statezero(
     Mount it: ``app.mount("/statezero", statezero(engine, authenticate))`` in FastAPI and Starlette, whose own lifespan
     opens the engine: ``lifespan=engine.lifespan``. Served by itself it opens and closes the engine.
 
-    A call is answered with the state that the action's step committed. Who may call which action, its ``permissions``
-    say; without any, whoever is authenticated. They, and a step's ``request``, see ``request.user`` (what
-    ``authenticate`` gave), and from ``has_action_permission`` on ``request.run`` (the WorkflowRun, or None if there is
-    none) and ``request.data``.
+    A call is answered with the state that the action's step committed. An action's ``permissions`` decide who may call
+    it; without any, every authenticated caller may. Permissions, and a step's parameter ``request``, are given the
+    request: ``request.user`` is what ``authenticate`` gave; from ``has_action_permission`` on, ``request.run`` is the
+    WorkflowRun (None if there is no such run), and ``request.data`` the input.
 
-    A call with an ``Idempotency-Key`` that is sent again by the same caller gets the answer of the one that succeeded, for
-    a day, from the process that has answered it: behind several processes, or after a restart, it may be told that the
-    run does not wait for the action any more.
+    If a call with an ``Idempotency-Key`` has succeeded, the same caller gets the same answer when it sends the call
+    again within a day to the same process; another process, or a restarted one, may answer that the run does not wait
+    for the action any more.
 
     Args:
-        engine: whose actions.
-        authenticate: ``authenticate(request)``, sync or async, gives who calls, or None for nobody (401). It may raise
+        engine: the engine whose actions are called.
+        authenticate: ``authenticate(request)``, sync or async, gives the user, or None for nobody (401). It may raise
             Starlette's HTTPException, as permissions may. Without it only clients on this machine are answered.
-        sync_token: what code generators send as ``X-Sync-Token`` to read the schema without being anybody. Without it
-            they need to be authenticated.
+        sync_token: what code generators send as ``X-Sync-Token`` to read the schema, instead of being authenticated.
+            Without it they must be authenticated.
         allow_origins: the origins whose web pages may call, as browsers write them: ``https://app.example.com``.
         debug: tell callers what a step raised. The log has it in any case.
 
@@ -93,12 +93,12 @@ def statezero(
         exception_handlers={HTTPException: _on_http_exception},
         lifespan=engine.lifespan,
     )  # fmt: skip
-    app.router.redirect_slashes = False  # clients do not follow, and a redirect would name whatever host they say
+    app.router.redirect_slashes = False  # clients do not follow, and a redirect would name whatever host they sent
     return app
 
 
 class _Endpoints:
-    """What is asked first, and who answers. ``sync_token``: what opens the schema, in place of the identity."""
+    """The endpoints, with the checks that come first. ``sync_token``: opens the schema, in place of the identity."""
 
     def __init__(self, engine: Engine, identity: Identity, sync_token: str | None, *, debug: bool) -> None:
         self._engine = engine
@@ -133,17 +133,17 @@ def _check_token(request: Request, token: str) -> None:
     sent = request.headers.get("x-sync-token") or request.headers.get("x-statezero-sync-token")
     if not sent:
         raise Refusal(403, {"detail": "Schema sync requires the header X-Sync-Token."})
-    if not hmac.compare_digest(sent.encode("latin-1"), token.encode()):  # the bytes that were sent
+    if not hmac.compare_digest(sent.encode("latin-1"), token.encode()):  # Starlette decodes headers as latin-1
         raise Refusal(409, {"detail": "Sync token mismatch: it is not the one that this server has."})
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own answers, which here is only 404."""
+    """Starlette's own error answers: here, only 404."""
     return refusals.not_found("Not found.").response()
 
 
 class _Answering:
-    """An endpoint for every method that answers, whatever happens in it. A class, so that Starlette takes it as an app."""
+    """An endpoint for every method, which answers errors, too. A class, so that Starlette takes it as an app."""
 
     def __init__(self, endpoint: _Endpoint, *, debug: bool) -> None:
         self._endpoint = endpoint
@@ -155,13 +155,13 @@ class _Answering:
         request = ActionRequest(scope, receive)
         try:
             response = await self._endpoint(request)
-        except Exception as error:  # noqa: BLE001 - the edge: whatever it is, it is told as clients expect it
+        except Exception as error:  # noqa: BLE001 - the edge: every error is answered as clients expect it
             response = refusal_of(error, credentials=has_credentials(request), debug=self._debug).response()
         await response(scope, receive, send)
 
 
 class _Limited:
-    """No body that is too large, and no web page of a foreign origin."""
+    """Refuses bodies that are too large, and web pages of a foreign origin."""
 
     def __init__(self, app: ASGIApp, allow_origins: Sequence[str]) -> None:
         self._app = app

@@ -1,7 +1,8 @@
 """A run's transitions as server-sent events, for a bounded time.
 
-A stream ends after some 20 seconds, and with the server: an EventSource comes back by itself, says by ``Last-Event-ID``
-what it has seen, and misses nothing. Once the run has ended and all of it was seen, it is told to stop (204).
+A stream ends after some 20 seconds, or when the server shuts down: an EventSource reconnects by itself, tells by
+``Last-Event-ID`` what it has seen, and misses nothing. Once it has seen all of a run that has ended, it is told to stop
+(204).
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from aioflow.http.views import TransitionView
 from aioflow.run import WorkflowRun
 from aioflow.runtime import Engine
 
-#: Seconds that a stream lasts, and until its client asks again.
+#: How many seconds a stream lasts, and after how many its client is to reconnect.
 LONGEST_STREAM: Final = 20.0
 RETRY: Final = 1.0
-#: Seconds for the last words, to a client that may not listen any more.
+#: How many seconds sending the end may take, as the client may not read any more.
 _LAST_WORDS: Final = 0.5
 _DIGITS: Final = 16
 
 
 class Stream(Response):
-    """The answer that goes on.
+    """The streaming response.
 
     Args:
         engine: where the run is watched.
-        exits: ends it.
+        exits: ends the stream.
         run: the run.
         after: only transitions with a higher seq.
     """
@@ -57,9 +58,9 @@ class Stream(Response):
             if scope["method"] != "HEAD":
                 with self._exits.bounded(LONGEST_STREAM, receive):
                     await self._tell(send)
-        except AioflowError as error:  # the engine closes, the store is away: the client asks again
+        except AioflowError as error:  # the engine closes, or the store is not available: the client reconnects
             telemetry.warn("a stream ended early", error=str(error))
-        # A server may wait for a client that does not read.
+        # ``send`` may wait for a client that does not read.
         with move_on_after(_LAST_WORDS):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -79,10 +80,10 @@ async def _say(send: Send, text: str) -> None:
 
 
 def position(request: Request, after: int | None) -> int:
-    """Where a stream is to begin: behind what the client says that it has seen. Raises Problem ("invalid")."""
+    """The seq after which a stream is to begin: ``Last-Event-ID``, else ``after``. Raises Problem ("invalid")."""
     seen = request.headers.get("last-event-id")
     if not seen:
         return after or 0
     if not (seen.isascii() and seen.isdecimal() and len(seen) <= _DIGITS):
-        raise fault("It is no id of this stream.", "last_event_id", parameter="Last-Event-ID")
+        raise fault("It is not an id of this stream.", "last_event_id", parameter="Last-Event-ID")
     return int(seen)

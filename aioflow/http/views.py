@@ -1,4 +1,4 @@
-"""What is answered: the models of the responses' bodies. All datetimes are UTC, and end in ``Z``."""
+"""The models of response bodies. All datetimes are UTC, and end in ``Z``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aioflow.model import Transition, WorkflowStatus
 from aioflow.run import WorkflowRun
 from aioflow.signals import SignalReceipt
 
-#: What is said in place of a text that may be an exception's: by the kind of transition, and else.
+#: What is told in place of a text that may be an exception's: by the kind of transition; ``_RAISED`` for all others.
 _INSTEAD: Final = {
     "block": "Its code cannot take it as it is stored. The log of the server has more.",
     "reject": "What was sent does not fit.",
@@ -26,8 +26,7 @@ _RAISED: Final = "An error was raised. The log of the server has more."
 def error_of(run: WorkflowRun[Any]) -> str | None:
     """Why a run failed, was cancelled or is blocked, in the words of ``fail``, ``cancel``, GiveUp and the engine alone.
 
-    Whoever wrote the text of another exception did not write it for callers. Only a run that failed by an exception has a
-    traceback.
+    The text of any other exception was not written for callers. Only a run that an exception failed has a traceback.
     """
     if run.error is None or run.status == WorkflowStatus.CANCELLED:
         return run.error
@@ -37,12 +36,12 @@ def error_of(run: WorkflowRun[Any]) -> str | None:
 
 
 class View(BaseModel):
-    """Something that is shown."""
+    """The base of all response bodies."""
 
     model_config = ConfigDict(from_attributes=True)
 
     def response(self, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-        """The answer that shows it."""
+        """A response with this body."""
         return Response(
             self.model_dump_json(),
             status,
@@ -59,13 +58,13 @@ class RunSummary(View):
     version: str
     key: str | None
     status: WorkflowStatus
-    current_step: Annotated[str, Field(description="The step that runs, that returned the wait, or that was the last.")]
+    current_step: Annotated[str, Field(description="The step that runs, that returned the wait, or that ran last.")]
     waiting_for: str | None
     waiting_signal: str | None
     waiting_key: str | None
-    on_timeout: Annotated[str | None, Field(description="The step for when the time of the wait is over.")]
+    on_timeout: Annotated[str | None, Field(description="The step that the run goes on with when its wait times out.")]
     wake_at: datetime | None
-    deadline: Annotated[datetime | None, Field(description="When the time of the whole run is over.")]
+    deadline: Annotated[datetime | None, Field(description="When the whole run times out.")]
     attempt: int
     progress: float | None
     error: Annotated[
@@ -92,14 +91,14 @@ class RunView(RunSummary):
 
 
 class RunPage(View):
-    """Runs, in order: as many as asked for, if there are; fewer if they are far apart among others that are not shown."""
+    """Runs, in order. A page may have fewer than asked for, and still a next one, if many others may not be shown."""
 
     runs: list[RunSummary]
     next: Annotated[str | None, Field(description="The cursor of the next page; null at the end.")]
 
 
 class TransitionView(View):
-    """Something that was committed of a run."""
+    """A committed transition of a run."""
 
     seq: Annotated[int, Field(description="1, 2, 3 … without gaps.")]
     at: datetime
@@ -111,7 +110,7 @@ class TransitionView(View):
 
     @classmethod
     def of(cls, transition: Transition, run: WorkflowRun[Any]) -> TransitionView:
-        """What is shown of a transition. ``run``: as it was after it, if it is the last."""
+        """What is shown of a transition. ``run``: its run, as of the transition if that ended it."""
         error = transition.error
         if transition.kind == "fail":
             error = error_of(run)
@@ -140,11 +139,11 @@ class ReceiptView(View):
 
     state: Literal["delivered", "buffered", "rejected", "none"]
     delivered: Annotated[list[int], Field(description="The runs that took it.")]
-    rejected: Annotated[list[int], Field(description="The runs that wait for it, and that it does not fit.")]
+    rejected: Annotated[list[int], Field(description="The runs that wait for it, and for which it is invalid.")]
 
     @classmethod
     def of(cls, receipt: SignalReceipt) -> ReceiptView:
-        """What is shown of a receipt: not why a run refuses a signal, which tells of its Context."""
+        """What is shown of a receipt: not why a run rejects a signal, which would reveal its Context."""
         return cls(state=receipt.state, delivered=receipt.delivered, rejected=sorted(receipt.rejected))
 
 
@@ -157,7 +156,7 @@ class EventView(View):
     entity_id: str | None
     at: datetime
     status: str
-    occurrence: Annotated[int, Field(description="Rises whenever the event is replaced.")]
+    occurrence: Annotated[int, Field(description="From 1; rises whenever the event is replaced.")]
     recorded_at: datetime
     occurred_at: datetime | None
 
@@ -168,7 +167,7 @@ class EventView(View):
 
 
 class CancelView(View):
-    """What became of a cancellation."""
+    """The result of a cancellation."""
 
     cancelled: Annotated[bool, Field(description="False if the run had ended already.")]
 
@@ -180,7 +179,7 @@ class ActionView(View):
     step: str
     title: str | None
     description: str | None
-    input_schema: Annotated[dict[str, JsonValue], Field(description="What it takes, as JSON Schema.")]
+    input_schema: Annotated[dict[str, JsonValue], Field(description="The JSON Schema of its input.")]
 
     @classmethod
     def of(cls, action: OpenAction) -> ActionView:
@@ -195,12 +194,12 @@ class ActionView(View):
 
 
 class OpenActionsView(View):
-    """The actions that a run waits for."""
+    """The actions that are open on a run."""
 
     actions: list[ActionView]
 
 
 class HealthView(View):
-    """How the app is."""
+    """The app's health."""
 
     status: Literal["ok"] = "ok"
