@@ -1,4 +1,4 @@
-"""Events, what is planned because of them, and who listens."""
+"""Events, the plans that they have made, and the listeners of workflows."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _COLUMNS: Final = ("event_id", "name", "namespace", "entity_id", "status")
 class Events:
     """All events and plans.
 
-    The mutable state is ``events``, ``plans``, what was replaced, the listeners of each workflow, the counter of plans' ids, and how to
-    undo the present batch; what else there is follows from the first two, and changes with them alone.
+    The mutable state is the events, the plans, which occurrences were replaced, the listeners of each workflow, the
+    counter of plans' ids, and how to undo the present batch; the other attributes are indexes of events and plans.
 
     Args:
-        mailbox: gets the copies of what occurs.
+        mailbox: gets the copies of events that occur.
         check: raises for a row that a database could not hold.
     """
 
@@ -36,7 +36,7 @@ class Events:
         self._by_event_id: dict[str, int] = {}
         #: (name, entity_id) -> ids of events
         self._by_entity: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-        #: The mail_ids of occurrences that others have replaced.
+        #: The mail_ids of occurrences that were replaced.
         self._replaced: set[int] = set()
         self._plans: dict[int, Plan] = {}
         self._plans_of: defaultdict[int, list[int]] = defaultdict(list)
@@ -128,11 +128,11 @@ class Events:
         return None if plan is None else Planned(plan, self._events[plan.event])
 
     def take(self, plan_id: int) -> None:
-        """A Start takes the plan away."""
+        """Delete a plan, for a Start that fulfils it."""
         self._put_plan(plan_id, None)
 
     def missed(self, run: Run) -> Iterator[EventRecord]:
-        """What has occurred since the run began, of the entities that it waits for events of."""
+        """The events that have occurred since the run's ``created_at`` and that its arms with an entity_id wait for."""
         for arm in arms_of(run):
             if arm.kind == "event" and arm.key is not None:
                 for id_ in self._by_entity.get((arm.name, arm.key), ()):
@@ -142,7 +142,7 @@ class Events:
                         yield event
 
     def in_the_way(self, run: Run, now: Micros) -> Deadline | None:
-        """The first occurring that is due by the end of the run's wait, and by now, and that the run would hear of."""
+        """The first plan of an event to occur that is due by the end of the run's wait, and by now, and fits an arm."""
         waits = [arm for arm in arms_of(run) if arm.kind == "event"]
         if run.wake_at is None or not waits:
             return None
@@ -157,7 +157,7 @@ class Events:
         return None
 
     def begin(self) -> None:
-        """A batch begins, which ``undo`` would undo."""
+        """A batch begins: ``undo`` goes back to here."""
         self._undo.clear()
 
     def undo(self) -> None:
@@ -174,12 +174,12 @@ class Events:
         return None if id_ is None else self._events[id_]
 
     def recorded(self, event: EventRecord) -> bool:
-        """Whether this very event was recorded, be it that another has replaced it since."""
+        """Whether this very occurrence was recorded, even if another has replaced it since."""
         known = self.known(event.event_id)
         return (known is not None and known.mail_id == event.mail_id) or event.mail_id in self._replaced
 
     def select(self, query: EventQuery) -> list[EventRecord]:
-        """Look at every event."""
+        """The events that match; looks at every event."""
         found = [
             event
             for event in self._events.values()
@@ -191,7 +191,7 @@ class Events:
         return sorted(found, key=lambda event: event.id, reverse=query.descending)[: query.limit]
 
     def planned(self, query: PlanQuery) -> list[Planned]:
-        """The plans that there are, each once."""
+        """The plans that match, each once."""
         ids = dict.fromkeys(query.ids)
         if query.blocked:
             first = bisect_left(self._due, (BLOCKED, 0), key=_moment)
@@ -213,7 +213,7 @@ class Events:
         failing = sum(plan.error is not None and plan.due != BLOCKED for plan in starts)
         return dict(events), len(starts), failing, blocked
 
-    # ---- rows, and what follows from them
+    # ---- rows, and their indexes
 
     def _occur(self, event: EventRecord, now: Micros) -> EventRecord:
         event = event._replace(status=EventStatus.OCCURRED.value, occurred_at=now)

@@ -1,4 +1,4 @@
-"""What becomes of a change, and of the whole batch if one of its changes is refused."""
+"""Decides what becomes of each change of a batch, writes it, and can undo the whole batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aioflow_memory.rows import Rows, Write
 
 
 class Judge:
-    """Judges and writes one batch, and notes what it writes, so that it can be undone."""
+    """Judges and writes one batch, and records what it writes, so that it can be undone."""
 
     def __init__(self, rows: Rows, now: Micros) -> None:
         self._rows = rows
@@ -33,7 +33,7 @@ class Judge:
         self._rows.events.undo()
 
     def judge(self, change: Change) -> Result:
-        """Do it, if its guards hold; what was judged before it has been written."""
+        """Write the change, if its guards hold; the changes judged before it are written already."""
         match change:
             case Start():
                 return self._judge_start(change)
@@ -124,14 +124,14 @@ class Judge:
         return Result("applied", write.run)
 
     def _catch_up(self, result: Result) -> Result:
-        """Give a run that waits for events of an entity what it has missed."""
+        """Give a run that waits for events of an entity copies of those that have occurred before."""
         if result.run is not None and result.run.arms is not None:
             for event in self._rows.events.missed(result.run):
                 self._rows.mailbox.copy(event, result.run.id)
         return result
 
     def _offered(self, run_id: int, transition: Transition) -> Result:
-        """What became of an earlier offer of this: "stale" if there was none."""
+        """The result of an earlier offer of this change; "stale" if none was applied."""
         rows = self._rows.history.get(run_id, [])[transition.seq - 1 :][:1]
         again = any(row.commit_id == transition.commit_id for row in rows)
         return Result("applied" if again else "stale", self._rows.runs.get(run_id))
@@ -146,7 +146,7 @@ class Judge:
         return Result("applied" if self._rows.mailbox.has(part.signal) else "stale")
 
     def told(self, change: Change, result: Result) -> Result:
-        """The result, with what is known only when the whole batch is written."""
+        """The result, completed with what is known only once the whole batch is written."""
         if isinstance(change, Post) and result.outcome == "applied":
             return result._replace(run_ids=self._rows.mailbox.receivers(change.signal, self._now))
         if isinstance(change, Emit | Occur) and result.event is not None and result.outcome == "applied":
@@ -159,7 +159,7 @@ class Judge:
 
 
 def _may_follow(newest: Run, reuse: Reuse) -> bool:
-    """Whether the key of this run, the newest that has it, may name another."""
+    """Whether another run may be started with the key of this run, which holds it."""
     match reuse:
         case "never":
             return False

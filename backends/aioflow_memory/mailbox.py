@@ -1,4 +1,4 @@
-"""Signals on their way to runs, and what runs wait for."""
+"""The signals in the mailbox, and the waits of runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FEW: Final = 8
 
 
 class _Kept(NamedTuple):
-    """A signal, and who took it when. What nobody can take any more has expired at 0."""
+    """A signal, and when which run took it. One that no run can take any more has ``expires_at`` 0."""
 
     signal: Signal
     taken_at: Micros | None = None
@@ -37,25 +37,25 @@ class _Waiting(NamedTuple):
 
 
 class Mailbox:
-    """All signals, by (id, run id), in the order of posting; the waits by run id; and which occurrences runs have taken."""
+    """All signals, by (id, run id), in order of posting; the waits, by run id; and the occurrences that runs took."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, int], _Kept] = {}
         self._waits: dict[int, _Waiting] = {}
-        #: (run id, mail_id)
+        #: The occurrences that runs have taken: (run id, mail_id).
         self._seen: set[tuple[int, int]] = set()
-        #: What the present batch has added to it.
+        #: What the present batch has added to ``_seen``.
         self._just_seen: list[tuple[int, int]] = []
         #: The waits that the present batch has changed, as they were.
         self._waits_before: list[tuple[int, _Waiting | None]] = []
-        #: What the present batch has replaced.
+        #: The signals that the present batch has changed, as they were.
         self._before: list[tuple[tuple[int, int], _Kept | None]] = []
 
     def __len__(self) -> int:
         return sum(kept.taken_at is None for kept in self._kept.values())
 
     def follow(self, was: Run | None, run: Run | None) -> None:
-        """A run's row was replaced: its wait may have begun or ended, and what was sent for it alone with it."""
+        """A run's row was replaced: update its wait, and expire the copies for its last wait; if it has ended, all."""
         before = None if was is None else was.arms
         after = None if run is None else run.arms
         id_ = (run or was).id  # type: ignore[union-attr]
@@ -71,7 +71,7 @@ class Mailbox:
                     self._put(place, kept._replace(signal=kept.signal._replace(expires_at=0)))
 
     def post(self, signal: Signal, run: Run | None, now: Micros) -> Result:
-        """Put a signal there; ``run`` is the one that it is addressed to."""
+        """Put a signal into the mailbox; ``run`` is the run that it is addressed to."""
         if self.has(signal):
             return Result("applied")
         if signal.signal_id is not None and (before := self._sent_before(signal.signal_id, now)) is not None:
@@ -85,7 +85,7 @@ class Mailbox:
             if _waits_for(waiting, signal):
                 copy = signal._replace(run_id=run_id, broadcast=1, signal_id=None)
                 self._put((signal.id, run_id), _Kept(copy))
-        self._put((signal.id, 0), _Kept(signal, taken_at=now))  # known as sent, whoever was there to hear it
+        self._put((signal.id, 0), _Kept(signal, taken_at=now))  # remembers that it was sent, even if no run waited
         return Result("applied")
 
     def has(self, signal: Signal) -> bool:
@@ -114,19 +114,19 @@ class Mailbox:
         return tuple(run_id for _, run_id in sorted(fitting)[:there])
 
     def holders(self, id_: int, now: Micros) -> tuple[int, ...]:
-        """Runs that a copy of this lies there for."""
+        """The runs for which the mailbox has a copy of this."""
         return tuple(
             run_id for (posted, run_id), kept in self._kept.items() if posted == id_ and run_id and kept.there(now)
         )
 
     def tell(self, event: EventRecord) -> None:
-        """It has occurred: a copy for each run that now waits for it."""
+        """An event has occurred: put a copy there for each run that now waits for it."""
         for run_id, waiting in sorted(self._waits.items()):
             if any(hears(arm, event) for arm in waiting.arms):
                 self.copy(event, run_id)
 
     def copy(self, event: EventRecord, run_id: int) -> None:
-        """A copy of what has occurred, unless the run has taken it; one for an earlier wait is there again."""
+        """Put a copy of an event there for a run, unless the run has taken it; an expired copy is valid again."""
         if (run_id, event.mail_id) not in self._seen:
             self._put((event.mail_id, run_id), _Kept(event.copy_for(run_id)))
 
@@ -135,13 +135,13 @@ class Mailbox:
         return (run_id, mail_id) in self._seen
 
     def see(self, run_id: int, mail_id: int) -> None:
-        """The run has taken this occurrence."""
+        """Remember that the run has taken this occurrence."""
         if (run_id, mail_id) not in self._seen:
             self._seen.add((run_id, mail_id))
             self._just_seen.append((run_id, mail_id))
 
     def take(self, run_id: int, ids: Collection[int], now: Micros, *, rejects: bool) -> bool:
-        """Take all of these for a run, or none. ``rejects``: the run does not want them, their signal_ids are free."""
+        """Take all of these for a run, or none. ``rejects``: the run rejects them, so their signal_ids become free."""
         places = [place for id_ in ids for place in ((id_, run_id), (id_, 0)) if self._untaken(place, now)]
         if len(places) != len(ids):
             return False
@@ -156,7 +156,7 @@ class Mailbox:
         return True
 
     def of(self, run_id: int, now: Micros) -> list[Signal]:
-        """What a waiting run can take, in the order of sending."""
+        """The signals that a waiting run can take, in the order of sending."""
         waiting = self._waits.get(run_id)
         if waiting is None:
             return []
@@ -170,7 +170,7 @@ class Mailbox:
         now: Micros,
         after: tuple[Micros, int] | None,
     ) -> list[Mail]:
-        """Those of these runs that wait with what they can take, the oldest wait first."""
+        """Those of these runs that have mail, with that, the oldest wait first."""
         asked = self._waits.keys() if run_ids is None else self._waits.keys() & set(run_ids)
         waits = sorted((self._waits[run_id].since, run_id) for run_id in asked & runs.keys())
         oldest = waits if after is None else waits[bisect_right(waits, after) :]
@@ -178,7 +178,7 @@ class Mailbox:
         return [mail for mail, _ in zip(found, range(limit), strict=False)]
 
     def expire(self, limit: int, now: Micros, forget: int) -> list[Signal]:
-        """Take out what nobody took in its time, and forget what was taken long ago."""
+        """Take out what no run took in its time, and forget what was taken long ago."""
         gone: list[Signal] = []
         forgotten = 0
         for place, (signal, taken_at, _) in list(self._kept.items()):
@@ -193,13 +193,13 @@ class Mailbox:
         return gone
 
     def begin(self) -> None:
-        """A batch begins, which ``undo`` would undo."""
+        """A batch begins: ``undo`` goes back to here."""
         self._before.clear()
         self._waits_before.clear()
         self._just_seen.clear()
 
     def undo(self) -> None:
-        """Put every signal back as it was when the batch began."""
+        """Put signals and waits back as they were when the batch began."""
         for place, kept in reversed(self._before):
             if kept is None:
                 self._kept.pop(place, None)
@@ -236,7 +236,7 @@ class Mailbox:
         if place is None:
             return None
         found = self._kept[place]
-        if found.taken_at is None and not found.there(now):  # it has expired, and is not in the way
+        if found.taken_at is None and not found.there(now):  # it has expired, so its signal_id is free
             self._put(place, found._replace(signal=found.signal._replace(signal_id=None)))
             return None
         takers = sorted(
@@ -248,7 +248,7 @@ class Mailbox:
 
 
 def hears(arm: Arm, event: EventRecord) -> bool:
-    """Whether a run that waits with this arm is told of the event."""
+    """Whether a run that waits with this arm gets the event."""
     return arm.kind == "event" and arm.name == event.name and arm.key in (None, event.entity_id)
 
 

@@ -1,4 +1,4 @@
-"""Which runs a query means: RunQuery's filters, one run at a time."""
+"""Whether a run matches a RunQuery."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLUMNS: Final = ("workflow", "version", "status", "step", "key", "event_id", "
 
 
 def matches(run: Run, query: RunQuery) -> bool:
-    """Whether the run passes every filter; order, limit and after are no filters."""
+    """Whether the run passes every filter; ignores order, limit and after."""
     for column in _COLUMNS:
         wanted = getattr(query, column)
         if wanted and getattr(run, column) not in wanted:
@@ -51,7 +51,7 @@ def _holds(found: JsonValue, wanted: JsonValue | Mapping[str, JsonValue]) -> boo
 
 
 def _equal(one: JsonValue, other: JsonValue) -> bool:
-    """Equality as JSON has it: Python's True equals 1, JSON's true does not, at any depth."""
+    """Equality of JSON values, at any depth: Python's True equals 1, but JSON's true does not."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, list) and isinstance(other, list):

@@ -1,4 +1,4 @@
-"""The tables: runs and their histories, and the indexes that follow them."""
+"""The tables: runs and their histories, and the indexes on them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Rows:
         self.events = Events(self.mailbox, self.check_storable)
 
     def write(self, write: Write) -> None:
-        """Do it.
+        """Write a row and its history row.
 
         Raises:
             StoreRefused: a database could not hold the rows, or the history row does not follow the last one.
@@ -76,7 +76,7 @@ class Rows:
             del self.history[run.id]
 
     def replace(self, was: Run | None, run: Run | None) -> None:
-        """Put ``run`` in the place of ``was``; None is no row."""
+        """Replace the row ``was`` by ``run``; None means no row."""
         if was is not None:
             del self.runs[was.id]
             self.running.discard(was.id)
@@ -95,7 +95,7 @@ class Rows:
         self.mailbox.follow(was, run)
 
     def check_storable(self, id_: int, row: Run | Transition | Signal | EventRecord | Plan | Listener) -> None:
-        """Refuse what databases refuse, so that it is not met there for the first time."""
+        """Raise StoreRefused for what databases refuse, so that tests on this store find it."""
         of_run = isinstance(row, Run | Transition | Signal)
         what = f"{'run' if of_run else 'event'} {id_}"
         values: tuple[object, ...] = row

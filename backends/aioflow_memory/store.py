@@ -4,7 +4,7 @@ No verb awaits anything, so the event loop runs nothing else while one is under 
 goes by sorted ids and never over a set, so that the same calls always have the same effects.
 """
 
-# ruff: noqa: ARG002 - the port gives every verb ``now``; a store without a clock of its own needs it for leases alone.
+# ruff: noqa: ARG002 - the port gives every verb ``now``, which not every verb here needs
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from aioflow_memory.rows import Rows
 
 
 class MemoryStore:
-    """A store whose data lives and dies with the object.
+    """A store whose data lives as long as the object.
 
-    Closing it keeps the data: closing and opening again is what a restart looks like. Several engines may open the
+    Closing it keeps the data, so that closing and opening it again simulates a restart. Several engines may open the
     same object; it is closed when each has closed it. Workers have leases, as on a database server.
 
     The mutable state is the rows, the leases, the id counters, and the counts of writes and of opens.
 
     Args:
-        url: the address by which messages name the store; it chooses nothing else.
-        uuid: the store's UUID, for what is to be repeatable; a random one if None.
+        url: the address by which messages name the store; it has no other effect.
+        uuid: the store's UUID, where that is to be repeatable; a random one if None.
     """
 
     def __init__(self, url: str = "memory://", *, uuid: str | None = None) -> None:
@@ -54,7 +54,7 @@ class MemoryStore:
 
     @property
     def name(self) -> str:
-        """The URL it was made with."""
+        """The URL that it was made with."""
         return self._name
 
     @property
@@ -64,12 +64,12 @@ class MemoryStore:
 
     @property
     def in_flight(self) -> int:
-        """One: a batch is done when ``apply`` begins."""
+        """One: ``apply`` never waits, so batches cannot overlap."""
         return 1
 
     @property
     def pushes_hints(self) -> bool:
-        """False: whoever shares the object looks."""
+        """False: ``hint`` answers at once, and is polled."""
         return False
 
     @property
@@ -78,16 +78,16 @@ class MemoryStore:
         return 0
 
     async def open(self, now: Micros) -> str:
-        """Count an opening and return the store's UUID."""
+        """Add one to the openings, and return the store's UUID."""
         self._opens += 1
         return self._uuid
 
     async def close(self) -> None:
-        """Count a closing. The data stays, and so do the leases: a worker that closes unreleased looks dead."""
+        """Take one from the openings. Data and leases stay: a worker that has not released its runs looks dead."""
         self._opens = max(0, self._opens - 1)
 
     async def reserve(self, kind: IdKind, count: int, now: Micros) -> int:
-        """Count on from where the last block ended."""
+        """Ids that follow those of the last block."""
         self._check_open()
         first = self._next_id[kind]
         self._next_id[kind] += count
@@ -105,7 +105,7 @@ class MemoryStore:
         try:
             for change in changes:
                 results.append(judge.judge(change))  # noqa: PERF401 - the next one sees what it wrote
-        except BaseException:  # decide() is somebody else's code
+        except BaseException:  # ``decide`` is the caller's code, and may raise anything
             judge.undo()
             raise
         self._writes += judge.writes + sum(not isinstance(change, Start | Move | Mark | Amend) for change in changes)
@@ -124,7 +124,7 @@ class MemoryStore:
     @overload
     async def select(self, query: PlanQuery, now: Micros) -> list[Planned]: ...
     async def select(self, query: RunQuery | EventQuery | PlanQuery, now: Micros) -> Any:
-        """Look at every run or event, then sort what matches."""
+        """See the port. Looks at every run or event, then sorts those that match."""
         self._check_open()
         if isinstance(query, EventQuery):
             return self._rows.events.select(query)
@@ -142,12 +142,12 @@ class MemoryStore:
         return sorted(found, key=position, reverse=query.descending)[: query.limit]
 
     async def count(self, query: RunQuery, now: Micros) -> int:
-        """Look at every run."""
+        """See the port. Looks at every run."""
         self._check_open()
         return sum(matches(run, query) for run in self._rows.runs.values())
 
     async def history(self, run_id: int, after: int, limit: int, now: Micros) -> list[Transition]:
-        """A slice: histories have no gaps."""
+        """A slice, as histories have no gaps."""
         self._check_open()
         return self._rows.history.get(run_id, [])[max(after, 0) :][:limit]
 
@@ -177,7 +177,7 @@ class MemoryStore:
         known: Collection[tuple[str, str]] | None = None,
         after: tuple[Micros, int] | None = None,
     ) -> list[Mail]:
-        """Look at every wait and every signal."""
+        """See the port. Looks at every wait and every signal."""
         self._check_open()
         runs = self._rows.runs
         if known is not None:
@@ -185,7 +185,7 @@ class MemoryStore:
         return self._rows.mailbox.mail(runs, run_ids, limit, now, after)
 
     async def expire(self, limit: int, now: Micros, *, forget: int | None = None) -> list[Signal]:
-        """Look at every signal."""
+        """See the port. Looks at every signal."""
         self._check_open()
         return self._rows.mailbox.expire(limit, now, limit if forget is None else forget)
 
@@ -199,10 +199,10 @@ class MemoryStore:
         held: Collection[int] | None,
         now: Micros,
     ) -> Claim:
-        """Take what nobody alive owns, lowest id first.
+        """Take running runs without a living owner, lowest id first.
 
-        A worker whose lease is over is registered again, and still has the runs that nobody took from it meanwhile.
-        What it owns and does not hold is returned on top of ``limit``.
+        A worker whose lease is over is registered again, and keeps the runs that no other took meanwhile. Runs that it
+        owns and does not hold are returned beyond ``limit``.
         """
         self._check_open()
         if not self._alive(worker, now):
@@ -232,7 +232,7 @@ class MemoryStore:
         return True
 
     async def release(self, worker: int, now: Micros) -> None:
-        """Free the worker's runs and forget it. The fence rises: to lose an owner is a change of owner."""
+        """Free the worker's runs and forget it. The fence rises, as losing the owner is a change of owner."""
         self._check_open()
         self._leases.pop(worker, None)
         for run_id in sorted(self._rows.running):
@@ -242,12 +242,12 @@ class MemoryStore:
                 self._writes += 1
 
     async def hint(self, now: Micros) -> int:
-        """How often a row was written, by whomever: those who share the object cannot be told apart."""
+        """How often rows were written, by any engine: those that share the object cannot be told apart."""
         self._check_open()
         return self._writes
 
     async def stats(self, now: Micros) -> Stats:
-        """Count every run. ``bytes`` is None."""
+        """See the port. ``bytes`` is None."""
         self._check_open()
         runs: defaultdict[str, Counter[str]] = defaultdict(Counter)
         steps: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -286,7 +286,7 @@ class MemoryStore:
 
 
 def _taken(run: Run, worker: int) -> Run:
-    """The run in the hands of a worker that found it without a living owner."""
+    """The row of a run without a living owner, once the worker has taken it."""
     crashed = run.owner is not None and (run.crashes < SUSPECT_CRASHES or run.marked == 1)
     return run._replace(owner=worker, fence=run.fence + 1, crashes=run.crashes + crashed, marked=0)
 
