@@ -1,4 +1,4 @@
-"""A PostgreSQL URL, read: aioflow's own options are taken off it, the rest is the driver's."""
+"""Reads a PostgreSQL URL: aioflow's own options are taken off it, the rest is the driver's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 SCHEMES: Final = ("postgresql", "postgres")
-#: Bytes of an identifier that PostgreSQL keeps.
+#: How many bytes of an identifier PostgreSQL keeps.
 _LONGEST_SCHEMA: Final = 63
 _LEAST_POOL: Final = 3
 
@@ -18,13 +18,13 @@ class Address:
     """Where the database is, and how it is used.
 
     Attributes:
-        dsn: what the driver is given.
+        dsn: the URL for the driver.
         name: for messages and logs, without any password.
         schema: where the tables are.
-        pool_size: how many connections one engine has at the most, the one that listens not counted.
-        timeout: seconds until a change that the server has not answered counts as unknown; a question may take four
-            times as long.
-        listen: where to listen for hints, if not at ``dsn``: a connection pooler cannot be listened through.
+        pool_size: how many connections one engine has at most, not counting the one that listens.
+        timeout: seconds after which the outcome of a change that the server has not answered counts as unknown; a query
+            may take four times as long.
+        listen: where to listen for hints, if not at ``dsn``: a connection pooler does not pass notifications on.
     """
 
     dsn: str
@@ -42,16 +42,16 @@ def parse(url: str) -> Address:
     """Read ``postgresql://user:password@host:port/database`` or ``postgres://…``.
 
     Options after ``?``: ``schema`` ("aioflow" if not given), ``pool_size`` (10), ``timeout`` (seconds, 15) and
-    ``listen`` (a URL that reaches the server itself, where the first one is that of a pooler) are aioflow's, the rest
-    is passed to asyncpg.
+    ``listen`` (a URL that reaches the server itself, if the first one is a pooler's) are aioflow's, the rest is passed
+    to asyncpg.
 
     Raises:
-        ValueError: it is no such URL, or an option has no such value. The message has no password.
+        ValueError: it is not such a URL, or an option has an invalid value. The message has no password.
     """
     shown = masked(url)
     try:
         parts = urlsplit(url)
-        scheme, port = parts.scheme, parts.port  # the port is only looked at when it is asked for
+        scheme, port = parts.scheme, parts.port  # an invalid port raises only here, when it is read
     except ValueError:
         raise ValueError(
             f"The URL {shown} cannot be read: write special characters of user and password as %XX."
@@ -86,7 +86,7 @@ def parse(url: str) -> Address:
 
 
 def masked(url: str) -> str:
-    """The URL as a message may show it: nothing of what may be a password, or a query that may hold one."""
+    """The URL as a message may show it: without anything that may be a password, or a query that may hold one."""
     head, separator, rest = url.partition("://")
     if not separator:
         return "something without '://'"

@@ -1,12 +1,12 @@
 """A batch of changes as one transaction.
 
-Most batches are *plain*: moves and starts whose guards stand in the statement that writes them, which is then all of
-the transaction. Any other takes its locks first, always in the same order: keys (start keys, signal_ids, events) as
-advisory locks, plans, runs by id, signals by id. Then all that its changes depend on is read and stands still, they are
-judged in memory, and what they come to is written.
+Most batches are *plain*: moves and starts whose guards are checked by the statement that writes them, which is then the
+whole transaction. Any other batch takes its locks first, always in the same order: keys (start keys, signal_ids,
+events) as advisory locks, plans, runs by id, signals by id. Then all that its changes depend on is read, and cannot
+change any more; the changes are judged in memory, and their effects are written.
 
-Whom a signal may wake, and what a run that parks finds in the mailbox, is asked when the transaction is committed: of
-two that do not see each other while they are under way, the second sees the first.
+Which runs a signal may wake, and what a run that parks finds in the mailbox, is queried after the commit: of two
+transactions that do not see each other's writes while they are under way, the one that commits second sees the first.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ async def apply(database: Database, changes: Sequence[Change], now: Micros) -> l
 
 
 def _is_plain(change: Change) -> bool:
-    """Whether its guards can stand in the statement that writes it."""
+    """Whether the statement that writes the change can check its guards."""
     if type(change) is Move:
         return not (change.takes or change.unless_mail or change.also or awaits_entities(change.run))
     if type(change) is Start:
@@ -80,7 +80,7 @@ async def _apply_plain(database: Database, changes: Sequence[Start | Move], now:
 
 
 async def _refused(session: Session, changes: Sequence[Start | Move]) -> list[Result]:
-    """What is in the way of these: an earlier offer of the very change, or somebody else's."""
+    """The results of changes that were not written: "applied" if an earlier offer of them was, else "stale"."""
     places = [(change.run.id, change.transition.seq) for change in changes]
     found = await session.fetch(_SAME_COMMITS, [run_id for run_id, _ in places], [seq for _, seq in places])
     commits = {(run_id, commit_id) for run_id, _, commit_id in found}

@@ -1,12 +1,12 @@
 """Connections, and operations on them.
 
-What breaks with asyncpg is a connection on which something was cancelled half-way: a BEGIN whose cancellation goes
-unnoticed makes savepoints of all later transactions, which nobody commits. So nothing is ever cancelled inside of
-asyncpg. An operation is a task of its own, which runs to its end whoever leaves; one that takes too long loses its
-connection, and so does one of which there is any doubt.
+A cancellation inside asyncpg can leave a connection in a state that breaks later operations: after a BEGIN whose
+cancellation went unnoticed, all later transactions are savepoints in one that nobody commits. So nothing is ever
+cancelled inside asyncpg. An operation is a task of its own, which runs to its end even if its caller is cancelled; if
+it takes too long, or the connection's state is in doubt, the connection is dropped.
 
-Behind a pooler that hands each transaction to another server, every operation is a transaction, and no statement is
-kept prepared.
+Behind a pooler, which may give each transaction another server process, every operation is a transaction, and no
+statement is kept prepared.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from aioflow_postgres.failures import ELSEWHERE, FAILURES, IN_THE_WAY, told_apar
 T = TypeVar("T")
 
 _TRIES: Final = 8
-#: Milliseconds for which the server keeps a transaction of ours, and its locks, while it hears nothing: a process that
-#: is stopped in the middle of one must not hold up others.
+#: Milliseconds after which the server ends an idle transaction, and releases its locks: a process that is stopped in
+#: the middle of one must not hold up others.
 _IDLE: Final = 5000
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 _LOOK: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-#: The plans are all alike, few rows by an index, however many parameters there are and whatever the server believes of
-#: tables that grow quickly. They are made once, not each time. ``random_page_cost``: an index that finds few rows costs no
-#: more than it does, or the rows of a rare name are looked for among all, in the order of ids.
+#: All our queries read few rows by an index, however many parameters they have and whatever the statistics say of
+#: tables that grow quickly. So query plans are generic, made once and not each time, and use indexes.
+#: ``random_page_cost``: at its default an index that finds few rows seems too expensive, and the rows of a rare name
+#: are sought among all, by id.
 _SETTINGS: Final = (
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_hashjoin", "off"),
@@ -49,18 +50,18 @@ _SET_LOCAL: Final = "; ".join(f"SET LOCAL {name} = {value}" for name, value in _
 
 
 class Doubt(Exception):
-    """It is not known what state a connection is in, or whether a transaction was committed."""
+    """The state of a connection is unknown, or whether a transaction was committed."""
 
 
 class Connection(Protocol):
-    """What is used of asyncpg's connections."""
+    """The methods of asyncpg's connections that are used."""
 
     async def execute(self, query: str, *args: Any) -> str:
-        """Run it, and give the server's tag."""
+        """Run a statement, and return the server's command tag."""
         ...
 
     async def fetch(self, query: str, *args: Any) -> list[Any]:
-        """Run it, and give its rows."""
+        """Run a statement, and return its rows."""
         ...
 
     def is_in_transaction(self) -> bool:
@@ -68,7 +69,7 @@ class Connection(Protocol):
         ...
 
     def is_closed(self) -> bool:
-        """Whether it is of no use any more."""
+        """Whether the connection is closed."""
         ...
 
     def terminate(self) -> None:
@@ -77,7 +78,7 @@ class Connection(Protocol):
 
 
 class Session:
-    """A connection for the length of one operation. Statements name the schema "aioflow"."""
+    """A connection for the duration of one operation. Statements name the schema "aioflow", which is replaced."""
 
     __slots__ = ("_connection", "_sql")
 
@@ -86,7 +87,7 @@ class Session:
         self._sql = sql
 
     async def fetch(self, sql: str, *values: Any) -> list[Any]:
-        """Run a statement, and give its rows."""
+        """Run a statement, and return its rows."""
         return await self._connection.fetch(self._sql[sql], *values)
 
     async def execute(self, sql: str, *values: Any) -> None:
@@ -95,7 +96,7 @@ class Session:
 
 
 class Statements(dict[str, str]):
-    """Statements with the address's schema in the place of ``aioflow``: made once each."""
+    """A cache of statements in which the address's schema replaces ``aioflow``."""
 
     def __init__(self, schema: str) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ Operation = Callable[[Session], Awaitable[T]]
 class Database:
     """A pool of connections, and the operations that are under way.
 
-    The mutable state: the pool, whether a pooler stands before the server, and the tasks of the operations.
+    The mutable state: the pool, whether the server is behind a pooler, and the tasks of the operations.
     """
 
     def __init__(self, address: Address) -> None:
@@ -131,7 +132,7 @@ class Database:
         """Connect.
 
         Raises:
-            StoreUnavailable: that cannot be done.
+            StoreUnavailable: the server cannot be reached, or refuses the connection.
         """
         try:
             self.pooled = await self._behind_a_pooler()
@@ -149,7 +150,7 @@ class Database:
             raise told_apart(self._address.name, error) from error
 
     async def close(self) -> None:
-        """Let what is under way end, then disconnect; what does not end in time is dropped."""
+        """Let operations that are under way end, then disconnect; connections that do not close in time are dropped."""
         pool, self._pool = self._pool, None
         await self.settle()
         if pool is not None:
@@ -159,24 +160,24 @@ class Database:
                 pool.terminate()
 
     async def settle(self) -> None:
-        """Let what is under way end, also that whose caller has left."""
+        """Wait for operations that are under way, even if their callers were cancelled."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=self._address.timeout)
 
     async def ask(self, operation: Operation[T]) -> T:
-        """Do one statement. It may take four times as long as a change."""
+        """Run an operation that reads, each statement by itself. It may take four times as long as a change."""
         return await self._under_way(self._do(operation, transaction=self.pooled, patience=4))
 
     async def snapshot(self, operation: Operation[T]) -> T:
-        """Do several statements, all of which read what was there at one instant."""
+        """Run an operation whose statements all read the state as of one instant."""
         return await self._under_way(self._do(operation, transaction=True, patience=4, begin=_LOOK))
 
     async def say(self, operation: Operation[T]) -> T:
-        """Do one statement that changes something: a transaction by itself."""
+        """Run an operation of one statement that writes: a transaction by itself, retried like ``transact``."""
         return await self._under_way(self._again(operation, transaction=self.pooled))
 
     async def transact(self, operation: Operation[T], patience: float = 1) -> T:
-        """Do it in a transaction: wholly or not at all. It is done again if others stood in its way."""
+        """Run an operation in a transaction. It is retried if it failed because of another one's locks."""
         return await self._under_way(self._again(operation, transaction=True, patience=patience))
 
     async def _under_way(self, doing: Coroutine[Any, Any, T]) -> T:
@@ -196,7 +197,7 @@ class Database:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # whoever asked may have left
+            task.exception()  # mark it as retrieved: the caller may have been cancelled
 
     async def _again(self, operation: Operation[T], *, transaction: bool, patience: float = 1) -> T:
         for _ in range(_TRIES - 1):
@@ -220,7 +221,7 @@ class Database:
             session = Session(connection, self._sql)
             if not transaction:
                 return await operation(session)
-            # Behind a pooler nothing outlasts a transaction.
+            # Behind a pooler settings last only for a transaction.
             begin = f"{begin}; {_SET_LOCAL}" if self.pooled else begin
             return await _transaction(connection, session, operation, begin)
         except (*FAILURES, Doubt, UnicodeEncodeError) as error:
@@ -240,7 +241,7 @@ class Database:
                 await _give_back(pool, connection)
 
     async def _behind_a_pooler(self) -> bool:
-        """Whether the server's process is not the one that greeted: then each transaction may have another."""
+        """Whether a transaction runs in another server process than the one that accepted the connection."""
         connection = await asyncpg.connect(self._address.dsn, timeout=self._address.timeout, statement_cache_size=0)
         late = asyncio.get_running_loop().call_later(self._address.timeout, connection.terminate)
         try:
@@ -254,7 +255,7 @@ class Database:
 
 
 async def hang_up(connection: Any) -> None:
-    """Close a connection, or drop it."""
+    """Close a connection; drop it if that fails."""
     try:
         await connection.close(timeout=2.0)
     except FAILURES:
@@ -280,7 +281,7 @@ async def _transaction(connection: Connection, session: Session, operation: Oper
 
 
 async def _set_up(connection: Connection) -> None:
-    # Of a statement that is cancelled asyncpg tells the server, by another connection, and waits for that without end.
+    # When a statement is cancelled, asyncpg tells the server by another connection, and may wait for that for ever.
     setting = asyncio.ensure_future(connection.execute(_SET))
     try:
         await asyncio.shield(setting)
@@ -292,7 +293,7 @@ async def _set_up(connection: Connection) -> None:
 
 
 async def _leave(connection: Connection) -> None:
-    """Nothing is set that would have to be reset."""
+    """Reset nothing: operations change no setting that outlives them."""
 
 
 async def _give_back(pool: Any, connection: Any) -> None:
@@ -303,7 +304,7 @@ async def _give_back(pool: Any, connection: Any) -> None:
 
 
 def _is_lost(connection: Connection) -> bool:
-    """Whether it is of no use any more. One that the server has closed is the pool's again, and answers nothing."""
+    """Whether a connection is closed. If the server closed it, the pool has taken it back, and asking raises."""
     try:
         return connection.is_closed()
     except asyncpg.InterfaceError:
@@ -311,11 +312,11 @@ def _is_lost(connection: Connection) -> bool:
 
 
 def _is_the_servers(error: BaseException) -> bool:
-    """Whether the server said it. What asyncpg itself refuses may leave the statement half asked: only a ROLLBACK ends that."""
+    """Whether the server raised it. An error of asyncpg itself may leave a statement half sent, until a ROLLBACK."""
     return isinstance(error, asyncpg.PostgresError) and error.severity is not None
 
 
 def _drop(connection: Connection) -> None:
-    """Drop it, unless it is the pool's again because it was lost."""
+    """Drop a connection, unless it was lost and the pool has taken it back."""
     with suppress(asyncpg.InterfaceError):
         connection.terminate()

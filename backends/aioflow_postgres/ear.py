@@ -1,7 +1,7 @@
-"""Hints: that somebody else has written. NOTIFY without payload, on a connection of its own, outside of transactions.
+"""Hints that other processes have written: NOTIFY without payload, on a connection of its own, outside transactions.
 
-A hint may be lost, and everything works without, later. A connection that looks alive may be half open, so it is used
-every few seconds; whenever it listens anew, that counts as a hint, for some may have been missed.
+If a hint is lost, everything still works, only later. A connection that looks alive may be half open, so it is used
+every few seconds. Whenever listening begins again, that counts as a hint, as some may have been missed.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ import asyncpg
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow_postgres.database import hang_up, quoted
 
-#: How often the connection is used, if there is nothing to tell.
+#: How often the connection is used if there is no hint to send.
 _PING: Final[Micros] = 5 * SECOND
-#: The least time between two hints that are sent: of many commits in a row others need not hear one by one.
+#: The least time between two hints that are sent: many commits in a row need only one.
 _REST: Final[Micros] = SECOND // 100
 _FIRST_BACKOFF: Final[Micros] = SECOND // 10
 _LONGEST_BACKOFF: Final[Micros] = 2 * SECOND
 
 
 class Ear:
-    """Listens, and tells others.
+    """Listens for hints, and sends them.
 
     Args:
-        dsn: the server itself, not a pooler.
-        schema: whose writes are meant.
+        dsn: the URL of the server itself, not of a pooler.
+        schema: the schema whose writes the hints are about.
         timeout: seconds after which a silent connection is dropped.
 
-    The mutable state: how many hints were heard, whether there is something to tell, and the task with its connection.
+    The mutable state: how many hints were heard, whether one is to be sent (``_untold``), and the task with its
+    connection.
     """
 
     def __init__(self, dsn: str, schema: str, timeout: float) -> None:
@@ -54,23 +55,23 @@ class Ear:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="aioflow postgres ear")
 
     async def close(self) -> None:
-        """Tell what is still to be told, and stop."""
+        """Send a hint that is still to be sent, and stop."""
         self._ending.set()
         self._wake.set()
         if self._task is not None:
             late = asyncio.get_running_loop().call_later(1.0, self._drop)
             await asyncio.wait({self._task}, timeout=self._timeout)
             late.cancel()
-            self._task.cancel()  # it still connects, which may be cancelled
+            self._task.cancel()  # if it is still connecting: that may be cancelled
             await asyncio.wait({self._task})
 
     def tell(self) -> None:
-        """Others are to hear that something was written."""
+        """Send a hint that something was written."""
         self._untold = True
         self._wake.set()
 
     async def news(self, seen: int, patience: Micros) -> int:
-        """How many hints were heard; waits a little for another than ``seen``."""
+        """How many hints were heard; if that is ``seen``, waits up to ``patience`` for another one."""
         if self.heard == seen:
             self._news.clear()
             await self._clock.wait(self._news, patience)
@@ -107,14 +108,14 @@ class Ear:
                     with suppress(asyncpg.InterfaceError):
                         connection.remove_termination_listener(self._lost)
                     await hang_up(connection)
-            except Exception:  # noqa: BLE001 - whatever asyncpg raises of a connection that is lost, it is made anew
+            except Exception:  # noqa: BLE001 - asyncpg may raise anything for a lost connection: connect again
                 self._wake.clear()
                 if not self._ending.is_set():
                     await self._clock.wait(self._wake, backoff)
                 backoff = min(2 * backoff, _LONGEST_BACKOFF)
 
     async def _use(self, connection: Any) -> None:
-        """Tell others, or see whether the connection is still alive."""
+        """Send a hint, once there is one to send, or check that the connection is still alive."""
         connection.add_termination_listener(self._lost)
         if not self._untold and not self._ending.is_set():
             self._wake.clear()
@@ -129,7 +130,7 @@ class Ear:
             await self._clock.sleep(_REST)
 
     def _lost(self, _: object) -> None:
-        self._wake.set()  # it is noticed by using it
+        self._wake.set()  # using the connection will raise
 
     async def _in_time(self, doing: Any) -> None:
         late = asyncio.get_running_loop().call_later(self._timeout, self._drop)

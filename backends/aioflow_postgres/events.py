@@ -1,6 +1,6 @@
-"""Events: recorded, occurred, cancelled, and what is planned because of them.
+"""Records, replaces and cancels events, lets them occur, and keeps their plans.
 
-What a batch needs to know is read first; then its changes are judged in their order, in memory; then all is written.
+What a batch depends on is read first; then its changes are judged in order, in memory; then all is written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _RESERVE: Final = """
 INSERT INTO aioflow.ids AS i VALUES ('plan', $1 + 1) ON CONFLICT (kind) DO UPDATE SET next = i.next + $1
 RETURNING next - $1
 """
-#: Who waits for what has occurred. The rows of the waits are held until the copies are committed, see mailbox.py.
+#: The runs that wait for what has occurred. The rows of their waits are locked until the copies are committed, see
+#: mailbox.py.
 _WAITING: Final = f"""
 WITH occurred AS (SELECT * FROM {unnest(["mail_id", "name", "entity_id"], ["bigint", "text", "text"], "o")}),
 found AS (
@@ -62,8 +63,8 @@ INSERT INTO aioflow.seen SELECT * FROM {unnest(["run_id", "mail_id"], ["bigint",
 class Events:
     """What a batch does to events and plans.
 
-    The mutable state: the events, plans and listeners that the batch names, as its changes so far leave them; what is to
-    be written; and which runs have mail of what occurred.
+    The mutable state: the events, plans and listeners that the batch names, as its changes so far leave them; what is
+    to be written; and which runs have mail because of it.
     """
 
     def __init__(self, changes: Iterable[Change], now: Micros) -> None:
@@ -71,12 +72,12 @@ class Events:
         self._now = now
         #: event_id -> the event
         self._known: dict[str, EventRecord] = {}
-        #: event -> the record, of plans that the batch names
+        #: event -> the record, for the events of plans that the batch names
         self._planned: dict[int, EventRecord] = {}
         self._plans: dict[int, Plan] = {}
         self._listeners: list[Listener] = []
         self._written: dict[int, EventRecord] = {}
-        #: The mail_ids of the batch that were recorded and then replaced, and those that it replaces.
+        #: The mail_ids in the batch that were recorded and then replaced; and those that the batch replaces.
         self._replaced: set[int] = set()
         self._replaces: list[int] = []
         self._occurred: dict[int, EventRecord] = {}
@@ -84,7 +85,7 @@ class Events:
         self._new: dict[int, list[Plan]] = {}
         self._replanned: list[Plan] = []
         self._gone: list[int] = []
-        #: events whose plans of before the batch are taken away
+        #: events whose plans from before the batch are deleted
         self._dropped: set[int] = set()
         self._seen: list[tuple[int, int]] = []
         self._listens: list[Listen] = []
@@ -93,7 +94,7 @@ class Events:
 
     @property
     def event_ids(self) -> list[str]:
-        """The events that the batch is about: of each, one transaction at a time."""
+        """The event_ids of the events that the batch is about: one transaction at a time decides about each."""
         ids = []
         for change in self._changes:
             match change:
@@ -138,13 +139,13 @@ class Events:
         emitted = [change.event for change in self._changes if isinstance(change, Emit)]
         known = [(event, self._known.get(event.event_id)) for event in emitted]
         asked = [event.mail_id for event, other in known if other is not None and other.occurrence > 1]
-        if asked:  # which is all but never so
+        if asked:  # which is rare
             found = await session.fetch("SELECT mail_id FROM aioflow.replaced WHERE mail_id = ANY($1::bigint[])", asked)
             self._replaced = {mail_id for (mail_id,) in found}
 
     @property
     def entities(self) -> list[tuple[str, str]]:
-        """(event, entity_id) of what may occur by the batch."""
+        """(event, entity_id) of the events that may occur in the batch."""
         may_occur = [change.event for change in self._changes if isinstance(change, Emit)] + list(
             self._planned.values()
         )
@@ -153,7 +154,7 @@ class Events:
     # ---- changes
 
     def judge(self, change: Emit | Occur | Withdraw | Replan | Listen) -> Result:
-        """What becomes of a change."""
+        """The result of a change, after those before it."""
         match change:
             case Emit():
                 return self._emit(change)
@@ -199,11 +200,11 @@ class Events:
         return Result("applied", event=event)
 
     def _recorded(self, event: EventRecord, known: EventRecord) -> bool:
-        """Whether this very event was recorded, be it that ``known`` has replaced it since."""
+        """Whether this very occurrence was recorded, even if ``known`` has replaced it since."""
         return known.mail_id == event.mail_id or event.mail_id in self._replaced
 
     def offered(self, change: Emit) -> Result:
-        """What became of an Emit whose move was applied before."""
+        """The result of an Emit in a Move that an earlier offer has applied."""
         known = self._known.get(change.event.event_id)
         again = known is not None and self._recorded(change.event, known)
         return Result("applied" if again else "stale" if known is None else "exists", event=known)
@@ -244,7 +245,7 @@ class Events:
         return Result("applied", plans=(Deadline(due, plan.id, attempts),))
 
     def take(self, plan_id: int) -> int | None:
-        """Take a plan away for a Start: the mail_id of its event, None if there is no such plan."""
+        """Delete a plan for the Start that fulfils it; return its event's mail_id, or None if there is no such plan."""
         plan = self._plan(plan_id)
         if plan is None:
             return None
@@ -259,7 +260,7 @@ class Events:
     # ---- writing
 
     async def write(self, session: Session) -> None:
-        """Write what the changes have come to. The rows of runs are written already, and with them their waits."""
+        """Write the effects of the changes. The rows of runs are written already, and with them their waits."""
         for workflows, listeners in self._listens:
             await session.execute("DELETE FROM aioflow.listeners WHERE workflow = ANY($1::text[])", list(workflows))
             await session.execute(_LISTEN, *columns([*dict.fromkeys(listeners)], len(Listener._fields)))
@@ -296,14 +297,14 @@ class Events:
             await session.execute(WRITE_COPIES, *columns(copies, len(Signal._fields)))
 
     async def look(self, session: Session, results: Iterable[Result]) -> None:
-        """Ask for what ``told`` has to know of events that an earlier offer has recorded."""
+        """Query what ``told`` needs to know about events that an earlier offer has recorded."""
         events = [result.event for result in results if result.event is not None and result.outcome == "applied"]
         if earlier := [event.mail_id for event in events if self._written.get(event.id) is not event]:
             holders = await mailbox.holders(session, earlier, self._now)
             self._told.update((mail_id, list(runs)) for mail_id, runs in holders.items())
 
     def told(self, result: Result) -> Result:
-        """The result of an Emit or Occur, with what is known when everything is committed."""
+        """The result of an Emit or Occur, completed with what is known once everything is committed."""
         event = result.event
         if event is None or result.outcome != "applied":
             return result
@@ -311,7 +312,7 @@ class Events:
         plans = tuple(Deadline(plan.due, plan.id, plan.attempts) for plan in new)
         return result._replace(plans=plans, run_ids=tuple(self._told.get(event.mail_id, ())))
 
-    # ---- what the batch has come to
+    # ---- the batch's effects so far
 
     def _plan(self, plan_id: int) -> Plan | None:
         plan = self._plans.get(plan_id)

@@ -1,4 +1,4 @@
-"""How asyncpg and the server fail, and what that means for who has asked."""
+"""The errors of asyncpg and the server, and the StoreErrors that they become."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import asyncpg
 
 from aioflow.errors import StoreError, StoreRefused, StoreUnavailable
 
-#: What the server says of a transaction that another stood in the way of: nothing of it was done.
+#: Raised for a transaction that failed because of another one, and was rolled back: it can be retried.
 IN_THE_WAY: Final = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.LockNotAvailableError,
 )
-#: What asyncpg raises when the server or the connection fails: of the last kind when it is lost at a bad moment.
+#: What asyncpg raises when the server or the connection fails; the last when the connection is lost at a bad moment.
 FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncpg.InternalClientError)
-#: What a server says that has been, or has become, a standby: who connects anew finds the one that writes.
+#: Raised by a server that is a standby, or has become one: a new connection may reach the primary.
 ELSEWHERE: Final = (asyncpg.ReadOnlySQLTransactionError, asyncpg.CannotConnectNowError)
 
 
 def told_apart(name: str, error: Exception) -> StoreError:
-    """The data's fault, or the store's."""
+    """The StoreError for an error: StoreRefused if the data is at fault, else StoreUnavailable."""
     if isinstance(error, StoreError):
         return error
     text = " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What runs that wait for events hear: what has occurred before they began, and what is to occur before they end."""
+"""Runs that wait for events: the copies of those that occurred before the wait, and those due before it times out."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from aioflow.plans import EventRecord
 from aioflow_postgres.database import Session
 from aioflow_postgres.rows import EVENT_COLUMNS, columns, named, rows_of, unnest
 
-#: A copy that was there for an earlier wait of the run is there again.
+#: A copy that has expired with an earlier wait of the run becomes valid again.
 WRITE_COPIES: Final = f"""
 INSERT INTO aioflow.signals ({named(Signal._fields)}) SELECT * FROM {rows_of(Signal, "n")}
 ON CONFLICT (id, run_id) DO UPDATE SET expires_at = NULL WHERE signals.taken_at IS NULL
 """
-#: What runs that wait for an event of an entity have missed. From the run to its waits, from a wait to the events of its
-#: entity: ``OFFSET 0`` leaves the planner no other order, which while the tables are empty it would choose.
+#: What runs that wait for an event of an entity have missed. ``OFFSET 0`` makes the planner go from the run to its
+#: waits, and from a wait to the events of its entity: while the tables are empty it would choose another order.
 _MISSED: Final = f"""
 SELECT w.run_id, {EVENT_COLUMNS} FROM {unnest(["run_id", "since"], ["bigint", "bigint"], "r")}
 CROSS JOIN LATERAL (
@@ -29,8 +29,8 @@ CROSS JOIN LATERAL (
 WHERE e.status = 'occurred'
     AND NOT EXISTS (SELECT 1 FROM aioflow.seen AS s WHERE s.run_id = w.run_id AND s.mail_id = e.mail_id)
 """
-#: The first plan of an event to occur that is in the way of the end of a wait. An arm with a key finds the few events of its
-#: entity, one without the first of its name that are pending.
+#: Of each run, the first plan of an event to occur that is due before its wait times out. An arm with a key looks at
+#: the few events of its entity, one without a key at the first pending event of its name.
 _IN_THE_WAY: Final = """
 SELECT DISTINCT ON (r.id) r.id, p.due, p.id, p.attempts FROM aioflow.runs AS r
 JOIN aioflow.waits AS w ON w.run_id = r.id AND w.kind = 'event'
@@ -51,13 +51,13 @@ WHERE r.id = ANY($1::bigint[]) AND r.wake_at IS NOT NULL ORDER BY r.id, p.due, p
 
 
 async def in_the_way(session: Session, run_ids: list[int], now: Micros) -> dict[int, Deadline]:
-    """What is to occur first, by the end of the waits of these runs and by now, that they would hear of."""
+    """Run -> the first plan of an event to occur that is due by the end of its wait, and by now, and fits an arm."""
     found = await session.fetch(_IN_THE_WAY, run_ids, now)
     return {run_id: Deadline._make(plan) for run_id, *plan in found}
 
 
 def awaits_entities(run: Run) -> bool:
-    """Whether the run waits for an event of an entity, and so hears also of what has occurred before."""
+    """Whether the run waits for an event of an entity, and so gets also what has occurred before."""
     return bool(entities_of(run))
 
 

@@ -1,4 +1,4 @@
-"""What becomes of the changes of a batch: judged in memory, in their order, by how things stand; then written."""
+"""Judges the changes of a batch in memory, in order, by what was read under locks; then writes their effects."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _MARK: Final = "UPDATE aioflow.runs SET marked = 1 WHERE id = ANY($1::bigint[])"
 class Batch:
     """One batch.
 
-    The mutable state: what the changes find, what those that were judged come to (rows, marks, what is taken and posted),
-    and which rows are still to be told.
+    The mutable state: the state that the changes find (``_was``), the effects of those judged so far (rows, marks,
+    signals taken and posted), and the runs whose rows are to be read for results (``_unread``).
     """
 
     def __init__(self, changes: Sequence[Change], now: Micros) -> None:
@@ -37,14 +37,14 @@ class Batch:
         self._marked: list[int] = []
         self._taken: list[tuple[int, int, int | None]] = []
         self._posted: list[Signal] = []
-        #: rows that results want as they stand in the end
-        self._unsaid: set[int] = set()
+        #: runs whose rows, as the batch leaves them, are part of results
+        self._unread: set[int] = set()
         self._mail: set[int] = set()
         self._receivers: dict[int, tuple[int, ...]] = {}
 
     @property
     def keys(self) -> list[tuple[str, ...]]:
-        """Start keys, signal_ids, and the workflows that say what they listen to."""
+        """The start keys, signal_ids, and workflows whose listeners are set."""
         keys: list[tuple[str, ...]] = []
         for change in self._flat:
             if isinstance(change, Start) and change.run.key is not None:
@@ -57,7 +57,7 @@ class Batch:
 
     @property
     def awaited(self) -> list[tuple[str, str]]:
-        """(event, entity_id) of what runs begin to wait for."""
+        """(event, entity_id) of the events that runs begin to wait for."""
         runs = (change.run for change in self._flat if isinstance(change, Start | Move))
         return [pair for run in runs if awaits_entities(run) for pair in entities_of(run)]
 
@@ -68,7 +68,7 @@ class Batch:
     # ---- judging
 
     def judge(self, change: Change) -> Result:
-        """What becomes of a change, after those before it."""
+        """The result of a change, after those before it."""
         match change:
             case Move():
                 return self._move(change)
@@ -76,9 +76,9 @@ class Batch:
                 return self._start(change)
             case Mark(run_id, seq, fence):
                 if self._was.guards.get(run_id, ())[:2] != (seq, fence):
-                    return self._stands("stale", run_id)
+                    return self._with_row("stale", run_id)
                 self._marked.append(run_id)
-                return self._stands("applied", run_id)
+                return self._with_row("applied", run_id)
             case Amend():
                 return self._amend(change)
             case Post(signal):
@@ -94,12 +94,12 @@ class Batch:
                 return result._replace(also=tuple(self._offered_with_it(part) for part in move.also))
             return result
         if move.unless_mail and self._has_mail(run.id):
-            return self._stands("stale", run.id)._replace(mail=True)
+            return self._with_row("stale", run.id)._replace(mail=True)
         if move.unless_mail and (first := self._was.to_occur.get(run.id)) is not None:
-            return self._stands("stale", run.id)._replace(plans=(first,))
+            return self._with_row("stale", run.id)._replace(plans=(first,))
         found = [place for id_ in move.takes for place in ((id_, run.id), (id_, 0)) if place in self._was.untaken]
         if len(found) != len(move.takes):
-            return self._stands("stale", run.id)
+            return self._with_row("stale", run.id)
         self._was.untaken.difference_update(found)
         taker = None if move.transition.kind == "reject" else run.id
         self._taken += [(*place, taker) for place in found]
@@ -107,7 +107,7 @@ class Batch:
         return Result("applied", run, also=tuple(self.judge(part) for part in move.also))
 
     def _has_mail(self, run_id: int) -> bool:
-        """Whether the mailbox has something for the run that was sent by its deadline, or the batch has posted it."""
+        """Whether the mailbox, or a Post of this batch, has something for the run that was sent by its deadline."""
         if run_id in self._was.in_time:
             return True
         wake_at, arms = self._was.waits.get(run_id, (None, []))
@@ -131,14 +131,14 @@ class Batch:
                 return Result("stale")
         holder = self._in_the_way(run, start.reuse)
         if holder is not None:
-            return self._stands("exists", holder)
+            return self._with_row("exists", holder)
         if mail_id is not None:
             self.events.started(run.id, mail_id)
         self._write(Row(run, BEGINS, BEGINS, start.transition))
         return Result("applied", run)
 
     def _in_the_way(self, run: Run, reuse: Reuse) -> int | None:
-        """The run that has the key already, as the changes before have left it."""
+        """The run that holds the key, after the changes before this one; None if the key is free."""
         if run.key is None:
             return None
         holders = []
@@ -156,7 +156,7 @@ class Batch:
         if row is None:
             return Result("stale")
         if change.run_id in self._was.amended:
-            return self._stands("applied", row.id)._replace(transition=self._was.amended[change.run_id])
+            return self._with_row("applied", row.id)._replace(transition=self._was.amended[change.run_id])
         amended = change.decide(row)
         if amended is None:
             return Result("stale", row)
@@ -173,25 +173,25 @@ class Batch:
             written = self._written.get(signal.run_id)
             status = written.run.status if written is not None else self._was.guards.get(signal.run_id, ("", "", ""))[2]
             if status not in LIVE:
-                return self._stands("stale", signal.run_id)
+                return self._with_row("stale", signal.run_id)
         self._posted.append(signal)
         return Result("applied")
 
     def _offered(self, run_id: int, transition: Transition) -> Result:
-        return self._stands("applied" if (run_id, transition.commit_id) in self._was.commits else "stale", run_id)
+        return self._with_row("applied" if (run_id, transition.commit_id) in self._was.commits else "stale", run_id)
 
     def _offered_with_it(self, part: Part) -> Result:
-        """What became of a part of a move that an earlier offer has applied."""
+        """The result of a part of a Move that an earlier offer has applied."""
         if isinstance(part, Post):
             return Result("applied" if part.signal.id in self._was.before.ids else "stale")
         if isinstance(part, Emit):
             return self.events.offered(part)
         return self._offered(part.run.id, part.transition)
 
-    def _stands(self, outcome: Outcome, run_id: int) -> Result:
-        """A result that has the row as it will stand when the batch is written."""
-        self._unsaid.add(run_id)
-        return Result(outcome, _STANDS._replace(id=run_id))
+    def _with_row(self, outcome: Outcome, run_id: int) -> Result:
+        """A result with a placeholder for the run's row, which is read once the batch is written."""
+        self._unread.add(run_id)
+        return Result(outcome, _PLACEHOLDER._replace(id=run_id))
 
     def _write(self, row: Row) -> None:
         self._written[row.run.id] = row
@@ -199,8 +199,8 @@ class Batch:
     # ---- writing
 
     async def write(self, session: Session) -> None:
-        """Write what the changes have come to, and read the rows that are to be told as they stand."""
-        if self._taken:  # before the rows: a wait that ends takes what was not taken with it
+        """Write the effects of the changes, and read the rows that results need."""
+        if self._taken:  # before the rows: when a wait ends, a trigger expires the copies that were not taken
             await mailbox.take(session, self._taken, self._now)
         if self._written:
             await write(session, sorted(self._written.values()))
@@ -210,20 +210,20 @@ class Batch:
             await mailbox.post(session, [self._in_force(signal) for signal in self._posted], self._now)
         await self.events.write(session)
         await catch_up(session, (row.run for row in self._written.values()))
-        if self._unsaid:
-            rows = await session.fetch(ROWS, list(self._unsaid))
+        if self._unread:
+            rows = await session.fetch(ROWS, list(self._unread))
             self._was.rows = {run.id: run for run in map(Run._make, rows)}
 
     def _in_force(self, signal: Signal) -> Signal:
-        """The signal, expired if the run that it is addressed to has ended by a later change of the batch."""
+        """The signal, expired if a later change of the batch has ended the run that it is addressed to."""
         written = self._written.get(signal.run_id)
         return signal if written is None or written.run.status in LIVE else signal._replace(expires_at=0)
 
     # ---- telling
 
     async def tell(self, session: Session, changes: Sequence[Change], results: Sequence[Result]) -> list[Result]:
-        """The results, with what is known now that everything is committed."""
-        told = [self._said(result) for result in results]
+        """The results, completed with what is known now that everything is committed."""
+        told = [self._filled(result) for result in results]
         flat = [*told, *(part for result in told for part in result.also)]
         if waiting := waits_in(flat):
             self._mail = await mailbox.with_mail(session, waiting, self._now)
@@ -232,10 +232,11 @@ class Batch:
         await self.events.look(session, flat)
         return [self._told(change, result) for change, result in zip(changes, told, strict=True)]
 
-    def _said(self, result: Result) -> Result:
+    def _filled(self, result: Result) -> Result:
+        """The result with rows in the place of placeholders."""
         if result.also:
-            result = result._replace(also=tuple(map(self._said, result.also)))
-        if result.run is not None and result.run.seq == _STANDS.seq:
+            result = result._replace(also=tuple(map(self._filled, result.also)))
+        if result.run is not None and result.run.seq == _PLACEHOLDER.seq:
             result = result._replace(run=self._was.rows.get(result.run.id))
         return result
 
@@ -254,12 +255,12 @@ class Batch:
         return result
 
 
-#: Stands for the row of a run, but for its id, until that is read.
-_STANDS: Final = Run._make([-1] * len(Run._fields))
+#: Stands for the row of a run in a result, with the run's id, until the row is read.
+_PLACEHOLDER: Final = Run._make([-1] * len(Run._fields))
 
 
 def waits_in(results: Iterable[Result]) -> list[int]:
-    """The runs that wait, by what was applied."""
+    """The runs that wait for signals, events or calls after changes that were applied."""
     return [
         result.run.id
         for result in results

@@ -1,7 +1,7 @@
-"""Advisory locks: for what may not be decided twice at once, and has no row yet that could be locked.
+"""Advisory locks: for decisions that must not be made concurrently, about things that may have no row to lock yet.
 
-Keys share a limited number of locks, for the server has room for so many: two that do not concern each other may
-wait for each other. They end with the transaction.
+Keys share a limited number of locks, as the server's lock table is limited: two unrelated keys may wait for each other.
+The locks are released at the end of the transaction.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from aioflow_postgres.rows import unnest
 
 _LOCKS: Final = 1024
 _CLASS: Final = 0x61666C00
-#: In the order of their numbers, each once: whoever takes several takes them in the same order. Keys are taken before
-#: entities, which may be known only once the events have been read.
+#: In the order of their numbers, each once, so that all transactions take them in the same order. Keys are locked
+#: before entities, which may be known only once the events have been read.
 _LOCK: Final = f"""
 SELECT CASE WHEN alone THEN pg_advisory_xact_lock({{class_}}, place) ELSE pg_advisory_xact_lock_shared({{class_}}, place)
 END FROM (
@@ -28,7 +28,7 @@ _LOCK_ENTITIES: Final = _LOCK.format(class_=_CLASS + 1)
 
 
 async def lock_keys(session: Session, keys: Iterable[tuple[str, ...]], event_ids: Iterable[str]) -> None:
-    """Have what is decided about start keys, signal_ids and events for oneself."""
+    """Lock start keys, signal_ids, workflows' listeners and events, so that no other transaction decides about them."""
     wanted = ["\n".join(key) for key in keys] + [f"event\n{event_id}" for event_id in event_ids]
     if wanted:
         await session.fetch(_LOCK_KEYS, wanted, [True] * len(wanted))
@@ -37,9 +37,9 @@ async def lock_keys(session: Session, keys: Iterable[tuple[str, ...]], event_ids
 async def lock_entities(
     session: Session, awaited: Iterable[tuple[str, str]], occurring: Iterable[tuple[str, str]]
 ) -> None:
-    """Let a run that begins to wait for an event of an entity, and that event, see each other.
+    """Order a run that begins to wait for an event of an entity, and that event, so that one sees the other.
 
-    The runs may do so at once; the event occurs before all of them, or after.
+    Runs share the lock; an event takes it alone, and so occurs before or after each of them.
     """
     shared = ["\n".join(pair) for pair in awaited]
     alone = ["\n".join(pair) for pair in occurring]

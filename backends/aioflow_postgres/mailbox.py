@@ -1,8 +1,8 @@
 """The mailbox: signals on their way to runs.
 
-Tables ``signals`` and ``waits``; the latter follows ``runs.arms`` by triggers. Copies of events (``signals.event``) lie
-there as those of broadcasts do, for arms of their own kind (``waits.kind``). A taken signal stays as a tombstone, so
-that the same Post offered twice is stored once.
+Tables ``signals`` and ``waits``; triggers keep the latter in step with ``runs.arms``. Copies of events
+(``signals.event``) are stored like those of broadcasts, for arms of kind "event" (``waits.kind``). A taken signal stays
+as a tombstone, so that the same Post offered twice is stored once.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from aioflow_postgres.rows import SELECT_RUNS, SIGNAL_COLUMNS, columns, named, r
 
 _COLUMNS: Final = named(Signal._fields)
 _HOUR: Final = 3600 * SECOND
-#: How long a taken signal is remembered: by its signal_id, or only for the sake of a Post that is offered again.
+#: How long a taken signal is remembered: if it has a signal_id; and if not, for a Post that is offered again.
 _MEMORY: Final = 7 * 24 * _HOUR
 _SHORT_MEMORY: Final = _HOUR
-#: How many signals of one run a Mail has at the most: a run takes one at a time.
+#: How many signals of one run a Mail has at most: a run takes one at a time.
 _FEW: Final = 8
 
-#: That a signal can be taken. ``$1``: now.
+#: The condition that a signal can be taken. ``$1``: now.
 _UNTAKEN_YET: Final = "s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > $1)"
 _OF_KIND: Final = "w.kind = CASE WHEN s.event IS NULL THEN 'signal' ELSE 'event' END"
 _PAIR: Final = "SELECT w.since, w.run_id AS waiter, s.id, s.run_id, s.sent_at"
-#: Pairs of a wait and a signal that fits it: all there are. Of a signal to a run the waits are few, those with its name
-#: may be all: ``|| ''`` keeps their index out of a plan that is made while the tables are empty.
+#: All pairs of a wait and a signal that fits it. A run has few waits, but the waits of all runs may have the same name:
+#: ``|| ''`` keeps the planner from using the index on names, as it would while the tables are empty.
 _OF_ALL: Final = f"""
 {_PAIR} FROM aioflow.waits AS w JOIN aioflow.signals AS s ON s.run_id = w.run_id AND s.name = w.name || ''
 WHERE {_UNTAKEN_YET} AND s.run_id <> 0 AND {_OF_KIND}
@@ -38,8 +38,8 @@ UNION
 {_PAIR} FROM aioflow.waits AS w JOIN aioflow.signals AS s ON s.name = w.name AND s.key = w.key
 WHERE {_UNTAKEN_YET} AND s.run_id = 0 AND w.kind = 'signal'
 """
-#: Of some runs (``$2``), the first few of each wait. From the run to its waits, from a wait to its signals: ``OFFSET`` and
-#: ``LIMIT`` leave the planner no other order, which without statistics it would choose.
+#: The pairs of some runs (``$2``), the first few of each wait. ``OFFSET`` and ``LIMIT`` make the planner go from the
+#: run to its waits, and from a wait to its signals: without statistics it would choose another order.
 _WAITS: Final = """
 unnest($2::bigint[]) AS o (run_id)
 CROSS JOIN LATERAL (SELECT * FROM aioflow.waits AS w WHERE w.run_id = o.run_id OFFSET 0) AS w
@@ -56,7 +56,7 @@ UNION
         AND {_FIRST}
 ) AS s
 """
-#: ``OFFSET 0``: each signal is looked up by its place, where a join may go through all pairs for each signal.
+#: ``OFFSET 0``: each signal is looked up by its key, where a join might go through all pairs for each signal.
 _MAIL: Final = f"""
 SELECT f.since, f.waiter, {SIGNAL_COLUMNS} FROM (
     SELECT *, row_number() OVER (PARTITION BY waiter ORDER BY sent_at, id) AS place,
@@ -80,7 +80,7 @@ JOIN aioflow.signals AS s ON s.id = o.id AND s.run_id = o.run_id
 WHERE s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > $1)
 ORDER BY s.id, s.run_id FOR NO KEY UPDATE OF s
 """
-#: What is taken of events is remembered for as long as the run is.
+#: Which events a run has taken is remembered as long as the run exists.
 _TAKE: Final = f"""
 WITH taken AS (
     UPDATE aioflow.signals AS s SET taken_at = $1, taken_by = t.taker,
@@ -101,11 +101,11 @@ SELECT id, taken_by FROM aioflow.signals WHERE id = ANY($1::bigint[]) AND taken_
 _FREE_SIGNAL_IDS: Final = """
 UPDATE aioflow.signals SET signal_id = NULL WHERE signal_id = ANY($1::text[]) AND taken_at IS NULL AND expires_at <= $2
 """
-#: One that is there already was put there by an earlier offer, which was still under way when this one looked.
+#: If the signal is there already, an earlier offer put it there, which was still under way when this one looked for it.
 _POST: Final = f"""
 INSERT INTO aioflow.signals ({_COLUMNS}) SELECT * FROM {rows_of(Signal, "p")} ON CONFLICT (id, run_id) DO NOTHING
 """
-#: The rows of the waits are held until the copies are committed: whoever ends a wait then sees them.
+#: The rows of the waits are locked until the copies are committed: a transaction that ends a wait then sees them.
 _BROADCAST: Final = f"""
 WITH heard AS (
     SELECT DISTINCT w.run_id, w.name FROM (
@@ -117,18 +117,18 @@ INSERT INTO aioflow.signals ({_COLUMNS})
 SELECT {", ".join("h.run_id" if column == "run_id" else f"p.{column}" for column in Signal._fields)}
 FROM {rows_of(Signal, "p", 2)} JOIN heard AS h ON h.name = p.name ON CONFLICT (id, run_id) DO NOTHING
 """
-#: So that it is known as sent, whoever was there to hear it.
+#: Remembers that a broadcast was sent, even if no run waited for it.
 _RECORD: Final = f"""
 INSERT INTO aioflow.signals ({_COLUMNS}, taken_at) SELECT p.*, $1::bigint FROM {rows_of(Signal, "p", 2)}
 ON CONFLICT (id, run_id) DO NOTHING
 """
-#: By its run, not by its name, which the waits of all may have: ``OFFSET`` as above.
+#: Waits are looked up by run, not by name, which the waits of all runs may have: ``OFFSET`` as above.
 _ADDRESSED: Final = f"""
 SELECT DISTINCT w.run_id, w.name FROM {unnest(["run_id", "name"], ["bigint", "text"], "p")}
 CROSS JOIN LATERAL (SELECT * FROM aioflow.waits AS w WHERE w.run_id = p.run_id OFFSET 0) AS w
 WHERE w.name = p.name AND w.kind = 'signal'
 """
-#: As many of the oldest waits as there are signals for them: others may be on their way to the same runs.
+#: For each name and key, as many of the oldest waits as the mailbox has signals: other signals may go to the same runs.
 _KEYED: Final = f"""
 SELECT p.name, p.key, w.run_id FROM {unnest(["name", "key"], ["text", "text"], "p", 2)} CROSS JOIN LATERAL (
     SELECT DISTINCT since, run_id FROM aioflow.waits
@@ -141,13 +141,13 @@ SELECT p.name, p.key, w.run_id FROM {unnest(["name", "key"], ["text", "text"], "
     )
 ) AS w ORDER BY w.since, w.run_id
 """
-#: By its id, not among all that nobody has taken.
+#: Copies are looked up by id, not among all untaken signals.
 _HOLDERS: Final = f"""
 SELECT s.id, s.run_id FROM {unnest(["id"], ["bigint"], "o")}
 CROSS JOIN LATERAL (SELECT * FROM aioflow.signals AS s WHERE s.id = o.id OFFSET 0) AS s
 WHERE s.run_id <> 0 AND s.taken_at IS NULL AND (s.expires_at IS NULL OR s.expires_at > $2) ORDER BY s.id, s.run_id
 """
-#: The first so many, by an index: what is locked stays where it is until the transaction ends.
+#: The first ``$2`` rows, found by an index; their ctids stay valid, as they are locked until the transaction ends.
 _FIRST_ROWS: Final = """
 ctid = ANY(ARRAY(
     SELECT ctid FROM aioflow.signals WHERE {column} <= $1 AND {which} ORDER BY {column} LIMIT $2 FOR UPDATE SKIP LOCKED
@@ -167,21 +167,21 @@ RETURNING {SIGNAL_COLUMNS}
 
 
 class Sent(NamedTuple):
-    """An earlier send of a signal_id."""
+    """An earlier send with a signal_id: whether that signal still waits to be taken, and the runs that took it."""
 
     waits: bool
     takers: tuple[int, ...]
 
 
 class Before(NamedTuple):
-    """What the mailbox knows of signals that are to be posted: ids that it has, and signal_ids in whose way one is."""
+    """What the mailbox knows of signals that are to be posted: the ids that it has, and the signal_ids sent before."""
 
     ids: frozenset[int]
     sent: dict[str, Sent]
 
 
 async def before(session: Session, signals: Sequence[Signal], now: Micros) -> Before:
-    """Look for what was posted before. What has expired is not in the way."""
+    """Look for signals that were posted before. The signal_ids of expired ones are freed."""
     if not signals:
         return Before(frozenset(), {})
     ids = frozenset(id_ for (id_,) in await session.fetch(_POSTED, [signal.id for signal in signals]))
@@ -199,7 +199,7 @@ async def before(session: Session, signals: Sequence[Signal], now: Micros) -> Be
 
 
 async def post(session: Session, signals: Sequence[Signal], now: Micros) -> None:
-    """Put signals there; those to everybody as a copy for each run that waits."""
+    """Put signals into the mailbox; of a broadcast, a copy for each run that waits."""
     width = len(Signal._fields)
     everybody = [signal for signal in signals if not signal.run_id and signal.key is None]
     if addressed := [signal for signal in signals if signal.run_id or signal.key is not None]:
@@ -211,7 +211,7 @@ async def post(session: Session, signals: Sequence[Signal], now: Micros) -> None
 
 
 async def receivers(session: Session, signals: Iterable[Signal], now: Micros) -> dict[int, tuple[int, ...]]:
-    """Waiting runs that may take each of these."""
+    """For each of these signals, the waiting runs that may take it."""
     addressed = {(signal.run_id, signal.name) for signal in signals if signal.run_id}
     keyed = {(signal.name, signal.key) for signal in signals if not signal.run_id and signal.key is not None}
     everybody = [signal.id for signal in signals if not signal.run_id and signal.key is None]
@@ -235,7 +235,7 @@ async def receivers(session: Session, signals: Iterable[Signal], now: Micros) ->
 
 
 async def holders(session: Session, ids: Collection[int], now: Micros) -> dict[int, tuple[int, ...]]:
-    """Runs that a copy of each of these lies there for."""
+    """For each of these ids, the runs for which the mailbox has a copy."""
     found: defaultdict[int, list[int]] = defaultdict(list)
     for id_, run_id in await session.fetch(_HOLDERS, list(ids), now):
         found[id_].append(run_id)
@@ -243,9 +243,9 @@ async def holders(session: Session, ids: Collection[int], now: Micros) -> dict[i
 
 
 async def untaken(session: Session, wanted: Iterable[tuple[int, int]], now: Micros) -> set[tuple[int, int]]:
-    """(id, run id) of those that can still be taken; nobody else can until the transaction ends.
+    """(id, run id) of those signals that can still be taken; locks them until the transaction ends.
 
-    ``wanted``: ids, and the runs that are to take them: each its own copy, or what has none.
+    ``wanted``: (id, run that is to take it): its own copy, or the signal to a key, stored with run id 0.
     """
     places = {place for id_, run_id in wanted for place in ((id_, run_id), (id_, 0))}
     found = await session.fetch(_UNTAKEN, now, *columns([*places], 2))
@@ -253,7 +253,7 @@ async def untaken(session: Session, wanted: Iterable[tuple[int, int]], now: Micr
 
 
 async def take(session: Session, taken: Sequence[tuple[int, int, int | None]], now: Micros) -> None:
-    """Mark as taken: (id, run id, the run that took it, None if that rejected it)."""
+    """Mark signals as taken: (id, run id, the run that took it; None if it was rejected)."""
     await session.execute(_TAKE, now, *columns(taken, 3))
 
 
@@ -276,7 +276,7 @@ async def mail(
     known: Collection[tuple[str, str]] | None = None,
     after: tuple[Micros, int] | None = None,
 ) -> list[Mail]:
-    """Waiting runs and the first of what they can take."""
+    """Waiting runs with the first signals that they can take."""
     fitting = _OF_ALL if run_ids is None else _OF_THESE
     values: list[object] = [now] if run_ids is None else [now, list(run_ids)]
     if after is not None:
@@ -297,7 +297,7 @@ async def mail(
 
 
 async def expire(session: Session, limit: int, now: Micros, forget: int) -> list[Signal]:
-    """Take out what nobody took in its time, and forget what was taken long ago."""
+    """Take out what no run took in its time, and forget what was taken long ago."""
     [(named,)] = await session.fetch(_FORGET_NAMED, now - _MEMORY, forget)
     await session.fetch(_FORGET_UNNAMED, now - _SHORT_MEMORY, forget - named)
     return [Signal._make(row) for row in await session.fetch(_EXPIRE, now, limit)]

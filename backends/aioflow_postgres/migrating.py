@@ -1,4 +1,4 @@
-"""The schema: numbered scripts, run once each, by whoever comes first."""
+"""Migrates the schema by numbered scripts, each run once, by the first process that opens the store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from aioflow_postgres.database import Session, quoted
 
-#: Says with the schema's name which lock is meant ("aflw").
+#: The class of the advisory lock ("aflw"), whose object is the schema's name.
 LOCK_CLASS: Final = 0x61666C77
 
 
@@ -28,10 +28,10 @@ def scripts() -> tuple[str, ...]:
 
 
 async def migrate(session: Session, schema: str) -> str | None:
-    """Bring the schema a step further, and give the store's UUID if that was all. Of several that do this at once, one does.
+    """Migrate the schema by one step, and return the store's UUID if it is then up to date. Safe to run concurrently.
 
-    A new schema is made at once. One that others use is changed by one script in a transaction, each of which locks one
-    table: whoever waits for that holds nothing that is waited for.
+    A new schema is made in one step. On one that others use, a step is one script in a transaction, and each script
+    locks one table: a transaction that waits for that lock holds none that others wait for.
 
     Raises:
         NewerSchema: this code is too old for it.

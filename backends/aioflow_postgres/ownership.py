@@ -1,4 +1,4 @@
-"""Who runs what: leases, and running runs whose owner is dead."""
+"""Leases of workers, and claims of running runs without a living owner."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from aioflow_postgres.database import Database, Session
 from aioflow_postgres.rows import SELECT_RUNS, named
 
 _RENEW: Final = "UPDATE aioflow.workers SET until = $2 WHERE id = $1 AND until > $3 RETURNING id"
-#: Owners of running runs that are dead, or were never heard of, one step through the index for each, however many runs it
-#: has; then, if ``$3``, the worker's own running runs.
+#: The owners of running runs whose lease is over, or that are unknown: one step through the index for each owner,
+#: however many runs it has; then, if ``$3``, the worker's own running runs.
 _LOOK: Final = """
 WITH RECURSIVE owners (owner) AS (
     (SELECT owner FROM aioflow.runs WHERE status = 'running' AND owner IS NOT NULL ORDER BY owner LIMIT 1)
@@ -25,9 +25,10 @@ WITH RECURSIVE owners (owner) AS (
 WHERE o.owner IS NOT NULL AND o.owner <> $1 AND (w.id IS NULL OR w.until <= $2)
 UNION ALL SELECT id, true FROM aioflow.runs WHERE $3 AND status = 'running' AND owner = $1
 """
-#: Looked at once more when the lock is had: one that is just being renewed, or is back, lives. A dead one keeps a row that
-#: is over since ever, locked until its runs are taken: it cannot renew afterwards, whatever its clock says, for it has lost
-#: runs. The worker ``$1`` itself, if its lease is over, is registered here, so that all take these locks in one order.
+#: Checks again under the lock: a worker that has just renewed its lease, or is back, lives. The lease of a dead one is
+#: set to 0, its row locked until its runs are taken: it cannot renew afterwards, whatever its clock says, as it has
+#: lost runs. The worker ``$1`` itself, if its lease is over, is registered here, so that all take these locks in one
+#: order.
 _BURY: Final = """
 INSERT INTO aioflow.workers AS w (id, until)
 SELECT u.id, CASE u.id WHEN $1::bigint THEN $4::bigint ELSE 0 END FROM unnest($2::bigint[]) AS u (id)
@@ -35,16 +36,16 @@ WHERE NOT EXISTS (SELECT FROM aioflow.workers AS o WHERE o.id = u.id AND o.until
 ON CONFLICT (id) DO UPDATE SET until = excluded.until WHERE w.until <= $3
 RETURNING id
 """
-#: ``OFFSET 0``: asked of one row after the other, so that these come as they are needed.
+#: ``OFFSET 0``: evaluated row by row, so that no more rows are read than are needed.
 _IS_KNOWN: Final = """
 EXISTS (
     SELECT FROM unnest($3::text[], $4::text[]) AS k (workflow, version)
     WHERE k.workflow = r.workflow AND k.version = r.version OFFSET 0
 )
 """
-#: The lease of a worker that has one is left as it is, and its row unlocked: pulse.py renews it while the event loop is
-#: blocked, perhaps in the middle of this. Runs of the dead come before those that nobody has had. The latter are read in
-#: the order of the index, which passes by what others have taken: a bitmap reads all of that each time, until a vacuum.
+#: A lease that is not over is left as it is, and its row unlocked: pulse.py renews it while the event loop is blocked,
+#: perhaps in the middle of this. Runs of dead owners come before those without one. The latter are read in the order of
+#: the index, which skips what others have taken: a bitmap scan would read all of that each time, until a vacuum.
 _CLAIM: Final = f"""
 WITH registered AS (
     INSERT INTO aioflow.workers AS w (id, until) SELECT $1, $6
@@ -67,7 +68,7 @@ FROM free WHERE r.id = free.id RETURNING {named(Run._fields, "r.")}
 _FREE: Final = """
 UPDATE aioflow.runs SET owner = NULL, fence = fence + 1, marked = 0 WHERE status = 'running' AND owner = $1
 """
-#: Workers that were not heard of for so long are forgotten.
+#: Workers whose lease has been over for ``_MEMORY`` are forgotten.
 _FORGET: Final = "DELETE FROM aioflow.workers WHERE until < $1"
 _MEMORY: Final[Micros] = 24 * 3600 * SECOND
 
@@ -82,7 +83,7 @@ async def claim(
     held: Collection[int] | None,
     now: Micros,
 ) -> Claim:
-    """See the port. Two statements, each by itself, if nobody is dead: every hint is followed by this."""
+    """See the port. Only two statements, without a transaction, if no owner is dead, as every hint leads to a claim."""
     seen = await database.ask(lambda session: session.fetch(_LOOK, worker, now, held is not None))
     mine = {run_id for run_id, is_run in seen if is_run}
     dead = [owner for owner, is_run in seen if not is_run] if limit > 0 and known else []

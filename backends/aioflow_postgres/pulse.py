@@ -1,8 +1,9 @@
-"""Keeping a lease while the event loop is blocked, from a thread.
+"""Renews the lease from a thread while the event loop is blocked.
 
-The event loop renews its worker's lease. While a step holds it up it cannot, though the process is well, and others
-would take its runs over and do its steps again. So a thread looks whether the loop still turns; if it does not, the
-thread renews, over a connection that it makes for that. A loop that does not turn for four leases is taken for dead.
+Normally the event loop renews its worker's lease. While a step blocks the loop it cannot, though the process is alive,
+and other workers would take its runs over and run their steps again. So a thread checks whether the loop still turns;
+if it does not, the thread renews the lease, over a connection of its own. A loop that has been blocked for four leases
+is taken for dead.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from aioflow_postgres.database import Session, Statements, hang_up
 from aioflow_postgres.failures import FAILURES
 
 _log = structlog.get_logger("aioflow")
-#: Leases for which a blocked loop is waited for.
+#: For how many leases a blocked loop counts as alive.
 _PATIENCE: Final = 4
-#: Seconds between two looks at the loop at the most, however long a lease is.
+#: The most seconds between two checks of the loop, however long a lease is.
 _LONGEST_LOOK: Final = 60.0
-#: Seconds for which the thread is waited for at the end.
+#: How many seconds ``stop`` waits for the thread.
 _LAST_WAIT: Final = 2.0
 
 
@@ -52,7 +53,7 @@ class Pulse:
         self._seen: Micros = 0
 
     def start(self, worker: int, lease: Micros) -> None:
-        """Keep this worker's lease from now on, if nothing does; called in the event loop."""
+        """Keep this worker's lease from now on, unless the thread runs already; called in the event loop."""
         if self._thread is None:
             self._end = Event()
             loop = asyncio.get_running_loop()
@@ -62,7 +63,7 @@ class Pulse:
             self._thread.start()
 
     async def stop(self) -> None:
-        """Keep it no longer."""
+        """Stop keeping the lease."""
         self._end.set()
         if self._timer is not None:
             self._timer.cancel()
@@ -71,7 +72,7 @@ class Pulse:
             self._thread = None
 
     def _turn(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        """The event loop turns."""
+        """Record that the event loop turns, and call this again after ``seconds``."""
         self._seen = self._clock.monotonic()
         self._timer = loop.call_later(seconds, self._turn, loop, seconds)
 
@@ -87,12 +88,12 @@ class Pulse:
                     _log.warning("the lease of a blocked event loop cannot be renewed", worker=worker, error=str(error))
 
     def _blocked(self, lease: Micros) -> Micros:
-        """For how long the event loop has been blocked; 0 if it is not, or for so long that it is given up."""
+        """For how long the event loop has been blocked; 0 if it is not, or for so long that it is taken for dead."""
         silent = self._clock.monotonic() - self._seen
         return silent if lease // 5 < silent < _PATIENCE * lease else 0
 
     async def _keep(self, worker: int, lease: Micros, thread: int) -> bool:
-        """Renew until the event loop turns again; False if the lease is over."""
+        """Renew the lease until the event loop turns again; False if the lease is over."""
         timeout = lease / 2 / SECOND
         connection = await asyncpg.connect(self._address.dsn, timeout=timeout, statement_cache_size=0)
         session = Session(connection, Statements(self._address.schema))
@@ -117,6 +118,6 @@ class Pulse:
 
 
 def _place(thread: int) -> str:
-    """Where a thread is."""
+    """The line of code that a thread executes."""
     frame = sys._current_frames().get(thread)  # noqa: SLF001 - the only way to see another thread
     return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"

@@ -1,4 +1,4 @@
-"""Reading: filters become SQL with every value bound."""
+"""Queries: filters become SQL with every value bound."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from aioflow_postgres.database import Session
 from aioflow_postgres.rows import EVENT_COLUMNS, HISTORY_COLUMNS, PLAN_COLUMNS, SELECT_RUNS
 
 _SEVERAL: Final = ("workflow", "version", "status", "step", "waiting_for", "key", "event_id")
-#: Columns that hold nothing but these words.
+#: Columns that can hold only these words.
 _CLOSED: Final = {"status": frozenset(map(str, WorkflowStatus)), "waiting_for": frozenset(get_args(WaitingFor))}
 _INT64: Final = range(-(1 << 63), 1 << 63)
 #: Filters that leave few runs, each by an index of its own.
 _NARROW: Final = ("key", "event_id", "parent_id", "waiting_signal", "waiting_key")
-#: So many runs between two times are read and sorted, rather than looked for in the order of ids among all.
+#: Up to so many runs between two times are read and sorted, rather than searched for among all in the order of ids.
 _SORTED: Final = 5_000
 
 
 class Nothing(Exception):
-    """A filter asks for what no row can hold."""
+    """A filter has a value that no row can hold."""
 
 
 class _Where:
@@ -37,13 +37,13 @@ class _Where:
         self.values = [] if values is None else values
 
     def bind(self, value: Any) -> str:
-        """The placeholder of a value."""
+        """Bind a value, and return its placeholder. Raises Nothing if no row can hold it."""
         _check(value)
         self.values.append(value)
         return f"${len(self.values)}"
 
     def add(self, condition: str, value: Any) -> None:
-        """A condition with ``{}`` in the value's place."""
+        """Add a condition, which has ``{}`` in the value's place."""
         self.conditions.append(condition.format(self.bind(value)))
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class _Where:
 
 
 def _check(value: object) -> None:
-    """No row holds a NUL, a lone surrogate, or a number beyond 64 bits."""
+    """Raise Nothing for text that no row can hold: with a NUL or a lone surrogate."""
     if isinstance(value, str):
         if "\0" in value:
             raise Nothing
@@ -88,9 +88,9 @@ async def select(session: Session, query: RunQuery) -> list[Run]:
 
 
 async def _look_for_few(session: Session, query: RunQuery, where: _Where) -> None:
-    """Let runs be found by the time of their creation, if few come into question.
+    """If only few runs were created between the query's bounds, add a condition that finds them by that time.
 
-    The server would go through all runs in the order of their ids, as it expects to meet as many as are asked for soon.
+    Otherwise the server would go through all runs in the order of their ids, expecting to find enough of them soon.
     """
     created = _Where()
     _between(created, query, "created_at")
@@ -179,7 +179,7 @@ async def plans(session: Session, query: PlanQuery) -> list[Planned]:
 
 
 async def stats(session: Session, now: Micros) -> Stats:
-    """Counts of what is there, most of which reads whole tables."""
+    """Counts of what is there; most of them read whole tables."""
     await session.execute("SET LOCAL enable_seqscan TO on")
     runs: dict[str, dict[str, int]] = {}
     for workflow, status, number in await session.fetch(
@@ -216,7 +216,7 @@ async def stats(session: Session, now: Micros) -> Stats:
 
 
 def _clamped(number: int) -> int:
-    """The nearest number that a column can hold: the order of rows is the same."""
+    """The nearest number that a column can hold, for comparisons: their outcome is the same."""
     return max(_INT64.start, min(number, _INT64.stop - 1))
 
 
@@ -232,7 +232,7 @@ def _where(query: RunQuery) -> _Where:
         else:
             where.conditions.append(f"{column} {these}")
     if query.waiting_for:
-        where.conditions.append("status = 'waiting'")  # as they are anyway: so their index is in the plan
+        where.conditions.append("status = 'waiting'")  # implied, but makes the planner use the partial index
     if len(parents := [number for number in query.parent_id if number in _INT64]) == 1:
         where.add("parent_id = {}", parents[0])
     elif query.parent_id:
@@ -242,7 +242,7 @@ def _where(query: RunQuery) -> _Where:
     arms = [("name", query.waiting_signal), ("key", query.waiting_key)]
     if wanted := [(column, allowed) for column, allowed in arms if allowed]:
         found = " AND ".join(f"{column} = ANY({where.bind(list(allowed))}::text[])" for column, allowed in wanted)
-        # An array, for the few runs that it may be are looked up; a join may go through all runs in the order of ids.
+        # An array, so that these few runs are looked up; a join might go through all runs in the order of ids.
         where.conditions.append(f"id = ANY(ARRAY(SELECT run_id FROM aioflow.waits WHERE {found}))")
     for path, value in _leaves(query.data, []):
         _held(where, path, value)
@@ -250,7 +250,7 @@ def _where(query: RunQuery) -> _Where:
 
 
 def _between(where: _Where, query: RunQuery, column: Literal["created_at", "updated_at"]) -> None:
-    """Bound a time."""
+    """Add the query's bounds of a time."""
     after, before = (
         (query.created_after, query.created_before)
         if column == "created_at"
@@ -263,7 +263,7 @@ def _between(where: _Where, query: RunQuery, column: Literal["created_at", "upda
 
 def _among(where: _Where, column: str, allowed: Collection[str]) -> str:
     if _CLOSED.get(column, frozenset()).issuperset(allowed):
-        # Written out: only so is an index of runs that wait so, or have this status, in a plan that is kept.
+        # As literals: only then can a generic plan use an index on runs with this status, or that wait for this.
         return f"IN ({', '.join(map(repr, map(str, allowed)))})"
     if len(allowed) == 1:
         return f"= {where.bind(*allowed)}::text"
@@ -271,7 +271,7 @@ def _among(where: _Where, column: str, allowed: Collection[str]) -> str:
 
 
 def _leaves(wanted: Mapping[str, JsonValue], path: list[str]) -> Iterator[tuple[list[str], JsonValue]]:
-    """What has to be found, and where: a mapping is only to be held, all else to be equal."""
+    """The paths and values that the filter ``data`` wants; mappings are descended into, all else is to be equal."""
     for key, value in wanted.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, [*path, key])
@@ -280,7 +280,7 @@ def _leaves(wanted: Mapping[str, JsonValue], path: list[str]) -> Iterator[tuple[
 
 
 def _held(where: _Where, path: list[str], value: JsonValue) -> None:
-    """That the Context has this value there. Keys are bound, and lead through objects alone, never into a list."""
+    """Add the condition that the Context has this value at this path, which leads only through objects, not lists."""
     for depth in range(1, len(path)):
         found = f"(data::jsonb #> {where.bind(path[:depth])}::text[])"
         where.conditions.append(f"jsonb_typeof{found} = 'object'")

@@ -1,7 +1,7 @@
-"""Rows: columns in the order of the records of ``aioflow.model`` and ``aioflow.plans``, and many of them as parameters.
+"""Columns, in the order of the fields of the records of ``aioflow.model`` and ``aioflow.plans``; rows as parameters.
 
-Statements name the schema "aioflow"; ``database.Session`` puts the address's own in its place. A batch's rows go to the
-server as one array a column, which ``unnest()`` makes rows of again: one statement, however many they are.
+Statements name the schema "aioflow"; ``database.Session`` replaces it by the address's own. A batch's rows go to the
+server as one array a column, which ``unnest()`` turns into rows again: one statement, however many rows there are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Record: TypeAlias = type[Run | Transition | Signal | EventRecord | Plan | Listen
 
 
 def types_of(record: Record) -> tuple[str, ...]:
-    """The columns' types on the way to the server."""
+    """The SQL types of a record's columns as parameters."""
     hints = get_type_hints(record)
     return tuple(_type_of(hints[field]) for field in record._fields)
 
@@ -29,12 +29,12 @@ def _type_of(hint: Any) -> str:
 
 
 def named(columns: Iterable[str], table: str = "") -> str:
-    """Names of columns; one of them, "offset", is a word of SQL."""
+    """The names of columns, quoted, as one of them, "offset", is a keyword of SQL."""
     return ", ".join(f'{table}"{column}"' for column in columns)
 
 
 def unnest(names: Sequence[str], types: Sequence[str], alias: str, first: int = 1) -> str:
-    """Rows out of parameters, the first of which is ``$first``: one array a column."""
+    """SQL for rows that are passed as parameters, one array a column; the first is ``$first``."""
     arrays = ", ".join(f"${place}::{type_}[]" for place, type_ in enumerate(types, first))
     return f"unnest({arrays}) AS {alias} ({named(names)})"
 
@@ -55,5 +55,5 @@ SELECT_RUNS: Final = f"SELECT {RUN_COLUMNS} FROM aioflow.runs"
 EVENT_COLUMNS: Final = named(EventRecord._fields, "e.")
 PLAN_COLUMNS: Final = named(Plan._fields, "p.")
 SIGNAL_COLUMNS: Final = named(Signal._fields, "s.")
-#: The columns of ``history``, whose names are not those of the record's fields everywhere.
+#: The columns of ``history``, whose names differ in part from the record's fields.
 HISTORY_COLUMNS: Final = "run_id, seq, at, step, attempt, kind, duration, error, commit_id"

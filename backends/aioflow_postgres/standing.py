@@ -1,4 +1,4 @@
-"""What the changes of a batch depend on, read under the locks that keep it as it is until the transaction ends."""
+"""The state that a batch's changes depend on, read under locks that keep it unchanged until the transaction ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aioflow_postgres.hearing import in_the_way
 from aioflow_postgres.rows import HISTORY_COLUMNS, SELECT_RUNS, columns, unnest
 
 ROWS: Final = f"{SELECT_RUNS} WHERE id = ANY($1::bigint[])"
-#: Locked, in the order of their ids, as everybody does.
+#: Locked in the order of their ids, as by every transaction.
 _GUARDS: Final = """
 SELECT id, seq, fence, status FROM aioflow.runs WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE
 """
@@ -28,8 +28,8 @@ SELECT {", ".join(f"h.{name}" for name in HISTORY_COLUMNS.split(", "))}
 FROM {unnest(["run_id", "commit_id"], ["bigint", "bigint"], "o")}
 JOIN aioflow.history AS h ON h.run_id = o.run_id AND h.commit_id = o.commit_id
 """
-#: The live run, and the two newest: one of them has the key, whatever the batch does to them. The live one is looked for
-#: by itself, whatever the clocks of those who started them said; there may be a great many that have ended.
+#: The live runs with the key, up to two, and the two newest: one of them holds the key, whatever the batch does to
+#: them. Live runs are searched for separately: the clocks of starters may differ, and very many runs may have ended.
 _HOLDERS: Final = f"""
 SELECT h.workflow, h.key, h.id, h.status, h.created_at
 FROM {unnest(["workflow", "key"], ["text", "text"], "o")} CROSS JOIN LATERAL (
@@ -44,18 +44,18 @@ _WAITS: Final = "SELECT id, wake_at, arms FROM aioflow.runs WHERE id = ANY($1::b
 
 
 class Standing:
-    """What the changes find.
+    """The state that the changes of a batch find.
 
     Attributes:
-        guards: seq, fence and status of the runs that they are about.
-        rows: the runs of Amends, and once the batch is written those that its results tell as they stand.
+        guards: run -> seq, fence and status, for the runs that the changes are about.
+        rows: the runs of Amends; once the batch is written, the runs that results need.
         commits: (run, commit_id) of changes that were applied before.
-        amended: history rows of Amends that were.
-        holders: (workflow, key) -> id, status and created_at of the runs that may have the key.
+        amended: run -> the history row of an Amend that was applied before.
+        holders: (workflow, key) -> id, status and created_at of the runs that may hold the key.
         untaken: (id, run id) of signals that can be taken.
-        in_time: waiting runs that have mail by their deadline.
-        to_occur: waiting runs -> what is to occur by their deadline, that they would hear of.
-        waits: waiting runs -> their deadline and arms.
+        in_time: waiting runs that have mail that was sent by their deadline.
+        to_occur: waiting run -> the first plan of an event to occur by its deadline that fits an arm.
+        waits: waiting run -> its deadline and arms.
         before: what the mailbox knows of signals that are to be posted.
     """
 
@@ -97,7 +97,7 @@ class Standing:
             self.in_time = await mailbox.in_time(session, waiting, self._now)
             self.to_occur = await in_the_way(session, waiting, self._now)
         signals = [change.signal for change in self._changes if isinstance(change, Post)]
-        if waiting and signals:  # of those that the batch itself posts some may be for these runs
+        if waiting and signals:  # signals that the batch itself posts may be for these runs
             waits = await session.fetch(_WAITS, waiting)
             self.waits = {id_: (wake_at, [Arm(*arm) for arm in json.loads(arms)]) for id_, wake_at, arms in waits}
         self.before = await mailbox.before(session, signals, self._now)
@@ -110,7 +110,7 @@ class Standing:
                 self.holders.setdefault((workflow, key), []).append(tuple(holder))
 
     def _offered_before(self, change: Change) -> tuple[int, int] | None:
-        """Where the change has left its commit_id, if this is not its first offer."""
+        """Where the history has the change's commit_id, if an earlier offer was applied; None if none can have been."""
         if isinstance(change, Start) and change.run.id in self.guards:
             return change.run.id, change.transition.seq
         if isinstance(change, Move) and self.guards.get(change.run.id, ())[:2] != (change.seq, change.fence):

@@ -1,7 +1,7 @@
 """``PostgresStore``: the port on a PostgreSQL database that several workers share.
 
-READ COMMITTED and row guards, nothing more. A verb is one operation on one connection; see database.py on why each is a
-task of its own, and batch.py on how changes are applied.
+It relies on READ COMMITTED and row guards, nothing more. See database.py on why each operation is a task of its own,
+and batch.py on how changes are applied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RESERVE = """
 INSERT INTO aioflow.ids AS i VALUES ($1, $2::bigint + 1)
 ON CONFLICT (kind) DO UPDATE SET next = i.next + $2::bigint RETURNING next - $2::bigint
 """
-#: How long ``hint`` waits for one.
+#: How long ``hint`` waits for a new hint.
 _PATIENCE: Micros = SECOND // 10
 
 
@@ -37,14 +37,14 @@ class PostgresStore:
 
     Args:
         url: ``postgresql://user:password@host:port/database`` or ``postgres://…``. Options: ``schema`` ("aioflow"),
-            ``pool_size`` (10), ``timeout`` (seconds, 15), ``listen`` (a URL for listening, where this one is a
-            pooler's); all others are asyncpg's.
+            ``pool_size`` (10), ``timeout`` (seconds, 15), ``listen`` (a URL for listening, if this one is a pooler's);
+            all others are asyncpg's.
 
     Raises:
-        ValueError: it is no such URL.
+        ValueError: it is not such a URL.
 
-    The mutable state: the connections, the ear and the pulse while it is open, the last hint that was told, and the
-    server's clock.
+    The mutable state: the connections, the ear and the pulse while it is open, the last hint that was returned, and the
+    offset of the server's clock.
     """
 
     exclusive = False
@@ -205,7 +205,7 @@ class PostgresStore:
         )
         if self._pulse is not None:
             self._pulse.start(worker, lease)
-        return claim  # of which nobody else needs to hear: whoever has lost a run finds that by its lease
+        return claim  # no hint is sent: a worker that has lost runs notices that by its lease
 
     async def renew(self, worker: int, lease: Micros, now: Micros) -> bool:
         """See the port. While the event loop is blocked a thread renews, see pulse.py."""
@@ -219,7 +219,7 @@ class PostgresStore:
         if self._pulse is not None:
             await self._pulse.stop()
         if self._database is not None:
-            await self._database.settle()  # a claim that was left would take again what is given back
+            await self._database.settle()  # a claim whose caller was cancelled might take again what is given back
             await self._database.transact(lambda session: ownership.release(session, worker, now))
             self._tell()
 
@@ -244,6 +244,6 @@ class PostgresStore:
         return self._database
 
     def _tell(self) -> None:
-        """Others are to look."""
+        """Send a hint to other processes."""
         if self._ear is not None:
             self._ear.tell()

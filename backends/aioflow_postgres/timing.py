@@ -1,4 +1,4 @@
-"""The server's clock, by which all workers of a store go, however wrong those of their machines are."""
+"""The server's clock, which all workers of a store use, however wrong the clocks of their machines are."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 
 class ServerClock:
-    """How far the server's clock is ahead of the machine's, also when that was set anew since it was measured.
+    """How far the server's clock is ahead of the machine's, even if the latter was set since that was measured.
 
-    The mutable state: how far it is ahead of the machine's monotonic clock, None before the first time.
+    The mutable state: how far it is ahead of the machine's monotonic clock; None before it was measured.
     """
 
     def __init__(self) -> None:
@@ -20,11 +20,11 @@ class ServerClock:
 
     @property
     def ahead(self) -> Micros:
-        """Microseconds; negative if the machine's is ahead."""
+        """The offset in microseconds; negative if the machine's clock is ahead."""
         return 0 if self._ahead is None else self._ahead + self._clock.monotonic() - self._clock.micros()
 
     async def measure(self, session: Session) -> None:
-        """Ask the server. A difference that the answer's delay may explain is none, so that time runs evenly."""
+        """Ask the server. A difference that the reply's delay may explain is ignored, so that time does not jump."""
         asked = self._clock.monotonic()
         [(there,)] = await session.fetch(_NOW)
         answered = self._clock.monotonic()

@@ -1,7 +1,7 @@
-"""The one statement that writes runs: rows that move, rows that begin, and the history of both.
+"""The one statement that writes runs: updates rows, inserts new ones, and adds the history rows of both.
 
-Most batches have nothing in half of their columns; those are not sent. Numbers go as the text of an array, and so do
-words that need no quotes: asyncpg asks each element of a list what it is, which takes longer than all else it does.
+In most batches half of the columns are NULL; those are not sent. Numbers go as the text of an array, and texts joined
+by a separator: asyncpg checks the type of each element of a list, which takes longer than all else it does.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from aioflow.model import Run, Transition
 from aioflow_postgres.database import Session
 from aioflow_postgres.rows import HISTORY_COLUMNS, named, types_of
 
-#: The guard of a row that begins: no row has such a seq, whatever a change may say.
+#: The guard of a new row: no stored row has this seq.
 BEGINS: Final = -1
 
 
 class Row(NamedTuple):
-    """A row to write. ``seq`` and ``fence`` are its guards; BEGINS for one that begins."""
+    """A row to write. ``seq`` and ``fence`` are its guards; BEGINS for a new row."""
 
     run: Run
     seq: int
@@ -27,14 +27,14 @@ class Row(NamedTuple):
     transition: Transition
 
 
-#: Between words, none of which has it: JSON writes it otherwise.
+#: Separates texts that do not contain it. JSON never does, as it escapes it.
 _BETWEEN: Final = "\x1f"
 _RUN_TYPES: Final = dict(zip(Run._fields, types_of(Run), strict=True))
-#: Of a transition, what the run's own row does not have: all but run_id and seq.
+#: The columns of a transition that the run's own row does not have: all but run_id and seq.
 _OWN: Final = Transition._fields[2:]
 _OWN_TYPES: Final = dict(zip(_OWN, types_of(Transition)[2:], strict=True))
 _MUTABLE: Final = Run._fields[Run._fields.index("status") :]
-#: What a run that goes from step to step, or ends, may lack, and its transition.
+#: The columns that are NULL in most runs that go from step to step, or end.
 _SELDOM: Final = (
     *("key", "parent_id", "event_id", "next_step", "waiting_for", "wake_at", "arms", "input", "deadline", "failure"),
     *("progress", "error", "traceback"),
@@ -44,12 +44,12 @@ _NOTHING: Final = (None,) * len(_SELDOM)
 
 
 class _Shape:
-    """Some of the columns; all others are NULL.
+    """A variant of the statement, with some of the columns; all others are NULL.
 
     Args:
-        lacks: the columns of runs that are.
-        own: those of transitions that are not.
-        plain: whether texts are words that need no quotes.
+        lacks: the columns of runs that are NULL.
+        own: the columns of transitions that are not.
+        plain: whether texts are sent joined by ``_BETWEEN``, and not as an array.
     """
 
     def __init__(self, lacks: Sequence[str], own: Sequence[str], *, plain: bool) -> None:
@@ -77,7 +77,7 @@ class _Shape:
         return f"unnest({', '.join(arrays)}) AS offered ({named(names)})"
 
     def values(self, rows: Sequence[Row]) -> list[Any] | None:
-        """The statement's parameters; None if it is no statement for these rows."""
+        """The statement's parameters; None if a text of these rows cannot be sent ``plain``."""
         flat = [(*self._of_run(row.run), row.seq, row.fence, *self._of_transition(row.transition)) for row in rows]
         values: list[Any] = []
         for type_, column in zip(self.types, zip(*flat, strict=True), strict=True):
@@ -94,11 +94,12 @@ class _Shape:
 
 
 def _statement(has: Sequence[str], own: Sequence[str], offered: str) -> str:
-    """Write the offered rows.
+    """The SQL that writes the offered rows.
 
-    Guards are checked under the lock that the row is written with: a row that somebody else has just changed is looked at
-    once more. The rows come sorted by id, and are locked in this order. A run and row 1 of its history are there both or
-    neither, so what begins needs no join of the two, which would be planned for a few rows and take as long as all pairs.
+    Guards are checked under the lock with which the row is written: a row that another transaction has just changed is
+    checked again. The rows come sorted by id, and are locked in this order. A run and row 1 of its history exist both
+    or neither, so new rows need no join of the two, which would be planned for a few rows and take as long as all
+    pairs.
     """
 
     def value(column: str) -> str:
@@ -134,12 +135,12 @@ _BARE: Final = _Shape(_SELDOM, [name for name in _OWN if name != "error"], plain
 
 
 async def write(session: Session, rows: Sequence[Row]) -> set[int]:
-    """Write the rows whose guards hold, each with its history row: the ids of those."""
+    """Write the rows whose guards hold, each with its history row. Returns the ids of those runs."""
     bare = all(row.transition.error is None and _seldom(row.run) == _NOTHING for row in rows)
     shape = _BARE
     values = _BARE.values(rows) if bare else None
     if values is None:
         shape = _FULL
         values = _FULL.values(rows)
-        assert values is not None  # it takes whatever there is
+        assert values is not None  # it sends no texts plain
     return {id_ for (id_,) in await session.fetch(shape.sql, *values)}
