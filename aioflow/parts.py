@@ -73,4 +73,4 @@ class Parts:
                         self.callers.read(found)
             except Exception as error:  # noqa: BLE001 - no error may end the listening
                 if not isinstance(error, StoreError):
-                    trouble("store cannot be listened to, will try again", error)
+                    trouble("other processes' writes cannot be noticed, will try again", error)

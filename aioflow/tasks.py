@@ -43,7 +43,7 @@ def alone(coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
 
 
 async def finish(task: asyncio.Task[T], *, cancel: bool = False) -> T:
-    """Wait until a task has ended, however often the caller is cancelled meanwhile: that is raised when it has ended.
+    """Wait until a task has ended. If the caller is cancelled meanwhile, CancelledError is raised only then.
 
     Args:
         task: what must not be left half done.
@@ -128,7 +128,7 @@ class TaskSet:
 
         def begin() -> None:
             if not self._ending:
-                telemetry.fault("a task of the engine was ended by somebody else, it is begun again", task=name)
+                telemetry.fault("a task of the engine ended unexpectedly, it is started again", task=name)
                 self.keep(make, name=name)
 
         name = task.get_name()

@@ -220,7 +220,7 @@ class Worker:
                 await self.look()
                 self._asking = False  # while it is True, ``watch`` checks the lease
             except Exception as error:  # noqa: BLE001 - no error may end the claiming
-                telemetry.trouble("store cannot be looked at, will try again", error)
+                telemetry.trouble("store cannot be queried for work, will try again", error)
                 self._foreign = self._foreign or foreign  # what others wrote is still to be looked at
                 self._check_lease()
                 await self._clock.sleep(SECOND // 2)

@@ -809,7 +809,7 @@ async def test_a_task_that_a_step_cancels_is_begun_again(desk: Desk) -> None:
             told += 3
             assert len(desk.heard) == told
     assert [(entry["log_level"], entry["event"]) for entry in logged] == [
-        ("error", "a task of the engine was ended by somebody else, it is begun again")
+        ("error", "a task of the engine ended unexpectedly, it is started again")
     ] * 3
 
 

@@ -113,7 +113,7 @@ def action_model(action: ActionDefinition) -> type[BaseModel] | None:
     try:
         return action.model
     except Exception as error:  # noqa: BLE001 - evaluating annotations, or making a model of them, may raise anything
-        telemetry.warn("what an action takes is not known", action=action.name, error=one_line(error))
+        telemetry.warn("the input of an action cannot be described", action=action.name, error=one_line(error))
         return None
 
 

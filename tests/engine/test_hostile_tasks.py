@@ -17,7 +17,7 @@ from tests.engine.conftest import MakeEngine, ShiftedClock, closed, kinds_of, ru
 from tests.engine.test_hostile_matrix import ONCE, Nothing, Probe, household
 from tests.support import wait_until
 
-BEGUN_AGAIN = "a task of the engine was ended by somebody else, it is begun again"
+BEGUN_AGAIN = "a task of the engine ended unexpectedly, it is started again"
 LOOPS = {f"aioflow {name}" for name in ("committer", "worker", "scheduler", "delivery", "listener")}
 
 

@@ -316,7 +316,7 @@ async def test_an_action_whose_types_are_unknown_hides_no_other(connect: Connect
         actions = (await connect(statezero(engine)).get("/actions-schema/")).json()["actions"]
     assert list(actions["unknown_act"]["input_properties"]) == ["workflow_run_id"]
     assert list(actions["known_act"]["input_properties"]) == ["workflow_run_id", "far"]
-    (said,) = [entry for entry in log if entry["event"] == "what an action takes is not known"]
+    (said,) = [entry for entry in log if entry["event"] == "the input of an action cannot be described"]
     assert said["action"] == "unknown_act"
     assert "Nowhere" in said["error"]
 
