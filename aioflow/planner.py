@@ -197,7 +197,8 @@ class Planner(DueLoop):
                 await self._begin(planned)
             else:
                 result = await self._commit(Occur(plan.id, planned.event.event_id))
-                if result.outcome == "stale":  # it has occurred; whom to resume another process was told, or nobody
+                # If stale, it has occurred; the runs to resume were told to another process, or that reply was lost.
+                if result.outcome == "stale":
                     self._slots.notice()
         except StoreError as error:
             self.push((Deadline(self._clock.micros() + SECOND, plan.id, plan.attempts),))
@@ -281,7 +282,7 @@ class Planner(DueLoop):
         await self._commit(Replan(plan, BLOCKED, text))
 
     async def _put_off(self, planned: Planned, error: BaseException) -> None:
-        """Plan a start whose code raised again, for later."""
+        """Put off a start whose code raised."""
         plan, event = planned
         text = bounded(one_line(error), MAX_ERROR)
         backoff = min(_FIRST_BACKOFF * 2 ** min(plan.attempts, 20), _LONGEST_BACKOFF)

@@ -49,7 +49,7 @@ class Sending(Watching):
             run_id: the run that it is for.
             key: the key that it is for; up to 200 characters.
             workflow: with a key: address the run of this workflow (class or name) that was started with the key.
-            signal_id: makes the send idempotent until 7 days after it was taken: ``f"paid-{order_id}"``. Store-wide.
+            signal_id: makes sending it idempotent, store-wide, until 7 days after it was taken: ``f"paid-{order_id}"``.
             ttl: how long it may wait to be taken. Without it, to a run: as long as the run lives; to a key: 7 days.
 
         Returns:

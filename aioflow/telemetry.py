@@ -77,7 +77,7 @@ class Telemetry:
         for instrument in self.instruments:
             try:
                 instrument.committed(run, transition)
-            except BaseException as error:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
+            except BaseException as error:  # noqa: BLE001 - even a CancelledError is the instrument's own
                 self._report(instrument, "committed", error)
 
     def step_started(self, run: Run) -> None:
@@ -85,7 +85,7 @@ class Telemetry:
         for instrument in self.instruments:
             try:
                 instrument.step_started(run)
-            except BaseException as error:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
+            except BaseException as error:  # noqa: BLE001 - even a CancelledError is the instrument's own
                 self._report(instrument, "step_started", error)
 
     def step_ended(self, run: Run, error: BaseException | None) -> None:
@@ -93,7 +93,7 @@ class Telemetry:
         for instrument in self.instruments:
             try:
                 instrument.step_ended(run, error)
-            except BaseException as raised:  # noqa: BLE001 - also a CancelledError is the instrument's, nobody cancelled us
+            except BaseException as raised:  # noqa: BLE001 - even a CancelledError is the instrument's own
                 self._report(instrument, "step_ended", raised)
 
     def _report(self, instrument: Instrument, method: str, error: BaseException) -> None:

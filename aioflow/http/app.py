@@ -88,7 +88,7 @@ class _Answering:
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, as ASGI has it."""
+        """Answer, as an ASGI app."""
         try:
             response = await self._endpoint(ActionRequest(scope, receive))
         except Exception as error:  # noqa: BLE001 - the edge: every error is answered as a problem
@@ -102,16 +102,16 @@ class _Guarded:
     def __init__(self, app: ASGIApp, local_only: bool) -> None:
         self._app = app
         self._local_only = local_only
-        self._said = False
+        self._warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, as ASGI has it."""
+        """Answer, as an ASGI app."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        if self._local_only and not self._said:
-            self._said = True
+        if self._local_only and not self._warned:
+            self._warned = True
             telemetry.warn("the run API has no authorize=: it answers only clients on this machine")
         if self._local_only and not is_local(connection):
             await Problem("not-local", "Give api() an authorize=.").response()(scope, receive, send)

@@ -49,7 +49,7 @@ class Identity:
 
     def __init__(self, authenticate: Authenticate | None) -> None:
         self._authenticate = authenticate
-        self._said = False
+        self._warned = False
 
     async def check(self, request: ActionRequest) -> None:
         """Set the request's user.
@@ -58,8 +58,8 @@ class Identity:
             Refusal: ``authenticate`` knows no user, or there is none and the client is on another machine.
         """
         if self._authenticate is None:
-            if not self._said:
-                self._said = True
+            if not self._warned:
+                self._warned = True
                 telemetry.warn("statezero() has no authenticate=: it answers only clients on this machine")
             if not is_local(request):
                 raise no_permission()

@@ -150,7 +150,7 @@ class _Answering:
         self._debug = debug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, as ASGI has it."""
+        """Answer, as an ASGI app."""
         response: Response
         request = ActionRequest(scope, receive)
         try:
@@ -168,7 +168,7 @@ class _Limited:
         self._allowed = allow_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, as ASGI has it."""
+        """Answer, as an ASGI app."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif "*" not in self._allowed and is_foreign(HTTPConnection(scope), self._allowed):

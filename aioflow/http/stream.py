@@ -52,7 +52,7 @@ class Stream(Response):
         self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, as ASGI has it."""
+        """Answer, as an ASGI app."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             if scope["method"] != "HEAD":
