@@ -174,7 +174,7 @@ class Scheduler(DueLoop):
         return False
 
     async def _let_occur(self, plans: set[int]) -> None:
-        """Let these events occur: they are due, and runs that wait for them time out at the same time."""
+        """Let these events occur: they are due, and runs that wait for them must get them before they time out."""
         planned = await self._store.select(PlanQuery(ids=tuple(sorted(plans))), self._clock.micros())
         occurring = [self._committer.submit(Occur(plan.id, event.event_id)) for plan, event in planned]
         for future in occurring:

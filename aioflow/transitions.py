@@ -39,7 +39,7 @@ Rules that hold for every row:
 - ``hops`` counts transitions since the last wait; at the workflow's ``max_transitions`` the run fails.
 - A transition clears ``crashes`` and ``marked``. Only a running run has an owner.
 - ``input``, what resumed a run, is kept until the run has gone on from the step that it resumed.
-- An action runs only when it is called, and gets the call's input alone. It is not retried.
+- An action runs only when it is called, and gets only what the call gives it. It is not retried.
 - A parked run is woken at the run's deadline (``@workflow(timeout=)``), if that comes first; a run times out only once.
   The deadline of a running run is checked before each step; a step that a signal resumed in time still runs.
 - An error that is not retried leads to the step's ``on_fail``, else to the workflow's, but only once; else to failed.

@@ -228,7 +228,7 @@ class Worker:
     async def look(self) -> None:
         """Look at the store once, for runs to claim and all else that is to be done: that is all of recovery."""
         now = self._clock.micros()
-        # Claims follow each other as room is made: what is held is compared with the store only once a second.
+        # Claims follow each other as room is made: compare what is held only once a second, or if others have written.
         foreign, self._foreign = self._foreign, False
         compare = foreign or self._clock.monotonic() >= self._next_compare
         if compare:
@@ -283,7 +283,7 @@ class Worker:
 
     def _take_in(self, claim: Claim, held: dict[int, Activation]) -> None:
         for run in claim.runs:
-            # What was committed here since the store answered is newer than its answer.
+            # What was committed here since the store was asked may be newer than its answer.
             if run.id not in self._activations and run.seq >= self._heard.get(run.id, 0):
                 self._begin(run)
         for run_id in claim.gone:
