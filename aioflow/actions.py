@@ -33,8 +33,7 @@ from aioflow.shapes import C, P
 
 #: The kinds of transition by which a step returns, rather than raises.
 _RETURNED: Final = frozenset({"goto", "sleep", "wait", "complete", "fail"})
-#: How often a call gives way to a signal that was in the run's mailbox before it, and the pause before each new try, or look
-#: for a free slot.
+#: How often a call gives way to a signal that was in the run's mailbox before it, and the pause before each new try.
 _MAX_TRIES: Final = 20
 _PAUSE: Micros = SECOND // 100
 #: Exceptions that a coroutine cannot raise unchanged.
@@ -82,7 +81,7 @@ class Acting(Emitting):
         The step runs in this process if this engine has a free slot, else in whichever worker claims the run. Without
         ``@action(input=...)`` the input is the step's parameters, with it the fields of that model; keywords that are
         not declared are dropped. ``request=`` is passed to a parameter of that name; as no other process has it, the
-        call then waits for a free slot of this engine.
+        step then waits for a free slot of this engine.
 
         Args:
             action: the action, as ``Order.review``; or its name, or its step's name.
@@ -162,11 +161,7 @@ class Acting(Emitting):
                 return ActionOutcome(WorkflowRun[Any](self, row), unreadable)
             commit_id = next(parts.commit_ids)
             with parts.callers.calling(run_id, commit_id, request) as caller:
-                owner = parts.slots.promise()
-                while owner is None and request is not None and parts.slots.works:
-                    # Without an owner, another worker might run the step, which does not have the request.
-                    await Clock().sleep(_PAUSE)
-                    owner = parts.slots.promise()
+                owner = parts.slots.promise(here=request is not None)  # no other worker has the request
                 claim = interventions.call(
                     row, arm, input_, request=request is not None, owner=owner, now=parts.clock.micros(), commit_id=commit_id
                 )  # fmt: skip

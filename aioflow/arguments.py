@@ -92,8 +92,6 @@ class Parameters:
             Unfillable: a value does not validate, or a parameter without default gets none.
         """
         values: dict[str, Any] = {}
-        if failure is not None:
-            values |= dict.fromkeys(self._names_of(Failure) or self._called("failure"), failure)
         if resumption is not None and resumption.kind == "message":
             values |= self._message(resumption)
         elif resumption is not None and resumption.kind == "signal" and isinstance(resumption.payload, dict):

@@ -49,9 +49,7 @@ def target_problems(cls: type, steps: Steps) -> Iterator[str]:
         if not isinstance(step.function, staticmethod | classmethod)
         for found in named_targets(step.function)
     ]
-    for _, found in read:
-        if not isinstance(found, NoWayOut) and found.model is not None:
-            note_model(found.model)
+    _note_messages(steps, read)
     for step, found in read:
         if isinstance(found, Named):
             yield from _named_problems(cls, step.name, found, steps)
@@ -62,6 +60,24 @@ def target_problems(cls: type, steps: Steps) -> Iterator[str]:
                 f"step {step.name!r}: {found.command}() has timeout= and no on_timeout=. Name the step that goes on when "
                 "the time is over."
             )
+
+
+def _note_messages(steps: Steps, read: list[tuple[StepDefinition, Reading]]) -> None:
+    """Note the models that name waits: for all steps, and for the step to which each wait leads."""
+    for step, found in read:
+        if isinstance(found, NoWayOut) or found.model is None:
+            continue
+        note_model(found.model)
+        after = steps.get(found.step) if isinstance(found, Named) else _declared_after(step, found, steps)
+        if after is not None:
+            after.parameters.expect(found.model)
+
+
+def _declared_after(step: StepDefinition, wait: FallThrough, steps: Steps) -> StepDefinition | None:
+    """The step with which a wait without ``then=`` goes on."""
+    names = list(steps)
+    after = next((n for n in names[names.index(step.name) + 1 :] if n != wait.on_timeout), None)
+    return None if after is None else steps[after]
 
 
 def _needs(written: str, step: StepDefinition) -> str:
@@ -105,26 +121,26 @@ def _named_problems(cls: type, name: str, found: Named, steps: Steps) -> Iterato
 def _fall_problems(
     step: StepDefinition, wait: FallThrough, steps: Steps, read: list[tuple[StepDefinition, Reading]]
 ) -> Iterator[str]:
-    names = list(steps)
-    after = next((n for n in names[names.index(step.name) + 1 :] if n != wait.on_timeout), None)
+    after = _declared_after(step, wait, steps)
     if after is None:
         yield f"step {step.name!r} waits, and no step is declared after it to go on with. Say then=."
         return
     for other, found in read:
-        if isinstance(found, Named) and found.step == after and (found.command == "goto" or found.role == "on_timeout"):
+        if not isinstance(found, Named) or found.step != after.name:
+            continue
+        if found.command == "goto" or found.role == "on_timeout":
             yield (
-                f"step {step.name!r} waits and would go on with {after!r}, the next one declared, but {found.written} in "
+                f"step {step.name!r} waits and would go on with {after.name!r}, the next one declared, but {found.written} in "
                 f"step {other.name!r} leads there, too: whether it was meant is unclear. Say then=."
             )
             return
     if wait.model is not None:
-        yield from _message_problems(f"step {step.name!r} waits and goes on with", wait.model, steps[after])
+        yield from _message_problems(f"step {step.name!r} waits and goes on with", wait.model, after)
     elif wait.command in _EVENTS:
-        yield from _event_problems(f"step {step.name!r} waits and goes on with", steps[after])
+        yield from _event_problems(f"step {step.name!r} waits and goes on with", after)
 
 
 def _message_problems(written: str, model: type[BaseModel], step: StepDefinition) -> Iterator[str]:
-    step.parameters.expect(model)
     if step.action is not None:
         yield f"{written} {step.name!r}, an action, which is given what its caller gives: the {model.__name__} would be lost."
     elif not step.parameters.takes_model(model):

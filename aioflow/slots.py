@@ -9,11 +9,6 @@ class Slots(Protocol):
     """The slots of a worker for running runs."""
 
     @property
-    def works(self) -> bool:
-        """Whether this process executes runs now."""
-        ...
-
-    @property
     def room(self) -> int:
         """How many runs may be begun now."""
         ...
@@ -22,10 +17,11 @@ class Slots(Protocol):
         """Whether the run executes here, so that its next change will be committed by this process."""
         ...
 
-    def promise(self) -> int | None:
+    def promise(self, *, here: bool = False) -> int | None:
         """The owner for a run that is about to be committed as running: this worker, if it has room, else None.
 
-        With room, a slot is reserved until ``redeem``.
+        A slot is reserved until ``redeem``. ``here``: this worker also without room, unless it does not work; the run
+        then waits here for a slot.
         """
         ...
 

@@ -81,14 +81,9 @@ class Worker:
     # ---- slots
 
     @property
-    def works(self) -> bool:
-        """Whether it executes runs now."""
-        return self.working and not self.draining
-
-    @property
     def room(self) -> int:
         """How many more runs may be begun now."""
-        if not self.works:
+        if not self.working or self.draining:
             return 0
         return self._max_running - len(self._activations) - self._promised - self._left_behind
 
@@ -114,9 +109,9 @@ class Worker:
         """See Slots."""
         return run_id in self._activations
 
-    def promise(self) -> int | None:
+    def promise(self, *, here: bool = False) -> int | None:
         """See Slots."""
-        if self.room > 0:
+        if self.room > 0 or (here and self.working and not self.draining):
             self._promised += 1
             return self._number
         self._backlog = True
@@ -167,9 +162,9 @@ class Worker:
             self._begin(run, None if gone_on else live)
 
     def _begin(self, run: Run, live: BaseModel | None = None) -> None:
-        if not self.works:
+        if self.draining or not self.working:
             return
-        # If so, until its own promise is redeemed, which comes next; or its slot went to others, or a reply was lost.
+        # If so, until its own promise is redeemed, which comes next; or it was promised without room, or a reply was lost.
         waits = not self._has_slot()
         activation = self._activations[run.id] = Activation(run, self._tools, live)
         self._idle.clear()

@@ -43,7 +43,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "method-not-allowed": Kind(405, "This address does not take the method"),
     "run-ended": Kind(409, "The run has ended"),
     "action-not-open": Kind(409, "The run does not wait for this action"),
-    "id-taken": Kind(409, "The id is that of something else"),
+    "id-taken": Kind(409, "The id is already used for something else"),
     "body-too-large": Kind(413, "The body is too large"),
     "not-json": Kind(415, "The body has to be application/json"),
     "invalid": Kind(422, "The request does not validate"),
@@ -139,7 +139,7 @@ def answer_of(error: Exception) -> Response:
         case errors.ActionNotOpen(run_id=run_id, status=status):
             return Problem("action-not-open", run_id=run_id, run_status=status).response()
         case errors.IdTaken():
-            return Problem("id-taken", "Such an id means one thing in the whole store.").response()
+            return Problem("id-taken", "It is unique in the whole store.").response()
         case errors.WorkflowUnknown():
             return Problem("workflow-unknown").response()
         case errors.LimitExceeded(limit=limit):
