@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -18,6 +18,10 @@ from aioflow.model import CHARACTERS, MAX_DATA, MAX_DEPTH, MAX_NAME, check_name
 #: Python's own limit on the digits of a number that is parsed, which the JSON parser has, too.
 _MAX_DIGITS = 4300
 NUMBERS = "the numbers that JSON has"
+
+#: Where a value is: what it is in, and its key or index there; None is the top. It is written out for errors alone: a path
+#: of 64 long keys before each of many values would take gigabytes.
+_Place: TypeAlias = "tuple[_Place, str | int] | None"
 
 
 def check_json(raw: bytes, what: str) -> str:
@@ -56,30 +60,43 @@ def _walk_json(raw: bytes, what: str) -> None:
         if "number" in str(error):
             raise LimitExceeded(what, f"{_MAX_DIGITS} digits for a number", "a number has more") from None
         raise LimitExceeded(what, f"depth {MAX_DEPTH}", "it is nested deeper") from None
-    todo: list[tuple[str, Any, int]] = [("", root, 1)]
+    _check_scalar(root, None, what)
+    todo: list[tuple[_Place, Any, int]] = [(None, root, 1)] if isinstance(root, dict | list) else []
     while todo:
-        path, value, depth = todo.pop()
-        if not isinstance(value, dict | list):
-            _check_scalar(value, path or "its top", what)
-            continue
+        place, value, depth = todo.pop()
         if depth > MAX_DEPTH:
-            raise LimitExceeded(what, f"depth {MAX_DEPTH}", f"deeper at {path[:MAX_NAME]}")
-        if isinstance(value, list):
-            todo.extend((f"{path}[{i}]", item, depth + 1) for i, item in enumerate(value))
-            continue
-        for key, item in value.items():
-            if len(key) > MAX_NAME:
-                raise LimitExceeded(what, f"{MAX_NAME} characters for a key", f"{len(key)} below {path or 'its top'}")
-            if "\0" in key:
-                raise LimitExceeded(what, CHARACTERS, f"a NUL in a key below {path or 'its top'}")
-            todo.append((f"{path}.{key}" if path else key, item, depth + 1))
+            raise LimitExceeded(what, f"depth {MAX_DEPTH}", f"deeper at {_written(place)[:MAX_NAME]}")
+        for part, item in enumerate(value) if isinstance(value, list) else value.items():
+            if isinstance(part, str):
+                _check_key(part, place, what)
+            if isinstance(item, dict | list):
+                todo.append(((place, part), item, depth + 1))
+            elif isinstance(item, str | float):
+                _check_scalar(item, (place, part), what)
 
 
-def _check_scalar(value: object, path: str, what: str) -> None:
+def _check_key(key: str, place: _Place, what: str) -> None:
+    if len(key) > MAX_NAME:
+        limit = f"{MAX_NAME} characters for a key"
+        raise LimitExceeded(what, limit, f"{len(key)} below {_written(place) or 'its top'}")
+    if "\0" in key:
+        raise LimitExceeded(what, CHARACTERS, f"a NUL in a key below {_written(place) or 'its top'}")
+
+
+def _check_scalar(value: object, place: _Place, what: str) -> None:
     if isinstance(value, str) and "\0" in value:
-        raise LimitExceeded(what, CHARACTERS, f"a NUL at {path}")
+        raise LimitExceeded(what, CHARACTERS, f"a NUL at {_written(place) or 'its top'}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise LimitExceeded(what, NUMBERS, f"{value} at {path}")
+        raise LimitExceeded(what, NUMBERS, f"{value} at {_written(place) or 'its top'}")
+
+
+def _written(place: _Place) -> str:
+    """A place, as a path."""
+    parts: list[str] = []
+    while place is not None:
+        place, part = place
+        parts.append(f"[{part}]" if isinstance(part, int) else f".{part}")
+    return "".join(reversed(parts)).removeprefix(".")
 
 
 def doubled(raw: bytes) -> str | None:
@@ -104,29 +121,30 @@ def beyond(values: Mapping[str, Any], what: str, *, unread: bool = False) -> Lim
 
     ``unread``: the values could be written, but do not read back, as a NaN that was written as null.
     """
-    todo: list[tuple[str, Any, int]] = [(name, value, 2) for name, value in values.items()]
+    todo: list[tuple[_Place, Any, int]] = [((None, name), value, 2) for name, value in values.items()]
     while todo:
-        path, value, depth = todo.pop()
+        place, value, depth = todo.pop()
         if isinstance(value, str) and not _encodes(value):
-            return LimitExceeded(what, CHARACTERS, f"a lone surrogate at {path[:MAX_NAME]}")
+            return LimitExceeded(what, CHARACTERS, f"a lone surrogate at {_written(place)[:MAX_NAME]}")
         if unread and isinstance(value, float) and not math.isfinite(value):
-            return LimitExceeded(what, NUMBERS, f"{value} at {path[:MAX_NAME]}")
-        members: Iterable[tuple[str, Any]] = ()
+            return LimitExceeded(what, NUMBERS, f"{value} at {_written(place)[:MAX_NAME]}")
+        members: Iterable[tuple[str | int, Any]] = ()
         if isinstance(value, BaseModel):
-            members = ((f"{path}.{name}", item) for name, item in value)
+            members = value
         elif is_dataclass(value) and not isinstance(value, type):
-            members = ((f"{path}.{field.name}", getattr(value, field.name, None)) for field in fields(value))
+            members = ((field.name, getattr(value, field.name, None)) for field in fields(value))
         elif isinstance(value, Mapping):
             if any(isinstance(key, str) and not _encodes(key) for key in value):
-                return LimitExceeded(what, CHARACTERS, f"a lone surrogate in a key below {path[:MAX_NAME]}")
-            members = ((f"{path}.{key}", item) for key, item in value.items())
+                below = _written(place)[:MAX_NAME]
+                return LimitExceeded(what, CHARACTERS, f"a lone surrogate in a key below {below}")
+            members = ((f"{key}", item) for key, item in value.items())
         elif isinstance(value, list | tuple | set | frozenset):
-            members = ((f"{path}[{i}]", item) for i, item in enumerate(value))
+            members = enumerate(value)
         else:
             continue
         if depth > MAX_DEPTH:
-            return LimitExceeded(what, f"depth {MAX_DEPTH}", f"deeper at {path[:MAX_NAME]}")
-        todo.extend((place, item, depth + 1) for place, item in members)
+            return LimitExceeded(what, f"depth {MAX_DEPTH}", f"deeper at {_written(place)[:MAX_NAME]}")
+        todo.extend(((place, part), item, depth + 1) for part, item in members)
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +44,7 @@ class Flow:
 
     class Context(BaseModel):
         named: dict[int | str, str] = {}
+        unlike: float = 0
         deep: dict[str, dict[int | str, str]] = {}
         value: Any = None
 
@@ -167,6 +170,32 @@ async def test_context_whose_keys_become_one_is_not_started(make_engine: MakeEng
         ):
             await engine.start(Flow, **keywords)
         assert await engine.count() == 0
+
+
+def far_below(values: int) -> dict[str, Any]:
+    """So many values in a list, below fifty long keys."""
+    inner: Any = [0] * values
+    for _ in range(50):
+        inner = {"k" * 200: inner}
+    return {"value": inner}
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["signal", "start"])
+async def test_many_values_below_long_keys_take_little_memory(make_engine: MakeEngine, started: bool) -> None:
+    """What is looked through for limits takes memory as it is long, not for each value the length of the way to it."""
+    async with make_engine(Flow) as engine:
+        run = await engine.start(Flow)
+        tracemalloc.start()
+        try:
+            if started:
+                with pytest.raises(errors.LimitExceeded, match="the numbers that JSON has: nan at unlike"):
+                    await engine.start(Flow, unlike=math.nan, **far_below(5_000))
+            else:
+                await engine.signal("later", {**far_below(5_000), "quoted": '"'}, run_id=run.id)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 # ---- filters
