@@ -60,6 +60,19 @@ class Access:
         await self.check(request, operation, run)
         return run
 
+    async def load_again(self, request: Request, operation: str, run: WorkflowRun[Any]) -> WorkflowRun[Any]:
+        """The run as it is once the body has been read, which its sender may have held back for as long as he liked.
+
+        What was allowed of the run as it was may not be allowed of it any more: if it has moved, it is asked about again.
+
+        Raises:
+            Problem: "forbidden".
+        """
+        now = await self._engine.get(run.id)
+        if now.row.seq != run.row.seq:
+            await self.check(request, operation, now)
+        return now
+
 
 def _id_in(request: Request) -> int:
     """The run id in the address; 0, which no run has, if it is not a valid id."""

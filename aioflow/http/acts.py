@@ -47,6 +47,7 @@ class Acts:
         if not await permits(action, "has_permission", request, action.name):
             raise Problem("forbidden")
         given = (await bodies.read(request, bodies.ActBody)).input
+        run = await self._access.load_again(request, "act", run)
         try:
             made = action.validated(given, run.id, request=True, from_json=True)
             request.run = request.state.run = run

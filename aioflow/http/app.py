@@ -45,8 +45,9 @@ def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
             "cancel", "actions", "act", "emit" or "describe". An action's own ``permissions`` are asked after it: their
             ``request.user`` is what ``authorize`` has put into ``request.scope["user"]``.
             ``run`` is the run as it was loaded, None for what is about no single run: "start", "emit", "describe",
-            "list" the first time, "signal" to a key or to all, and a run that does not exist. Without ``authorize``
-            only clients on this machine are answered.
+            "list" the first time, "signal" to a key or to all, and a run that does not exist. A run that has
+            moved while the body was on its way is asked about again. Without ``authorize`` only clients on this machine
+            are answered.
 
     Returns:
         A Starlette app.

@@ -133,6 +133,7 @@ class Runs:
         run = await self._access.load(request, "signal")
         asked = await bodies.read(request, bodies.SignalBody)
         name = bodies.name_in(request)
+        run = await self._access.load_again(request, "signal", run)
         self._models.check_message(self._engine.definition_of(run.row), name, asked.payload)
         receipt = await self._engine.signal(
             name, asked.payload, run_id=run.id, signal_id=asked.signal_id, ttl=asked.lifetime()
@@ -143,4 +144,5 @@ class Runs:
         """Cancel a run."""
         run = await self._access.load(request, "cancel")
         asked = await bodies.read(request, bodies.CancelBody)
+        run = await self._access.load_again(request, "cancel", run)
         return CancelView(cancelled=await self._engine.cancel(run.id, asked.reason)).response()

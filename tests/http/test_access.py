@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -112,6 +113,26 @@ async def test_authorize_is_asked_before_the_body_is_read(
     client = guarded(lambda *_: False)
     answer = await client.request(method, path.format(run_id=run.id), content=b"{", headers={"content-type": "x/y"})
     problem(answer, 403, "forbidden")
+
+
+@pytest.mark.parametrize("path", ["signals/withdrawn", "cancel", "actions/audit"])
+async def test_a_body_that_is_held_back_keeps_no_permission(
+    engine: Engine, guarded: Guarded, run: WorkflowRun[Any], path: str
+) -> None:
+    """What was allowed when a request began is not done if it is not allowed of the run as it is once its body is there."""
+
+    async def held_back() -> AsyncIterator[bytes]:
+        await engine.act(Claim.review, run.id, approved=True, amount=Decimal(5))
+        yield b"{}"
+
+    client = guarded(lambda request, operation, run: run is not None and run.data["amount"] == "0")
+    headers = {"content-type": "application/json", "x-role": "auditor"}
+    answer = await client.post(f"/runs/{run.id}/{path}", content=held_back(), headers=headers)
+    problem(answer, 403, "forbidden")
+    seq = run.row.seq
+    await run.refresh()
+    assert (run.status, run.row.seq) == ("waiting", seq + 2)
+    assert (await engine.stats()).mailbox == 0
 
 
 async def test_who_may_nothing_does_not_learn_which_runs_there_are(guarded: Guarded, run: WorkflowRun[Any]) -> None:
