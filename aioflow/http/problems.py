@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from aioflow import errors, telemetry
@@ -132,6 +132,8 @@ def answer_of(error: Exception) -> Response:
             return error.response()
         case HTTPException():
             return _of_http(error)
+        case ClientDisconnect():  # in the middle of its body; nobody hears this
+            return Problem("malformed").response()
         case errors.RunNotFound():
             return Problem("run-not-found").response()
         case errors.RunEnded(run_id=run_id, status=status):

@@ -13,6 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from aioflow import errors, telemetry
@@ -164,6 +165,8 @@ def refusal_of(error: Exception, *, credentials: bool, debug: bool = False) -> R
             return error
         case HTTPException():
             return _of_http(error, credentials=credentials)
+        case ClientDisconnect():  # nobody hears this
+            return unparsable("the client left in the middle of it")
         case errors.ActionInputInvalid() | errors.LimitExceeded():
             return unfit(faults_of(error))
         case errors.StoreRefused():

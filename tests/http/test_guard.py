@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection
 from structlog.typing import EventDict
 
 from aioflow import Engine
-from aioflow.http import Authorize, api
+from aioflow.http import Authorize, api, statezero
 from aioflow.http.guard import MAX_BODY, is_foreign
 from tests.http.conftest import Connect, problem
 from tests.http.flows import SECRET, Claim, Expense
@@ -407,3 +407,23 @@ async def test_an_answer_is_not_kept(client: httpx.AsyncClient, run_id: int) -> 
     """No cache keeps what is told of a run, or a problem."""
     for path in ("/runs", f"/runs/{run_id}", f"/runs/{run_id}/history", "/runs/4711", "/nothing"):
         assert (await client.get(path)).headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("app", [api, statezero], ids=lambda app: app.__name__)
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault(
+    engine: Engine, connect: Connect, run_id: int, log: list[EventDict], app: Callable[..., Any]
+) -> None:
+    """Whoever says half a body and goes leaves nothing in the log, which he could fill with tracebacks, and changes nothing."""
+    said = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def leaving(scope: Any, receive: Any, send: Any) -> None:
+        async def heard() -> Any:
+            return next(said)
+
+        await app(engine, everyone)(scope, heard, send)
+
+    path = f"/runs/{run_id}/cancel" if app is api else "/actions/review_claim"
+    before, steps = await count_of(engine), len(await engine.history(run_id))
+    assert (await connect(leaving).post(path, headers=JSON)).status_code == 400
+    assert (await count_of(engine), len(await engine.history(run_id))) == (before, steps)
+    assert [entry for entry in log if entry["log_level"] in ("warning", "error")] == []
