@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Final, Union, get_args, get_origin
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
 #: The value in pydantic's message about one that it cannot serialize: it must not be stored or logged with the error.
 _VALUE = re.compile(r"input_value=.*, (?=input_type=)")
+#: pydantic makes records of all faults or of none, some microseconds each: a mebibyte of JSON may have 300 000.
+_MANY: Final = 1_000
 
 
 #: Classes whose values hold no others.
@@ -94,6 +96,12 @@ def _compare(left: Any, right: Any) -> bool | str:
         return one_line(error)
 
 
+def too_many(error: ValidationError) -> str | None:
+    """How many faults there are, where they are not to be told one by one; None if they are."""
+    count = error.error_count()
+    return f"{count} values do not validate" if count > _MANY else None
+
+
 def explain(error: BaseException, whole: str = "Context") -> str:
     """Which fields do not validate and why, without their values; or what a Context's own code raised.
 
@@ -101,6 +109,8 @@ def explain(error: BaseException, whole: str = "Context") -> str:
     """
     if not isinstance(error, ValidationError):
         return one_line(error)
+    if (many := too_many(error)) is not None:
+        return f"{whole}: {many}" if whole else many
     parts = [
         ": ".join(filter(None, (".".join(map(str, item["loc"])) or whole, item["msg"])))
         for item in error.errors(include_url=False, include_context=False, include_input=False)

@@ -17,6 +17,7 @@ from pydantic import (
     PrivateAttr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    TypeAdapter,
     ValidationError,
     create_model,
     field_serializer,
@@ -297,6 +298,14 @@ def test_why_a_context_cannot_be_written(
 def test_an_error_that_cannot_be_told_is_named() -> None:
     """Of an error whose ``__str__`` raises, the class is told."""
     assert explain(Mute()) == "Mute: <its __str__ raised>"
+
+
+def test_very_many_faults_are_counted() -> None:
+    """Of thousands only the number is told."""
+    with pytest.raises(ValidationError) as refused:
+        TypeAdapter(list[int]).validate_python(["x"] * 2_000)
+    assert explain(refused.value) == "Context: 2000 values do not validate"
+    assert explain(refused.value, "") == "2000 values do not validate"
 
 
 class Named(BaseModel):

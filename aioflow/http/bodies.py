@@ -156,7 +156,10 @@ async def read(request: Request, model: type[B]) -> B:
     try:
         return model.model_validate_json(await request.body() or b"{}")
     except ValidationError as error:
-        if error.errors(include_url=False, include_context=False, include_input=False)[0]["type"] == "json_invalid":
+        if (
+            error.error_count() == 1
+            and error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid"
+        ):
             raise Problem("malformed") from None
         raise invalid(error) from None
 

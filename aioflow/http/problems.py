@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from aioflow import errors, telemetry
+from aioflow.likeness import too_many
 
 MEDIA_TYPE: Final = "application/problem+json"
 #: How many faults of one request are listed.
@@ -107,11 +108,13 @@ def invalid(error: ValidationError, *, at: Sequence[str | int] = (), parameters:
         at: the place in the body of what was validated.
         parameters: whether parameters of the address were validated, not the body.
     """
+    if (many := too_many(error)) is not None:
+        return fault(many, "too_many_faults", at=at, parameter="" if parameters else None)
     faults = []
-    for fault in error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_FAULTS]:
-        path = (*at, *fault["loc"])
+    for each in error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_FAULTS]:
+        path = (*at, *each["loc"])
         place = {"parameter": str(path[0]) if path else ""} if parameters else {"pointer": _pointer(path)}
-        faults.append({**place, "code": fault["type"], "message": fault["msg"]})
+        faults.append({**place, "code": each["type"], "message": each["msg"]})
     return Problem("invalid", errors=faults)
 
 

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from aioflow import errors, telemetry
 from aioflow.causes import describe
+from aioflow.likeness import too_many
 
 #: The two codes that clients know.
 _INVALID: Final = "validation_error"
@@ -126,6 +127,8 @@ def faults_of(error: errors.ActionInputInvalid | errors.LimitExceeded) -> dict[s
     cause = error.__cause__
     if not isinstance(cause, ValidationError):
         return {NO_FIELD: ["The input is not valid."]}
+    if (many := too_many(cause)) is not None:
+        return {NO_FIELD: [f"{many}."]}
     found: dict[str, list[str]] = {}
     for fault in cause.errors(include_url=False, include_context=False, include_input=False)[:_MOST_FAULTS]:
         field, *rest = map(str, fault["loc"] or (NO_FIELD,))

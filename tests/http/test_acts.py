@@ -16,7 +16,7 @@ from aioflow import Engine, GiveUp, WorkflowRun, action, complete, step, workflo
 from aioflow.commands import Command
 from aioflow.http import api, statezero
 from tests.engine.conftest import MakeEngine
-from tests.http.conftest import Connect, problem, refused
+from tests.http.conftest import Connect, invalid, problem, refused
 from tests.http.flows import SECRET, Claim
 
 AUDITOR = {"x-role": "auditor"}
@@ -290,3 +290,30 @@ async def test_a_run_that_its_code_cannot_read_fails_the_call(
     assert [(each["run_id"], each["workflow"]) for each in warned] == [(run.id, "act-changed-http")] * 3
     assert all("name: Field required" in each["error"] for each in warned)
     assert not [each for each in log if "exception" in each]
+
+
+@workflow("act-crowded")
+class Crowded:
+    """Takes many numbers."""
+
+    class Context(BaseModel):
+        pass
+
+    @action("act_crowded")
+    @step(start=True)
+    async def take(self, numbers: list[int]) -> Command:
+        return complete()
+
+
+async def test_very_many_faults_of_an_input_are_counted(make_engine: MakeEngine, connect: Connect) -> None:
+    """Of thousands only the number is told, by both apps."""
+    async with make_engine(Crowded) as engine:
+        run = await engine.start(Crowded)
+        numbers = ["x"] * 2_000
+        told = problem(await act(connect(api(engine)), run, "act_crowded", numbers=numbers), 422, "invalid")
+        message = "2000 values do not validate"
+        assert told["errors"] == [{"pointer": "#/input", "code": "too_many_faults", "message": message}]
+        given = {"workflow_run_id": run.id, "numbers": numbers}
+        invalid(
+            await connect(statezero(engine)).post("/actions/act_crowded/", json=given), non_field_errors=f"{message}."
+        )

@@ -357,6 +357,24 @@ async def test_hostile_contexts_are_told(client: httpx.AsyncClient, context: byt
     assert answer.status_code == status, answer.text
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "pointer", "count"),
+    [
+        ("/workflows/expense/runs", b"{%b}", "#", 2_000),
+        ("/workflows/expense/runs", b'{"context": {"amount": 1, "items": [%b]}}', "#/context", 4_000),
+        ("/signals/hello", b'{"payload": {%b}}', "#", 2_000),
+    ],
+)
+async def test_very_many_faults_are_counted(
+    client: httpx.AsyncClient, path: str, body: bytes, pointer: str, count: int
+) -> None:
+    """Of thousands only the number is told: to look at each would take the event loop longer than to read them."""
+    name = b"k" * 201 if path == "/signals/hello" else b""
+    members = b",".join(b"{}" if b"[%b]" in body else b'"%b%d": 1' % (name, number) for number in range(2_000))
+    told = problem(await client.post(path, content=body % members, headers=JSON), 422, "invalid")["errors"]
+    assert told == [{"pointer": pointer, "code": "too_many_faults", "message": f"{count} values do not validate"}]
+
+
 # ---- what is never told
 
 
