@@ -45,7 +45,8 @@ def find_store(url_or_store: str | Store | None) -> Store:
         return url_or_store
     scheme, separator, _ = url_or_store.partition("://")
     if not separator or not scheme:
-        shown = re.sub(r"[^/]*@", "***@", url_or_store)
+        place, _, query = url_or_store.partition("?")
+        shown = "***" if "@" in query else re.sub(r".*@", "***@", place)  # it may be a URL with a slip, and a password
         raise ValueError(f"A store's URL looks like sqlite:///file.db, got {shown!r}.")
     installed = _installed()
     point = installed.get(scheme)

@@ -496,8 +496,20 @@ def test_what_is_no_url_is_refused(url: str) -> None:
         find_store(url)
 
 
-def test_a_password_is_not_shown() -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres:/ada:s3cret@host/orders",
+        "postgresql//ann:s3cret@h/d",
+        "postgresql:/ann:s3cret/s3cret@h/d",
+        "postgresql:/ann:s3cret?s3cret@h/d",
+        "postgresql:/h/d?password=s3cret",
+        "postgresql:/h/d?password=s3cret@s3cret",
+        "ann:s3cret@h/d",
+    ],
+)
+def test_a_password_is_not_shown(url: str) -> None:
     """Where a URL is wrong, its password is nobody's business."""
     with pytest.raises(ValueError, match="A store's URL looks like") as caught:
-        find_store("postgres:/ada:s3cret@host/orders")
+        find_store(url)
     assert "s3cret" not in str(caught.value)

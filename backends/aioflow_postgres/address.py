@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 SCHEMES: Final = ("postgresql", "postgres")
 #: How many bytes of an identifier PostgreSQL keeps.
@@ -52,6 +52,8 @@ def parse(url: str) -> Address:
     try:
         parts = urlsplit(url)
         scheme, port = parts.scheme, parts.port  # an invalid port raises only here, when it is read
+        if parts.username is None and _is_cut(parts):
+            raise ValueError("its user and password would be taken for host and port")
     except ValueError:
         raise ValueError(
             f"The URL {shown} cannot be read: write special characters of user and password as %XX."
@@ -85,11 +87,20 @@ def parse(url: str) -> Address:
     )
 
 
+def _is_cut(parts: SplitResult) -> bool:
+    """Whether a password seems to hold a "/", "?" or "#" that is not written as %XX, so that the host stands behind it."""
+    return any(
+        "@" in each for each in (parts.path, parts.fragment, *dict(parse_qsl(parts.query, keep_blank_values=True)))
+    )
+
+
 def masked(url: str) -> str:
     """The URL as a message may show it: without anything that may be a password, or a query that may hold one."""
     head, separator, rest = url.partition("://")
     if not separator:
         return "something without '://'"
-    rest = rest.partition("?")[0]
+    rest, _, query = rest.partition("?")
+    if "@" in query and "@" not in rest:  # a password may have a "?" in it, which is not written as %XX
+        return f"{head}://***"
     user, at, place = rest.rpartition("@")
     return f"{head}://{user.partition(':')[0]}:***@{place}" if at else f"{head}://{place}"

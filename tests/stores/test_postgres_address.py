@@ -71,6 +71,11 @@ def test_an_option_without_a_value_that_it_takes_is_refused(url: str, problem: s
         "mysql://ann:s3cret@h/d",
         "postgresql:ann:s3cret@h/d",
         "postgresql://ann:s3cret@h/d?pool_size=x&password=s3cret",
+        "postgresql://ann:s3cret?more@h/d",
+        "postgresql://ann:4711/s3cret@h/d",
+        "postgresql://ann:4711?s3cret@h/d",
+        "postgresql://ann:4711#s3cret@h/d",
+        "postgresql://h/d?listen=postgresql://ann:s3cret?more@h/d",
     ],
 )
 def test_no_message_shows_a_password(url: str) -> None:
@@ -79,6 +84,13 @@ def test_no_message_shows_a_password(url: str) -> None:
         PostgresStore(url)
     assert "s3cret" not in str(caught.value)
     assert "s3cret" not in repr(caught.value.__cause__)
+
+
+def test_an_at_sign_may_stand_where_it_means_nothing() -> None:
+    """In the database's name of a URL with a user, and in what an option says."""
+    assert parse("postgresql://ann@h/a@b").name == "postgresql://ann@h/a@b"
+    assert parse("postgresql://h/d?user=ann@x").dsn == "postgresql://h/d?user=ann%40x"
+    assert parse("postgresql://h/d?listen=postgresql://ann:s3cret@h/d").listen == "postgresql://ann:s3cret@h/d"
 
 
 async def test_a_server_that_is_not_there_is_told_without_password() -> None:
