@@ -26,6 +26,8 @@ from aioflow_postgres.failures import ELSEWHERE, FAILURES, IN_THE_WAY, told_apar
 T = TypeVar("T")
 
 _TRIES: Final = 8
+#: How many statements are cached: more than there are without those of users' questions.
+_MOST_STATEMENTS: Final = 500
 #: Milliseconds after which the server ends an idle transaction, and releases its locks: a process that is stopped in
 #: the middle of one must not hold up others.
 _IDLE: Final = 5000
@@ -96,13 +98,18 @@ class Session:
 
 
 class Statements(dict[str, str]):
-    """A cache of statements in which the address's schema replaces ``aioflow``."""
+    """A bounded cache of statements in which the address's schema replaces ``aioflow``.
+
+    Of users' questions there are as many as there are filters, which callers choose.
+    """
 
     def __init__(self, schema: str) -> None:
         super().__init__()
         self._schema = quoted(schema)
 
     def __missing__(self, sql: str) -> str:
+        if len(self) >= _MOST_STATEMENTS:
+            self.clear()
         made = self[sql] = sql.replace("aioflow.", f"{self._schema}.")
         return made
 

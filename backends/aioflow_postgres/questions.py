@@ -204,8 +204,9 @@ async def stats(session: Session, now: Micros) -> Stats:
     untaken = "SELECT count(*) FROM aioflow.signals WHERE taken_at IS NULL AND run_id"  # each by an index of its own
     [(mailbox,)] = await session.fetch(f"SELECT ({untaken} <> 0) + ({untaken} = 0)")
     tables = "runs", "history", "waits", "signals", "events", "replaced", "plans", "seen"
-    sizes = " + ".join(f"pg_total_relation_size('aioflow.{table}')" for table in tables)
-    [(size,)] = await session.fetch(f"SELECT {sizes}")
+    place = "SELECT relnamespace FROM pg_class WHERE oid = (SELECT tableoid FROM aioflow.store LIMIT 1)"
+    sizes = "SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class"
+    [(size,)] = await session.fetch(f"{sizes} WHERE relnamespace = ({place}) AND relname = ANY($1::text[])", tables)
     told = dict([tuple(row) for row in await session.fetch("SELECT status, count(*) FROM aioflow.events GROUP BY 1")])
     starts = (
         f"SELECT count(*), count(*) FILTER (WHERE error IS NOT NULL AND due <> {BLOCKED}), "
@@ -264,7 +265,7 @@ def _between(where: _Where, query: RunQuery, column: Literal["created_at", "upda
 def _among(where: _Where, column: str, allowed: Collection[str]) -> str:
     if _CLOSED.get(column, frozenset()).issuperset(allowed):
         # As literals: only then can a generic plan use an index on runs with this status, or that wait for this.
-        return f"IN ({', '.join(map(repr, map(str, allowed)))})"
+        return f"IN ({', '.join(map(repr, sorted(set(map(str, allowed)))))})"
     if len(allowed) == 1:
         return f"= {where.bind(*allowed)}::text"
     return f"= ANY({where.bind(list(allowed))}::text[])"

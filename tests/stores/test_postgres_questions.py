@@ -10,6 +10,8 @@ import pytest
 from aioflow.store import EventQuery, RunQuery
 from aioflow.testing.conformance_samples import NOW, a_listener, a_run, a_sleeper, an_event, emit, ids, listen, put
 from aioflow_postgres import PostgresStore
+from aioflow_postgres.database import Statements
+from aioflow_postgres.questions import _where
 
 LESS: Final = -(2**63) - 1
 MORE: Final = 2**63
@@ -97,3 +99,20 @@ async def test_texts_are_asked_for(store: PostgresStore, within: str, odd: str) 
     query = RunQuery(**filters[within])
     assert (await store.select(query, NOW), await store.count(query, NOW)) == ([], 0)
     assert await store.select(EventQuery(name=("ordered", odd)), NOW) == []
+
+
+def test_the_statements_of_ever_new_questions_are_not_all_kept() -> None:
+    """Whoever may filter chooses in how many ways he asks; each is still made as it is to be."""
+    statements = Statements("work")
+    for number in range(5_000):
+        assert statements[f"SELECT {number} FROM aioflow.runs"] == f'SELECT {number} FROM "work".runs'
+    assert len(statements) <= 500
+
+
+async def test_a_status_that_is_repeated_makes_no_other_statement(store: PostgresStore) -> None:
+    """The words that stand in a statement come once each, in one order."""
+    asked: list[tuple[str, ...]] = [("running", "waiting"), ("waiting", "running", "waiting"), ("waiting", "running")]
+    where = {str(_where(RunQuery(status=status))) for status in asked}
+    assert where == {" WHERE status IN ('running', 'waiting')"}
+    for status in asked:
+        assert ids(await store.select(RunQuery(status=status), NOW)) == [3, 2, 1]

@@ -41,11 +41,14 @@ async def test_ten_workers_that_start_at_once_make_one_store(postgres_url: str) 
 
 async def test_a_schema_has_any_name(postgres_server: Schemas, postgres_url: str) -> None:
     """What the URL says is taken as it is, with capitals and quotes."""
-    schema = postgres_url.rpartition("=")[2] + '_It"s%20mine'
+    schema = postgres_url.rpartition("=")[2] + "_It\"s%20'mine"
     store = PostgresStore(with_options(postgres_server.url, schema=schema))
     await store.open(NOW)
     await put(store, a_run(1))
     assert await row(store, 1) == a_run(1)
+    stats = await store.stats(NOW)
+    assert stats.runs
+    assert (stats.bytes or 0) > 8192
     await store.close()
     name = schema.replace("%20", " ")
     found = await query(postgres_server.url, "SELECT count(*) FROM pg_tables WHERE schemaname = $1", name)
