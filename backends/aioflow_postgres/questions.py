@@ -245,8 +245,10 @@ def _where(query: RunQuery) -> _Where:
         found = " AND ".join(f"{column} = ANY({where.bind(list(allowed))}::text[])" for column, allowed in wanted)
         # An array, so that these few runs are looked up; a join might go through all runs in the order of ids.
         where.conditions.append(f"id = ANY(ARRAY(SELECT run_id FROM aioflow.waits WHERE {found}))")
-    for path, value in _leaves(query.data, []):
-        _held(where, path, value)
+    if leaves := list(_leaves(query.data, [])):
+        held = " AND ".join(condition for path, value in leaves for condition in _held(where, path, value))
+        # Parsed once for all of them; without OFFSET it would be parsed for each.
+        where.conditions.append(f"EXISTS (SELECT 1 FROM (SELECT data::jsonb AS doc OFFSET 0) AS d WHERE {held})")
     return where
 
 
@@ -280,17 +282,16 @@ def _leaves(wanted: Mapping[str, JsonValue], path: list[str]) -> Iterator[tuple[
             yield [*path, key], value
 
 
-def _held(where: _Where, path: list[str], value: JsonValue) -> None:
-    """Add the condition that the Context has this value at this path, which leads only through objects, not lists."""
+def _held(where: _Where, path: list[str], value: JsonValue) -> Iterator[str]:
+    """Conditions that the Context, ``doc``, has this value at this path, which leads only through objects, not lists."""
     for depth in range(1, len(path)):
-        found = f"(data::jsonb #> {where.bind(path[:depth])}::text[])"
-        where.conditions.append(f"jsonb_typeof{found} = 'object'")
-    found = f"(data::jsonb #> {where.bind(path)}::text[])"
+        yield f"jsonb_typeof(doc #> {where.bind(path[:depth])}::text[]) = 'object'"
+    found = f"(doc #> {where.bind(path)}::text[])"
     if value == {}:
-        where.conditions.append(f"jsonb_typeof{found} = 'object'")
+        yield f"jsonb_typeof{found} = 'object'"
     else:
         _check_json(value)
-        where.conditions.append(f"{found} = {where.bind(json.dumps(value, ensure_ascii=False))}::text::jsonb")
+        yield f"{found} = {where.bind(json.dumps(value, ensure_ascii=False))}::text::jsonb"
 
 
 def _check_json(value: JsonValue) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
 from pydantic import JsonValue
@@ -154,7 +154,8 @@ def _where(query: RunQuery) -> tuple[list[str], list[Any]]:
         found = " AND ".join(f"{column} IN (SELECT value FROM json_each(?))" for column, _ in wanted)
         where.append(f"id IN (SELECT run_id FROM waits WHERE {found})")
         values += [json.dumps(allowed) for _, allowed in wanted]
-    for condition, bound_values in _held("json_each(data)", query.data, exact=False, depth=0):
+    if query.data:
+        condition, bound_values = _held("json_each(data)", query.data, exact=False, depth=0)
         where.append(condition)
         values += bound_values
     return where, values
@@ -198,13 +199,26 @@ def _among(column: str, allowed: Sequence[str | int]) -> tuple[str, list[Any]]:
 
 def _held(
     each: str, wanted: Mapping[str, JsonValue] | list[JsonValue], *, exact: bool, depth: int
-) -> Iterator[tuple[str, list[Any]]]:
-    """Conditions that a JSON value, opened by ``each``, has these members. Keys are bound, never part of a path."""
-    members = enumerate(wanted) if isinstance(wanted, list) else wanted.items()
+) -> tuple[str, list[Any]]:
+    """The condition that a JSON value, opened by ``each``, has these members. Keys are bound, never part of a path.
+
+    It is opened once for all of them: to read 1 MiB two hundred times would take seconds for each run.
+    """
+    members = dict(enumerate(wanted) if isinstance(wanted, list) else wanted)
     name = f"e{depth}"
-    for key, value in members:
-        condition, values = _equal(name, value, exact=exact, depth=depth + 1)
-        yield f"EXISTS (SELECT 1 FROM {each} AS {name} WHERE {name}.key = ? AND {condition})", [key, *values]
+    found: list[str] = []
+    values: list[Any] = []
+    for key, value in members.items():
+        condition, bound_values = _equal(name, value, exact=exact, depth=depth + 1)
+        found.append(f"{name}.key = ? AND {condition}")
+        values += [key, *bound_values]
+    if not found:
+        return "TRUE", []
+    if len(found) == 1:
+        return f"EXISTS (SELECT 1 FROM {each} AS {name} WHERE {found[0]})", values
+    known = f"{name}.key IN (SELECT value FROM json_each(?)) AND ({' OR '.join(found)})"
+    sql = f"(SELECT count(DISTINCT {name}.key) FROM {each} AS {name} WHERE {known}) = ?"
+    return sql, [json.dumps([*members]), *values, len(found)]
 
 
 def _equal(name: str, value: JsonValue, *, exact: bool, depth: int) -> tuple[str, list[Any]]:
@@ -225,7 +239,5 @@ def _equal(name: str, value: JsonValue, *, exact: bool, depth: int) -> tuple[str
     if exact:
         conditions.append(f"(SELECT count(*) FROM {each}) = ?")
         values.append(len(value))
-    for condition, bound in _held(each, value, exact=exact, depth=depth):
-        conditions.append(condition)
-        values += bound
-    return " AND ".join(conditions), values
+    condition, bound_values = _held(each, value, exact=exact, depth=depth)
+    return " AND ".join([*conditions, condition]), [*values, *bound_values]

@@ -116,3 +116,9 @@ async def test_a_status_that_is_repeated_makes_no_other_statement(store: Postgre
     assert where == {" WHERE status IN ('running', 'waiting')"}
     for status in asked:
         assert ids(await store.select(RunQuery(status=status), NOW)) == [3, 2, 1]
+
+
+def test_a_context_is_read_once_for_all_that_it_is_to_hold() -> None:
+    """However many members are asked for: whoever may filter could else have each large Context read two hundred times."""
+    where = str(_where(RunQuery(data={f"k{number}": {"a": [number, 1]} for number in range(50)})))
+    assert where.count("data::jsonb") == 1

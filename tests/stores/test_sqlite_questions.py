@@ -96,3 +96,14 @@ def test_a_question_goes_by_an_index(db: sqlite3.Connection, name: str) -> None:
         db.set_progress_handler(None, 0)
     assert found == expected
     assert len(steps) < 25, f"{len(steps)} thousand steps"
+
+
+def test_a_context_is_read_once_for_all_that_it_is_to_hold() -> None:
+    """However many members are asked for: whoever may filter could else have each large Context read two hundred times."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    migrate(db)
+    said: list[str] = []
+    db.set_trace_callback(said.append)
+    assert questions.select(db, RunQuery(data={f"k{number}": {"a": [number, 1]} for number in range(50)})) == []
+    db.close()
+    assert [sql.count("json_each(data)") for sql in said] == [1]
