@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from anyio import move_on_after
 from starlette.requests import Request
 from starlette.responses import Response
 
+from aioflow.errors import RunNotFound
 from aioflow.http.problems import Problem
 from aioflow.http.views import HealthView
 from aioflow.runtime import Engine
@@ -25,8 +28,9 @@ class Health:
         return HealthView().response()
 
     async def ready(self, request: Request) -> Response:
-        """Whether the engine is open, and the store answers in time."""
+        """Whether the engine is open, and the store answers in time: as runs are read, not behind what users ask."""
         with move_on_after(_PATIENCE):
-            await self._engine.runs(limit=1)
+            with suppress(RunNotFound):
+                await self._engine.get(1)
             return HealthView().response()
         raise Problem("unavailable", "The store takes too long to answer.", headers={"retry-after": "1"})

@@ -10,11 +10,13 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import BaseModel
 
 from aioflow import Engine, StartOptions, complete, sleep, step, wait, workflow
 from aioflow.commands import Command
+from aioflow.http import api
 from aioflow_sqlite import SQLiteStore
 from aioflow_sqlite.connection import Connection
 from tests.support import wait_until
@@ -94,6 +96,27 @@ async def test_runs_go_on_beside_a_slow_question(store: SQLiteStore, question: s
             gate.set()
         assert await asked is not None
         await everywhere(store, lambda db: db.set_trace_callback(None))
+
+
+async def test_a_slow_question_does_not_make_the_process_unready(store: SQLiteStore) -> None:
+    """Readiness says whether runs can be read: who may list could else have a process taken out of service."""
+    begun, gate = Event(), Event()
+
+    def hold(_: sqlite3.Connection) -> None:
+        begun.set()
+        gate.wait(60)
+
+    async with Engine(store, workflows=[Order]) as engine:
+        assert store._asker is not None
+        asked = asyncio.ensure_future(store._asker.run(hold))
+        try:
+            await wait_until(begun.is_set)
+            client = httpx.AsyncClient(transport=httpx.ASGITransport(api(engine)), base_url="http://localhost")
+            async with client:
+                assert (await client.get("/readyz")).json() == {"status": "ok"}
+        finally:
+            gate.set()
+        await asked
 
 
 async def test_a_question_that_nobody_waits_for_ends(store: SQLiteStore) -> None:
