@@ -32,7 +32,7 @@ _MOST_STATEMENTS: Final = 500
 #: the middle of one must not hold up others.
 _IDLE: Final = 5000
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-_LOOK: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+LOOK: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 #: All our queries read few rows by an index, however many parameters they have and whatever the statistics say of
 #: tables that grow quickly. So query plans are generic, made once and not each time, and use indexes.
 #: ``random_page_cost``: at its default an index that finds few rows seems too expensive, and the rows of a rare name
@@ -125,7 +125,8 @@ Operation = Callable[[Session], Awaitable[T]]
 class Database:
     """A pool of connections, and the operations that are under way.
 
-    The mutable state: the pool, whether the server is behind a pooler, and the tasks of the operations.
+    The mutable state: the pool, whether the server is behind a pooler, the tasks of the operations, and how many more users'
+    questions may run.
     """
 
     def __init__(self, address: Address) -> None:
@@ -133,6 +134,7 @@ class Database:
         self._sql = Statements(address.schema)
         self._pool: asyncpg.Pool[Any] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._turns = asyncio.Semaphore(address.pool_size // 2)
         self.pooled = False
 
     async def open(self) -> None:
@@ -175,9 +177,24 @@ class Database:
         """Run an operation that reads, each statement by itself. It may take four times as long as a change."""
         return await self._under_way(self._do(operation, transaction=self.pooled, patience=4))
 
+    async def question(self, operation: Operation[T], *, begin: str | None = None) -> T:
+        """Run what a user asks, which may take long: each statement by itself, or with ``begin=LOOK`` as of one instant.
+
+        Such questions take half of the connections at most, so that runs have the others.
+        """
+        await self._turns.acquire()
+        return await self._under_way(self._in_turn(operation, begin))
+
+    async def _in_turn(self, operation: Operation[T], begin: str | None) -> T:
+        try:
+            transaction = self.pooled or begin is not None
+            return await self._do(operation, transaction=transaction, patience=4, begin=begin or _BEGIN)
+        finally:
+            self._turns.release()
+
     async def snapshot(self, operation: Operation[T]) -> T:
         """Run an operation whose statements all read the state as of one instant."""
-        return await self._under_way(self._do(operation, transaction=True, patience=4, begin=_LOOK))
+        return await self._under_way(self._do(operation, transaction=True, patience=4, begin=LOOK))
 
     async def say(self, operation: Operation[T]) -> T:
         """Run an operation of one statement that writes: a transaction by itself, retried like ``transact``."""

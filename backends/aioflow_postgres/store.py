@@ -18,7 +18,7 @@ from aioflow.plans import EventRecord
 from aioflow.store import Claim, EventQuery, IdKind, Mail, Planned, PlanQuery, RunQuery, Stats
 from aioflow_postgres import batch, mailbox, ownership, questions
 from aioflow_postgres.address import parse
-from aioflow_postgres.database import Database, Session
+from aioflow_postgres.database import LOOK, Database, Session
 from aioflow_postgres.ear import Ear
 from aioflow_postgres.migrating import NewerSchema, migrate
 from aioflow_postgres.pulse import Pulse
@@ -143,15 +143,16 @@ class PostgresStore:
         database = self._open_database
         match query:
             case RunQuery():
-                return await database.ask(lambda session: questions.select(session, query))
+                ask = database.ask if query.own else database.question
+                return await ask(lambda session: questions.select(session, query))
             case EventQuery():
-                return await database.ask(lambda session: questions.events(session, query))
+                return await database.question(lambda session: questions.events(session, query))
             case PlanQuery():
                 return await database.ask(lambda session: questions.plans(session, query))
 
     async def count(self, query: RunQuery, now: Micros) -> int:
         """See the port."""
-        return await self._open_database.ask(lambda session: questions.count(session, query))
+        return await self._open_database.question(lambda session: questions.count(session, query))
 
     async def history(self, run_id: int, after: int, limit: int, now: Micros) -> list[Transition]:
         """See the port."""
@@ -235,7 +236,7 @@ class PostgresStore:
 
     async def stats(self, now: Micros) -> Stats:
         """See the port."""
-        return await self._open_database.snapshot(lambda session: questions.stats(session, now))
+        return await self._open_database.question(lambda session: questions.stats(session, now), begin=LOOK)
 
     @property
     def _open_database(self) -> Database:

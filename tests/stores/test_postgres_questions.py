@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+import asyncpg
 import pytest
 
 from aioflow.store import EventQuery, RunQuery
@@ -12,6 +14,8 @@ from aioflow.testing.conformance_samples import NOW, a_listener, a_run, a_sleepe
 from aioflow_postgres import PostgresStore
 from aioflow_postgres.database import Statements
 from aioflow_postgres.questions import _where
+from tests.postgres import Schemas, query, with_options
+from tests.support import wait_until
 
 LESS: Final = -(2**63) - 1
 MORE: Final = 2**63
@@ -122,3 +126,35 @@ def test_a_context_is_read_once_for_all_that_it_is_to_hold() -> None:
     """However many members are asked for: whoever may filter could else have each large Context read two hundred times."""
     where = str(_where(RunQuery(data={f"k{number}": {"a": [number, 1]} for number in range(50)})))
     assert where.count("data::jsonb") == 1
+
+
+async def test_what_users_ask_leaves_connections_to_the_runs(postgres_server: Schemas, postgres_url: str) -> None:
+    """However many slow questions there are, what runs need is done; a question whose caller has left is not begun."""
+    events = f'"{postgres_url.rpartition("=")[2]}".events'
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = $1::text::regclass"
+    store = PostgresStore(with_options(postgres_url, pool_size=4))
+    await store.open(NOW)
+    await put(store, a_run(1))
+    holder = await asyncpg.connect(postgres_server.url)
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute(f"LOCK TABLE {events} IN ACCESS EXCLUSIVE MODE")
+    asked = [asyncio.ensure_future(store.select(EventQuery(), NOW)) for _ in range(8)]
+
+    async def held_up() -> bool:
+        [(number,)] = await query(postgres_server.url, waiting, events)
+        return bool(number == 2)
+
+    try:
+        await wait_until(held_up)
+        assert ids(await store.load([1], NOW)) == ids(await store.select(RunQuery(own=True), NOW)) == [1]
+        assert await store.reserve("run", 1, NOW)
+        asked[-1].cancel()
+    finally:
+        await transaction.rollback()
+        await holder.close()
+    *answers, left = await asyncio.gather(*asked, return_exceptions=True)
+    assert answers == [[]] * 7
+    assert isinstance(left, asyncio.CancelledError)
+    assert (await store.stats(NOW)).events == {}
+    await store.close()
