@@ -30,6 +30,10 @@ class Answer(BaseModel):
     text: str
 
 
+class Close(BaseModel):  # not a mere name, whose payload may set any field of the Context: the customer, say
+    pass
+
+
 @workflow("ticket")
 class Ticket:
     class Context(BaseModel):
@@ -41,7 +45,7 @@ class Ticket:
     async def ask(self):
         return wait.any(
             on(Answer, then=self.answered),
-            on("close", then=self.close),
+            on(Close, then=self.close),
             timeout=timedelta(days=14),
             on_timeout=self.close,
         )
@@ -110,7 +114,7 @@ async def main() -> None:
             sent = await ann.post(f"{url}/signals/Answer", json={"payload": {"text": "It was order 17."}})
             print("ann's answer is", sent.json()["state"])
             await ann.get(f"{url}/wait", params={"until": "parked"})
-            await ann.post(f"{url}/signals/close", json={})
+            await ann.post(f"{url}/signals/Close", json={})
             run = (await ann.get(f"{url}/wait")).json()
             print(f"ann's ticket is {run['status']}: {run['data']['answers']}")
 

@@ -46,8 +46,11 @@ def api(engine: Engine, authorize: Authorize | None = None) -> Starlette:
             ``request.user`` is what ``authorize`` has put into ``request.scope["user"]``.
             ``run`` is the run as it was loaded, None for what is about no single run: "start", "emit", "describe",
             "list" the first time, "signal" to a key or to all, and a run that does not exist. A run that has
-            moved while the body was on its way is asked about again. Without ``authorize`` only clients on this machine
-            are answered.
+            moved while the body was on its way is asked about again. ``request.path_params["name"]`` names what is
+            started, emitted or sent. Who may "signal" a run that waits for a signal named by a string can set any field
+            of its Context by the payload; who may "list" a run can find out its Context by the filter ``data``. Without
+            ``authorize`` only clients on this machine are answered; a proxy on it that does not say for whom it asks is
+            such a client.
 
     Returns:
         A Starlette app.

@@ -105,7 +105,10 @@ async def test_uvicorn_serves_it_in_fastapi(tmp_path: Path) -> None:
             described = (await ann.get("/flows/openapi.json")).json()
             assert described["servers"] == [{"url": "/flows"}]
             assert "/runs/{run_id}/signals/Answer" in described["paths"]
-            assert (await ann.post(f"{run}/signals/close", json={})).json()["state"] == "delivered"
+            payload = {"customer": "bob", "answers": ["Send it to bob."]}
+            assert (await ann.post(f"{run}/signals/Close", json={"payload": payload})).json()["state"] == "delivered"
+            closed = (await ann.get(f"{run}/wait")).json()
+            assert (closed["status"], closed["data"]["customer"], closed["data"]["answers"]) == ("completed", "ann", [])
             told = events((await ann.get(f"{run}/stream")).text)
             assert told[-1]["event"] == "end"
         _, output, complaints = await ended(server)
