@@ -7,7 +7,7 @@ the next transition.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, overload
@@ -125,6 +125,7 @@ class Acting(Emitting):
         request: object = None,
         from_json: bool = False,
         known: Run | None = None,
+        moved: Callable[[WorkflowRun[Any]], Awaitable[None]] | None = None,
     ) -> ActionOutcome:
         """The same as ``act``, for code that forwards calls: returns what the step raised instead of raising it.
 
@@ -135,12 +136,13 @@ class Acting(Emitting):
             request: the value for a parameter of this name.
             from_json: whether the input's values come from JSON, where a date is a string.
             known: the run as just read, which saves another read if an action was open on it.
+            moved: called with the run before the action is called on it in another state than ``known``.
 
         Returns:
             The run; and if the step did not return or could not run, what it raised, or ActionFailed.
 
         Raises:
-            As ``act``, except for that error.
+            As ``act``, except for that error; and what ``moved`` raises.
         """
         parts = self._open_for("act()")
         if not isinstance(action, str) and getattr(getattr(action, "__func__", action), ACTION, None) is None:
@@ -157,6 +159,9 @@ class Acting(Emitting):
             request = request if wanted.takes_request else None
             input_ = wanted.read(given, run_id, request=request is not None, from_json=from_json)
             arm = self._open(parts, row, wanted)
+            if moved is not None and (known is None or known.seq != row.seq):
+                await moved(WorkflowRun[Any](self, row))
+                known = row
             if (unreadable := self._unreadable(row, wanted)) is not None:
                 return ActionOutcome(WorkflowRun[Any](self, row), unreadable)
             commit_id = next(parts.commit_ids)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from pydantic_core import from_json
 from starlette.responses import Response
@@ -26,6 +27,8 @@ _NO_RUN: Final = "No WorkflowRun matches the given query."
 #: An id that no run will get, validated in place of an invalid one: models may demand, say, a positive number.
 _UNUSED_ID: Final = (1 << 53) - 1
 _LONGEST_ID: Final = len(str(_UNUSED_ID))
+
+_Moved: TypeAlias = Callable[[WorkflowRun[Any]], Awaitable[None]]
 
 
 class _Given(NamedTuple):
@@ -62,10 +65,21 @@ class ActionCalls:
         if action is None:
             raise refusals.not_found(f"Action '{name}' not found")
         given = await self._admit(action, request)
+        asked = [(action, given.data)]
         own = self._own(request.run, name)
         if own is not None and own is not action:  # another version's, which may be stricter
             given = await self._admit(own, request)
-        return await self._replays.answer(request, await request.body(), lambda: self._call(name, own, given, request))
+            asked.append((own, given.data))
+
+        async def ask_again(run: WorkflowRun[Any]) -> None:
+            """What was permitted on a run that has moved since then, while an earlier call of the same key ran, say."""
+            request.run = request.state.run = run
+            for each, data in asked:
+                request.data = data
+                await _ask(each, "has_action_permission", request, each.name, data)
+
+        call = partial(self._call, name, own, given, request, ask_again)
+        return await self._replays.answer(request, await request.body(), call)
 
     async def _admit(self, action: ActionDefinition, request: ActionRequest) -> _Given:
         """Check the action's permissions and the body, before the run's state is looked at. Raises Refusal."""
@@ -89,7 +103,7 @@ class ActionCalls:
             return None
 
     async def _call(
-        self, name: str, action: ActionDefinition | None, given: _Given, request: ActionRequest
+        self, name: str, action: ActionDefinition | None, given: _Given, request: ActionRequest, moved: _Moved
     ) -> Response:
         if request.run is None:
             raise refusals.not_found(_NO_RUN)
@@ -98,7 +112,13 @@ class ActionCalls:
         try:
             with self._exits.patient() as scope:
                 run, error = await self._engine.call_action(
-                    name, given.run_id, given.values, request=request, from_json=True, known=request.run.row
+                    name,
+                    given.run_id,
+                    given.values,
+                    request=request,
+                    from_json=True,
+                    known=request.run.row,
+                    moved=moved,
                 )
             if scope.cancelled_caught:  # the server shuts down; the action goes on in the next worker
                 raise refusals.unavailable()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,8 +18,9 @@ from aioflow.http.identity import ActionRequest
 from aioflow.http.permissions import permits
 from aioflow.http.problems import Problem, invalid
 from aioflow.http.views import ActionView, OpenActionsView, RunView
-from aioflow.inputs import RUN_ID
+from aioflow.inputs import RUN_ID, ActionDefinition
 from aioflow.model import WorkflowStatus
+from aioflow.run import WorkflowRun
 from aioflow.runtime import Engine
 
 
@@ -50,13 +54,17 @@ class Acts:
         run = await self._access.load_again(request, "act", run)
         try:
             made = action.validated(given, run.id, request=True, from_json=True)
-            request.run = request.state.run = run
             request.data = {RUN_ID: run.id, **made.__dict__, **(made.__pydantic_extra__ or {})}
-            if not await permits(action, "has_action_permission", request, action.name, request.data):
-                raise Problem("forbidden")
+            await self._ask(request, action, run)
             with self._exits.patient() as scope:
                 outcome = await self._engine.call_action(
-                    action.name, run.id, given, request=request, from_json=True, known=run.row
+                    action.name,
+                    run.id,
+                    given,
+                    request=request,
+                    from_json=True,
+                    known=run.row,
+                    moved=partial(self._ask_again, request, action),
                 )
         except ActionInputInvalid as error:
             if isinstance(error.__cause__, ValidationError):
@@ -71,3 +79,14 @@ class Acts:
         if isinstance(outcome.error, ActionFailed) and outcome.run.status == WorkflowStatus.CANCELLED:
             raise Problem("run-ended", "It was cancelled meanwhile.", run_id=run.id, run_status=outcome.run.status)
         raise Problem("action-failed", "The run waits as before. The log of the server has more.", run_id=run.id)
+
+    async def _ask(self, request: ActionRequest, action: ActionDefinition, run: WorkflowRun[Any]) -> None:
+        """Raise Problem ("forbidden") unless the action's permissions permit this call."""
+        request.run = request.state.run = run
+        if not await permits(action, "has_action_permission", request, action.name, request.data):
+            raise Problem("forbidden")
+
+    async def _ask_again(self, request: ActionRequest, action: ActionDefinition, run: WorkflowRun[Any]) -> None:
+        """The same of a run that has moved since it was asked about."""
+        await self._access.check(request, "act", run)
+        await self._ask(request, action, run)

@@ -12,10 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from structlog.typing import EventDict
 
-from aioflow import Engine, GiveUp, WorkflowRun, action, complete, step, workflow
+from aioflow import Engine, GiveUp, WorkflowRun, action, complete, on, step, wait, workflow
 from aioflow.commands import Command
-from aioflow.http import api, statezero
-from tests.engine.conftest import MakeEngine
+from aioflow.http import ActionRequest, api, statezero
+from tests.engine.conftest import MakeEngine, moved_on
 from tests.http.conftest import Connect, invalid, problem, refused
 from tests.http.flows import SECRET, Claim
 
@@ -317,3 +317,62 @@ async def test_very_many_faults_of_an_input_are_counted(make_engine: MakeEngine,
         invalid(
             await connect(statezero(engine)).post("/actions/act_crowded/", json=given), non_field_errors=f"{message}."
         )
+
+
+class Meddling:
+    """While it is asked for the first time the run moves on, to the same action for other people."""
+
+    asked: list[str] = []  # noqa: RUF012 - emptied by the test
+    move: Any = None
+
+    async def has_action_permission(self, request: ActionRequest, action_name: str, data: dict[str, Any]) -> bool:
+        assert request.run is not None
+        self.asked.append(request.run.data["owner"])
+        if len(self.asked) == 1:
+            await self.move()
+        return bool(request.run.data["owner"] == "ann")
+
+
+@workflow("act-owned")
+class Owned:
+    """Waits for its owner, or for another one."""
+
+    class Context(BaseModel):
+        owner: str
+
+    @step(start=True)
+    async def ask(self) -> Command:
+        return wait.any(on(self.take), on("owner", then=self.ask))
+
+    @action("act_owned", permissions=[Meddling])
+    async def take(self) -> Command:
+        return complete()
+
+
+@pytest.mark.parametrize("next_owner", ["ann", "bob"])
+@pytest.mark.parametrize("app", [api, statezero], ids=lambda app: app.__name__)
+async def test_permissions_are_asked_about_the_run_as_it_is_called(
+    make_engine: MakeEngine, connect: Connect, app: Any, next_owner: str
+) -> None:
+    """What they have permitted of a run that has moved since then they are asked again."""
+
+    async def everyone(*_: object) -> bool:
+        return True
+
+    async def move() -> None:
+        await engine.signal("owner", {"owner": next_owner}, run_id=run.id)
+        await moved_on(run)
+        await run.wait(5, until="parked")
+
+    async with make_engine(Owned) as engine:
+        run = await (await engine.start(Owned, owner="ann")).wait(5, until="parked")
+        Meddling.asked, Meddling.move = [], staticmethod(move)
+        client = connect(app(engine, everyone))
+        if app is api:
+            answer = await act(client, run, "act_owned")
+        else:
+            answer = await client.post("/actions/act_owned/", json={"workflow_run_id": run.id})
+        assert answer.status_code == (200 if next_owner == "ann" else 403)
+        assert Meddling.asked == ["ann", next_owner]
+        await run.refresh()
+        assert run.status == ("completed" if next_owner == "ann" else "waiting")
