@@ -19,6 +19,8 @@ from aioflow_postgres.database import hang_up, quoted
 _PING: Final[Micros] = 5 * SECOND
 #: The least time between two hints that are sent: many commits in a row need only one.
 _REST: Final[Micros] = SECOND // 100
+#: Bytes: a longer name the server cuts, and asyncpg then does not know it again.
+_LONGEST_CHANNEL: Final = 60
 _FIRST_BACKOFF: Final[Micros] = SECOND // 10
 _LONGEST_BACKOFF: Final[Micros] = 2 * SECOND
 
@@ -37,7 +39,7 @@ class Ear:
 
     def __init__(self, dsn: str, schema: str, timeout: float) -> None:
         self._dsn = dsn
-        self._channel = f"aioflow {schema}"[:60]
+        self._channel = f"aioflow {schema}".encode()[:_LONGEST_CHANNEL].decode(errors="ignore")
         self._timeout = timeout
         self._clock = Clock()
         self.heard = 0

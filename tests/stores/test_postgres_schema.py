@@ -56,6 +56,26 @@ async def test_a_schema_has_any_name(postgres_server: Schemas, postgres_url: str
     await query(postgres_server.url, f'DROP SCHEMA "{name.replace(chr(34), chr(34) * 2)}" CASCADE')
 
 
+async def test_a_long_name_is_heard(postgres_server: Schemas, postgres_url: str) -> None:
+    """Hints come through from one store to another whatever the schema is called, in letters of several bytes, say."""
+    schema = (postgres_url.rpartition("=")[2] + "é" * 31).encode()[:62].decode(errors="ignore")
+    one, two = (PostgresStore(with_options(postgres_server.url, schema=schema)) for _ in range(2))
+    await one.open(NOW)
+    await two.open(NOW)
+    ears = one._ear, two._ear
+    await wait_until(lambda: all(ear is not None and ear.listening for ear in ears))
+    seen = await two.hint(NOW)
+    await put(one, a_run(1))
+
+    async def heard() -> bool:
+        return await two.hint(NOW) > seen
+
+    await wait_until(heard)
+    await one.close()
+    await two.close()
+    await query(postgres_server.url, f'DROP SCHEMA "{schema}" CASCADE')
+
+
 async def test_schemas_do_not_see_each_other(postgres_server: Schemas) -> None:
     """Two stores in one database have nothing in common."""
     one, two = PostgresStore(postgres_server.fresh()), PostgresStore(postgres_server.fresh())
