@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -23,13 +23,12 @@ from aioflow.http.views import (
     RunView,
     TransitionView,
 )
-from aioflow.run import WorkflowRun
 from aioflow.runtime import Engine
 from aioflow.waiters import reached
 
 #: How many seconds a long poll may take.
 LONGEST_WAIT: Final = 30.0
-#: How many runs a list reads at once at least, even for a short page, as many of them may not be shown.
+#: How many runs a list reads at once: many of them may not be shown, and each may have a Context of 1 MiB.
 _READ: Final = 100
 #: About how many runs a list asks at most, so that a caller that may see none cannot have the whole store read.
 MOST_LOOKED = 10_000
@@ -73,25 +72,24 @@ class Runs:
         """
         await self._access.check(request, "list")
         asked = listing.read(request.query_params, listing.ListParameters)
-        shown: list[WorkflowRun[Any]] = []
-        last: WorkflowRun[Any] | None = None  # where the next page begins
+        shown: list[RunSummary] = []
+        last: str | None = None  # the cursor behind the last that is shown
+        after: str | None = None  # where the next page begins
         looked = 0
-        async with aclosing(self._engine.iterate(asked.query(), max(asked.limit + 1, _READ))) as matching:
+        async with aclosing(self._engine.iterate(asked.query(), _READ)) as matching:
             async for run in matching:
                 looked += 1
                 if not await self._access.allows(request, "list", run):
                     if looked >= MOST_LOOKED:
-                        last = run
+                        after = listing.cursor_after(run, asked.order)
                         break
                     continue
                 if len(shown) == asked.limit:
-                    last = shown[-1]
+                    after = last
                     break
-                shown.append(run)
-        return RunPage(
-            runs=[RunSummary.of(run) for run in shown],
-            next=None if last is None else listing.cursor_after(last, asked.order),
-        ).response()
+                shown.append(RunSummary.of(run))
+                last = listing.cursor_after(run, asked.order)
+        return RunPage(runs=shown, next=after).response()
 
     async def get(self, request: Request) -> Response:
         """A run as it stands now."""

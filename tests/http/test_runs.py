@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from aioflow import Engine, StartOptions
-from aioflow.http import listing
+from aioflow.http import listing, runs
 from tests.http.conftest import problem
 from tests.http.flows import Count, Expense, Fails, Nap
 
@@ -297,6 +298,23 @@ async def test_list_pages_by_an_opaque_cursor(client: httpx.AsyncClient, engine:
     assert ours == expected
     assert len(seen) == len(set(seen))
     assert pages >= 5
+
+
+async def test_list_does_not_hold_all_contexts(
+    client: httpx.AsyncClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page takes the memory of the Contexts that are read at once, not of all whose runs it shows."""
+    monkeypatch.setattr(runs, "_READ", 5)
+    for _ in range(40):
+        await engine.start(Expense, amount=1, note="x" * 100_000)
+    tracemalloc.start()
+    try:
+        page = (await client.get("/runs", params={"limit": 40})).json()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (len(page["runs"]), page["next"]) == (40, None)
+    assert peak < 2_500_000
 
 
 async def test_list_does_not_show_contexts(client: httpx.AsyncClient, engine: Engine) -> None:
