@@ -57,7 +57,8 @@ def statezero(
     Args:
         engine: the engine whose actions are called.
         authenticate: ``authenticate(request)``, sync or async, gives the user, or None for nobody (401). It may raise
-            Starlette's HTTPException, as permissions may. Without it only clients on this machine are answered.
+            Starlette's HTTPException, as permissions may. Without it only clients on this machine are answered; a proxy
+            on it that does not say for whom it asks is such a client.
         sync_token: what code generators send as ``X-Sync-Token`` to read the schema, instead of being authenticated.
             Without it they must be authenticated.
         allow_origins: the origins whose web pages may call, as browsers write them: ``https://app.example.com``.
