@@ -54,6 +54,13 @@ async def test_its_code_of_actions_runs(
     assert shown.startswith("review_expense {'properties': {'approved': {'title': 'Approved', 'type': 'boolean'}")
 
 
+def test_it_says_everything_once() -> None:
+    """No heading and no paragraph stands in it twice, and it can be read in one go."""
+    parts = [part for part in README.split("\n\n") if len(part) > 20]
+    assert len(set(parts)) == len(parts)
+    assert len(README.splitlines()) < 600
+
+
 def test_its_workflow_has_at_most_20_lines() -> None:
     """A newcomer sees a whole workflow at once."""
     program = blocks("python")[0]

@@ -61,9 +61,9 @@ class Access:
         return run
 
     async def load_again(self, request: Request, operation: str, run: WorkflowRun[Any]) -> WorkflowRun[Any]:
-        """The run as it is once the body has been read, which its sender may have held back for as long as he liked.
+        """The run as it is after the body was read, which the client may have held back for as long as it liked.
 
-        What was allowed of the run as it was may not be allowed of it any more: if it has moved, it is asked about again.
+        If the run has moved since it was authorized, ``authorize`` is asked about it again.
 
         Raises:
             Problem: "forbidden".

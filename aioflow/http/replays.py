@@ -73,7 +73,7 @@ class Replays:
         if not key or len(key) > MAX_NAME:
             raise unfit({"non_field_errors": [f"The Idempotency-Key must have from 1 to {MAX_NAME} characters."]})
         place = _digest(key, *_caller(request))
-        asked = _digest(request.url.path.rstrip("/"), body)
+        asked = _digest(request.scope["path"].rstrip("/"), body)
         while (calling := self._calling.get(place)) is not None:
             await calling.wait()
         if (known := self._known(place)) is not None:
@@ -104,7 +104,7 @@ class Replays:
 def _caller(request: Request) -> Iterator[str]:
     """What identifies the caller: the user, the query, and all headers that may hold credentials."""
     yield _user(request)
-    yield request.url.query
+    yield request.scope["query_string"].decode("latin-1")
     for name, value in sorted(request.headers.items()):
         if name not in _PASSING and not name.startswith("sec-"):
             yield name
