@@ -1,6 +1,6 @@
-"""A workflow that sleeps between its steps. Press Ctrl-C while it sleeps and start it again: it goes on.
+"""A workflow that sleeps between its steps. Press Ctrl-C while it sleeps; started again, it continues where it stopped.
 
-python examples/01_hello.py
+python examples/01_hello.py        (it keeps its run in hello.db)
 """
 
 import asyncio
@@ -35,6 +35,7 @@ class Hello:
 
 async def main() -> None:
     async with Engine("sqlite:///hello.db") as engine:
+        # The key finds the run that was interrupted; after a run that has ended, reuse="ended" starts a new one.
         run = await engine.start(Hello, StartOptions(key="world", reuse="ended"), name="world")
         if not run.created:
             print("Found the run that was interrupted.")

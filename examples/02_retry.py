@@ -1,9 +1,9 @@
-"""A step that raises is tried again: as its workflow says, as it says itself, when the other side says, or not at all.
+"""Retries of a step that raises: by its own policy, by its workflow's, after a delay that the bank asks for, or never.
 
 python examples/02_retry.py
 
-The bank is busy (RetryLater, which is no failure), then drops the line twice (Retry, after growing delays). The second
-card is refused (GiveUp): that payment goes to its on_fail step. The warnings between are aioflow's log.
+The bank is busy (RetryLater, which does not count as a failure), then drops the connection twice (Retry, with growing
+delays). The second card is refused (GiveUp), so that run goes to the on_fail step. The warnings are aioflow's log.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ ANSWERS = {"4242": [BUSY, "timeout", "timeout", "200 receipt 17"], "1111": ["402
 
 async def bank(card: str, idempotency_key: str) -> str:
     answer = ANSWERS[card].pop(0)
-    print(f"bank, {card}, payment {idempotency_key[-3:]}: {answer}")  # the key stays the same: nobody pays twice
+    print(f"bank, {card}, payment {idempotency_key[-3:]}: {answer}")  # the same key for each attempt: no double payment
     if answer == "timeout":
         raise ConnectionError("the line dropped")
     return answer
@@ -46,7 +46,7 @@ class Payment:
         card: str
         receipt: str = ""
 
-    # Tried again after 0.1, 0.2, 0.4 … seconds, each up to a fifth shorter or longer. Other errors fail at once.
+    # Retried after 0.1, 0.2, 0.4 … seconds, each up to a fifth shorter or longer. Other exceptions fail at once.
     @step(start=True, retry=Retry(max_attempts=5, base_delay=BRIEFLY, jitter=0.2, retry_on=(ConnectionError,)))
     async def charge(self):
         ctx = get_context(self.Context)
@@ -58,13 +58,13 @@ class Payment:
         ctx.receipt = answer
         return goto(self.send_receipt)
 
-    @step  # tried again as the workflow says
+    @step  # retried by the workflow's default_retry
     async def send_receipt(self):
         if get_run().attempt == 1:
             raise OSError("the mail server restarts")
         return complete()
 
-    @step  # a step like all others: it may wait, retry, or go back to charge with another card
+    @step  # a step like any other: it may wait, be retried, or go back to charge with another card
     async def apologise(self, failure: Failure):
         print(f"Sorry: {failure.step} {failure.kind} after attempt {failure.attempts}")
         return fail(failure.error)

@@ -1,9 +1,9 @@
-"""Two loops that remind: one by sleeping, one that stops when somebody answers.
+"""Two loops that send reminders: one sleeps between them, the other stops when a signal answers it.
 
 python examples/03_reminders.py
 
-Tips come three times, one a week: sleep() runs the step that returned it again. Invitations are repeated until a
-signal comes, or the third stays unanswered: the wait's on_timeout names the step that waits. (A week takes 0.2 s here.)
+Three tips are sent, one a week: after a sleep() the step that returned it runs again. An invitation is repeated until
+the signal comes, at most three times: the wait's on_timeout names the step that waits. (A week takes 0.2 s here.)
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class Invitation:
 
     @step
     async def thank(self):
-        ctx = get_context(self.Context)  # with the signal's payload in it
+        ctx = get_context(self.Context)  # the signal's payload has been merged into it
         print(f"To {ctx.email}: see you, all {ctx.guests} of you!")
         return complete()
 
@@ -61,7 +61,7 @@ async def main() -> None:
             tips = await engine.start(Tips, email="ann")
             bob = await engine.start(Invitation, email="bob")
             eve = await engine.start(Invitation, email="eve")
-            await asyncio.sleep(1.5 * WEEK.total_seconds())  # bob thinks about it
+            await asyncio.sleep(1.5 * WEEK.total_seconds())  # until bob has been invited twice
             await engine.signal("answer", {"guests": 2}, run_id=bob.id)
             for run in (tips, bob, eve):
                 await run.wait()

@@ -1,9 +1,10 @@
-"""An expense waits for one of several answers, and goes up a level each time nobody gives one.
+"""An expense waits for one of several signals, and is escalated to the next level at each timeout.
 
 python examples/04_approval.py
 
-A wait with two arms: a message (a pydantic model, handed to the next step) and a string; the first to come wins. The
-clerk does not answer, so the manager is asked and refuses; the next expense is withdrawn; nobody decides the last one.
+The wait has two arms: a message (a pydantic model, passed to the next step) and a signal named by a string; the first
+to come wins. The clerk does not answer for the train, so the manager is asked, and refuses; the hotel is withdrawn;
+nobody decides on the yacht.
 """
 
 import asyncio
@@ -53,7 +54,7 @@ class Expense:
 
     @step
     async def withdrawn(self):
-        return fail(f"withdrawn: {get_context(self.Context).reason}")  # a string's payload is merged into the Context
+        return fail(f"withdrawn: {get_context(self.Context).reason}")  # its payload was merged into the Context
 
 
 async def main() -> None:
@@ -64,7 +65,7 @@ async def main() -> None:
             ]
             receipt = await engine.signal("withdraw", {"reason": "booked twice"}, key="hotel")
             print(f"hotel: the withdrawal is {receipt.state}")
-            await asyncio.sleep(1.5 * PATIENCE.total_seconds())  # by now the managers are asked
+            await asyncio.sleep(1.5 * PATIENCE.total_seconds())  # until the managers have been asked
             await engine.signal(Decision(approved=False, by="meg"), key="train")
             for run in runs:
                 await run.wait()

@@ -1,13 +1,13 @@
-"""A state machine: the states of a loan are steps, and run.current_step is the state it is in.
+"""A state machine: each state of a loan is a step, and run.current_step is the state that the loan is in.
 
 python examples/05_loan.py
 
-    apply ──> review ──> offer ──> repay ──> completed    A small loan is offered at once. An offer stands a month;
-      └──────────│─────────^ │      │ ^                   a month without a payment is overdue, and the second in
-                 v           v      v │                   a row ends it.
+    apply ──> review ──> offer ──> repay ──> completed    A small loan is offered at once. An offer is open for a
+      └──────────│─────────^ │      │ ^                   month. A month without a payment makes the loan overdue;
+                 v           v      v │                   after two in a row it has failed.
                closed ──> failed <── overdue
 
-The script plays four loans side by side and prints the states in which each of them waited. (A month takes 0.5 s.)
+The script runs four loans side by side and prints the states in which each of them waited. (A month takes 0.5 s.)
 """
 
 import asyncio

@@ -1,10 +1,10 @@
 """A web app in which a signup waits for days: POST /signup starts a run, the link in the mail sends it a signal.
 
 python examples/06_signup.py                      plays one signup, in this process
-uvicorn --app-dir examples 06_signup:app          serves it, on aioflow.db
+uvicorn --app-dir examples 06_signup:app          serves the app, with aioflow.db
 
-Who does not click is reminded after a day, and after three more the signup has expired, however often the server was
-restarted meanwhile. tests/test_examples_signup.py lets these days pass in milliseconds, with the fixture `flow`.
+A user who does not click is reminded after a day; after three more days the signup expires, however often the server
+was restarted meanwhile. tests/test_examples_signup.py tests these days in milliseconds, with the fixture `flow`.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ app = FastAPI(lifespan=engine.lifespan)
 
 @app.post("/signup", status_code=202)
 async def signup(form: Signup.Context) -> dict[str, object]:
-    # The key makes an address one run, however often the form is sent; it may try again after one that expired.
+    # The key makes it one run per address, however often the form is sent; a new one only after one that expired.
     run = await engine.start(Signup, StartOptions(key=form.email, reuse="failed"), email=form.email)
     return {"created": run.created, "status": run.status}
 
@@ -93,7 +93,7 @@ async def main() -> None:
     with TemporaryDirectory() as folder:
         os.environ["AIOFLOW_DATABASE_URL"] = f"sqlite:///{folder}/signup.db"
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://signup")
-        async with app.router.lifespan_context(app), client:  # which a server like uvicorn enters
+        async with app.router.lifespan_context(app), client:  # a server such as uvicorn does this
             email = "ann@example.com"
             print((await client.post("/signup", json={"email": email})).json())
             await (await engine.find(Signup, email)).wait(until="parked")

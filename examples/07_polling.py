@@ -1,9 +1,9 @@
-"""A job elsewhere is polled until it is done, or until the run's time is over: then it is called off.
+"""A job of another service is polled until it is done; if the run's timeout comes first, the job is cancelled.
 
 python examples/07_polling.py
 
-@workflow(timeout=...) limits the whole run, sleeping and retrying included; its on_timeout step clears up. The first
-job is done in time, the second one never.
+@workflow(timeout=...) limits the whole run, including its sleeps and retries; its on_timeout step cleans up. The first
+job is done in time, the second never is.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ DEADLINE = timedelta(seconds=0.7)
 
 
 class OtherSide:
-    """Stands for the client of somebody's API. A report is done at the second look, a backup never."""
+    """Stands for the client of another service's API. A report is done at the second poll, a backup never."""
 
     def __init__(self) -> None:
         self.looks = 0
@@ -53,7 +53,7 @@ class Job:
         ctx.job = await other_side.submit(ctx.name, idempotency_key=get_run().step_key)
         return goto(self.poll)
 
-    @step  # what goes wrong here is tried again, as long as there is time
+    @step  # retried if it raises, as any step is, within the run's timeout
     async def poll(self):
         if await other_side.is_done(get_context(self.Context).job):
             return complete()
@@ -62,7 +62,7 @@ class Job:
     @step
     async def call_off(self):
         job = get_context(self.Context).job
-        if job:  # the time may be over before it was submitted
+        if job:  # the timeout may come before the job was submitted
             await other_side.cancel(job)
         return fail(f"not done within {DEADLINE.total_seconds()} s")
 

@@ -1,9 +1,10 @@
-"""A service: it works until SIGTERM or Ctrl-C, lets the step that runs end, and goes on where it was when started again.
+"""A service for periodic work. At SIGTERM or Ctrl-C it lets the running step end; started again, it continues.
 
-python examples/08_service.py        (it keeps service.db; delete that to begin anew)
+python examples/08_service.py        (it keeps its run in service.db; delete that to begin anew)
 
-Periodic work is a run that sleeps until the next full period, and never gives up. Its key makes it the only one: every
-start of the service asks for it, and creates it if there is none that lives.
+Periodic work is one run that sleeps until the next full period; max_attempts keeps failures from ending it. Its key
+makes it the only one: each start of the service finds the run with this key, or creates one if there is none or it has
+ended.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ class Sweep:
         await asyncio.sleep(0.2)  # the work
         print(f"sweep {ctx.sweeps} ends", flush=True)
         into_period = timedelta(seconds=get_run().now.timestamp() % PERIOD.total_seconds())
-        return sleep(PERIOD - into_period)  # then this step again, at a full period: it does not drift
+        return sleep(PERIOD - into_period)  # then this step again, at a full period, so that it does not drift
 
 
 async def main() -> None:

@@ -1,11 +1,11 @@
-"""Structured logs: your own lines carry run_id, workflow, step and attempt, also from threads and libraries.
+"""Structured logs: your own log lines carry run_id, workflow, step and attempt, also those from threads and libraries.
 
-python examples/09_tracing.py                                            a JSON object a line
+python examples/09_tracing.py                                            one JSON object per line
 python examples/09_tracing.py | jq -c 'select(.run_id == 2)'             what happened to one run
 python examples/09_tracing.py | jq -c 'select(.level != "debug")'        without a line for each transition
 
-aioflow logs through structlog, and binds the run's names as contextvars around each step; structlog's
-merge_contextvars is all that is needed to see them. It never logs values of a Context.
+aioflow logs through structlog, and binds these four as structlog's contextvars around each step; the processor
+merge_contextvars adds them to each line. aioflow never logs values of a Context.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ structlog.configure(
         structlog.processors.TimeStamper(fmt="iso"),
         structlog.processors.JSONRenderer(),
     ],
-    wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),  # INFO leaves the transitions out
+    wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),  # INFO omits the transitions
 )
 log = structlog.get_logger()
 
 
 def weigh(grams: int) -> None:
-    log.info("weighed", grams=grams)  # knows nothing of workflows
+    log.info("weighed", grams=grams)  # a function that knows nothing of workflows
 
 
 @workflow("parcel", default_retry=Retry(base_delay=timedelta(milliseconds=100)))
@@ -40,7 +40,7 @@ class Parcel:
         grams: int
 
     @step(start=True)
-    def pack(self):  # in a thread
+    def pack(self):  # a sync step runs in a thread
         weigh(get_context(self.Context).grams)
         return goto(self.ship)
 

@@ -1,7 +1,7 @@
-"""A workflow and its tests. The fixture `flow` comes with aioflow: an engine on virtual time, in memory.
+"""A workflow and its tests, with aioflow's fixture `flow`: an engine in memory, on virtual time.
 
 pytest examples/10_testing.py
-python examples/10_testing.py
+python examples/10_testing.py        the same
 """
 
 import sys
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from aioflow import complete, engine, errors, fail, get_context, goto, step, wait, workflow
 from aioflow.testing import TimeMachine
 
-# ---- what is tested
+# ---- the code under test
 
 
 class Paid(BaseModel):
@@ -42,7 +42,7 @@ class Order:
 
 
 async def pay(order_id: int, amount: int) -> None:
-    """Stands for a request handler; in a test, `aioflow.engine` is the machine."""
+    """Stands for a request handler; in a test that uses `flow`, `aioflow.engine` is `flow`."""
     await engine.signal(Paid(amount=amount), run_id=order_id)
 
 
@@ -79,7 +79,7 @@ async def test_a_reminder_a_week(flow: TimeMachine) -> None:
 async def test_three_weeks_are_enough(flow: TimeMachine) -> None:
     run = await flow.start(Order, price=10)
     with pytest.raises(errors.RunFailed, match="never paid"):
-        await run.result()  # time jumps to whatever is due next
+        await run.result()  # meanwhile time jumps from timer to timer
     assert flow.now == run.created_at + timedelta(weeks=3)
 
 
@@ -96,5 +96,5 @@ async def test_a_message_is_checked(flow: TimeMachine, amount: int, command: obj
 
 
 if __name__ == "__main__":
-    # As a script it has imported already what pytest would like to see being imported.
+    # This file has imported anyio, a pytest plugin; without -W, pytest would warn that it cannot rewrite its asserts.
     sys.exit(pytest.main(["-v", "-Wignore:Module already imported", __file__]))

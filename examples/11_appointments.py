@@ -1,10 +1,10 @@
-"""Reminders of appointments: a day before, an hour before, and a question half an hour after.
+"""Mails about an appointment: reminders a day and an hour before it, and a question half an hour after it.
 
 python examples/11_appointments.py
 
-An appointment is an event that is emitted when it is booked, with the time at which it will be. The workflow's offsets
-are relative to that: each starts a run of its own. Bob moves his appointment after the first reminder, and is reminded
-again, of the new time; Eve cancels hers, and hears no more. A week passes in an instant: the engine is on virtual time.
+A booking emits an event that will occur at the time of the appointment. Each of the workflow's offsets starts a run,
+that long before or after the event. Bob moves his appointment after the first reminder, and is reminded of the new
+time; Eve cancels hers, and gets no more mails. The engine is on virtual time, so days pass in an instant.
 """
 
 import asyncio
@@ -52,16 +52,16 @@ async def main() -> None:
             day = (flow.now + 3 * DAY).replace(minute=0, second=0, microsecond=0)
             ten, eleven, noon = (day.replace(hour=hour) for hour in (10, 11, 12))
             for id_, email, at in ((1, "ann", ten), (2, "bob", eleven), (3, "eve", noon)):
-                # The id of the event is ours: who books twice by mistake has booked once.
+                # An event_id of our own: an appointment that is emitted twice by mistake is recorded once.
                 booked = Appointment(id=id_, email=email, treatment="massage")
                 await flow.emit("appointment", booked, at=at, event_id=f"appointment-{id_}")
 
-            await flow.advance(noon - HOUR / 2 - DAY - flow.now)  # half an hour to Eve's first reminder
+            await flow.advance(noon - HOUR / 2 - DAY - flow.now)  # half an hour before Eve's first reminder
             moved = Appointment(id=2, email="bob", treatment="massage")
             await flow.emit("appointment", moved, at=eleven + 2 * DAY, event_id="appointment-2", replace=True)
             print("Bob has moved his by two days.")
 
-            await flow.advance(DAY - HOUR)  # her last one would be due in half an hour
+            await flow.advance(DAY - HOUR)  # half an hour before Eve's second reminder
             await flow.cancel_event("appointment-3")
             print("Eve has cancelled hers.")
 

@@ -2,9 +2,9 @@
 
 python examples/12_payment.py
 
-The order starts when it is placed, reserves the goods, and waits for the event "paid" of its own id, or for "cancelled".
-The first one is paid, the second by somebody who was faster than the warehouse: a payment that occurred since the run
-started counts, too. The third is cancelled, and nobody pays the last one: its goods are given back. (A day takes 0.5 s.)
+The event "order_placed" starts a run, which reserves the goods and waits for the event "paid" or "cancelled" of its own
+order. The book is paid; the piano is paid before it is reserved, which counts because it occurred since the run
+started; the lamp is cancelled; the vase is never paid, so its run fails after two days. (A day takes 0.5 s.)
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from pydantic import BaseModel
 from aioflow import Engine, Event, WorkflowRun, complete, event_workflow, fail, get_context, goto, on, step, wait
 
 DAY = timedelta(seconds=0.5)
-busy = asyncio.Event()
+piano_found = asyncio.Event()
 
 
 @event_workflow("order_placed", name="paid_order")
 class Order:
     class Context(BaseModel):
-        entity_id: str = ""  # of the event that the run went on with last
+        entity_id: str = ""  # set by aioflow: the entity of the event that resumed the run last
         order_id: str = ""
         item: str = ""
 
@@ -34,7 +34,7 @@ class Order:
     async def reserve(self):
         ctx = get_context(self.Context)
         if ctx.item == "piano":
-            await busy.wait()  # it takes its time
+            await piano_found.wait()  # the warehouse is slower than the customer
         print(f"{ctx.item}: reserved")
         return goto(self.wait_for_payment)
 
@@ -63,9 +63,9 @@ class Order:
 
 
 async def place(engine: Engine, order_id: int, item: str) -> WorkflowRun:
-    """The run that the order starts."""
+    """Place an order; return the run that a worker has started because of it."""
     event = await engine.emit("order_placed", {"id": order_id, "item": item}, event_id=f"order-{order_id}")
-    while not (runs := await engine.runs(event_id=event.id)):  # noqa: ASYNC110 - a worker will, maybe in another process
+    while not (runs := await engine.runs(event_id=event.id)):  # noqa: ASYNC110 - the worker may be another process
         await asyncio.sleep(0.01)
     return runs[0]
 
@@ -79,7 +79,7 @@ async def main() -> None:
             await engine.emit("paid", {"by": "card"}, entity_id=1, event_id="payment-1")
             await engine.emit("paid", {"by": "card"}, entity_id=1, event_id="payment-1")  # the web hook calls twice
             await engine.emit("paid", {"by": "invoice"}, entity_id=2)
-            busy.set()
+            piano_found.set()
             await engine.emit("cancelled", entity_id=3)
             for run in runs:
                 await run.wait()

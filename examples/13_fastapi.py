@@ -1,11 +1,11 @@
-"""The run API inside a FastAPI app: customers open tickets by an endpoint of the app, and follow them by aioflow's.
+"""The run API inside a FastAPI app: customers open tickets at an endpoint of the app, and follow them at aioflow's.
 
 python examples/13_fastapi.py                        plays a customer, in this process
-uvicorn --app-dir examples 13_fastapi:app            serves it, on aioflow.db
+uvicorn --app-dir examples 13_fastapi:app            serves the app, with aioflow.db
 
-The app has a life of its own, and the engine's within it. Everything below /flows is aioflow's: runs, their history,
-long polls, a stream, signals; /flows/openapi.json describes it. `authorize` decides about each request, on the run as it
-is stored: here a customer sees her own tickets, and may answer and close them.
+The app's lifespan includes the engine's. Everything below /flows is aioflow's: runs, their history, long polls, a
+stream, signals; /flows/openapi.json describes it. `authorize` is called for each request with the run as it is stored:
+here customers see only their own tickets, and may answer and close them.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from aioflow import WorkflowRun, complete, engine, get_context, on, step, wait, workflow
 from aioflow.http import api
 
-CUSTOMERS = {"Bearer token-of-ann": "ann", "Bearer token-of-bob": "bob"}  # in truth: your sessions
+CUSTOMERS = {"Bearer token-of-ann": "ann", "Bearer token-of-bob": "bob"}  # in a real app: your sessions
 
 
 class Answer(BaseModel):
@@ -70,7 +70,7 @@ def customer_of(request: Request) -> str:
 def authorize(request: Request, operation: str, run: WorkflowRun | None) -> bool:
     customer = customer_of(request)
     if run is None:
-        return operation in ("describe", "list")  # neither starts nor events, nor signals to everybody
+        return operation in ("describe", "list")  # no starts, no events, no signals without a run
     return run.data.get("customer") == customer
 
 

@@ -1,12 +1,13 @@
-"""The run API inside a Starlette app, for this machine alone: an operator's view of reports that are made every night.
+"""The run API inside a Starlette app, for operators on this machine, who start reports and follow them.
 
 python examples/14_starlette.py                      plays an operator, in this process
-uvicorn --app-dir examples 14_starlette:app          serves it, on aioflow.db
+uvicorn --app-dir examples 14_starlette:app          serves the app, with aioflow.db
 
-Without `authorize` aioflow answers only clients on this machine, and says so once in the log. While it is served:
+Without `authorize`, aioflow answers only clients on this machine, and says so once in the log. While it is served:
 
-curl -N localhost:8000/ops/flows/runs/1/stream                                              follows a run
-curl -H 'content-type: application/json' -d '{}' localhost:8000/ops/flows/runs/1/cancel      ends it
+url=localhost:8000/ops/flows
+curl -H 'content-type: application/json' -d '{"context": {"month": "2030-01"}}' $url/workflows/report/runs
+curl -N $url/runs/1/stream
 """
 
 import asyncio

@@ -1,10 +1,10 @@
-"""An expense is approved by whoever calls a step: the manager for a while, then the director.
+"""Steps as actions: an expense can be reviewed by a manager for a while, then only a director can decide it.
 
 python examples/15_expenses.py
 
-`@action` makes a step wait until it is called, in this process or over HTTP, with what the caller gives; `on(self.review)`
-as an arm of a wait gives that a timeout. What the step raises is its caller's, and the run waits as before. Of two
-callers at once one runs the step. Nobody has written an endpoint: `statezero()` serves every action.
+An `@action` runs when it is called, in this process or over HTTP, with the caller's input; as an arm of a wait,
+`on(self.review)`, it can be called until the wait's timeout. An exception of the step is raised to the caller, and the
+run waits as before. If two callers call it at once, one runs the step. `statezero()` serves every action over HTTP.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from aioflow import Engine, action, complete, errors, get_context, goto, on, ste
 from aioflow.http import statezero
 
 PATIENCE = timedelta(seconds=0.5)
-USERS = {"Token of-meg": "meg, a manager", "Token of-dora": "dora, a director"}  # in truth: your sessions
+USERS = {"Token of-meg": "meg, a manager", "Token of-dora": "dora, a director"}  # in a real app: your sessions
 
 
 class Directors:
-    """A permission: who may call, and here nothing about which run."""
+    """A permission: who may call an action; this one depends on the user alone."""
 
     def has_permission(self, request: Request, action_name: str) -> bool:
         return "director" in request.user
@@ -97,7 +97,7 @@ async def over_http(engine: Engine) -> None:
     async with meg, dora:
         async for transition in engine.watch(run.id):
             if transition.step == "escalate" and transition.kind == "goto":
-                break  # it waits for the director now
+                break  # now the run waits for the director
         given = {"workflow_run_id": run.id, "approved": True}
         late = await meg.post("/review_expense/", json=given)
         print(f"yacht, meg reviews: {late.status_code} {late.json()['detail'][0]['message']}")

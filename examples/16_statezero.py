@@ -1,11 +1,11 @@
-"""Steps as endpoints that StateZero's clients call, in a FastAPI app: a reviewer's form, generated from the workflow.
+"""Actions for StateZero clients, in a FastAPI app: a reviewer's form is generated from the workflow.
 
 python examples/16_statezero.py                      plays a reviewer, in this process
-uvicorn --app-dir examples 16_statezero:app          serves it, on aioflow.db
+uvicorn --app-dir examples 16_statezero:app          serves the app, with aioflow.db
 
-A front end generates typed functions from /statezero/actions-schema/ by `npx statezero sync-actions`, with
-`events: {type: "none"}` in its configuration, and calls them: `expenseSubmitReview({workflow_run_id: 1, ...})`. The sync
-token lets the generator in; people come with tokens of their own.
+In a front end, `npx statezero sync-actions`, with `events: {type: "none"}` in its configuration, generates typed
+functions from /statezero/actions-schema/, to be called as `expenseSubmitReview({workflow_run_id: 1, ...})`. The
+generator authenticates with the sync token, users with tokens of their own.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from aioflow import complete, engine, get_context, goto, statezero_action, step,
 from aioflow.http import statezero
 
 SYNC_TOKEN = os.environ.get("SYNC_TOKEN", "for-generators")
-REVIEWERS = {"Token of-rita": "rita"}  # in truth: your sessions
+REVIEWERS = {"Token of-rita": "rita"}  # in a real app: your sessions
 
 
 class ReviewInput(BaseModel):

@@ -1,10 +1,10 @@
-"""Three workers share one PostgreSQL; one of them is killed, and nobody notices but the log.
+"""Three workers share one PostgreSQL database. One of them is killed, and the others finish its runs.
 
-python examples/17_workers.py        (needs the extras `postgres` and `dev`: it starts a PostgreSQL server of its own)
+python examples/17_workers.py        (needs the extra `dev`: it starts a PostgreSQL server of its own)
 
-Nothing is different for the workflow: only the URL says that the store is shared. Each worker is a process with a lease
-of two seconds. What the killed one was running, another takes over when its lease ends; its step runs again, with the same
-step key, and whatever was committed is committed once.
+The workflow is written as for one process; only the URL says that the store is shared. Each worker is a process with a
+lease of two seconds. When the killed worker's lease is over, the others take over its runs: the interrupted steps run
+again, with the same step_key, and each transition commits exactly once.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ async def coordinate(url: str) -> None:
         runs = [
             await client.start(Order, StartOptions(key=f"order-{number}"), number=number) for number in range(ORDERS)
         ]
-        while not await client.count(step="ship"):  # noqa: ASYNC110 - it is other processes that get there
+        while not await client.count(step="ship"):  # noqa: ASYNC110 - other processes run the step
             await asyncio.sleep(0.05)
         workers[0].kill()
         say(f"worker {workers[0].pid} was killed")
@@ -75,7 +75,7 @@ async def coordinate(url: str) -> None:
         say(f"transitions of an order: {sorted(set(rows))}")
         say(f"the killed worker shipped {sum(run.context.shipped_by == workers[0].pid for run in ended)} of them")
         for worker in workers[1:]:
-            worker.send_signal(signal.SIGTERM)  # they give back what they run, and end
+            worker.send_signal(signal.SIGTERM)  # they hand back their runs, and end
         await asyncio.gather(*(worker.wait() for worker in workers))
 
 
