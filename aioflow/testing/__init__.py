@@ -1,6 +1,6 @@
-"""For those who test: what they build on aioflow, or a store of their own for it.
+"""Tools for tests: of programs that use aioflow, and of stores (``StoreConformance``).
 
-What is imported from here is loaded when it is asked for, so that ``TimeMachine`` needs no pytest.
+Each name is loaded when it is first imported, so that ``TimeMachine`` needs no pytest.
 """
 
 from __future__ import annotations

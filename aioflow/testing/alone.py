@@ -1,4 +1,4 @@
-"""Run one step alone, as the engine would, and store nothing."""
+"""Runs one step alone, as the engine would, and stores nothing."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ _STORE_ID = "00000000-0000-0000-0000-000000000000"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepResult(Generic[C]):
-    """What a step came to that was run alone.
+    """The result of a step that was run alone.
 
     Attributes:
-        command: what it returned, with each step that it names as a name, so that commands can be compared:
-            ``result.command == goto("ship")``, ``result.command == sleep(timedelta(days=1))``; an action in a wait is
-            also equal to itself: ``result.command == wait.any(on(Order().review), on("stop", then="end"))``.
-        context: the Context as it would be stored, with what ``complete(**data)`` adds. The one that was passed in is
-            not changed.
-        started: what it started by ``get_run().start``: (workflow's name, options, keywords).
-        sent: what it sent by ``get_run().signal``: (name, payload as JSON values, run_id, key).
-        emitted: the events that it emitted by ``get_run().emit``, as they would be stored; with the id "" where it gave
-            none.
+        command: the command that the step returned. Steps in it are given by name, so that commands can be compared:
+            ``result.command == goto("ship")``, ``result.command == sleep(timedelta(days=1))``. The name of an action in
+            a wait also equals the action: ``result.command == wait.any(on(Order().review), on("stop", then="end"))``.
+        context: the Context as it would be stored, including the data of ``complete(**data)``. The Context that was
+            passed in is not changed.
+        started: the runs that it started with ``get_run().start``: (workflow's name, options, keywords).
+        sent: the signals that it sent with ``get_run().signal``: (name, payload as JSON values, run_id, key).
+        emitted: the events that it emitted with ``get_run().emit``, as they would be stored; the id of an event that
+            was emitted without an event_id is "".
     """
 
     command: Command
@@ -65,7 +65,7 @@ class StepResult(Generic[C]):
 
 
 class _ActionName(str):
-    """The name of an action in an arm of a wait: equal to the action, too, as ``on(Order().review)`` has nothing else."""
+    """The name of an action in an arm of a wait; it also equals the action itself, as in ``on(Order().review)``."""
 
     __slots__ = ("_function",)
     _function: object
@@ -87,7 +87,7 @@ class _ActionName(str):
 
 
 class _Kept:
-    """Keeps a step's orders instead of committing them. The mutable state: the outbox of the step."""
+    """Keeps a step's orders instead of committing them. The mutable state: the orders in the step's outbox."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -100,7 +100,7 @@ class _Kept:
         return outbox
 
     async def changes(self, outbox: Outbox) -> tuple[Start | Post | Emit, ...]:
-        """See outbox.Orders: nothing is committed, what cannot be started still raises."""
+        """See outbox.Orders. Nothing is committed; a start that is invalid still raises."""
         for order in outbox.orders:
             if isinstance(order, StartOrder):
                 await order.definition.new_context(order.keywords)
@@ -108,7 +108,7 @@ class _Kept:
 
 
 class _Alarm(Watch):
-    """Keeps the step's timeout. The mutable state: the task that runs it, and the alarm."""
+    """Enforces the step's timeout. The mutable state: the task that runs the step, and the loop's timer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ async def run_alone(
 
 
 def _check(by: object, action: ActionDefinition | None, timed_out: bool) -> None:
-    """Whether a step can be resumed by this. Raises TypeError."""
+    """Check that a step can be resumed by this. Raises TypeError."""
     what = "run_step(resumed_by=...)"
     if by is not None and not isinstance(by, BaseModel | Mapping | Failure | Event):
         raise TypeError(
@@ -205,7 +205,7 @@ def _check(by: object, action: ActionDefinition | None, timed_out: bool) -> None
 
 
 def _resumed(run: Run, by: ResumedBy, timed_out: bool) -> Run:
-    """The run as something resumed it."""
+    """The run after a signal, an event, a failure or a timeout has resumed it."""
     if isinstance(by, Failure):
         run = run._replace(failure=json.dumps(dataclasses.asdict(by)))
     elif isinstance(by, Event):
@@ -219,7 +219,7 @@ def _resumed(run: Run, by: ResumedBy, timed_out: bool) -> Run:
 
 
 def _with_payload(run: Run, definition: WorkflowDefinition) -> tuple[Run, BaseModel]:
-    """The run and its Context with the payload in it, or what that has of an event."""
+    """The run and its Context, with the signal's payload or the event's fields merged into it."""
     resumption = Resumption.of(run)
     assert resumption is not None
     assert isinstance(resumption.payload, dict)
@@ -234,7 +234,7 @@ def _with_payload(run: Run, definition: WorkflowDefinition) -> tuple[Run, BaseMo
 
 
 def _called(run: Run, action: ActionDefinition, by: BaseModel | Mapping[str, Any] | None) -> tuple[Run, object]:
-    """The run as a call of the action found it, and the request that called it."""
+    """The run with the input of a call of the action, and the HTTP request of that call, if one is given."""
     given = dict(by or {})
     request = given.pop(REQUEST, None) if action.takes_request else None
     input_ = action.read(given, 0, request=request is not None)
@@ -248,10 +248,10 @@ async def _execute(executor: Executor, run: Run, definition: WorkflowDefinition,
     async def execute() -> None:
         try:
             ran.append(await executor.run(run, definition, live, watch))
-        except Stopped:  # by the end of this call
+        except Stopped:  # this call of _execute was cancelled
             pass
 
-    # In a task of its own, as the step's contextvars end with it.
+    # In a task with its own context, so that contextvars that the step sets do not leak into the test.
     watch.task = TaskSet().spawn(execute(), name="aioflow step", context=contextvars.copy_context())
     try:
         await asyncio.wait({watch.task})
@@ -274,7 +274,7 @@ def _find(registry: Registry, step: object, context: object, workflow: type | No
         for name, each in definition.steps.items()
         if each.function is function
     ]
-    if len(found) > 1:  # inherited: the Context may tell
+    if len(found) > 1:  # an inherited step: the class of the Context may tell which workflow
         found = [each for each in found if isinstance(context, each[0].codec.context)] or found
     what = getattr(function, "__qualname__", repr(function))
     if not found:
@@ -289,7 +289,7 @@ def _find(registry: Registry, step: object, context: object, workflow: type | No
 
 
 def _context(definition: WorkflowDefinition, context: object) -> tuple[str, BaseModel]:
-    """The Context as the store would give it."""
+    """The Context, as JSON and as it would be read back from the store."""
     codec = definition.codec
     try:
         if context is None or isinstance(context, Mapping):
@@ -309,7 +309,7 @@ def _context(definition: WorkflowDefinition, context: object) -> tuple[str, Base
 
 
 def _named(run: Run, definition: WorkflowDefinition, value: Any, field: str = "") -> Any:
-    """A command, or a part of one, with each step in it as a name."""
+    """A command, or a part of one, with each step in it replaced by its name."""
     if field in _TARGETS and value is not None:
         name = definition.resolve(value)
         if name is None:

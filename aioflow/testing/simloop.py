@@ -1,12 +1,12 @@
-"""An event loop on virtual time, on which a program repeats itself from a seed, and processes that it can kill.
+"""An event loop on virtual time that repeats an execution from its seed, with processes that can be killed.
 
-Time jumps to the next timer when nothing is left to run, so an idle year takes milliseconds. What is ready at one
-instant runs in an order that the seed chooses: task steps are permuted, plain callbacks stay first and in order, for
-asyncio's own code and anyio's rely on that. Nothing runnable and no timer is a deadlock, found at once; callbacks
-without end while time stands still are a livelock.
+Time jumps to the next timer when nothing is left to run, so an idle year takes milliseconds. The seed decides in which
+order callbacks run that are ready at the same instant: task steps are shuffled; plain callbacks run before them and in
+order, as asyncio and anyio rely on that. If nothing can run and there is no timer, ``Deadlock`` is raised at once; if
+too many callbacks run without time passing, ``Livelock``.
 
-Whatever is spawned for a ``Process``, and what that starts, can be stopped for a while or killed: then no line of it
-runs any more, not even a ``finally``.
+The tasks that are spawned for a ``Process``, and everything they start, can be paused or killed; once killed, none of
+their code runs any more, not even a ``finally`` block.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from aioflow.threads import Outcome, Threads
 
 T = TypeVar("T")
 
-#: Seconds that a function which is to run in a thread waits for it, and then for its caller to hear of the result.
+#: The longest delay in seconds until a simulated thread begins a call, and then until its caller gets the result.
 THREAD_DELAY: Final = 0.005
 
 
 class Deadlock(RuntimeError):
-    """Nothing can run, and nothing ever will: a wake-up was lost."""
+    """Nothing can run, and there is no timer: a wake-up was lost."""
 
 
 class Livelock(RuntimeError):
-    """Callback follows callback, and time stands still."""
+    """Callbacks keep following each other without time passing."""
 
 
 class Process:
-    """What lives and dies together: tasks, timers and callbacks.
+    """A simulated process: tasks, timers and callbacks that are paused or killed together.
 
-    The mutable state: whether it is alive, what is held back while it is paused, and its tasks, for as long as the loop
-    lives: what belongs to a dead process must not be collected, or its ``finally`` blocks would run.
+    The mutable state: whether it is alive, the callbacks held back while it is paused, and its tasks. They are kept as
+    long as the loop lives: if the tasks of a dead process were garbage-collected, their ``finally`` blocks would run.
     """
 
     def __init__(self, name: str) -> None:
@@ -60,10 +60,10 @@ _PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
 
 
 class SimTask(asyncio.Task[T]):
-    """A task that hashes by a number: sets of tasks are walked in the same order each time."""
+    """A task that hashes by its number, so that sets of tasks are iterated in the same order in each execution."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T], number: int, **options: Any) -> None:
-        self._number = number  # before the rest, which puts it into a set
+        self._number = number  # before super().__init__(), which puts the task into a set
         super().__init__(coroutine, **options)
 
     def __hash__(self) -> int:
@@ -74,18 +74,19 @@ class SimTask(asyncio.Task[T]):
 
 
 class SimLoop(asyncio.BaseEventLoop):
-    """The loop. It has no files, sockets and threads, and time is what ``time()`` says.
+    """The loop. It has no files, sockets or threads; its time is virtual.
 
     Args:
-        seed: of all choices that are made through ``rng``, the order of task steps among them.
-        most: how many callbacks may run while time stands still.
+        seed: of ``rng``, which makes all random choices, such as the order of task steps.
+        most: how many callbacks may run without time passing.
 
-    The mutable state, beside asyncio's own: the instant, how many callbacks ran since it moved, and the dead processes.
+    The mutable state, beside asyncio's own: the instant, how many callbacks ran since it moved and in all (``steps``),
+    and the dead processes.
     """
 
     def __init__(self, seed: object = 0, most: int = 100_000) -> None:
         super().__init__()
-        self.rng = Random(str(seed))  # noqa: S311 - it is to be repeatable
+        self.rng = Random(str(seed))  # noqa: S311 - seeded, to be repeatable
         self.steps = 0
         self._most = most
         self._instant = 0.0
@@ -109,23 +110,23 @@ class SimLoop(asyncio.BaseEventLoop):
     # ---- processes
 
     def spawn(self, process: Process, coroutine: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
-        """Start a task of a process; whatever it starts belongs to it, too."""
+        """Start a task of a process; tasks, timers and callbacks that it creates belong to the process, too."""
         context = copy_context()
         context.run(_PROCESS.set, process)
         return self.create_task(coroutine, name=name, context=context)
 
     def stop_process(self, process: Process) -> None:
-        """As SIGSTOP: what would run is held back."""
+        """Like SIGSTOP: callbacks of the process are held back."""
         if process.held is None:
             process.held = []
 
     def resume_process(self, process: Process) -> None:
-        """As SIGCONT."""
+        """Like SIGCONT: the callbacks that were held back run."""
         held, process.held = process.held, None
         self._ready.extend(held or ())
 
     def kill_process(self, process: Process) -> None:
-        """As SIGKILL: no line of it runs any more."""
+        """Like SIGKILL: none of its code runs any more."""
         process.alive = False
         process.held = None
         self._dead.append(process)
@@ -133,16 +134,16 @@ class SimLoop(asyncio.BaseEventLoop):
     # ---- threads
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        """What ``call()`` gives, as if a thread had run it: it begins later, and is heard of later still.
+        """Return ``call()`` as if a thread ran it: it begins after a random delay, and its result arrives after one.
 
-        Whoever is cancelled meanwhile leaves it alone: it runs all the same, and nobody hears of it.
+        If the caller is cancelled, the call runs nevertheless, and its result is dropped.
         """
         future: asyncio.Future[T] = self.create_future()
 
         def work() -> None:
             try:
                 value = call()
-            except BaseException as error:  # noqa: BLE001 - it is the caller's
+            except BaseException as error:  # noqa: BLE001 - raised to the caller
                 self.call_later(self.rng.uniform(0, THREAD_DELAY), _fail, future, error)
             else:
                 self.call_later(self.rng.uniform(0, THREAD_DELAY), _finish, future, value)
@@ -150,28 +151,28 @@ class SimLoop(asyncio.BaseEventLoop):
         self.call_later(self.rng.uniform(0, THREAD_DELAY), work)
         return await future
 
-    # ---- the end
+    # ---- closing
 
     def dispose(self) -> None:
-        """Close the loop, and end whatever is left of all tasks, whose last words nobody hears any more."""
+        """Close the loop, and the coroutines of all unfinished tasks; errors that they raise are suppressed."""
         ended: dict[asyncio.Task[Any], None] = {}
-        asyncio._set_running_loop(self)  # noqa: SLF001 - as if it ran: what ends may look for its loop
+        asyncio._set_running_loop(self)  # noqa: SLF001 - closed coroutines may ask for it
         with catch_warnings():
-            simplefilter("ignore")  # of coroutines that are never awaited
+            simplefilter("ignore")  # warnings that coroutines were never awaited
             while left := [
                 task for task in asyncio.all_tasks(self) if task not in ended
-            ]:  # their ends may start others
+            ]:  # closing them may start others
                 for task in sorted(left, key=hash):
                     ended[task] = None
                     task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
-                    for _ in range(100):  # who catches GeneratorExit and waits on is told again
+                    for _ in range(100):  # it may go on after GeneratorExit
                         with suppress(BaseException):
                             task.get_coro().close()
                             break
         asyncio._set_running_loop(None)  # noqa: SLF001
         self.close()
 
-    # ---- what asyncio asks of a loop
+    # ---- what asyncio requires of a loop
 
     def _make_task(
         self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], context: Context | None = None, **more: Any
@@ -185,14 +186,14 @@ class SimLoop(asyncio.BaseEventLoop):
         return task
 
     def _run_once(self) -> None:
-        """Run what is ready; if nothing is, let time jump."""
+        """Run the callbacks that are ready; if there are none, first let time jump to the next timer."""
         scheduled = self._scheduled
         while scheduled and scheduled[0]._cancelled:  # noqa: SLF001
             self._unschedule()
         if not self._ready and not self._stopping:  # type: ignore[attr-defined]
             if not scheduled:
                 raise Deadlock(f"Nothing can run any more, at {self._instant:.6f} s.")
-            # To its very instant: a difference that is added may be rounded to nothing.
+            # Set to the timer's instant: adding a small difference to a float may round to no change.
             self._instant = max(self._instant, scheduled[0].when())
             self._still = 0
         while scheduled and scheduled[0].when() <= self._instant:
@@ -219,7 +220,7 @@ class SimLoop(asyncio.BaseEventLoop):
         return handle
 
     def _in_order(self) -> list[asyncio.Handle]:
-        """What is ready now: plain callbacks as they came, then task steps as chance has it."""
+        """The callbacks that are ready now: plain ones in their order, then task steps in random order."""
         batch = list(self._ready)
         self._ready.clear()
         if len(batch) < 2:
@@ -232,21 +233,21 @@ class SimLoop(asyncio.BaseEventLoop):
         return others + steps
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Cancelled timers leave the heap when they come to its head."""
+        """Do nothing: a cancelled timer leaves the heap when it gets to its head."""
 
     def _process_events(self, event_list: object) -> None:
-        """There are none."""
+        """Do nothing: there is no I/O."""
 
     def _write_to_self(self) -> None:
-        """Nothing sleeps that would have to be woken."""
+        """Do nothing: the loop never sleeps in a selector that would have to be woken."""
 
 
 class SimClock(Clock):
-    """The clock of a process on a SimLoop, which may be wrong.
+    """The clock of a process on a SimLoop; it may be wrong.
 
     Args:
-        loop: whose time it is.
-        epoch: the instant at which the loop began.
+        loop: the loop whose time it shows.
+        epoch: the instant at which the loop's time was 0.
         skew: how far the clock is ahead; may be changed at any time.
     """
 
@@ -256,17 +257,17 @@ class SimClock(Clock):
         self.skew = skew
 
     def micros(self) -> Micros:
-        """The present instant, as this clock has it."""
+        """The present instant by this clock, including its skew."""
         return self._epoch + self.monotonic() + self.skew
 
     def monotonic(self) -> Micros:
-        """The loop's time, which nobody can set."""
+        """The loop's time, without the skew."""
         return round(self._loop.time() * SECOND)
 
 
 @contextmanager
 def inline_threads(loop: SimLoop) -> Iterator[None]:
-    """Within it, steps that would run in a thread run in the loop, and end as a thread's would."""
+    """In this block, steps that would run in a thread run on the loop, with the delays of ``in_thread``."""
 
     async def inline(_: Threads, call: Callable[[], Any]) -> Outcome:
         def outcome() -> Outcome:

@@ -22,14 +22,14 @@ from aioflow.testing.alone import ResumedBy, StepResult, run_alone
 from aioflow.testing.travel import Travel
 from aioflow.testing.virtual import Activity, Counted, VirtualClock
 
-#: A Monday, and the first day of a month and of a year.
+#: The default ``now``: a Monday, and the first day of a month and of a year.
 _BEGINNING = datetime(2029, 1, 1, tzinfo=UTC)
-#: Nobody takes runs away from a machine, however far its time jumps.
+#: So long that no other process takes the machine's runs over, however far its time jumps.
 _LEASE = timedelta(days=365 * 5_000)
 
 
 class Span(TypedDict, total=False):
-    """How much time, in timedelta's own keywords."""
+    """A length of time, in timedelta's own keywords."""
 
     weeks: float
     days: float
@@ -41,26 +41,26 @@ class Span(TypedDict, total=False):
 
 
 class TimeMachine(Engine):
-    """An engine on virtual time: time passes when the test says so, or when everybody only waits for it.
+    """An engine on virtual time: time passes when the test advances it, or when everything else only waits for it.
 
     ``async with TimeMachine() as flow: ...`` has everything that an ``Engine`` has. Time moves in two ways:
 
-    - ``await flow.advance(hours=24)``: all that is due meanwhile happens in order, each at its own instant.
-    - Whoever awaits ``run.wait()``, ``run.result()`` or ``engine.wait()``, be it the test, a step or a request handler,
-      lets time jump to the next timer, as often as it takes, whenever nothing else can happen: no step executes, no
-      call of the engine is under way, and every task of the event loop that could go on has had its turn. What such a
-      task does in the world outside time does not wait for: await it first.
+    - ``await flow.advance(hours=24)``: all that becomes due meanwhile happens in order, each at its own instant.
+    - While ``run.wait()``, ``run.result()`` or ``engine.wait()`` is awaited, be it by the test, a step or a request
+      handler, time jumps to the next timer, as often as needed, whenever nothing else can happen: no step executes
+      (except steps that wait for runs themselves), no call of the engine is under way, and every task of the event loop
+      that was ready has run. Time does not wait for a task's I/O elsewhere: await that first.
 
-    Timeouts of waits, sleeps, delayed starts and the delays of retries are virtual. Steps run in real time, and so a
-    step's own ``timeout`` is real, too, and so is ``shutdown_timeout``.
+    Timeouts of waits and of runs, sleeps, delayed starts and the delays of retries are virtual. Steps run in real time,
+    so a step's own ``timeout`` is real time, and so is ``shutdown_timeout``.
 
     Args:
-        url_or_store: as for ``Engine``; in memory if not given, and the environment is not asked.
-        now: the aware datetime at which it begins. If not given, the last at which a run changed, or an event was first
-            emitted or has occurred, by what the store tells; with an empty store 2029-01-01 00:00 UTC.
+        url_or_store: as for ``Engine``; in memory if not given, whatever ``AIOFLOW_DATABASE_URL`` says.
+        now: the aware datetime at which it begins. If not given, the latest instant in the store at which a run changed
+            or an event was first emitted or occurred, but at least 2029-01-01 00:00 UTC.
         workflows, max_running, threads, shutdown_timeout: as for ``Engine``.
-        patience: how long a wait that no timer can end is left alone, in real time, before it raises TimeStandsStill:
-            another task of the test may be about to end it.
+        patience: the real time for which a wait that no timer can end goes on, as another task of the test may end it,
+            before it raises TimeStandsStill.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of its range.
@@ -109,19 +109,19 @@ class TimeMachine(Engine):
         return self._time.now()
 
     async def advance(self, span_or_until: timedelta | datetime | None = None, /, **span: Unpack[Span]) -> None:
-        """Let time pass. What is due meanwhile happens in order, each at its own instant, and settles before the next.
+        """Let time pass. All that becomes due happens in order, each at its own instant, and settles before the next.
 
         Args:
             span_or_until: how much time, as a timedelta; or the aware datetime to move to.
             span: instead, timedelta's own keywords: ``advance(hours=23, minutes=59)``.
 
         Raises:
-            TypeError: neither or both, or of another type.
-            ValueError, OverflowError: time would go back, or beyond the year 9999; a naive datetime.
-            UsageError: called from inside a step, or while time is being advanced already; or a run goes on for ever
-                without any time passing.
-            EngineClosed: it is not open, or was closed meanwhile.
-            StoreUnavailable: the store cannot be asked.
+            TypeError: neither or both are given, or one of another type.
+            ValueError, OverflowError: time would go back, or beyond the year 9999; or the datetime is naive.
+            UsageError: called from inside a step, or while another ``advance`` is under way; or a run wakes again and
+                again without any time passing.
+            EngineClosed: the machine is not open, or was closed meanwhile.
+            StoreUnavailable: the store did not answer.
         """
         travel = self._travel_for("advance()")
         await travel.advance(lambda: self._target(span_or_until, span), "flow.advance()")
@@ -130,11 +130,11 @@ class TimeMachine(Engine):
         """Wait, in real time, until nothing more can happen without time passing.
 
         That is: no step executes, except those that wait for runs themselves; nothing is being committed; nothing is
-        due. A thread that a cancelled run has left behind is not waited for.
+        due. It does not wait for a thread that a cancelled run has left behind.
 
         Raises:
-            UsageError: called from inside a step; or a run goes on for ever without any time passing.
-            EngineClosed: it is not open, or was closed meanwhile.
+            UsageError: called from inside a step; or a run wakes again and again without any time passing.
+            EngineClosed: the machine is not open, or was closed meanwhile.
         """
         await self._travel_for("settle()").settle("flow.settle()")
 
@@ -178,30 +178,31 @@ class TimeMachine(Engine):
     ) -> StepResult[Any]:
         """Run one step alone, as the engine would: with its Context, its timeout, and a sync step in a thread.
 
-        There is no run: nothing is stored, nothing follows, and ``get_run().id`` is 0. The machine need not be open.
+        There is no run: nothing is stored, no step follows, and ``get_run().id`` is 0. The machine need not be open.
 
         Args:
             step: the step, as ``Order.refund``.
-            context: the Context that it finds; or a mapping of its values; by default one without any.
-            workflow: the workflow class, where several have the same step from a base class.
-            key: what ``get_run().key`` says.
-            attempt: what ``get_run().attempt`` says, from 1.
-            resumed_by: what fills the step's parameters: a message, the payload of a signal (which the Context gets, too),
-                an Event (of which the Context gets the ids), a Failure, or what an action is called with.
-            timed_out: what ``get_run().timed_out`` says; then nothing but a Failure has resumed it.
+            context: the Context that the step gets, or a mapping of its values; by default one made without values.
+            workflow: the workflow class, if several have inherited the step from a base class.
+            key: the value of ``get_run().key``.
+            attempt: the value of ``get_run().attempt``, from 1.
+            resumed_by: fills the step's parameters: a message, the payload of a signal (also merged into the Context),
+                an Event (whose ids and name the Context gets), a Failure, or the input that an action is called with.
+            timed_out: the value of ``get_run().timed_out``; if it is true, ``resumed_by`` can only be a Failure.
 
         Returns:
-            The command that it returned, the Context as it would be stored, and what it started and sent.
+            The command that it returned, the Context as it would be stored, and what it started, sent and emitted.
 
         Raises:
-            Whatever the step raises; RetryLater and GiveUp, too.
-            ContextInvalid, LimitExceeded: the Context that it is to find is not valid, or cannot be stored.
-            SignalInvalid, EventInvalid, ActionInputInvalid: the payload or the event does not fit the Context, or cannot be
-                stored; or what an action is called with is not what it takes.
-            ArgumentsMissing: nothing gives a parameter that the step needs, or what is given does not fit it.
-            NoCommand, CommandAwaited, TargetUnknown, ContextNotStorable: what it returned, or left, is no good.
+            Whatever the step raises, including RetryLater and GiveUp.
+            ContextInvalid, LimitExceeded: the Context that is passed in is invalid, or cannot be stored.
+            SignalInvalid, EventInvalid, ActionInputInvalid: the payload or the event does not fit the Context, or
+                cannot be stored; or the action's input is invalid.
+            ArgumentsMissing: nothing fills a parameter that the step requires, or its value is invalid.
+            NoCommand, CommandAwaited, TargetUnknown, ContextNotStorable: the returned command or the changed Context is
+                invalid.
             StepTimeout: it took longer than its timeout.
-            UsageError: it is no step of a workflow known to the machine, or of several.
+            UsageError: it is not a step of a workflow that the machine knows, or it is a step of several.
             TypeError, ValueError: an argument of the wrong type or out of its range.
         """
         return await run_alone(
@@ -257,7 +258,7 @@ class TimeMachine(Engine):
         return await super().__aenter__()
 
     async def _compose(self, store: Store) -> None:
-        self._activity.tell()  # this may be another event loop than the last time
+        self._activity.tell()  # makes a new Event: this may be another event loop than last time
         if self._continues:
             await self._catch_up(store)
         await super()._compose(store)
@@ -275,7 +276,7 @@ class TimeMachine(Engine):
         self._tasks.keep(self._travel.drive, name="aioflow time")
 
     async def _catch_up(self, store: Store) -> None:
-        """Begin no earlier than what the store tells of."""
+        """Move time to the latest instant in the store, if that is later."""
         now = self._time.micros()
         await store.open(now)
         try:

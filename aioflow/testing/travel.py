@@ -1,8 +1,4 @@
-"""How virtual time moves: to the next instant at which something is due, when nothing more can happen before it.
-
-The mutable state of ``Travel``: who moves time now, how often runs have woken at the present instant, and the
-generation of the registry that blocked runs were held against.
-"""
+"""How virtual time moves: to the next instant at which something is due, once nothing more can happen before it."""
 
 from __future__ import annotations
 
@@ -19,11 +15,11 @@ from aioflow.testing.virtual import REAL, Activity, Counted, VirtualClock
 from aioflow.worker import Worker
 
 _LAST_ID = 1 << 62
-#: How long to wait for the end of what goes on before looking again, in case nobody tells of it.
+#: How long to wait for activity before looking again, in case the activity ended without a ``tell``.
 _LOOK: Micros = SECOND // 50
-#: Turns of the event loop in which nothing may go on, so that whoever has something to do has had a turn.
+#: Consecutive quiet turns of the event loop after which nothing goes on: each task that was ready has had its turn.
 _TURNS = 5
-#: A run that wakes so often without any time passing does so for ever.
+#: Wake-ups of one run without any time passing after which it is taken to do so for ever.
 _ENDLESS = 10_000
 
 
@@ -32,12 +28,14 @@ class Travel:
 
     Args:
         clock: the engine's.
-        activity: told of whatever goes on.
+        activity: told of all that goes on.
         store: the engine's.
         parts, worker: the engine's.
-        patience: how long a wait that no timer can end is left alone, real time.
+        patience: the real time after which a wait that no timer can end fails.
 
-    The mutable state: what wakes at the present instant, how much was committed, and how it all stood since when.
+    The mutable state: a lock for moving time, and whether ``advance`` moves it; how often each run woke at the present
+    instant, and the one that woke too often; the registry's generation when blocked runs were last looked at; how many
+    changes were committed; and what patience depends on (``_stood``), and since when it has not changed.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class Travel:
         self._since: Micros = 0
 
     def committed(self) -> None:
-        """Something has changed."""
+        """A change was committed."""
         self._commits += 1
 
     def woke(self, run_id: int) -> None:
@@ -76,19 +74,19 @@ class Travel:
             self._endless = run_id
 
     async def settle(self, call: str) -> None:
-        """Until nothing more can happen without time passing. Raises EngineClosed for ``call``, UsageError."""
+        """Wait until nothing more can happen without time passing. Raises EngineClosed for ``call``, UsageError."""
         async with self._moving:
             self._worker.notice()
             await self._settle(call)
 
     async def advance(self, target: Callable[[], Micros], call: str) -> None:
-        """Move to an instant, and on the way to each at which something is due. Raises as ``settle``, and ``target``."""
+        """Move to an instant, stopping wherever something is due. Raises what ``settle`` or ``target`` raises."""
         if self._advancing:
             raise UsageError(f"{call} is called while time is advancing already: await one after the other.")
         self._advancing = True
         try:
             async with self._moving:
-                to = target()  # only now: time may have jumped until it was our turn
+                to = target()  # only now, as time may have moved while this waited for the lock
                 self._worker.notice()
                 while (at := await self._outlook(call)) is not None and at <= to:
                     self._move(at)
@@ -98,11 +96,11 @@ class Travel:
             self._advancing = False
 
     async def drive(self) -> None:
-        """Let time jump whenever everybody only waits for it; until cancelled."""
+        """Let time jump whenever a run is waited for and nothing else can happen; until cancelled."""
         while True:
             try:
                 await self._jump()
-            except EngineClosed:  # time stands still: the steps that wait for it would hold up the end
+            except EngineClosed:  # time no longer moves: steps that wait for a run would delay the shutdown
                 for waiter in list(self._clock.waiters):
                     if waiter.run_id is not None:
                         self._worker.halt(waiter.run_id)
@@ -110,7 +108,7 @@ class Travel:
             except UsageError as error:
                 self._fail(error)
                 await self._activity.wait(_LOOK)
-            except Exception as error:  # noqa: BLE001 - nothing may end the waiting
+            except Exception as error:  # noqa: BLE001 - no error may end this loop
                 if not isinstance(error, StoreError):
                     trouble("time cannot be moved, will try again", error)
                 await self._activity.wait(_LOOK)
@@ -123,7 +121,7 @@ class Travel:
             at = await self._outlook("engine.wait()")
             if not self._clock.waiters:
                 return
-            # Another process may be working: it has its own time.
+            # If this engine does not work, another process executes the runs, on its own time.
             if at is not None and self._worker.working:
                 self._move(at)
                 return
@@ -136,7 +134,10 @@ class Travel:
                 self._move(at)
 
     def _left(self) -> Micros:
-        """What is left of the patience. That somebody looks into the store, as the engine does each second, is no change."""
+        """What is left of the patience. It starts anew with a commit, a move of time or a change of the waiters.
+
+        Reads of the store, which the engine does each second, do not count.
+        """
         stands = (self._commits, self._clock.micros(), *self._clock.waiters)
         if stands != self._stood:
             self._stood, self._since = stands, REAL.monotonic()
@@ -144,11 +145,11 @@ class Travel:
 
     @property
     def _outsiders(self) -> bool:
-        """Whether others than steps wait."""
+        """Whether a waiter is not a step."""
         return any(waiter.run_id is None for waiter in self._clock.waiters)
 
     def _fail(self, error: UsageError) -> None:
-        """Tell those who wait, but no steps: whoever waits for these is told."""
+        """Raise the error to the waiters that are not steps; a step's run is waited for by one of them."""
         for waiter in list(self._clock.waiters):
             if waiter.run_id is None:
                 waiter.end(error)
@@ -157,10 +158,10 @@ class Travel:
         self._wakes.clear()
         self._endless = None
         self._clock.move(to)
-        self._worker.notice()  # what other processes have made due is not in the heap
+        self._worker.notice()  # what other processes have made due is not in this engine's timers
 
     async def _outlook(self, call: str) -> Micros | None:
-        """The next instant at which something is due, None if nothing is, once nothing more can happen before it."""
+        """Wait until nothing more can happen now; return the next instant at which something is due, None if never."""
         while True:
             await self._settle(call)
             seen = self._activity.count
@@ -180,8 +181,8 @@ class Travel:
             await self._still(call)
 
     async def _still(self, call: str) -> None:
-        """Until nothing goes on."""
-        if self._generation != self._parts.registry.generation:  # blocked runs may find their code
+        """Wait until nothing goes on."""
+        if self._generation != self._parts.registry.generation:  # the code of blocked runs may have been registered
             self._generation = self._parts.registry.generation
             self._worker.notice()
         turns, seen = 0, self._activity.count

@@ -1,7 +1,7 @@
-"""Virtual time: a clock that stands still until it is moved, and what tells whether anything is going on.
+"""Virtual time: a clock that stands still until it is moved, and objects that tell whether anything is going on.
 
-What counts on the engine's clock is virtual: deadlines, the patience of those who wait for runs, the pauses of the
-engine's loops. What counts in the world's time is real: how long a step or a store takes, and so a step's timeout.
+Virtual is what uses the engine's clock: deadlines, the timeouts of waits for runs, the pauses of the engine's loops.
+Real is how long a step or a call of the store takes, and so a step's timeout.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from aioflow.clock import LAST_INSTANT, SECOND, Clock, Micros
 from aioflow.context import run_on
 from aioflow.store import Store
 
-#: The world's time.
+#: Real time.
 REAL = Clock()
 
 
 class Activity:
-    """Tells that something went on: ``count`` rises, and all who wait for it go on.
+    """Counts and announces activity of the engine.
 
-    The mutable state: the count, and the event that is set when it rises next.
+    The mutable state: the count, and the asyncio.Event that is set when it rises next.
     """
 
     def __init__(self) -> None:
@@ -31,18 +31,18 @@ class Activity:
         self._next = asyncio.Event()
 
     def tell(self) -> None:
-        """Something went on."""
+        """Something happened: raise the count, and end the calls of ``wait``."""
         self.count += 1
         event, self._next = self._next, asyncio.Event()
         event.set()
 
     async def wait(self, timeout: Micros | None) -> bool:
-        """Until something goes on, at most ``timeout`` microseconds of real time. Whether something did."""
+        """Wait for ``tell``, at most ``timeout`` microseconds of real time. Return whether it was called."""
         return await REAL.wait(self._next, timeout)
 
 
 class Parked:
-    """A loop of the engine that has nothing to do until its event is set, or an instant comes."""
+    """A loop of the engine that has nothing to do until its event is set, or the instant ``until`` comes."""
 
     __slots__ = ("event", "limit", "until")
 
@@ -53,7 +53,7 @@ class Parked:
 
 
 class Waiter:
-    """Somebody who waits for a run. ``until``: on this clock, None for ever; ``run_id``: whose step it is, if one."""
+    """A wait for a run. ``until``: its virtual deadline, or None; ``run_id``: the run whose step waits, or None."""
 
     __slots__ = ("ended", "error", "limit", "run_id", "until")
 
@@ -65,7 +65,7 @@ class Waiter:
         self.ended = False
 
     def end(self, error: Exception | None = None) -> None:
-        """Wait no more: raise the error, or TimeoutError."""
+        """End the wait: the error, or else TimeoutError, is raised in it."""
         if not self.ended:
             self.ended = True
             self.error = error
@@ -75,12 +75,12 @@ class Waiter:
 class VirtualClock(Clock):
     """Time that only ``move`` moves.
 
-    The mutable state: the instant, the engine's loops (task -> where it is parked, None while it works), and those who
-    wait for runs.
+    The mutable state: the instant, the engine's loops (task -> where it is parked, None while it works), and the waits
+    for runs.
 
     Args:
-        now: where it begins.
-        activity: told when a loop parks, and when somebody begins or ends to wait.
+        now: the instant at which it begins.
+        activity: told when time moves, a loop parks, or a wait for a run begins or ends.
     """
 
     def __init__(self, now: Micros, activity: Activity) -> None:
@@ -94,7 +94,7 @@ class VirtualClock(Clock):
         return self._now
 
     def move(self, to: Micros) -> None:
-        """It is this instant now; loops that were parked until then go on."""
+        """Set the present instant; loops that were parked until then continue."""
         assert to >= self._now
         self._now = to
         for parked in self._loops.values():
@@ -103,7 +103,7 @@ class VirtualClock(Clock):
         self._activity.tell()
 
     def expire(self) -> bool:
-        """End the waits whose time is over: whether there were any."""
+        """End the waits that have timed out; return whether there were any."""
         over = [
             waiter
             for waiter in self.waiters
@@ -142,7 +142,7 @@ class VirtualClock(Clock):
 
     @asynccontextmanager
     async def limit(self, seconds: float | None) -> AsyncGenerator[None]:
-        """End a block for which more virtual time passes, with TimeoutError; meanwhile time may jump."""
+        """Limit the block to this much virtual time; then it ends with TimeoutError. While it runs, time may jump."""
         until = None
         if seconds is not None:
             until = self._now + round(min(seconds, (LAST_INSTANT - self._now) / SECOND) * SECOND)
@@ -162,11 +162,11 @@ class VirtualClock(Clock):
 
 
 class Counted:
-    """A store, and how many of its verbs are under way: while one is, something can happen yet.
+    """A store that counts its calls under way: while there is one, something can still happen without time passing.
 
     Args:
-        store: whatever is asked of this object, it does.
-        activity: told when a verb has ended.
+        store: the store to which every call is passed on.
+        activity: told when a call has ended.
     """
 
     def __init__(self, store: Store, activity: Activity) -> None:
@@ -176,7 +176,7 @@ class Counted:
 
     def __getattr__(self, name: str) -> Any:
         member = getattr(self.bare, name)
-        if name == "hint" or not iscoroutinefunction(member):  # hint() is asked all the time
+        if name == "hint" or not iscoroutinefunction(member):  # hint() is polled all the time
             return member
         counted = self._count(member)
         setattr(self, name, counted)
