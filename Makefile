@@ -1,6 +1,6 @@
 .PHONY: check test format
 
-# What the checks are is written in .ci/run.
+# .ci/run is the one definition of the checks.
 check:
 	.ci/run
 

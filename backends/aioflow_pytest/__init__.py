@@ -1,7 +1,7 @@
-"""The pytest plugin: the fixture ``flow``, under anyio's plugin and under pytest-asyncio.
+"""The pytest plugin: the fixture ``flow``, for async tests that anyio's plugin or pytest-asyncio runs.
 
-pytest loads it in every session, so it is a package of its own, and imports nothing of aioflow before a test asks for
-it: a session without workflows does not pay for them, and coverage tools see aioflow being imported.
+pytest loads the plugin in every session, so it is a package of its own, and imports aioflow only when a test uses the
+fixture: other sessions do not pay for the import, and coverage tools see it happen.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _FIXTURES = "aioflow_pytest on asyncio"
 def flow(request: pytest.FixtureRequest) -> TimeMachine:
     """An open ``aioflow.testing.TimeMachine``, in memory, of the test's own.
 
-    It knows all workflows, also those that the test defines; what is defined in functions is forgotten afterwards.
-    ``aioflow.engine`` is this machine meanwhile, however the code under test imported it.
+    It knows all workflows, including those that the test defines; workflows defined in functions are forgotten after
+    the test. During the test ``aioflow.engine`` is this machine, however the code under test has imported it.
     """
     return cast("TimeMachine", request.getfixturevalue(_fixture_of(request)))
 
 
 def _fixture_of(request: pytest.FixtureRequest) -> str:
-    """The fixture that opens the machine in the event loop of the test."""
+    """The name of the fixture that opens the machine in the event loop of the test."""
     marker = request.node.get_closest_marker("asyncio")
     on_anyio = "anyio_backend" in request.fixturenames
     if marker is not None and request.config.pluginmanager.hasplugin("asyncio"):
@@ -72,7 +72,7 @@ def _fixture_of(request: pytest.FixtureRequest) -> str:
 def _default_scope(config: pytest.Config) -> str:
     try:
         return str(config.getini("asyncio_default_test_loop_scope"))
-    except (KeyError, ValueError):  # a pytest-asyncio that has no such option
+    except (KeyError, ValueError):  # an older pytest-asyncio, without this option
         return "function"
 
 
@@ -97,9 +97,10 @@ _on_anyio = pytest.fixture(name=_ON_ANYIO)(_open)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where pytest-asyncio is in use, have a fixture for each of its event loops.
+    """If pytest-asyncio is loaded, register a fixture for each scope of its event loops.
 
-    Before 0.24 a fixture cannot name its loop. Then nothing is registered: a session without ``flow`` is not to hear of it.
+    Before version 0.24 a fixture cannot choose its loop; then none is registered, and only tests that use ``flow``
+    fail.
     """
     if not config.pluginmanager.hasplugin("asyncio"):
         return
@@ -115,6 +116,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
         return pytest_asyncio.fixture(on_asyncio, loop_scope=scope, name=_ON_ASYNCIO.format(scope))  # type: ignore[call-overload]
 
-    fixtures = ModuleType(_FIXTURES)  # pytest looks for fixtures in modules and classes
+    fixtures = ModuleType(_FIXTURES)  # pytest collects fixtures from modules and classes
     vars(fixtures).update({scope: opens(scope) for scope in _SCOPES})
     config.pluginmanager.register(fixtures, fixtures.__name__)
