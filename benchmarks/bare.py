@@ -1,9 +1,10 @@
-"""What asyncio, pydantic and sqlite3 leave of a machine: the least engine that commits three steps of a run.
+"""A bare engine, as the upper limit that asyncio, pydantic and sqlite3 set: the least that commits the steps of a run.
 
-A task for each run that may be outstanding, a thread that writes, one future for each batch: a run is inserted, its
-Context is read, its step awaited, its Context written, and the row updated with a row of history beside it, four
-transitions in all. No leases, fences, retries, limits, traces, waits or queries, nothing is checked, and a step that
-raises ends it. How fast this is says how fast the machine is, for it does what an engine must do, in the same places.
+It has a task for each run that may be outstanding, a thread that writes, and one future for each batch. It inserts a
+run; then for each step it reads the Context, awaits the step, writes the Context, updates the row and inserts a row of
+history: four transitions for a run of three steps. It has no leases, fences, retries, limits, tracing, waits, queries
+or checks of its own, and does not handle a step that raises. Its rate tells how fast the machine is at the work that
+every engine must do.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any, Self
 from measuring import plain_file
 from pydantic import BaseModel
 
-#: Rows of one statement: sqlite3 gives the GIL away once for each.
+#: Rows of one INSERT into the history: sqlite3 releases the GIL once for each statement.
 ROWS = 500
 
 
 class BareRun:
-    """A run in memory: its columns, and who waits for its end."""
+    """A run in memory: its columns, and the future of its end."""
 
     __slots__ = ("data", "done", "id", "seq", "step")
 
@@ -33,7 +34,7 @@ class BareRun:
 
 
 class BareEngine:
-    """Runs steps of one workflow: functions that change a Context, and give the name of the next step, or ""."""
+    """Runs steps of one workflow: functions that change a Context and return the next step's name, or "" to end."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class BareEngine:
         self._db.close()
 
     async def start(self, **keywords: object) -> BareRun:
-        """A run, when it is committed."""
+        """Start a run; return once it is committed."""
         context = self._validator.validate_python(keywords)
         run = BareRun(
             next(self._ids), self._first, self._serializer.to_json(context).decode(), self._loop.create_future()
@@ -92,7 +93,7 @@ class BareEngine:
         return self._batch
 
     async def _work(self) -> None:
-        """Take one run after the other to its end."""
+        """Execute one run after the other, each to its end."""
         while True:
             if self._ready:
                 run = self._ready.popleft()

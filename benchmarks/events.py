@@ -1,18 +1,20 @@
-"""What events cost: emitting them, starts that are planned for one instant, and a million events that are to come.
+"""What events cost: emitting them, starts that are planned for one instant, and a million future events.
 
-    python benchmarks/events.py [--events 10000] [--rounds 3] [--future 100000] [--slow]
+    python benchmarks/events.py [--events 10000] [--rounds 3] [--lead 20] [--future 100000] [--slow]
 
 The public Engine with everything on, `synchronous=FULL`.
 
-- events/s: so many events are emitted, 2 000 calls outstanding, each of which starts one run of one step. The clock runs
-  from the first call until all runs have ended. Each is three commits: the event, the start of its run, the run's end.
-- lateness: so many events that are all due at one instant, emitted before it (`--lead` seconds, checked). It is
-  `get_run().now` in the first step minus that instant: a read and the commit of the start are in it, and the events'
-  own occurring beside it; and the same of so many that are due one after the other, within 10 s. Every 50 ms meanwhile a run is sent a signal: from the call until that run has ended, and how
-  late the loop wakes a task that sleeps 5 ms.
-- memory: a file with `--future` events (`--slow`: 1 000 000), which the store's own `apply` has filled, due in 30 days
-  or within the horizon of the timers. A fresh process opens it, starts a run and waits for its end. Resident memory two
-  seconds later, less that of a process on a file without events, as waiting.py measures it.
+- events/s: `--events` events are emitted, with 2 000 calls outstanding; each starts one run of one step. The time is
+  from the first call until all events are recorded, and until all runs have ended. An event takes three commits: the
+  event, the start of its run, the run's end.
+- lateness: `--events` events that are all due at one instant are emitted before it (`--lead` seconds, checked). The
+  lateness of a start is `get_run().now` in the first step minus that instant: it includes a read and the commit of the
+  start, while the events themselves occur. The same is measured for events that are due one after the other within
+  10 s. Meanwhile, every 50 ms a run is sent a signal, timed from the call until that run has ended, and it is measured
+  by how much the loop wakes a task too late that sleeps 5 ms.
+- memory: a file with `--future` events (default 100 000; `--slow`: 1 000 000 as well), filled by the store's own
+  `apply`, due in 30 days or within the horizon of the timers. A fresh process opens it, starts a run and waits for its
+  end. Measured is resident memory two seconds later, less that of a process on a file without events, as in waiting.py.
 
 Medians of the rounds, as JSON.
 """
@@ -31,7 +33,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from measuring import machine, shares, watch_lag
+from measuring import machine, percentiles, watch_lag
 from pydantic import BaseModel
 from waiting import BATCH, DAY, SECOND, observe
 
@@ -82,14 +84,14 @@ class Signalled:
 
 
 def expect(events: int) -> None:
-    """Begin to count."""
+    """Reset the counters for a measurement."""
     global left, over
     left, over = events, asyncio.Event()
     late.clear()
 
 
 async def emit(engine: Engine, events: int, at: datetime | None = None, span: timedelta = timedelta(0)) -> None:
-    """Emit so many, for an instant, or spread over a span from then on."""
+    """Emit so many events, due now, at an instant, or spread over a span that begins there."""
     numbers = iter(range(events))
 
     async def some() -> None:
@@ -101,14 +103,14 @@ async def emit(engine: Engine, events: int, at: datetime | None = None, span: ti
 
 
 async def emitted(url: str, events: int) -> tuple[float, float]:
-    """Events a second: recorded, and with their runs ended."""
+    """Events per second: recorded, and with their runs ended."""
     expect(events)
     async with Engine(url) as engine:
         began = time.perf_counter()
         await emit(engine, events)
         recorded = time.perf_counter() - began
         await over.wait()
-        while await engine.count(workflow=Placed, status="completed") < events:  # noqa: ASYNC110 - the last commits
+        while await engine.count(workflow=Placed, status="completed") < events:  # noqa: ASYNC110 - to the last commit
             await asyncio.sleep(0.005)
         return events / recorded, events / (time.perf_counter() - began)
 
@@ -130,7 +132,7 @@ async def signal_each(engine: Engine, runs: list[WorkflowRun], times: list[float
 async def planned(
     url: str, options: argparse.Namespace, span: timedelta = timedelta(0)
 ) -> tuple[list[float], list[float], list[float]]:
-    """Lateness of the starts, of signals meanwhile, and of the loop, milliseconds; all due at one instant, or within a span."""
+    """Milliseconds: lateness of starts due at one instant or within a span, time of signals, lag of the loop."""
     expect(options.events)
     signals: list[float] = []
     lags: list[float] = []
@@ -157,7 +159,7 @@ async def planned(
 
 
 async def fill(path: str, horizon: str, events: int) -> None:
-    """So many events that are to come, each with the start of a run, by way of the store."""
+    """Apply so many future events to the store, each with the planned start of a run."""
     store = SQLiteStore(f"sqlite:///{path}")
     began = time.time_ns() // 1000
     await store.open(began)
@@ -178,14 +180,14 @@ async def fill(path: str, horizon: str, events: int) -> None:
 
 
 def in_a_fresh_process(path: Path) -> dict[str, float]:
-    """Open the file in a process that has done nothing else."""
+    """Measure in a process that has done nothing but open the file."""
     ran = subprocess.run([sys.executable, __file__, "--observe", path], check=True, stdout=subprocess.PIPE)
     found: dict[str, float] = json.loads(ran.stdout)
     return found
 
 
 def future(directory: Path, rounds: int, counts: list[int]) -> list[dict[str, object]]:
-    """What events that are to come cost an engine that is open."""
+    """What future events cost an open engine."""
     (directory / "idle").mkdir()
     idle = [in_a_fresh_process(directory / "idle" / "runs.db") for _ in range(rounds + 1)][1:]  # the first makes it
     nothing = {name: statistics.median(one[name] for one in idle) for name in idle[0]}
@@ -214,8 +216,8 @@ def future(directory: Path, rounds: int, counts: list[int]) -> list[dict[str, ob
 
 
 def medians(rounds: list[list[float]]) -> dict[str, float]:
-    """The medians of the rounds' shares."""
-    found = [shares(times, 2) for times in rounds]
+    """The medians of the rounds' percentiles."""
+    found = [percentiles(times, 2) for times in rounds]
     return {name: round(statistics.median(one[name] for one in found), 2) for name in found[0]}
 
 
@@ -248,9 +250,9 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=10_000)
     parser.add_argument("--lead", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--future", type=int, nargs="+", help="other numbers of events that are to come")
-    parser.add_argument("--slow", action="store_true", help="1 000 000 of them as well")
-    parser.add_argument("--observe", metavar="FILE", help="be the process that opens the file and measures itself")
+    parser.add_argument("--future", type=int, nargs="+", help="numbers of future events, instead of 100 000")
+    parser.add_argument("--slow", action="store_true", help="1 000 000 future events as well")
+    parser.add_argument("--observe", metavar="FILE", help="internal: open the file and measure this process")
     options = parser.parse_args()
     found = asyncio.run(observe(options.observe)) if options.observe else measure(options)
     json.dump(found, sys.stdout, indent=2)

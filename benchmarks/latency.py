@@ -2,11 +2,11 @@
 
     python benchmarks/latency.py [--signals 300] [--rounds 5] [--waiting 0]
 
-The public Engine with everything on, `synchronous=FULL`, one call at a time. A run waits; the clock starts when
-`engine.signal(...)` is called and stops when `run.wait()` has returned. On that way are three commits, one after the
-other: the signal in the mailbox, the run that takes it, the step that completes it. A run of one step has two: its
-start and its end. `--waiting`: so many other runs wait for the same signal meanwhile. Beside it, in the same directory and rounds,
-what one commit takes in plain sqlite3 (an UPDATE and an INSERT). Medians of the rounds, as JSON.
+The public Engine with everything on, `synchronous=FULL`, one call at a time. A run waits; its time is from the call of
+`engine.signal(...)` until `run.wait()` has returned. That is a read and two commits, one after the other: the run that
+takes the signal, and the end of its step. A run of one step takes two commits: its start and its end. With `--waiting`
+so many other runs wait for a signal of the same name. Measured beside it, in the same directory and rounds: one commit
+of plain sqlite3 (an UPDATE and an INSERT). Medians of the rounds, as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from measuring import machine, shares, single_commits
+from measuring import machine, percentiles, single_commits
 from pydantic import BaseModel
 
 from aioflow import Engine, complete, step, wait, workflow
@@ -56,7 +56,7 @@ class OneStep:
 
 
 async def fill(engine: Engine, runs: int) -> None:
-    """So many runs that wait."""
+    """Start so many runs that wait for the signal."""
     numbers = iter(range(runs))
 
     async def some() -> None:
@@ -88,13 +88,13 @@ async def started(engine: Engine, number: int) -> float:
 
 
 async def repeat(measure: Callable[[Engine, int], Awaitable[float]], engine: Engine, count: int) -> list[float]:
-    """One after the other; the first few are not counted."""
+    """Measure one after the other; the first ten are not counted."""
     return [await measure(engine, number) for number in range(count + 10)][10:]
 
 
 def medians(rounds: list[list[float]]) -> dict[str, float]:
-    """The medians of the rounds' shares."""
-    found = [shares(times) for times in rounds]
+    """The medians of the rounds' percentiles."""
+    found = [percentiles(times) for times in rounds]
     return {name: round(statistics.median(one[name] for one in found), 3) for name in found[0]}
 
 
@@ -113,9 +113,9 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         "signal_to_completed_ms": medians(signals),
         "start_to_completed_ms": medians(starts),
         "raw_commit_ms": medians(commits),
-        "rounds_signal_p50": [shares(times)["p50"] for times in signals],
-        "rounds_start_p50": [shares(times)["p50"] for times in starts],
-        "rounds_raw_p50": [shares(times)["p50"] for times in commits],
+        "rounds_signal_p50": [percentiles(times)["p50"] for times in signals],
+        "rounds_start_p50": [percentiles(times)["p50"] for times in starts],
+        "rounds_raw_p50": [percentiles(times)["p50"] for times in commits],
     }
 
 

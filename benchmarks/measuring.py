@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, shares of sorted times, the loop's lag, and single commits of plain sqlite3."""
+"""What the benchmarks share: the machine, percentiles, the loop's lag, and single commits of plain sqlite3."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAG_TICK: Final = 0.005
 
 
 def machine() -> dict[str, object]:
-    """Where it was measured."""
+    """The machine's versions, cores and load."""
     return {
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
@@ -24,8 +24,8 @@ def machine() -> dict[str, object]:
     }
 
 
-def shares(times: Iterable[float], digits: int = 3) -> dict[str, float]:
-    """p50, p99 and the longest."""
+def percentiles(times: Iterable[float], digits: int = 3) -> dict[str, float]:
+    """The p50, the p99 and the maximum."""
     found = sorted(times)
     return {
         "p50": round(found[len(found) // 2], digits),
@@ -35,7 +35,7 @@ def shares(times: Iterable[float], digits: int = 3) -> dict[str, float]:
 
 
 async def watch_lag(lags: list[float]) -> None:
-    """Collect how many milliseconds too late the loop wakes a sleeper, until cancelled."""
+    """Collect by how many milliseconds the loop wakes a task too late that sleeps 5 ms; until cancelled."""
     while True:
         began = time.perf_counter()
         await asyncio.sleep(LAG_TICK)
@@ -43,8 +43,8 @@ async def watch_lag(lags: list[float]) -> None:
 
 
 def plain_file(path: Path) -> sqlite3.Connection:
-    """A file of two small tables, runs and their history, as durable as a store's: WAL and FULL."""
-    # Its statements may come from another thread, one after the other.
+    """A file with two small tables, runs and their history, as durable as a store's file: WAL and FULL."""
+    # Another thread than this one may use the connection, but only one at a time.
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")

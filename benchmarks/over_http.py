@@ -2,15 +2,15 @@
 
     python benchmarks/over_http.py [--calls 2000] [--rounds 5] [--connections 50]
 
-Two servers, each a uvicorn of its own, on SQLite with `synchronous=FULL`: `aioflow.http.api`, and a bare Starlette app
-whose one endpoint does what a single transition is in plain sqlite3 (an UPDATE and an INSERT, one COMMIT, in a thread).
-This program is the client: HTTP/1.1 over connections that stay open, written by hand, so that it costs little beside what
-it measures. A call of an action is a read and two commits, one after the other: the call that claims the run, and what its
-step makes of it; in between the step runs. A start is one. In each round one after the other: calls on one connection
-(latency), and on many (calls/s); runs are started before the clock is. cpu_ms is the time that the server's process had a
-processor, for a call. Medians of the rounds, as JSON.
+Two servers, each in a uvicorn process of its own, on SQLite with `synchronous=FULL`: `aioflow.http.api`, and a bare
+Starlette app whose only endpoint writes one transition with plain sqlite3 (an UPDATE and an INSERT, one COMMIT, in a
+thread). This program is the client: HTTP/1.1 over connections that stay open, written by hand, so that the client costs
+little. A call of an action is a read and two commits, one after the other: the call, which claims the run, and the
+transition of its step, which runs in between. A start is one commit. Each round measures calls on one connection
+(latency; a quarter of `--calls`), then on many (calls/s); the runs whose action is called are started before. cpu_ms is
+the CPU time of the server's process for one call. Medians of the rounds, as JSON.
 
-(The file is not called http.py: beside a program a module of that name would hide Python's own.)
+(The file is not called http.py because a module of that name beside a program would hide Python's own.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from measuring import machine, shares
+from measuring import machine, percentiles
 from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -66,7 +66,7 @@ def flows_app() -> Starlette:
 
 
 def bare_app() -> Starlette:
-    """One endpoint, one commit."""
+    """An app with one endpoint that does one commit."""
     db = sqlite3.connect(os.environ["BENCHMARK_FILE"], isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
@@ -91,20 +91,20 @@ def bare_app() -> Starlette:
 
 
 class Server(NamedTuple):
-    """Where a server is, and which process it is."""
+    """The port and the process of a server."""
 
     port: int
     pid: int
 
     def cpu(self) -> float:
-        """Milliseconds of the processors' time that it has had, in ticks of the system, as Linux tells it."""
+        """Milliseconds of CPU time that the process has used, from Linux' /proc, in the resolution of system ticks."""
         fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def serving(factory: str, file: Path) -> Iterator[Server]:
-    """A server of this file's app."""
+    """Serve one of the apps of this program in a process of its own, on the file."""
     command = ["--factory", f"over_http:{factory}", "--app-dir", str(Path(__file__).parent), "--port", "0"]
     server = subprocess.Popen(
         [sys.executable, "-m", "uvicorn", *command, "--no-access-log"],
@@ -153,7 +153,7 @@ Call = tuple[str, bytes]
 
 
 async def ask(port: int, calls: list[Call], connections: int) -> tuple[float, list[float]]:
-    """Make all calls: calls/s, and the milliseconds of each."""
+    """Make all calls; return calls/s, and the milliseconds of each call."""
     todo = iter(calls)
     times: list[float] = []
     open_ = [await Connection.to(port) for _ in range(connections)]
@@ -173,7 +173,7 @@ async def ask(port: int, calls: list[Call], connections: int) -> tuple[float, li
 
 
 async def parked(port: int, count: int) -> list[Call]:
-    """Calls of the action of so many runs, which wait for it."""
+    """Start so many runs, which wait for their action; return the calls of it."""
     connection = await Connection.to(port)
     ids = []
     for number in range(count):
@@ -210,7 +210,7 @@ async def measure(options: argparse.Namespace, flows: Server, bare: Server) -> d
                 rate, times = await ask(server.port, calls[WARM_UP:], connections)
                 figures[f"per_s_{connections}"] = round(rate)
                 figures[f"cpu_ms_{connections}"] = round((server.cpu() - before) / count, 2)
-                figures |= {f"{share}_ms_{connections}": took for share, took in shares(times, 2).items()}
+                figures |= {f"{which}_ms_{connections}": took for which, took in percentiles(times, 2).items()}
             found.setdefault(name, []).append(figures)
     medians = {
         name: {key: round(statistics.median(each[key] for each in rounds), 2) for key in rounds[0]}

@@ -2,13 +2,14 @@
 
     python benchmarks/postgres.py [--runs 10000] [--rounds 3] [--outstanding 2000] [--dead 10000]
 
-It starts a server of its own out of a wheel, with `fsync` on, and everything else of the server as it comes but for
-`shared_buffers` and `max_wal_size`. In each round, one after the other: `pgbench -N` at 10 clients; raw `unnest` batches
-of 500 transitions (UPDATE of a run, INSERT of a history row: one statement), two in flight; three-step runs in one
-worker; the same in two processes, each of which starts half of them and works, as replicas of a web app do; and the same
-started in one process alone, whose runs another worker shares. Then: from `engine.signal(...)` in this
-process to `run.wait()` there, of runs that wait in another process; and 10 000 running runs of a dead worker until another
-has begun them all. The medians are printed as JSON.
+It starts a server of its own from a wheel, with `fsync` on and its default settings except `shared_buffers` and
+`max_wal_size`. Each round measures, one after the other: `pgbench -N` with 10 clients; raw `unnest` batches of 500
+transitions (UPDATE of a run, INSERT of a history row, in one statement), two in flight; three-step runs in one worker;
+the same in two processes, each of which starts half of the runs and executes runs, as replicas of a web app do; and the
+same started in one process, with a second worker beside it. After the rounds, once: signals from this process to runs
+that another process executes, from the call of `engine.signal(...)` until `run.wait()` has returned; and the time from
+the end of a dead worker's lease until another worker has claimed its 10 000 running runs. The medians are printed as
+JSON.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from measuring import machine, shares
+from measuring import machine, percentiles
 from pydantic import BaseModel
 
 from aioflow import Engine, complete, get_context, goto, step, wait, workflow
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for the server that the tests start
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for the server of the tests
 from tests.postgres import PostgresServer, Schemas
 
 GROUP = 500
@@ -82,7 +83,7 @@ class Asks:
 
 
 async def three_steps(engine: Engine, runs: int, outstanding: int) -> float:
-    """Runs per second with so many outstanding at once, wherever they are executed."""
+    """Runs per second with so many outstanding at once, whichever process executes them."""
     slots = asyncio.Semaphore(outstanding)
 
     async def one(number: int) -> None:
@@ -96,7 +97,7 @@ async def three_steps(engine: Engine, runs: int, outstanding: int) -> float:
 
 @asynccontextmanager
 async def another(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """This program in a process of its own, once it is ready."""
+    """Run this program in another process; enter once that is ready."""
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     process = await asyncio.create_subprocess_exec(sys.executable, __file__, *arguments, **pipes)
     assert process.stdout is not None
@@ -110,12 +111,12 @@ async def another(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 def another_worker(url: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
-    """A worker in a process of its own, which starts nothing."""
+    """A worker in another process, which starts no runs."""
     return another("--work", url)
 
 
 async def replicas(url: str, runs: int, outstanding: int) -> float:
-    """Runs per second of two processes together, each of which starts half of them, and works."""
+    """Runs per second of two processes together, each of which starts half of the runs and executes runs."""
     half = ("--runs", str(runs // 2), "--outstanding", str(outstanding // 2))
     async with another("--replica", url, *half) as one, another("--replica", url, *half) as other:
         began = time.perf_counter()
@@ -123,7 +124,7 @@ async def replicas(url: str, runs: int, outstanding: int) -> float:
             process.stdin.write(b"go\n")  # type: ignore[union-attr]
         await asyncio.gather(*(process.stdout.readline() for process in (one, other)))  # type: ignore[union-attr]
         rate = 2 * (runs // 2) / (time.perf_counter() - began)
-        await asyncio.gather(one.wait(), other.wait())  # they close, and give back what they have
+        await asyncio.gather(one.wait(), other.wait())  # they close, and hand back their runs
         return rate
 
 
@@ -161,7 +162,7 @@ INSERT INTO raw_history SELECT id, seq, 'charge' FROM moved
 
 
 async def raw(url: str, batches: int = 40) -> float:
-    """Transitions per second of one `unnest` statement a batch, two batches in flight."""
+    """Transitions per second of batches that are one `unnest` statement each, two in flight."""
     connections = [await asyncpg.connect(url) for _ in range(2)]
     await connections[0].execute(
         "DROP TABLE IF EXISTS raw_runs, raw_history; CREATE TABLE raw_runs (id bigint PRIMARY KEY, seq bigint, data json) "
@@ -200,7 +201,7 @@ async def signals(url: str, count: int) -> list[float]:
 
 
 async def takeover(url: str, runs: int) -> float:
-    """Seconds until the last of a dead worker's running runs has ended elsewhere, less the lease."""
+    """Seconds from the end of a dead worker's lease until another worker has claimed all of its running runs."""
     async with Engine(url, worker=False) as client:
         for first in range(0, runs, 500):
             await asyncio.gather(*(client.start(ThreeSteps, order_id=n) for n in range(first, min(first + 500, runs))))
@@ -213,7 +214,7 @@ async def takeover(url: str, runs: int) -> float:
         died = time.perf_counter()
         async with another_worker(url):
             taken = f"SELECT count(*) FROM {schema}.runs WHERE owner = 999999"
-            while await connection.fetchval(taken):  # noqa: ASYNC110 - another process takes them
+            while await connection.fetchval(taken):  # noqa: ASYNC110 - another process claims them
                 await asyncio.sleep(0.02)
         await connection.close()
     return time.perf_counter() - died - LEASE.total_seconds()
@@ -235,7 +236,7 @@ async def measure(server: PostgresServer, options: argparse.Namespace) -> dict[s
     return {
         "machine": machine(),
         "per second, medians": {name: round(statistics.median(rates)) for name, rates in found.items()},
-        "signal to completed, ms": shares(await signals(schemas.fresh(), 100)),
+        "signal to completed, ms": percentiles(await signals(schemas.fresh(), 100)),
         f"{options.dead} runs of a dead worker taken over, s after its lease": round(
             await takeover(schemas.fresh(), options.dead), 2
         ),
@@ -248,8 +249,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--outstanding", type=int, default=2_000)
     parser.add_argument("--dead", type=int, default=10_000)
-    parser.add_argument("--work", help="be the other worker, on this store")
-    parser.add_argument("--replica", help="be one of two that start runs and work, on this store")
+    parser.add_argument("--work", help="internal: be the other worker, on this store")
+    parser.add_argument("--replica", help="internal: be one of the two replicas, on this store")
     options = parser.parse_args()
     if options.replica:
         asyncio.run(replicate(options.replica, options.runs, options.outstanding))

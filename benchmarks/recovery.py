@@ -1,12 +1,12 @@
-"""How soon interrupted runs go on after the process that ran them has died.
+"""How soon interrupted runs continue after the process that executed them has died.
 
     python benchmarks/recovery.py [--runs 500 100000] [--rounds 5]
 
-A process dies by SIGKILL in the middle of so many runs: each is running at its second step, and owned by the dead worker.
-500 are made by a real process that is killed while all of them are in the step; beyond 1 000 the rows are written by the
-store's own `apply`, for speed. Then a fresh process opens the file with the public Engine. Measured there, from before
-`async with Engine(...)`: until the first and the last run has begun its step again, and until the last has ended. Medians
-of the rounds, as JSON; beside them plain sqlite3 in the same round: transitions per second in groups of 1000.
+Each run is running, in its second step, and owned by a dead worker. Up to 1 000 runs, a real process is killed by
+SIGKILL while all of them are in that step; for more, the rows are written by the store's own `apply`, for speed. Then a
+fresh process opens the file with the public Engine. Measured there, from before `async with Engine(...)`: until the
+engine is open, until the first and the last run have begun their step again, and until all have ended. Medians of the
+rounds, as JSON; beside them, from the same rounds, transitions per second of plain sqlite3 in groups of 1000.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Interrupted:
 
 
 async def be_killed(path: str, runs: int) -> None:
-    """Have all runs in their second step, say so, and wait for the end."""
+    """Take all runs into their second step, print that, and wait to be killed."""
     async with Engine(f"sqlite:///{path}", max_running=runs) as engine:
         for first in range(0, runs, 100):
             await asyncio.gather(*(engine.start(Interrupted, order_id=i) for i in range(first, min(first + 100, runs))))
@@ -73,7 +73,7 @@ async def be_killed(path: str, runs: int) -> None:
 
 
 async def fill(path: str, runs: int) -> None:
-    """The rows that such a process leaves."""
+    """Write the rows that a killed process leaves."""
     store = SQLiteStore(f"sqlite:///{path}")
     now = time.time_ns() // 1000
     await store.open(now)
@@ -99,11 +99,11 @@ async def fill(path: str, runs: int) -> None:
 
 
 async def recover(path: str, runs: int) -> dict[str, float]:
-    """Open the file as programs do, and see the runs end."""
+    """Open the file as programs do, and wait until all runs have ended."""
     opening = time.perf_counter()
     async with Engine(f"sqlite:///{path}") as engine:
         opened = time.perf_counter()
-        while len(began) < runs or await engine.count(status="completed") < runs:  # noqa: ASYNC110 - nobody tells
+        while len(began) < runs or await engine.count(status="completed") < runs:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
         ended = time.perf_counter()
         kinds = {transition.kind for transition in await engine.history(1)}
@@ -118,7 +118,7 @@ async def recover(path: str, runs: int) -> dict[str, float]:
 
 
 def interrupt(path: str, runs: int) -> None:
-    """Leave a file with so many interrupted runs."""
+    """Make a file with so many interrupted runs."""
     if runs > REAL:
         asyncio.run(fill(path, runs))
         return
@@ -158,8 +158,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, nargs="+", default=[500, 100_000])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--be-killed", metavar="FILE", help="be the process that is interrupted")
-    parser.add_argument("--recover", metavar="FILE", help="be the process that goes on")
+    parser.add_argument("--be-killed", metavar="FILE", help="internal: be the process that is killed")
+    parser.add_argument("--recover", metavar="FILE", help="internal: be the process that continues the runs")
     options = parser.parse_args()
     if options.be_killed:
         interrupting = True

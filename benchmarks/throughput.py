@@ -3,11 +3,18 @@
     python benchmarks/throughput.py [--runs 10000] [--rounds 5] [--outstanding 2000] [--serial 300]
 
 The public Engine with everything on: history, fences, validation, tracing, `synchronous=FULL`. A run is four committed
-transitions. Every other round runs with the garbage collector set as a program with thousands of runs at once may set
-it (a library must not): `gc.freeze()` and `gc.set_threshold(10_000, 20, 50)`. The raw rate is a plain sqlite3 loop in the same directory: groups of 1000 transitions (UPDATE of a run,
-INSERT of a history row), each group one transaction. How fast the machine runs Python just then tell the tasks per second: bare coroutines by
-`create_task` and `gather`, 2000 at once; and what is left for any engine tells a bare one (`bare.py`), with the same
-steps, as many outstanding, and nothing that makes an engine one. Rounds of all alternate; the medians are printed as JSON.
+transitions. Each round measures, one after the other:
+
+- tasks: empty coroutines per second with `create_task` and `gather`, 2000 at once, which tells how fast the machine
+  runs Python at that time;
+- raw: a plain sqlite3 loop in the same directory, in groups of 1000 transitions (UPDATE of a run, INSERT of a history
+  row), each group one transaction;
+- bare: the bare engine of `bare.py`, with the same steps and as many runs outstanding;
+- the Engine, with `--outstanding` runs at once, then one run at a time;
+- the Engine again, with the garbage collector set as a program with thousands of runs at once may set it, and a library
+  must not: `gc.freeze()` and `gc.set_threshold(10_000, 20, 50)`.
+
+The medians of the rounds are printed as JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from bare import BareEngine
-from measuring import machine, plain_file, shares
+from measuring import machine, percentiles, plain_file
 from pydantic import BaseModel
 
 from aioflow import Engine, complete, get_context, goto, step, workflow
@@ -82,7 +89,7 @@ async def times(one: Callable[[int], Awaitable[object]], runs: int) -> list[floa
 
 
 def through(engine: Engine) -> Callable[[int], Awaitable[object]]:
-    """One run of an engine, from its start to its end."""
+    """A function that starts one run of the engine and waits for its end."""
 
     async def one(number: int) -> None:
         run = await engine.start(ThreeSteps, order_id=number)
@@ -97,7 +104,7 @@ async def many(engine: Engine, runs: int, outstanding: int) -> float:
 
 
 async def bare(path: Path, runs: int, outstanding: int, serial: int) -> tuple[float, list[float]]:
-    """The same of a bare engine: runs per second, and milliseconds of a run alone."""
+    """Of a bare engine: runs per second, and the milliseconds of each run alone."""
 
     async def reserve(context: ThreeSteps.Context) -> str:
         context.items = [1, 2]
@@ -143,7 +150,7 @@ def raw(directory: Path, transitions: int) -> float:
 
 
 async def tasks(number: int = 100_000, at_once: int = 2000) -> float:
-    """Tasks per second that this machine's asyncio makes, runs and ends."""
+    """Tasks per second that asyncio creates, runs and ends on this machine."""
 
     async def nothing() -> None:
         pass
@@ -202,8 +209,8 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
             name: round(statistics.median(seconds) / runs * 1_000_000)
             for name, seconds in zip(("event loop", "process"), zip(*busy, strict=True), strict=True)
         },
-        "serial_ms": shares(alone),
-        "bare_serial_ms": shares(bare_alone),
+        "serial_ms": percentiles(alone),
+        "bare_serial_ms": percentiles(bare_alone),
         "rounds": [round(each) for each in rates],
         "rounds_with_gc_set": [round(each) for each in tuned],
         "rounds_bare": [round(each) for each in bare_rates],

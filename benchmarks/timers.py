@@ -2,11 +2,11 @@
 
     python benchmarks/timers.py [--timers 10000] [--seconds 10] [--lead 20] [--rounds 3]
 
-The public Engine with everything on, `synchronous=FULL`. Runs sleep until instants that are spread evenly over the
-seconds; all of them are parked before the first is due (`--lead` seconds after the first start, checked). Lateness is
-`get_run().now` in the step that the sleep leads to, minus the instant: it has the commit of the wake-up in it. While
-they fire, each run commits twice: the wake-up, and its end. Beside it: how many were early, and how late the loop
-wakes a task that sleeps 5 ms, while they fire. Medians of the rounds, as JSON.
+The public Engine with everything on, `synchronous=FULL`. Runs sleep until instants that are spread evenly over
+`--seconds`; all of them are parked before the first is due (`--lead` seconds after the first start, checked). Lateness
+is `get_run().now` in the step after the sleep, minus the instant: it includes the commit of the wake-up. Each run
+commits twice while the timers fire: its wake-up, and its end. Also measured: how many timers were early, and by how
+much the loop wakes a task too late that sleeps 5 ms, while they fire. Medians of the rounds, as JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from measuring import machine, shares, watch_lag
+from measuring import machine, percentiles, watch_lag
 from pydantic import AwareDatetime, BaseModel
 
 from aioflow import Engine, complete, get_context, get_run, sleep, step, workflow
@@ -51,7 +51,7 @@ class Sleeper:
 
 
 async def one_round(url: str, options: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """Lateness of the timers and of the loop, milliseconds."""
+    """Milliseconds: lateness of the timers, and of the loop."""
     late.clear()
     over.clear()
     lags: list[float] = []
@@ -80,8 +80,8 @@ async def one_round(url: str, options: argparse.Namespace) -> tuple[list[float],
 
 
 def medians(rounds: list[list[float]]) -> dict[str, float]:
-    """The medians of the rounds' shares."""
-    found = [shares(times, 2) for times in rounds]
+    """The medians of the rounds' percentiles."""
+    found = [percentiles(times, 2) for times in rounds]
     return {name: round(statistics.median(one[name] for one in found), 2) for name in found[0]}
 
 
@@ -99,7 +99,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         "late_ms": medians(lateness),
         "early": sum(time < 0 for times in lateness for time in times),
         "loop_lag_ms": medians(lags),
-        "rounds_late_ms": [shares(times, 2) for times in lateness],
+        "rounds_late_ms": [percentiles(times, 2) for times in lateness],
     }
 
 

@@ -3,15 +3,15 @@
     python benchmarks/waiting.py [--rounds 3] [--slow]
 
 Files are filled with 1 000 and 100 000 runs (`--slow`: 1 000 000 as well) that wait for a signal, sleep 30 days, or
-sleep a few minutes, which is within the horizon of the timers. That is done in large batches by the store's own
-`apply`, with the rows and history that the engine would write, for speed. Then a fresh process opens the file with the
-public Engine, as programs do, and starts one run of one step and waits for its end. Measured there:
+sleep a few minutes, which is within the horizon of the timers. For speed, the store's own `apply` writes the rows and
+the history that the engine would write, in large batches. Then a fresh process opens the file with the public Engine,
+as programs do, starts one run of one step, and waits for its end. Measured there:
 
-- start-up: from before `async with Engine(...)` until that one run has ended. For the file without runs, too.
+- start-up: from before `async with Engine(...)` until that one run has ended; also for a file without runs.
 - bytes per run: resident memory (/proc/self/statm) two seconds later, less that of a process on a file without runs.
 - threads and asyncio tasks, less those of a process on a file without runs.
 
-Medians of the rounds, as JSON; bytes of file per run hold two history rows and the indexes.
+Medians of the rounds, as JSON. The bytes of file per run include two history rows and the indexes.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class OneStep:
 
 
 def parked(run: Run, kind: str, now: int, due: int) -> Change:
-    """What the run's first step makes of it."""
+    """The transition of the run's first step, which parks it."""
     arms = json.dumps([Arm("signal", "paid", None, "end", False)])
     wait = {"waiting_for": "signal", "arms": arms} if kind == "signal" else {"waiting_for": "sleep", "wake_at": due}
     next_step = None if kind == "signal" else "end"
@@ -85,7 +85,7 @@ def parked(run: Run, kind: str, now: int, due: int) -> Change:
 
 
 async def fill(path: str, kind: str, runs: int) -> None:
-    """So many runs that wait, by way of the store. Those within the horizon are due in 4 to 8 minutes."""
+    """Apply so many waiting runs to the store. Those within the horizon are due in 4 to 8 minutes."""
     store = SQLiteStore(f"sqlite:///{path}")
     began = time.time_ns() // 1000
     await store.open(began)
@@ -115,12 +115,12 @@ async def fill(path: str, kind: str, runs: int) -> None:
 
 
 def resident() -> int:
-    """Bytes of memory."""
+    """Bytes of resident memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 async def observe(path: str) -> dict[str, float]:
-    """Open the file as programs do."""
+    """Open the file as programs do, and measure this process."""
     began = time.perf_counter()
     async with Engine(f"sqlite:///{path}") as engine:
         opened = time.perf_counter() - began
@@ -140,7 +140,7 @@ async def observe(path: str) -> dict[str, float]:
 
 
 def in_a_fresh_process(path: str) -> dict[str, float]:
-    """The same in a process that has done nothing else."""
+    """``observe`` in a process that has done nothing else."""
     ran = subprocess.run([sys.executable, __file__, "--observe", path], check=True, stdout=subprocess.PIPE)
     found: dict[str, float] = json.loads(ran.stdout)
     return found
@@ -156,7 +156,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         idle = []
         for number in range(options.rounds):
             (folder := Path(directory) / f"idle-{number}").mkdir()
-            in_a_fresh_process(str(folder / "runs.db"))  # makes the file
+            in_a_fresh_process(str(folder / "runs.db"))  # creates the file
             idle.append(in_a_fresh_process(str(folder / "runs.db")))
         nothing = {name: statistics.median(one[name] for one in idle) for name in idle[0]}
         for kind in KINDS:
@@ -196,8 +196,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slow", action="store_true", help="1 000 000 runs as well")
-    parser.add_argument("--runs", type=int, nargs="+", help="other numbers of runs")
-    parser.add_argument("--observe", metavar="FILE", help="be the process that opens the file and measures itself")
+    parser.add_argument("--runs", type=int, nargs="+", help="numbers of runs, instead of 1 000 and 100 000")
+    parser.add_argument("--observe", metavar="FILE", help="internal: open the file and measure this process")
     options = parser.parse_args()
     found = asyncio.run(observe(options.observe)) if options.observe else measure(options)
     json.dump(found, sys.stdout, indent=2)
