@@ -17,8 +17,7 @@ ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "aioflow").rglob("*.py"))
 BACKENDS = sorted((ROOT / "backends").rglob("*.py"))
 QUERIES = sorted((ROOT / "backends").rglob("*.sql"))
-PLUGIN = sorted((ROOT / "aioflow_pytest").rglob("*.py"))
-PRODUCT = CORE + BACKENDS + PLUGIN
+PRODUCT = CORE + BACKENDS
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 OTHERS = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
