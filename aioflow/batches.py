@@ -49,13 +49,14 @@ class Pending:
 class Batch:
     """At most one change per run, per start key, per signal_id, per event and per plan.
 
-    ``addresses``: the (run id, key) pairs that its signals are sent to.
+    ``addresses``: the (run id, key) pairs that its signals are sent to. ``size``: characters of data, see ``size_of``.
     """
 
-    __slots__ = ("addresses", "keys", "pending")
+    __slots__ = ("addresses", "keys", "pending", "size")
 
     def __init__(self) -> None:
         self.pending: list[Pending] = []
+        self.size = 0
         self.keys: set[Hashable] = set()
         self.addresses: set[Hashable] = set()
 
@@ -78,6 +79,18 @@ class Lane:
     def bars(self, batch: Batch) -> bool:
         """Whether the batch has to wait until this lane's batch is committed."""
         return not (self.keys.isdisjoint(batch.keys) and self.addresses.isdisjoint(batch.addresses))
+
+
+def size_of(change: Change) -> int:
+    """How many characters of data it writes: Contexts, inputs, payloads and entities."""
+    if isinstance(change, Start):
+        return len(change.run.data)
+    if isinstance(change, Move):
+        run = change.run
+        return len(run.data) + len(run.input or "") + sum(map(size_of, change.also))
+    if isinstance(change, Post):
+        return len(change.signal.payload)
+    return len(change.event.entity or "") if isinstance(change, Emit) else 0
 
 
 def keys_of(change: Change) -> tuple[int, tuple[Hashable, ...]]:

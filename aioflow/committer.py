@@ -26,7 +26,7 @@ from itertools import chain
 from operator import attrgetter
 
 from aioflow import telemetry
-from aioflow.batches import Batch, Lane, Listener, Pending, addresses_of, keys_of
+from aioflow.batches import Batch, Lane, Listener, Pending, addresses_of, keys_of, size_of
 from aioflow.changes import Change, Move, Result, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
@@ -37,6 +37,9 @@ _FIRST_BACKOFF: Micros = 20_000
 _LONGEST_BACKOFF: Micros = 2 * SECOND
 _WATCH: Micros = SECOND // 4
 _LAST_WAIT: Micros = SECOND
+#: Characters of data after which a batch is full: a transaction of a thousand Contexts of 1 MiB would take seconds, in
+#: which nothing else is committed, and gigabytes of memory.
+_MOST_DATA = 8_000_000
 
 
 class _Caller:
@@ -160,20 +163,24 @@ class Committer:
             return
         # Into the last batch, or into a new one if they share a key: so changes of one run keep their order.
         batches = self._batches
-        batch = batches[-1] if batches and len(batches[-1].pending) < self._max_batch else None
+        batch = batches[-1] if batches else None
+        if batch is not None and (len(batch.pending) >= self._max_batch or batch.size >= _MOST_DATA):
+            batch = None
         if (type(change) is Move and not change.also) or (
             type(change) is Start and change.run.key is None and not change.plan
         ):
-            run_id = change.run.id
+            run = change.run
+            run_id, size = run.id, len(run.data) if run.input is None else size_of(change)
             if batch is None or run_id in batch.keys:
                 batch = self._next_batch()
             batch.keys.add(run_id)
         else:
-            run_id, keys = keys_of(change)
+            (run_id, keys), size = keys_of(change), size_of(change)
             if batch is None or not batch.keys.isdisjoint(keys):
                 batch = self._next_batch()
             batch.keys.update(keys)
             batch.addresses.update(addresses_of(change))
+        batch.size += size
         until = None
         if patience is not None:
             until = self._clock.monotonic() + patience

@@ -320,6 +320,25 @@ async def test_a_batch_has_a_largest_size() -> None:
     await desk.committer.stop(SECOND)
 
 
+async def test_a_batch_has_a_largest_amount_of_data(desk: Desk) -> None:
+    """Once its Contexts, inputs, payloads or entities have 8 million characters, what comes next is a further batch."""
+    large, numbers = f'"{"x" * 1_000_000}"', range(1, 10)
+    lots: list[list[Change]] = [
+        [starting(a_run(number, data=large)) for number in numbers],
+        [moving(a_run(number), data="{}", input=large) for number in numbers],
+        [Post(a_signal(number, key="k", payload=large)) for number in numbers],
+        [moving(moving(a_run(9, data="{}")).run, data="{}")._replace(also=tuple(starting(a_run(10 + n, data=large)) for n in numbers))],
+        [Emit(an_event(number, entity=large)) for number in numbers],
+    ]  # fmt: skip
+    for lot in lots:
+        assert set(await desk.commit(*lot)) == {"applied"}
+    assert [len(offer) for offer in desk.store.offers] == [8, 1, 8, 1, 8, 1, 1, 8, 1]
+    small = starting(a_run(30))
+    desk.submit(lots[3][0])
+    assert await desk.commit(small) == ["applied"]
+    assert [len(offer) for offer in desk.store.offers[-2:]] == [1, 1]
+
+
 async def test_a_batch_has_one_change_of_a_run(desk: Desk) -> None:
     """Changes of one run go into batches that follow each other, in the order they came."""
     first, second = a_run(1), moving(a_run(1)).run
