@@ -1,7 +1,7 @@
-"""What holds for every test: one backend, a loop that is never blocked, nothing left behind, a seed to repeat it by.
+"""Fixtures and checks for every test: asyncio as the one backend, no blocked loop, no leaks, and a seed to repeat it.
 
 Async tests need no mark (``anyio_mode`` in pyproject.toml). The checks run around each test's own fixtures, so that
-what a fixture opens and closes is checked as well; a broken one shows as an error at the test's teardown.
+what a fixture opens and closes is checked as well; a failed check shows as an error at the test's teardown.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from tests.postgres import Schemas
 
-#: Seconds for which a loop may stand still, in calls that block or work. A blocking call that matters takes longer.
+#: Seconds for which a loop may be blocked by one call. A blocking call that matters takes longer.
 LONGEST_BLOCK = 2.0
-#: Where files take minutes.
+#: The beginnings of paths of files that take minutes.
 LONG = (
     "tests/simulation",
     "tests/faults",
@@ -35,20 +35,20 @@ LONG = (
     "tests/test_examples",
     "tests/test_pytest_plugin",
 )
-#: Threads that their pools keep on purpose, to be used again or to end with their loop.
+#: Threads that pools keep on purpose, to be used again or to end with their loop.
 POOLED_THREADS = ("AnyIO worker thread", "asyncio_", "ThreadPoolExecutor-")
 
 SEED = pytest.StashKey[int]()
 
 pytest.register_assert_rewrite("aioflow.testing.conformance_samples")  # whichever test imports it first
 
-# No deadline: on a noisy machine it fails tests that are right.
+# No deadline: on a busy machine it would fail tests that are correct.
 settings.register_profile("aioflow", deadline=None, print_blob=True)
-#: The same few examples each time, where the suite is run for what it reaches: tests/test_coverage.py.
+#: The same few examples each time, for tests/test_coverage.py, which runs the suite only to measure coverage.
 settings.register_profile("few", deadline=None, derandomize=True, database=None, max_examples=10)
 settings.load_profile("aioflow")
 
-#: The SQLite connections that the present test has opened.
+#: The SQLite connections that the current test has opened.
 OPENED: list[sqlite3.Connection] = []
 
 
@@ -57,12 +57,12 @@ def _note_connections(event: str, arguments: tuple[object, ...]) -> None:
         OPENED.append(arguments[0])
 
 
-sys.addaudithook(_note_connections)  # before 3.13 no warning tells of one that was dropped unclosed
+sys.addaudithook(_note_connections)  # before 3.13 no warning is given for one that was dropped unclosed
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Of ``-n auto``: twice as many as processors, as half of its time a test waits for a disk, a server or a process."""
+    """The number of workers for ``-n auto``: twice the processors, as tests wait for I/O about half of their time."""
     return 2 * len(os.sched_getaffinity(0))
 
 
@@ -73,13 +73,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the session's seed."""
+    """Choose the session's seed: that of --seed, or a random one."""
     seed = config.getoption("--seed")
     config.stash[SEED] = random.SystemRandom().randrange(2**32) if seed is None else seed
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with files that take minutes, so that no worker is left with one; leave the slow tests out unless asked for."""
+    """Run files that take minutes first, so that no worker is left with one at the end; skip slow tests by default."""
     items.sort(key=lambda item: not str(item.path.relative_to(config.rootpath)).startswith(LONG))
     if config.getoption("--slow"):
         return
@@ -104,7 +104,7 @@ def postgres_server() -> Iterator[Schemas]:
         yield schemas
         schemas.drop()
         return
-    # What a power loss would do is not tested here, and to wait for the disk would take minutes.
+    # Durability after a power loss is not tested here, and waiting for the disk would take minutes.
     server = PostgresServer("fsync=off", "max_connections=200", "autovacuum=off")
     yield Schemas(server.url, server.socket)
     server.close()
@@ -118,7 +118,7 @@ def postgres_url(postgres_server: Schemas) -> str:
 
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
-    """What a test registers is forgotten after it."""
+    """Forget after each test the workflows that it has registered."""
     from aioflow.registry import registry
 
     before = {name: dict(versions) for name, versions in registry._by_name.items()}
@@ -130,7 +130,7 @@ def _forgotten() -> Iterator[None]:
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> random.Random:
-    """The source of a test's random choices; a failure's report says how to repeat them."""
+    """The source of a test's random choices; the report of a failure says how to repeat them."""
     seed = request.config.stash[SEED]
     request.node.add_report_section("setup", "seed", f"repeat its random choices with --seed={seed}")
     return random.Random(f"{seed} {request.node.nodeid}")
@@ -145,7 +145,7 @@ def _logs_nothing() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_thread_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves a thread running: that of an aiosqlite connection which nobody closed, above all."""
+    """Fail a test that leaves a thread running: above all that of an aiosqlite connection which was not closed."""
     before = set(threading.enumerate())
     yield
     left = [thread for thread in threading.enumerate() if thread not in before and _still_runs(thread)]
@@ -173,7 +173,7 @@ def _no_connection_left(request: pytest.FixtureRequest, _no_thread_left: None) -
 
 def _is_open(connection: sqlite3.Connection) -> bool:
     try:
-        return connection.total_changes >= 0  # the one question that any thread may ask
+        return connection.total_changes >= 0  # the one property that any thread may read
     except sqlite3.ProgrammingError:
         return False
 
@@ -209,11 +209,11 @@ async def _loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
 
 
 class Watchdog:
-    """A thread that sees whether a running loop still beats, and where it stands if not.
+    """A thread that notices when a running loop is blocked, and records where.
 
-    Only time in which the loop runs counts, a tick's worth per look: neither the pauses between a fixture and its
-    test nor a machine that stops altogether look like a blocked loop. Neither does a busy machine: of a look at a
-    thread that works, only the processor's time counts that it was given. One that does no work stands in a call.
+    Only time in which the loop runs counts, at most two ticks for each look: neither the pauses between a fixture and
+    its test nor a suspended machine look like a blocked loop. Neither does a busy machine: while the loop's thread
+    computes, only its processor time counts. If it uses hardly any, it is blocked in a call, and elapsed time counts.
     """
 
     TICK = 0.1
@@ -247,7 +247,7 @@ class Watchdog:
                 self.blocked_at = "".join(traceback.format_stack(frame, limit=6)) or "unknown"
 
     def stop(self) -> str:
-        """Stop watching. Where the loop was blocked, or an empty string."""
+        """Stop watching; returns the stack where the loop was blocked, or an empty string."""
         self.timer.cancel()
         self.stopped.set()
         self.thread.join()
@@ -255,7 +255,7 @@ class Watchdog:
 
 
 def _work_of(thread_id: int) -> Callable[[], float]:
-    """Tells how many seconds of the processor's time a thread has had; nothing where the system does not say."""
+    """A function that returns a thread's processor time in seconds; always 0 where the system does not tell."""
     if not hasattr(time, "pthread_getcpuclockid"):
         return lambda: 0.0
     clock = time.pthread_getcpuclockid(thread_id)

@@ -1,4 +1,4 @@
-"""A store whose commits go wrong as they are told to, and a clock on which waiting takes no time."""
+"""A store whose commits fail as a test demands, and a clock on which sleeping takes no real time."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from aioflow.model import Deadline, Run, Signal, Transition
 from aioflow.store import Claim, IdKind, Mail, RunQuery, Stats
 from aioflow_memory import MemoryStore
 
-#: The present of the quick clock when it is made.
+#: The time of a new QuickClock.
 NOW: Micros = 1_750_000_000_000_000
 
 
 class QuickClock(Clock):
-    """Time passes by sleeping alone, and at once: others run once meanwhile."""
+    """A clock whose time passes only by sleeping, at once; each sleep lets other tasks run once."""
 
     def __init__(self) -> None:
         self.passed: Micros = 0
-        #: How long each sleep was.
+        #: The length of each sleep.
         self.slept: list[Micros] = []
 
     def micros(self) -> Micros:
@@ -39,12 +39,12 @@ class QuickClock(Clock):
         await asyncio.sleep(0)
 
 
-#: What an offer comes to: an error before anything was applied or after everything was, or what else is raised.
+#: How an offer fails: with StoreUnavailable before or after everything was applied, or with this exception.
 Fault = Literal["before", "after"] | BaseException | None
 
 
 def lost(when: str) -> StoreUnavailable:
-    """What a store raises when it does not know."""
+    """The error of a store whose connection was lost, so that the outcome is unknown."""
     return StoreUnavailable("faulty://", f"the connection was lost {when} the commit")
 
 
@@ -58,14 +58,14 @@ def run_id_of(change: Change) -> int:
 
 
 class FaultyStore:
-    """A MemoryStore that hands every verb on; ``apply`` does so when it is let, and as well as it is let.
+    """Wraps a MemoryStore and passes every verb on; ``apply`` can be held up and made to fail.
 
     Attributes:
-        faults: what comes of the next offers, one each; None is a good one, and so are all after the last.
-        down: as long as it is set, nothing is applied.
-        poison: a batch that has one of these runs is refused.
-        mangle: what becomes of the results.
-        offers: the batches that were offered, and what they were offered at.
+        faults: how each of the next offers fails; None is a success, and so are all offers after the last.
+        down: while it is set, nothing is applied.
+        poison: a batch with a change of one of these runs is refused.
+        mangle: a function through which the results are passed.
+        offers: the changes of each offer; ``instants`` has the time of each.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class FaultyStore:
 
     @contextmanager
     def held(self) -> Any:
-        """Keep offers waiting for the length of a ``with`` block."""
+        """Keep offers waiting while the ``with`` block runs."""
         self._open.clear()
         try:
             yield
@@ -95,7 +95,7 @@ class FaultyStore:
             self._open.set()
 
     async def arrived(self, offers: int) -> None:
-        """Wait until so many offers were made."""
+        """Wait until this many offers were made."""
         while len(self.offers) < offers:
             self._arrived.clear()
             await self._arrived.wait()
@@ -119,7 +119,7 @@ class FaultyStore:
         mangled: list[Result] = self.mangle(results)
         return mangled
 
-    # ---- the rest of the port, as it is
+    # ---- the rest of the port, passed on unchanged
 
     @property
     def name(self) -> str:

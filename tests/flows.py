@@ -1,4 +1,4 @@
-"""Small workflows for tests, made of functions, and what becomes of their runs."""
+"""Small workflows for tests, made of functions, and helpers that run them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from aioflow.commands import Command
 from aioflow.store import Store
 from aioflow_memory import MemoryStore
 
-#: Every store that needs no server, as Engine takes it, for data in this folder.
+#: The URL of every store that needs no server, with its data in this folder.
 STORES: Mapping[str, Callable[[Path], str | Store]] = {
     "memory": lambda _: MemoryStore(),
     "sqlite": lambda folder: f"sqlite:///{folder}/runs.db",
 }
-#: Seconds after which a run is taken to hang.
+#: Seconds after which a run counts as hanging.
 PATIENCE = 5
 
 
 def flow(context: type[BaseModel], *functions: Callable[[Any], Any]) -> Any:
-    """A workflow of these steps, called order: it begins with the first of them, and retries at once."""
+    """A workflow called order with these steps: it starts at the first, and retries without a delay."""
     body: dict[str, Any] = {"Context": context}
     for function in functions:
         body[function.__name__] = step(start=function is functions[0])(function)
@@ -32,22 +32,22 @@ def flow(context: type[BaseModel], *functions: Callable[[Any], Any]) -> Any:
 
 
 def done(self: object) -> Command:
-    """A step that completes the run as it is."""
+    """A step that completes the run and changes nothing."""
     return complete()
 
 
 async def ended(engine: Engine, order: Any, **context: Any) -> WorkflowRun[Any]:
-    """A run of the workflow, when it has ended."""
+    """Start a run of the workflow; returns it once it has ended."""
     return await (await engine.start(order, **context)).wait(PATIENCE)
 
 
 async def completed(engine: Engine, order: Any, **context: Any) -> Any:
-    """The Context with which a run of the workflow completed."""
+    """Run the workflow; returns the Context with which the run completed."""
     return await (await engine.start(order, **context)).result(PATIENCE)
 
 
 async def failed_at_once(engine: Engine, order: Any, **context: Any) -> str:
-    """The error of a run whose first attempt was its last."""
+    """Run the workflow, check that it failed at the first attempt, and return its error."""
     run = await ended(engine, order, **context)
     assert run.status == WorkflowStatus.FAILED
     assert [t.kind for t in await engine.history(run.id)] == ["start", "fail"]
@@ -56,5 +56,5 @@ async def failed_at_once(engine: Engine, order: Any, **context: Any) -> str:
 
 
 def unstorable(problem: str) -> str:
-    """What the first run of ``flow(…)`` says when its step left a Context that cannot be stored."""
+    """The error of the first run of ``flow(…)`` if its first step left a Context that cannot be stored."""
     return f"Step 'first' of workflow 'order' (run 1) left a Context that cannot be stored: {problem}"

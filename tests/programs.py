@@ -1,4 +1,4 @@
-"""Programs that tests run in processes of their own, and read as they go."""
+"""Runs programs in processes of their own, and reads their output while they run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-#: What runs them: AIOFLOW_PYTHON names the Python of another environment, with other versions of what aioflow needs.
+#: The Python that runs them: AIOFLOW_PYTHON names that of another environment, with other versions of the dependencies.
 PYTHON = os.environ.get("AIOFLOW_PYTHON", sys.executable)
 
 
 @contextmanager
 def running(*command: str | Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A Python process in an empty folder, its output readable as it comes."""
+    """A Python process in an empty folder, whose output can be read while it runs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIOFLOW_", "COV_"))}
     process = subprocess.Popen(
         [PYTHON, *command],
@@ -36,7 +36,7 @@ def running(*command: str | Path, folder: Path) -> Iterator[subprocess.Popen[str
 
 
 def read_until(stream: IO[str] | None, pattern: str) -> re.Match[str]:
-    """Read lines up to the first that matches as a whole."""
+    """Read lines up to the first that matches the pattern as a whole."""
     assert stream is not None
     read = []
     for line in stream:

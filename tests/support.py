@@ -1,4 +1,4 @@
-"""What tests share. The only place in tests that pauses."""
+"""Helpers that tests share. The only module of the tests that pauses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar, overload
 
 T = TypeVar("T")
 
-#: Seconds between two looks: short, as most of what is waited for is a few steps of the loop away.
+#: Seconds between two looks: short, as most of what tests wait for is a few steps of the loop away.
 PAUSE = 0.002
 
 
@@ -18,9 +18,9 @@ async def wait_until(predicate: Callable[[], Awaitable[T]], timeout: float = 5.0
 @overload
 async def wait_until(predicate: Callable[[], T], timeout: float = 5.0, what: str = "") -> T: ...
 async def wait_until(predicate: Callable[[], object], timeout: float = 5.0, what: str = "") -> object:
-    """Look again and again until the predicate gives something true, and return that.
+    """Call the predicate until it returns something true, and return that.
 
-    For what happens in another process, or in real time; whatever the engine does is waited for by its own means
+    For what happens in another process, or in real time. What the engine does is waited for with its own means
     (``run.wait``, ``flow.settle``).
 
     Args:
