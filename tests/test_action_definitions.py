@@ -1,4 +1,4 @@
-"""``@action``: what it accepts, every sentence with which it refuses a class, and the model that it makes of a signature."""
+"""``@action``: what it accepts, each error with which it refuses a class, and the input model made of a signature."""
 
 from __future__ import annotations
 
@@ -42,28 +42,28 @@ class Empty(BaseModel):
 
 
 class Review(BaseModel):
-    """What a reviewer says."""
+    """A reviewer's input."""
 
     notes: str = Field(max_length=5)
     priority: Literal["low", "high"] = "low"
 
 
 class MayAct:
-    """Says who may call."""
+    """A permission class."""
 
     def has_permission(self, request: object, action_name: str) -> bool:
         return True
 
 
 def refusal(cls: Any, name: str = "refused") -> tuple[str, ...]:
-    """Why the class cannot be a workflow."""
+    """The problems for which the class is refused as a workflow."""
     with pytest.raises(DefinitionError) as caught:
         workflow(name)(cls)
     return caught.value.problems
 
 
 def made(function: Any, /, **options: Any) -> ActionDefinition:
-    """The action that a function is, as the start step of a workflow."""
+    """The definition of the action that this function becomes, as the start step of a workflow."""
     method = action(**options)(step(start=True)(function))
     cls = type("Made", (), {"Context": Empty, "only": method, "__module__": __name__})
     workflow("made-action")(cls)
@@ -75,7 +75,7 @@ def made(function: Any, /, **options: Any) -> ActionDefinition:
 
 
 def test_an_action_is_the_method_itself() -> None:
-    """The decorator marks the method and makes it a step; a step's own options stay, whichever way it is written."""
+    """``@action`` makes a method a step, with or without ``@step``, whose options it keeps, and leaves it callable."""
 
     @workflow("marked")
     class Flow:
@@ -111,7 +111,7 @@ def test_an_action_is_the_method_itself() -> None:
     ids=["plain", "colon", "digit", "long"],
 )  # fmt: skip
 def test_an_action_without_a_name_is_called_by_workflow_and_step(workflow_name: str, called: str) -> None:
-    """Its name is an identifier, whatever the workflow is called."""
+    """The default name is made of workflow and step, and is an identifier whatever the workflow is called."""
 
     class Flow:
         Context = Empty
@@ -147,14 +147,14 @@ def test_an_action_without_a_name_is_called_by_workflow_and_step(workflow_name: 
     ],
 )  # fmt: skip
 def test_wrong_options_are_refused(make: Any, kind: type[Exception], text: str) -> None:
-    """Options of the wrong type, or out of their range, are refused where they are written."""
+    """An option of the wrong type or out of range is refused by the decorator."""
     with pytest.raises(kind) as caught:
         make()
     assert text in str(caught.value)
 
 
 def test_permissions_are_kept() -> None:
-    """Classes and instances with either question may say who calls."""
+    """Permissions may be given as classes and as instances, whether they ask about the call or about the run."""
     asked = MayAct()
     assert made(lambda self: complete(), permissions=[MayAct, asked]).permissions == (MayAct, asked)
 
@@ -163,7 +163,7 @@ def test_permissions_are_kept() -> None:
 
 
 def test_an_action_is_not_retried() -> None:
-    """A retry policy or an on_fail of an action would never be asked."""
+    """An action with a retry policy or an on_fail of its own is refused."""
 
     class Flow:
         Context = Empty
@@ -186,7 +186,7 @@ def test_an_action_is_not_retried() -> None:
 
 
 def test_an_action_needs_what_its_input_has() -> None:
-    """Parameters that no input gives are told of: fields that the model lacks, and what events and failures give."""
+    """A parameter that the input cannot fill is refused: an unknown field, an Event, or a type without a schema."""
 
     class Flow:
         Context = Empty
@@ -221,7 +221,7 @@ def test_an_action_needs_what_its_input_has() -> None:
 
 
 def test_a_step_that_is_none_is_told_of_once() -> None:
-    """A static or class method is refused for that alone."""
+    """An action that is a static or class method is refused for that reason alone."""
 
     class Flow:
         Context = Empty
@@ -239,7 +239,7 @@ def test_a_step_that_is_none_is_told_of_once() -> None:
 
 
 def test_commands_may_name_an_action_whatever_it_takes() -> None:
-    """goto, sleep, on_timeout, on_fail and on lead to an action, which gets its arguments from its caller."""
+    """goto, sleep, on_timeout, on_fail and on may name an action that needs arguments, which its caller will give."""
 
     @workflow("leads", timeout=date.max - date.min, on_timeout="act", on_fail="act")
     class Flow:
@@ -261,7 +261,7 @@ def test_commands_may_name_an_action_whatever_it_takes() -> None:
 
 
 def test_arms_name_actions() -> None:
-    """``on`` with a step that nobody can call, and a message that an action would not get, are errors in the class."""
+    """``on()`` of a step that is no action, and a wait that would give an action its message, are refused."""
 
     class Flow:
         Context = Empty
@@ -294,7 +294,7 @@ def test_arms_name_actions() -> None:
 
 @pytest.mark.parametrize("arms", [{"key": "k"}, {"then": "x"}])
 def test_an_action_as_an_arm_takes_nothing_else(arms: Any) -> None:
-    """The action is the step to go on with, and nothing is sent to a key."""
+    """``on(self.action)`` refuses ``key=`` and ``then=``."""
     with pytest.raises(TypeError, match=r"on\(self\.action\) takes nothing else"):
         on(complete, **arms)  # type: ignore[call-overload]
 
@@ -303,7 +303,7 @@ def test_an_action_as_an_arm_takes_nothing_else(arms: Any) -> None:
 
 
 def flow_with(name: str, version: str = "1", *, steps: tuple[str, ...] = ("only",)) -> type:
-    """A class whose steps are all the action of this name."""
+    """A class whose steps are all actions of this name."""
     methods: dict[str, Any] = {}
     for place, each in enumerate(steps):
         methods[each] = action(name)(step(start=not place)(lambda self: complete()))
@@ -311,7 +311,7 @@ def flow_with(name: str, version: str = "1", *, steps: tuple[str, ...] = ("only"
 
 
 def test_an_action_has_a_name_of_its_own() -> None:
-    """A name that an action of another workflow has, or two steps of one, is an error at import that tells where."""
+    """A name used by an action of another workflow, or by two steps of one, is refused at import, with both places."""
     workflow("names-one")(flow_with("named_alike"))
     problem = "action 'named_alike' is one of workflow 'names-one' already, Named.named_alike.1 in "
     (found,) = refusal(type("Other", (flow_with("named_alike"),), {}), "names-two")
@@ -323,7 +323,7 @@ def test_an_action_has_a_name_of_its_own() -> None:
 
 
 def test_versions_of_a_workflow_share_their_actions() -> None:
-    """Another version may have an action of the same name, and what is redefined takes its own name over."""
+    """Two versions of a workflow may have an action of the same name, and a redefined class may reuse its own name."""
     registry = Registry()
     first, second = flow_with("named_again"), flow_with("named_again", "2")
     for version, cls in (("1", first), ("2", second), ("2", second)):
@@ -332,7 +332,7 @@ def test_versions_of_a_workflow_share_their_actions() -> None:
 
 
 def test_a_subclass_overrides_an_action() -> None:
-    """The action of a base class means the step of that name in the class of the run; an ordinary step takes it away."""
+    """A base class's action means the overriding action of the subclass, or none if an ordinary step overrides it."""
 
     @workflow("overridden")
     class Base:
@@ -368,12 +368,12 @@ class Colour(Enum):
 
 
 def read(found: ActionDefinition, **given: Any) -> Any:
-    """What the step's parameters get for an input, by way of the store."""
+    """The arguments of the step for this input, after a round trip through the stored JSON."""
     return found.fill(json.loads(found.read(given, 7, request=False)), None)
 
 
 def test_a_signature_makes_a_model() -> None:
-    """Parameters are fields with their types, bounds and defaults; None as a default allows None."""
+    """Parameters become fields with their types, bounds and defaults; a default of None makes the field optional."""
 
     def only(
         self: Any, a: int, b: Annotated[str, Field(max_length=3)], c: Decimal = Decimal("1.5"), *,
@@ -396,7 +396,7 @@ def test_a_signature_makes_a_model() -> None:
 
 
 def test_a_step_that_takes_everything_is_given_everything() -> None:
-    """Only a step with ``**rest`` is given what it does not name."""
+    """A step with ``**rest`` gets the fields of the input that are no parameters of its own."""
 
     def only(self: Any, a: int, **rest: Any) -> Command:
         return complete()
@@ -405,7 +405,7 @@ def test_a_step_that_takes_everything_is_given_everything() -> None:
 
 
 def test_the_run_s_id_may_be_asked_for() -> None:
-    """A parameter or field ``workflow_run_id`` is the run's id, whatever the caller gives, and is not in the schema."""
+    """A parameter or field ``workflow_run_id`` gets the run's id, whatever the caller sends; the schema lacks it."""
 
     def only(self: Any, workflow_run_id: int, note: str = "") -> Command:
         return complete()
@@ -417,7 +417,7 @@ def test_the_run_s_id_may_be_asked_for() -> None:
 
 
 def test_a_given_model_goes_by_its_own_configuration() -> None:
-    """Aliases are accepted as well as names; what a model forbids is refused, by its own words."""
+    """A given input model keeps its config: it takes aliases and names, and its own error refuses what it forbids."""
 
     class Given(BaseModel):
         model_config = ConfigDict(extra="forbid")
@@ -433,7 +433,7 @@ def test_a_given_model_goes_by_its_own_configuration() -> None:
 
 
 def test_a_given_model_may_be_one_parameter_of_several() -> None:
-    """Also where it may be None, and beside parameters that have defaults; its name is free."""
+    """A parameter of the input model's type, even if optional and beside others with defaults, gets the whole input."""
 
     def only(self: Any, said: Review | None, more: int = 3) -> Command:
         return complete()
@@ -442,7 +442,7 @@ def test_a_given_model_may_be_one_parameter_of_several() -> None:
 
 
 def test_what_json_cannot_hold_is_refused() -> None:
-    """An input that would not come back from the store as it was given is refused before the run is touched."""
+    """An input that does not read back equal from JSON is refused before the run is touched."""
 
     class Secret(BaseModel):
         password: SecretStr
@@ -469,7 +469,7 @@ def test_what_json_cannot_hold_is_refused() -> None:
 
 
 def test_types_may_be_defined_later() -> None:
-    """An annotation that cannot be evaluated where the class is defined is when the action is called, or says so then."""
+    """An annotation that cannot be evaluated at import is evaluated at each call, which is refused until it can be."""
 
     def only(self: Any, later: Later) -> Command:  # type: ignore[name-defined]  # noqa: F821
         return complete()
@@ -485,7 +485,7 @@ def test_types_may_be_defined_later() -> None:
 
 
 def test_a_request_need_not_be_evaluated() -> None:
-    """The type of ``request`` may be one that only type checkers see; a model's place is found all the same."""
+    """The type of ``request`` need not exist at run time, nor that of the parameter for the given input model."""
 
     def only(self: Any, request: Request, review: Review) -> Command:
         return complete()
@@ -503,7 +503,7 @@ def test_a_request_need_not_be_evaluated() -> None:
 
 
 def test_code_that_has_changed_does_not_take_an_old_input() -> None:
-    """An input that was stored and does not validate any more is told of, without its values."""
+    """A stored input that no longer validates after a change of the code is reported, without its values."""
 
     def only(self: Any, a: int, failure: Failure | None = None) -> Command:
         get_context()

@@ -1,4 +1,4 @@
-"""What actions make of a run, decided by pure functions: what opens one, what a call does, and what comes of it."""
+"""What actions do to a run, as pure functions: what opens one, what a call changes, and what its result changes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DATA = '{"total":2}'
 
 @workflow("acting.order")
 class Order:
-    """Steps and actions that commands may name."""
+    """A workflow with steps and an action for commands to name."""
 
     class Context(BaseModel):
         total: int = 0
@@ -55,8 +55,9 @@ class Order:
 
 
 ORDER = definition_of(Order)
-#: A workflow that begins with being called, and has a time.
+#: The workflow, but started at the action.
 OPEN = replace(ORDER, start="review")
+#: The workflow, but with a timeout.
 TIMED = replace(ORDER, timeout=2 * HOURS, on_timeout="late")
 RUN = Run(
     id=7, workflow="acting.order", version="1", key="order-7", parent_id=None, event_id=None,
@@ -68,9 +69,9 @@ RUN = Run(
 REVIEW = Arm("action", "acting_review", None, "review", False)
 PAID = Arm("signal", "paid", "order-7", "ship", False)
 PARKED: dict[str, Any] = {"status": "waiting", "owner": None, "crashes": 0, "marked": 0, "hops": 0, "input": None}
-#: Sent to the action by a goto.
+#: Waits at the action, after a goto.
 SENT = RUN._replace(**PARKED, step="review", failures=0, waiting_for="action", arms=json.dumps([REVIEW]))
-#: Waits with it as an arm, for a time.
+#: Waits with the action as one of its arms, with a timeout.
 ARMED = RUN._replace(
     **PARKED, next_step="late", waiting_for="signal", wake_at=NOW + HOURS, arms=json.dumps([PAID, REVIEW])
 )
@@ -88,7 +89,7 @@ def after(
     unless_mail: bool = False,
     **columns: Any,
 ) -> Move:
-    """The move that changes these columns of the run, and no others but those that every move changes."""
+    """The expected move: it changes these columns of the run, and otherwise only those that every move changes."""
     told, attempt = made or (run.step, run.failures + 1)
     return Move(
         run._replace(seq=run.seq + 1, crashes=0, marked=0, updated_at=NOW, **columns),
@@ -101,18 +102,18 @@ def after(
 
 
 def returned(command: Command, run: Run = RUN) -> Move:
-    """What the run becomes when its step returns the command."""
+    """The move that follows when the step returns this command."""
     outcome = Stepped(command, DATA)  # type: ignore[arg-type]
     return decide(run, ORDER, outcome, duration=TOOK, now=NOW, commit_id=COMMIT)
 
 
 def raised(error: BaseException, run: Run) -> Move:
-    """What the run becomes when its step raises."""
+    """The move that follows when the step raises."""
     return decide(run, ORDER, Raised(error), duration=TOOK, now=NOW, commit_id=COMMIT)
 
 
 def called(run: Run, input_: str = '{"approved": true}', *, request: bool = False, owner: int | None = 9) -> Move:
-    """What the run becomes when its action is called."""
+    """The move that a call of the action makes."""
     return call(run, REVIEW, input_, request=request, owner=owner, now=NOW, commit_id=COMMIT)
 
 
@@ -122,7 +123,7 @@ def called(run: Run, input_: str = '{"approved": true}', *, request: bool = Fals
 @pytest.mark.parametrize("target", ["review", Order().review], ids=["name", "method"])
 @pytest.mark.parametrize("deadline", [None, NOW + HOURS])
 def test_a_goto_to_an_action_parks_the_run_there(target: Any, deadline: Micros | None) -> None:
-    """The run waits at the action, a new visit, without input and without an owner, until the run's own time is over."""
+    """A goto to an action parks the run at it until its deadline, if any, as a new visit without input or owner."""
     found = returned(goto(target, progress=0.5), RUN._replace(deadline=deadline))
     assert found == after(
         RUN._replace(deadline=deadline), "goto", took=TOOK, status="waiting", owner=None, step="review", visit=6,
@@ -133,12 +134,12 @@ def test_a_goto_to_an_action_parks_the_run_there(target: Any, deadline: Micros |
 
 
 def test_an_action_ends_the_count_of_hops() -> None:
-    """A run that has taken as many steps as it may can still go to an action, where it waits."""
+    """A run that has used up its max_transitions can still go to an action, where it waits."""
     assert returned(goto("review"), RUN._replace(hops=ORDER.max_transitions)).run.status == "waiting"
 
 
 def test_a_wait_may_have_an_action_as_an_arm() -> None:
-    """The arms keep their order, the first one says what the run waits for, and current_step stays the step that waits."""
+    """A wait keeps its arms in order, the first decides ``waiting_for``, and the waiting step stays the current one."""
     own = Order()
     command = wait.any(on("paid", then=own.ship), on(own.review), timeout=HOUR, on_timeout=own.late)
     assert returned(command) == after(
@@ -150,14 +151,14 @@ def test_a_wait_may_have_an_action_as_an_arm() -> None:
 
 
 def test_an_arm_that_is_no_action_fails_the_run() -> None:
-    """``on`` with a method that nobody can call is an error in the code, which is not retried."""
+    """``on`` with a step that is no action fails the run, without a retry."""
     found = returned(wait.any(on(Order().ship)))  # type: ignore[call-overload]
     assert (found.run.status, found.transition.kind) == ("failed", "fail")
     assert "returned a wait with on(Order.ship), which is no action" in (found.run.error or "")
 
 
 def test_a_start_at_an_action_waits() -> None:
-    """A run whose start step is an action is never running before it is called; its own time runs meanwhile."""
+    """A run whose start step is an action waits from the start, or from the end of its delay; its deadline counts."""
     options: dict[str, Any] = {"run_id": 7, "key": None, "reuse": "never", "now": NOW, "commit_id": COMMIT, "owner": 9}
     run = start(replace(OPEN, timeout=HOURS), "{}", due=None, **options).run
     assert (run.status, run.waiting_for, run.step, run.owner) == ("waiting", "action", "review", None)
@@ -173,7 +174,7 @@ def test_a_start_at_an_action_waits() -> None:
 
 
 def test_a_run_that_came_to_an_action_without_a_call_parks() -> None:
-    """Whatever else led to it, a sleep or a timeout, an action does not run: the run waits there to be called."""
+    """A run that reached an action without a call, by a sleep or a timeout, parks there and waits to be called."""
     at = RUN._replace(step="review", deadline=NOW + HOURS)
     assert uncalled(at, ORDER) == "acting_review"
     assert uncalled(RUN, ORDER) is None
@@ -198,7 +199,7 @@ def test_a_run_that_came_to_an_action_without_a_call_parks() -> None:
     ids=["sent", "arm", "just in time", "too late", "running", "sleeping", "ended"],
 )
 def test_what_can_be_called(run: Run, now: Micros, arms: list[Arm]) -> None:
-    """An action is open while its run waits for it, and not when the time of that wait is over."""
+    """An action is open only while its run waits for it, up to the end of the wait's timeout."""
     assert open_arms(run, now) == arms
 
 
@@ -208,7 +209,7 @@ def test_what_can_be_called(run: Run, now: Micros, arms: list[Arm]) -> None:
 @OWNERS
 @pytest.mark.parametrize("request_", [False, True])
 def test_a_call_claims_the_run(owner: int | None, request_: bool) -> None:
-    """It is running at the action then, a new visit under a new fence, and keeps what it was called with and waited for."""
+    """A call resumes the run at the action, as a new visit with a new fence, and stores the input and the wait."""
     found = called(SENT, request=request_, owner=owner)
     assert found == after(
         SENT, "action", made=("review", 1), status="running", step="review", next_step=None, fence=4, owner=owner,
@@ -223,13 +224,13 @@ def test_a_call_claims_the_run(owner: int | None, request_: bool) -> None:
 
 
 def test_a_call_does_not_overtake_mail() -> None:
-    """Where something else may end the wait, too, what was there before the call comes first."""
+    """A call of a run that also waits for a signal is made only if no mail came before it."""
     assert called(ARMED).unless_mail
     assert not called(SENT).unless_mail
 
 
 def test_only_a_call_is_one() -> None:
-    """Nothing else that resumes a run reads as a call."""
+    """``call_of`` finds no call in the input of a run that something else has resumed."""
     assert call_of(RUN._replace(input=None)) is None
     assert call_of(RUN) is None
     assert call_of(RUN._replace(input='["signal", "action", {"input": 3}]')) is None
@@ -241,7 +242,7 @@ def test_only_a_call_is_one() -> None:
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_an_action_that_raises_is_open_again(run: Run, error: BaseException) -> None:
-    """The run waits exactly as it was called, its Context untouched, whatever is raised; the history tells of it."""
+    """Whatever an action raises, the run waits as before the call, Context unchanged; the history has the error."""
     claimed = called(run).run
     found = raised(error, claimed)
     note = found.transition.error
@@ -266,13 +267,13 @@ def test_an_action_that_raises_is_open_again(run: Run, error: BaseException) -> 
     ids=["goto", "goto itself", "complete", "fail", "wait", "sleep"],
 )
 def test_an_action_that_returns_is_a_step_like_any_other(command: Command, status: str, step_: str) -> None:
-    """What it returns leads on, and its input is forgotten."""
+    """The command that an action returns is followed like any step's, and the run's input is cleared."""
     run = returned(command, called(SENT).run).run
     assert (run.status, run.step, run.input, run.data) == (status, step_, None, DATA)
 
 
 def test_an_action_that_sleeps_has_the_same_call_when_it_wakes() -> None:
-    """A sleep without ``then=`` runs the step again, with what it was called with; if it raises then, it is open again."""
+    """A sleep without ``then=`` keeps the call: the step runs again with it, and the action reopens if it raises."""
     asleep = returned(sleep(HOUR), called(ARMED).run).run
     awake = wake(asleep, owner=9, now=NOW + HOURS, commit_id=COMMIT).run
     assert call_of(awake) == call_of(called(ARMED).run)
@@ -284,7 +285,7 @@ def test_an_action_that_sleeps_has_the_same_call_when_it_wakes() -> None:
 
 
 def test_the_time_of_a_wait_with_an_action_ends_in_its_on_timeout() -> None:
-    """It is a timeout, also where the action is the first arm, and mail that came in time comes before it."""
+    """A wait with an action times out to its on_timeout, even if the action is its first arm, but mail comes first."""
     run = ARMED._replace(waiting_for="action", arms=json.dumps([REVIEW, PAID]), wake_at=NOW)
     found = wake(run, owner=9, now=NOW, commit_id=COMMIT)
     assert (found.run.step, found.transition.kind, found.unless_mail) == ("late", "timeout", True)
@@ -292,13 +293,13 @@ def test_the_time_of_a_wait_with_an_action_ends_in_its_on_timeout() -> None:
 
 
 def test_a_run_that_waits_at_an_action_is_woken_at_the_end_of_its_time() -> None:
-    """The run's own time does not stand still while nobody calls."""
+    """A run that waits at an action is woken at its own deadline."""
     run = SENT._replace(deadline=NOW, wake_at=NOW)
     assert Resumption.of(wake(run, owner=9, now=NOW, commit_id=COMMIT).run) == Resumption("deadline")
 
 
 def test_an_action_that_was_called_in_time_runs() -> None:
-    """As with a signal: the run's own time may be over when the step begins, but not when it was called."""
+    """An action that was called before the run's deadline runs even if the deadline passes before its step begins."""
     claimed = called(SENT._replace(deadline=NOW + 1, wake_at=NOW + 1)).run
     assert overrun(claimed, TIMED, now=NOW + 2, commit_id=COMMIT) is None
     again = claimed._replace(input=None)
@@ -307,7 +308,7 @@ def test_an_action_that_was_called_in_time_runs() -> None:
 
 @WAITS
 def test_a_cancelled_run_is_not_open(run: Run) -> None:
-    """Nobody can call what was cancelled."""
+    """A cancelled run has no open actions."""
     done = cancel(run, None, now=NOW, commit_id=COMMIT)
     assert done is not None
     assert open_arms(done[0], NOW) == []

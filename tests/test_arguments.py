@@ -1,4 +1,4 @@
-"""Arguments of decorators, commands and options: a wrong one is refused where it is written, in a sentence."""
+"""Arguments of decorators, commands and options: a wrong one is refused at once, by an error that names it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Empty(BaseModel):
 
 
 class Half(datetime):
-    """A datetime whose zone knows no offset."""
+    """A time zone without an offset."""
 
     def utcoffset(self) -> None:
         return None
@@ -241,7 +241,7 @@ ROWS = WORKFLOW + STEP + COMMANDS + WAITS + EDGES + RETRY + OPTIONS
 
 @pytest.mark.parametrize(("call", "kind", "text"), ROWS, ids=[ascii(text) for _, _, text in ROWS])
 def test_wrong_arguments_are_refused(call: Callable[[], object], kind: type[Exception], text: str) -> None:
-    """A wrong argument is refused where it is written, by an error whose sentence names it."""
+    """A wrong argument is refused at once, by an error that names it."""
     with pytest.raises(kind) as caught:
         call()
     assert type(caught.value) is kind
@@ -249,13 +249,13 @@ def test_wrong_arguments_are_refused(call: Callable[[], object], kind: type[Exce
 
 
 def test_options_take_keywords_only() -> None:
-    """A key cannot be given to StartOptions by position."""
+    """StartOptions takes no positional arguments."""
     with pytest.raises(TypeError, match="positional"):
         StartOptions("order-1")
 
 
 def test_names_may_have_200_characters() -> None:
-    """The limits on a workflow's name, its version and a key are the last length that is accepted."""
+    """A workflow's name, its version and a key are accepted with exactly 200 characters."""
 
     @workflow("ä" * 200, version="v" * 200)
     class Order:
@@ -270,7 +270,7 @@ def test_names_may_have_200_characters() -> None:
 
 
 def test_commands_are_records() -> None:
-    """A command does nothing but hold what it was given."""
+    """A command is a record of its arguments."""
     until = datetime(2030, 1, 1, 12, tzinfo=timezone(timedelta(hours=2)))
     assert goto("ship") == Goto("ship", None)
     assert goto("ship", progress=1) == Goto("ship", 1.0)
@@ -281,7 +281,7 @@ def test_commands_are_records() -> None:
 
 
 def test_options_know_when_the_run_is_due() -> None:
-    """A delay counts from now, ``start_at`` is an instant, and neither means at once."""
+    """``delay`` counts from now, ``start_at`` is an instant, and without either the run is due at once."""
     at = datetime(2030, 1, 1, tzinfo=UTC)
     assert StartOptions().due(7) is None
     assert StartOptions(delay=timedelta(seconds=1)).due(7) == 1_000_007

@@ -1,6 +1,6 @@
-"""What an assignment to a live Context comes to: the very same as with pydantic's own ``validate_assignment``.
+"""Assignment to a live Context gives exactly the result of pydantic's own ``validate_assignment``.
 
-A live Context leaves out the validator where it can tell that a value would validate as it is.
+A live Context skips the validator where it can tell that the value would validate unchanged.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from aioflow.context import undeclared_field
 
 
 class Text(str):  # noqa: SLOT000
-    """A str of a class of its own."""
+    """A subclass of str."""
 
 
 class Upper(BaseModel):
-    """Its validator changes what is assigned."""
+    """A model whose validator changes what is assigned."""
 
     value: str | None = None
 
     @field_validator("value", check_fields=False)
     @classmethod
     def upper(cls, value: str | None) -> str | None:
-        """In capitals."""
+        """Converts to upper case."""
         return value.upper() if value else value
 
 
@@ -71,7 +71,7 @@ CONFIGS: dict[str, ConfigDict] = {
 
 
 def come_to(context: BaseModel, value: Any) -> tuple[Any, ...]:
-    """What assigning it comes to: the value and its class, or the error; and which fields are set."""
+    """Assign the value; returns what is stored and its class, or the error, and which fields are set."""
     try:
         context.value = value
     except ValidationError as error:
@@ -83,7 +83,7 @@ def come_to(context: BaseModel, value: Any) -> tuple[Any, ...]:
 
 
 def twins(context: type[BaseModel]) -> tuple[BaseModel, BaseModel]:
-    """A live Context, and one that pydantic itself validates."""
+    """A live Context, and a Context that pydantic itself validates."""
     checked = type(
         "Checked", (context,), {"model_config": ConfigDict(validate_assignment=True), "__module__": __name__}
     )
@@ -93,7 +93,7 @@ def twins(context: type[BaseModel]) -> tuple[BaseModel, BaseModel]:
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("field", FIELDS)
 def test_assignment_is_what_pydantic_makes_of_it(field: str, config: str) -> None:
-    """Every value to a field of every type, whatever the field and the Context ask for."""
+    """For every type, value, kind of field and config, the result equals that of pydantic."""
     compared = 0
     for annotation in ANNOTATIONS:
         try:
@@ -109,7 +109,7 @@ def test_assignment_is_what_pydantic_makes_of_it(field: str, config: str) -> Non
 
 
 def test_a_validator_of_the_field_runs() -> None:
-    """Also for a value of the field's own class."""
+    """A field's validator runs even if the value is already of the field's class."""
     live, checked = twins(Upper)
     assert come_to(live, "abc") == come_to(checked, "abc")
     assert live.value == "ABC"  # type: ignore[attr-defined]
@@ -117,7 +117,7 @@ def test_a_validator_of_the_field_runs() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["value", "other"]), st.integers() | st.floats(allow_nan=False) | st.none())))
 def test_assignments_add_up(assigned: list[tuple[str, Any]]) -> None:
-    """One after the other, each leaves the other field as it is."""
+    """After each of several assignments, both fields and the set of fields are the same as with pydantic."""
     context = create_model("Context", value=(int | None, 1), other=(float, 2.0))
     live, checked = twins(context)
     for name, value in assigned:

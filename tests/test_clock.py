@@ -1,4 +1,4 @@
-"""Instants are whole microseconds, exact in both directions; waiting is for an event or a time, never for both."""
+"""Instants are whole microseconds and convert exactly in both directions; waits end by the event or the timeout."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DAY = 24 * 60 * 60 * SECOND
     ids=str,
 )
 def test_an_instant_is_microseconds_since_1970(instant: datetime, micros: int) -> None:
-    """Known instants have known counts, before the epoch and in the last year there is."""
+    """Known instants have known counts, also before the epoch and at the end of the year 9999."""
     assert to_micros(instant) == micros
     assert to_datetime(micros) == instant
 
@@ -51,12 +51,12 @@ def test_a_count_survives_the_way_there_and_back(micros: int) -> None:
 
 @given(st.integers(FIRST_INSTANT + DAY, LAST_INSTANT), st.integers(-1439, 1439))
 def test_a_time_zone_changes_the_clock_and_not_the_instant(micros: int, minutes: int) -> None:
-    """The same instant has the same count in every time zone."""
+    """The same instant in any time zone converts to the same count."""
     assert to_micros(to_datetime(micros).astimezone(timezone(timedelta(minutes=minutes)))) == micros
 
 
 def test_the_last_instant_can_be_told_in_every_time_zone() -> None:
-    """The last instant that is stored still has a local time everywhere."""
+    """LAST_INSTANT has a local time in every time zone."""
     for hours in (-23, 23):
         assert to_micros(to_datetime(LAST_INSTANT).astimezone(timezone(timedelta(hours=hours)))) == LAST_INSTANT
 
@@ -70,13 +70,13 @@ def test_the_last_instant_can_be_told_in_every_time_zone() -> None:
     ],
 )
 def test_an_instant_that_utc_cannot_tell_is_refused(instant: datetime) -> None:
-    """What would be stored, and could then not be shown to anybody, is a ValueError that names it."""
+    """An aware datetime that is out of range in UTC is a ValueError that names the argument."""
     with pytest.raises(ValueError, match=r"^at= must be within the years 1 to 9999 in UTC, got .*[+-]\d\d:\d\d\.$"):
         to_micros(instant, "at=")
 
 
 class Nowhere(tzinfo):
-    """A time zone that does not know its offset: a datetime with it is naive all the same."""
+    """A time zone without an offset: a datetime with it counts as naive."""
 
     def utcoffset(self, _: datetime | None) -> None:
         return None
@@ -117,7 +117,7 @@ def test_a_negative_duration_is_refused(duration: timedelta) -> None:
 
 
 def test_the_present_is_read_in_microseconds() -> None:
-    """The clock's two ways to tell the present agree, and are the machine's."""
+    """``micros`` and ``now`` agree with each other and with the machine's clock."""
     clock = Clock()
     before = datetime.now(UTC)
     micros, now = clock.micros(), clock.now()
@@ -128,7 +128,7 @@ def test_the_present_is_read_in_microseconds() -> None:
 
 
 def test_the_monotonic_count_never_goes_back() -> None:
-    """Durations are measured with a count that only rises."""
+    """The monotonic clock never goes back."""
     clock = Clock()
     counts = [clock.monotonic() for _ in range(1000)]
     assert counts == sorted(counts)
@@ -136,7 +136,7 @@ def test_the_monotonic_count_never_goes_back() -> None:
 
 @pytest.mark.parametrize("timeout", [None, -1, 0, 1, 1_000_000_000 * SECOND])
 async def test_an_event_that_is_set_is_not_waited_for(timeout: int | None) -> None:
-    """Waiting for an event that is set is over at once, whatever the timeout."""
+    """A wait for an event that is already set returns at once, whatever the timeout."""
     event = asyncio.Event()
     event.set()
     assert await Clock().wait(event, timeout) is True
@@ -144,7 +144,7 @@ async def test_an_event_that_is_set_is_not_waited_for(timeout: int | None) -> No
 
 @pytest.mark.parametrize("timeout", [-SECOND, -1, 0, 1, 1000])
 async def test_an_event_that_stays_away_is_waited_for_until_the_timeout(timeout: int) -> None:
-    """The wait ends with the timeout, and says that the event is not set."""
+    """A wait for an event that is not set lasts until the timeout, and returns False."""
     clock = Clock()
     started = clock.monotonic()
     assert await clock.wait(asyncio.Event(), timeout) is False
@@ -153,7 +153,7 @@ async def test_an_event_that_stays_away_is_waited_for_until_the_timeout(timeout:
 
 @pytest.mark.parametrize("timeout", [-1, 0])
 async def test_no_time_is_enough_for_what_is_about_to_happen(timeout: int) -> None:
-    """Even a wait of nothing lets the other tasks run once, so that a loop of such waits starves nobody."""
+    """Even a wait with a timeout of zero or less lets other tasks run once, so a loop of such waits starves none."""
     event = asyncio.Event()
     asyncio.get_running_loop().call_soon(event.set)
     assert await Clock().wait(event, timeout) is True
@@ -169,7 +169,7 @@ async def test_an_event_ends_the_wait(timeout: int | None) -> None:
 
 @pytest.mark.parametrize("timeout", [None, 1000 * SECOND])
 async def test_a_wait_can_be_cancelled(timeout: int | None) -> None:
-    """A cancellation passes through, it is not taken for the timeout."""
+    """A cancellation is raised by the wait, and not taken for its timeout."""
     waiting = asyncio.ensure_future(Clock().wait(asyncio.Event(), timeout))
     asyncio.get_running_loop().call_soon(waiting.cancel)
     with pytest.raises(asyncio.CancelledError):
@@ -177,7 +177,7 @@ async def test_a_wait_can_be_cancelled(timeout: int | None) -> None:
 
 
 async def test_sleep_takes_as_long_as_it_says() -> None:
-    """The clock sleeps for its own unit, microseconds."""
+    """``sleep`` takes microseconds."""
     clock = Clock()
     started = clock.monotonic()
     await clock.sleep(2000)

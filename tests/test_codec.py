@@ -1,4 +1,4 @@
-"""Context -> JSON -> Context: whatever is written comes back equal, or is refused."""
+"""Context -> JSON -> Context: what is written reads back equal, or is refused."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_values_survive_steps(engine: Engine, annotation: Any, value: Any)
 
 
 class Rich(BaseModel):
-    """A Context with all that fields can have."""
+    """A Context with every kind of field."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
     order_id: int
@@ -102,7 +102,7 @@ async def test_a_generic_context_keeps_its_types(engine: Engine) -> None:
 
 
 async def test_aliases_and_computed_fields_stay_out_of_the_store(engine: Engine) -> None:
-    """What is stored are the fields by name, whatever aliases and computed fields say."""
+    """Fields are stored by their names: aliases do not matter, and computed fields are not stored."""
 
     def first(self: object) -> Command:
         context = get_context(Rich)
@@ -122,18 +122,18 @@ async def test_aliases_and_computed_fields_stay_out_of_the_store(engine: Engine)
 
 
 class Photo(BaseModel):
-    """Its field takes base64 and holds what that encodes: a value of it is no value for it."""
+    """Its field decodes base64: the decoded value would not validate again."""
 
     photo: Base64Bytes
     total: int = 0
 
 
-#: What is encoded twice can be decoded twice.
+#: Base64 of base64, which could be decoded twice by mistake.
 TWICE = base64.b64encode(base64.b64encode(b"\x00\xff"))
 
 
 async def test_bytes_are_decoded_once(engine: Engine) -> None:
-    """Base64 that encodes base64 is decoded by ``start``, and by nothing that follows."""
+    """``start`` decodes base64 once; neither later steps nor the store decode it again."""
 
     def first(self: object) -> Command:
         get_context(Photo).total = 1
@@ -147,7 +147,7 @@ async def test_bytes_are_decoded_once(engine: Engine) -> None:
 
 
 async def test_complete_leaves_other_fields_alone(engine: Engine) -> None:
-    """What ``complete(**data)`` does not name is stored as the step left it."""
+    """Fields that ``complete(**data)`` does not name are stored as the step left them, and are not validated again."""
 
     def first(self: object) -> Command:
         return complete(total=3)
@@ -157,7 +157,7 @@ async def test_complete_leaves_other_fields_alone(engine: Engine) -> None:
 
 
 async def test_what_create_context_made_is_stored_as_it_is(engine: Engine) -> None:
-    """The Context of ``create_context`` has been validated: its values are not read once more."""
+    """The Context that ``create_context`` returns is stored as it is, and its values are not validated again."""
 
     def create(cls: object) -> Photo:
         return Photo(photo=TWICE)
@@ -169,7 +169,7 @@ async def test_what_create_context_made_is_stored_as_it_is(engine: Engine) -> No
 
 
 async def test_defaults_are_stored(engine: Engine) -> None:
-    """A default is made once, when the run starts; a later change of the code does not reach runs that have begun."""
+    """Defaults are evaluated once, when the run starts, and stored, so later changes of them do not reach the run."""
     made: list[int] = []
 
     def number() -> int:
@@ -288,7 +288,7 @@ def test_a_context_comes_back_equal(original: Everything) -> None:
     assert json.loads(data).keys() == Everything.model_fields.keys()
 
 
-#: Whatever a step may put into a field that takes anything.
+#: Values that a step may put into a field of any type.
 hostile_text = st.text(st.characters(), max_size=5) | st.sampled_from(["\0", "a\0b", "\ud800", "k" * 201])
 objects = st.recursive(
     st.none()
@@ -314,7 +314,7 @@ objects = st.recursive(
 
 @given(objects)
 def test_a_value_comes_back_equal_or_is_refused(value: Any) -> None:
-    """Whatever is in a field that takes anything: it reads back equal, from JSON that any store holds, or is refused."""
+    """Any value in a field of any type reads back equal from JSON that every store holds, or is refused."""
 
     class Loose(BaseModel):
         value: Any = None
@@ -333,7 +333,7 @@ def test_a_value_comes_back_equal_or_is_refused(value: Any) -> None:
 
 @given(st.dictionaries(hostile_text.filter(lambda name: name not in BaseModel.__dict__), objects, max_size=3))
 def test_undeclared_data_comes_back_equal_or_is_refused(data: dict[str, Any]) -> None:
-    """The same holds for names that the Context does not declare."""
+    """Undeclared data reads back equal, or is refused, like the values of fields."""
 
     class Nothing(BaseModel):
         pass
@@ -349,7 +349,7 @@ def test_undeclared_data_comes_back_equal_or_is_refused(data: dict[str, Any]) ->
 
 @given(st.integers(0, 70), st.booleans(), st.integers(195, 205), st.integers(-3, 3))
 def test_the_limits_are_exact(depth: int, lists: bool, key: int, size: int) -> None:
-    """Depth, keys and size are refused beyond their limit, and only there."""
+    """Depth, length of keys and size are accepted up to the limit, and refused beyond it."""
 
     class Loose(BaseModel):
         value: Any = None
@@ -373,7 +373,7 @@ def test_the_limits_are_exact(depth: int, lists: bool, key: int, size: int) -> N
 
 
 def check_storable(data: str) -> None:
-    """JSON that every store holds: no NUL, no surrogate, no NaN, not too deep, no long keys."""
+    """Check that every store can hold this JSON: no NUL, no surrogate, no NaN, not too deep, no long keys."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")

@@ -1,4 +1,4 @@
-"""The codec alone, on Contexts that hardly anybody writes: what is assigned, merged, compared and explained."""
+"""The codec alone, on unusual Contexts: how they are assigned to, merged, compared, and explained in errors."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ class Total(BaseModel):
 
 
 class Open(Total):
-    """It asks for undeclared names."""
+    """A Context that allows undeclared names."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class Closed(Total):
-    """It forbids them."""
+    """A Context that forbids them."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Range(BaseModel):
-    """Two fields that are checked together."""
+    """A Context whose validator checks two fields together."""
 
     low: int = 0
     high: int = 5
@@ -64,7 +64,7 @@ class Range(BaseModel):
 
 
 class Memo(BaseModel):
-    """It has what is not stored: a private attribute, which pydantic compares, and a property."""
+    """A model with what is not stored: a private attribute, which pydantic compares, and a property."""
 
     text: str = ""
     _seen: int = PrivateAttr(0)
@@ -79,7 +79,7 @@ class Memo(BaseModel):
 
 
 class Incomparable:
-    """As an array, whose comparison is no truth."""
+    """An object whose comparison raises, like that of a numpy array."""
 
     def __eq__(self, other: object) -> bool:
         raise ValueError("ambiguous")
@@ -88,14 +88,14 @@ class Incomparable:
 
 
 class Mute(Exception):
-    """It cannot be told."""
+    """An exception whose ``__str__`` raises."""
 
     def __str__(self) -> str:
         raise RuntimeError
 
 
 class Writing(BaseModel):
-    """Its serializer raises what a test puts here."""
+    """A model whose serializer raises or returns what a test demands."""
 
     value: Any = 0
     other: int = 0
@@ -108,7 +108,7 @@ class Writing(BaseModel):
 
 
 class Together(BaseModel):
-    """It can be written in parts, but not as a whole."""
+    """A model that can be serialized field by field, but not as a whole."""
 
     left: int = 1
     right: int = 2
@@ -123,7 +123,7 @@ class Together(BaseModel):
 
 @pytest.mark.parametrize(("context", "takes"), [(Total, False), (Open, True), (Closed, False)])
 def test_only_a_context_that_asks_takes_any_keyword(context: type[BaseModel], takes: bool) -> None:
-    """Undeclared keywords are the Context's own wish, not that of its live twin."""
+    """Only a Context with ``extra="allow"`` takes any keyword, although its live class is more permissive."""
     assert codec_of(context).takes_any_keyword is takes
 
 
@@ -131,7 +131,7 @@ def test_only_a_context_that_asks_takes_any_keyword(context: type[BaseModel], ta
 
 
 def test_fields_that_are_checked_together_are_merged_together() -> None:
-    """A model validator sees all the new values at once, and the old ones with them."""
+    """A merge validates all new values at once, together with the old ones, so a validator sees them all."""
     codec = codec_of(Range)
     merged = codec.merge(codec.adopt(Range()), {"low": 7, "high": 9})
     assert (merged.low, merged.high) == (7, 9)  # type: ignore[attr-defined]
@@ -143,7 +143,7 @@ def test_fields_that_are_checked_together_are_merged_together() -> None:
     ("context", "kept"), [(Total, {"note": "x"}), (Open, {"note": "x"}), (Closed, None)], ids=["free", "open", "closed"]
 )
 def test_undeclared_names_are_kept_unless_forbidden(context: type[BaseModel], kept: dict[str, str] | None) -> None:
-    """What the Context does not declare is merged, and refused by name by one that forbids it."""
+    """Undeclared names are merged and kept, but a Context that forbids them refuses them by name."""
     codec = codec_of(context)
     live = codec.adopt(context())
     if kept is None:
@@ -157,7 +157,7 @@ def test_undeclared_names_are_kept_unless_forbidden(context: type[BaseModel], ke
 
 
 def test_undeclared_names_may_be_ignored() -> None:
-    """A Context that ignores them is merged without them."""
+    """A merge into a Context with ``extra="ignore"`` drops undeclared names."""
 
     class Ignoring(Total):
         model_config = ConfigDict(extra="ignore")
@@ -168,7 +168,7 @@ def test_undeclared_names_may_be_ignored() -> None:
 
 
 def test_all_that_does_not_validate_is_told() -> None:
-    """Every value that does not fit is in the one error, braces in the message or not."""
+    """A merge reports every value that does not validate in one error, even if a message contains braces."""
 
     class Two(BaseModel):
         model_config = ConfigDict(extra="forbid")
@@ -185,7 +185,7 @@ def test_all_that_does_not_validate_is_told() -> None:
 
 
 def test_what_is_not_stored_can_be_assigned() -> None:
-    """Private attributes and properties of a live Context work, and the store sees nothing of them."""
+    """Private attributes and properties of a live Context can be assigned, and are not stored."""
     codec = codec_of(Memo)
     live = codec.adopt(Memo(text="a"))
     live.seen = 3  # type: ignore[attr-defined]
@@ -195,7 +195,7 @@ def test_what_is_not_stored_can_be_assigned() -> None:
 
 
 def test_an_undeclared_name_that_is_there_can_be_assigned() -> None:
-    """What was merged may be replaced; a new name is an error."""
+    """An undeclared name that was merged can be assigned again; a new one is an error."""
     codec = codec_of(Total)
     live = codec.merge(codec.adopt(Total()), {"note": "x"})
     live.note = "y"  # type: ignore[attr-defined]
@@ -208,7 +208,7 @@ def test_an_undeclared_name_that_is_there_can_be_assigned() -> None:
 
 
 def test_a_live_context_equals_its_kind_alone() -> None:
-    """A live Context equals an instance of the user's class with the same values, and nothing of another class."""
+    """A live Context equals an instance of the user's class with the same values, and no object of another type."""
     live = codec_of(Total).adopt(Total(total=3))
     assert live == Total(total=3)
     assert live != Total(total=4)
@@ -226,7 +226,7 @@ def test_a_live_context_equals_its_kind_alone() -> None:
     ids=["list", "tuple", "dict"],
 )
 def test_what_is_not_stored_makes_no_difference(annotation: Any, hold: Callable[[Memo], Any]) -> None:
-    """Models in lists, tuples and mappings are compared by what is stored of them."""
+    """Models in lists, tuples and mappings are compared only by what is stored of them."""
     Holding = create_model("Holding", memos=(annotation, ...))  # noqa: N806 - a class
     codec = codec_of(Holding)
     memo = Memo(text="a")
@@ -239,7 +239,7 @@ def test_what_is_not_stored_makes_no_difference(annotation: Any, hold: Callable[
 
 
 def test_undeclared_names_make_a_difference() -> None:
-    """A name that only one of two models has is told, whichever has it, and so are two values of one name."""
+    """A name that only one of two models has, and a name with two values, are reported as differences."""
     left, right = Open.model_validate({"a": 1, "c": 1}), Open.model_validate({"b": 1, "c": 2})
     assert difference(left, right) == "a would be lost"
     assert difference(right, left) == "b would be lost"
@@ -250,7 +250,7 @@ def test_undeclared_names_make_a_difference() -> None:
 
 
 def test_what_cannot_be_compared_is_not_stored() -> None:
-    """A value whose comparison raises is refused with what it raised."""
+    """A value whose comparison raises is refused, and the error names what it raised."""
 
     class Odd(BaseModel):
         value: Any = 0
@@ -282,7 +282,7 @@ def test_what_cannot_be_compared_is_not_stored() -> None:
 def test_why_a_context_cannot_be_written(
     context: type[BaseModel], value: Any, error: type[Exception], text: str
 ) -> None:
-    """The error names the field that cannot be written, the limit that it is beyond, or else what was raised."""
+    """The error names the field that cannot be written, the limit that it exceeds, or what the serializer raised."""
     codec = codec_of(context)
 
     def write() -> None:
@@ -296,7 +296,7 @@ def test_why_a_context_cannot_be_written(
 
 
 def test_an_error_that_cannot_be_told_is_named() -> None:
-    """Of an error whose ``__str__`` raises, the class is told."""
+    """An error whose ``__str__`` raises is reported by its class."""
     assert explain(Mute()) == "Mute: <its __str__ raised>"
 
 
@@ -309,14 +309,14 @@ def test_very_many_faults_are_counted() -> None:
 
 
 class Named(BaseModel):
-    """Its fields can be given by other names."""
+    """A model whose fields have aliases."""
 
     total: int = Field(0, validation_alias=AliasChoices("sum", AliasPath("bill", "sum"), AliasPath("t")), alias="Total")
     tags: list[str] = []
 
 
 def test_the_names_of_keywords_are_fields_and_aliases() -> None:
-    """A keyword is declared if it is a field, its alias, one of its choices, or where the path of one begins."""
+    """A keyword is declared if it is a field, its alias, one of its alias choices, or the start of an alias path."""
     codec = codec_of(Named)
     assert codec.declared == {"total", "Total", "sum", "bill", "t", "tags"}
     for keywords in ({"total": 3}, {"sum": 3}, {"bill": {"sum": 3}}):
@@ -324,7 +324,7 @@ def test_the_names_of_keywords_are_fields_and_aliases() -> None:
 
 
 def test_a_value_of_a_wrong_type_does_not_read_back() -> None:
-    """What a step puts where it does not belong is told by field and reason, not by its value."""
+    """A value of the wrong type is refused with its field and the reason, but without the value."""
     codec = codec_of(Named)
     live = codec.adopt(Named())
     live.tags.append(17)  # type: ignore[attr-defined]
@@ -334,7 +334,7 @@ def test_a_value_of_a_wrong_type_does_not_read_back() -> None:
 
 
 def test_what_does_not_read_back_is_told() -> None:
-    """What can be written, but not read, is refused with what the validator says."""
+    """A Context that can be written but does not validate when read is refused with the validator's message."""
     codec = codec_of(Range)
     live = codec.adopt(Range())
     live.low = 7  # type: ignore[attr-defined]
@@ -343,14 +343,14 @@ def test_what_does_not_read_back_is_told() -> None:
 
 
 def test_a_value_that_reads_back_as_another_type_is_refused() -> None:
-    """A field that takes anything keeps the type of what it holds, or is refused."""
+    """A value in a field of any type that would read back as another type is refused."""
     codec = codec_of(Open)
     with pytest.raises(Unstorable, match=r"^when is a date, but reads back as a str$"):
         codec.encode(codec.merge(codec.adopt(Open()), {"when": date(2030, 1, 2)}))
 
 
 def test_a_model_with_a_post_init_is_adopted_with_it() -> None:
-    """A live Context has the private attributes that its class makes, not those of the object it was made from."""
+    """A live Context made from an instance runs ``model_post_init`` of the user's class."""
 
     class Counting(Total):
         _twice: int = PrivateAttr(0)
@@ -362,7 +362,7 @@ def test_a_model_with_a_post_init_is_adopted_with_it() -> None:
 
 
 def test_a_context_that_nobody_validated_is_refused_with_the_words_of_the_validator() -> None:
-    """They say more clearly than the serializer what does not fit."""
+    """A Context made without validation is refused with the validator's message, not with the serializer's."""
     codec = codec_of(Total)
     with pytest.raises(Unstorable, match="it does not read back: total: Input should be a valid integer"):
         codec.adopt(Total.model_construct(total="many"))
@@ -370,13 +370,13 @@ def test_a_context_that_nobody_validated_is_refused_with_the_words_of_the_valida
 
 @pytest.mark.parametrize(("extra", "more"), [("allow", True), ("ignore", True), ("forbid", False), (None, True)])
 def test_what_a_context_does_with_more(extra: Any, more: bool) -> None:
-    """Only a Context that forbids undeclared names cannot be told of them."""
+    """Undeclared names may be merged into every Context but one that forbids them."""
     config = ConfigDict() if extra is None else ConfigDict(extra=extra)
     assert codec_of(type("Told", (BaseModel,), {"model_config": config})).takes_more is more
 
 
 def test_keywords_that_come_from_json() -> None:
-    """A strict Context takes a date as text from JSON alone, by name or by alias, and refuses what does not validate."""
+    """A strict Context takes a date as text only from JSON, by name or alias, and refuses what does not validate."""
 
     class Strict(BaseModel):
         model_config = ConfigDict(strict=True)

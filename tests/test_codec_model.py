@@ -1,7 +1,7 @@
-"""Random Contexts, of random types: what the codec writes reads back as it was, or is refused in a sentence.
+"""Random Contexts of random types: what the codec writes reads back as it was, or is refused in one sentence.
 
-Hypothesis makes a type and values for it together. A value is put in as a step does it: by the Context's constructor,
-by assignment, or past all validation, as by ``context.items.append(...)``.
+Hypothesis makes a type and values for it together. A value is set in the ways that steps use: by the Context's
+constructor, by assignment, or without any validation, as by ``context.items.append(...)``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 
     annotation: Any
     values: st.SearchStrategy[Any]
-    #: Whether its values can be keys of a mapping that JSON can hold, and members of a set.
+    #: Whether its values can be members of a set, and keys of a mapping in JSON.
     hashable: bool = True
 
 
@@ -78,12 +78,12 @@ MODELS = [
         hashable=False,
     ),
 ]
-#: Keys of a mapping: what reads back from a JSON key.
+#: Keys of a mapping that read back from JSON keys.
 KEYS = [kind for kind in SCALARS if kind.annotation in {int, str, Decimal, date, UUID, Colour, Level, Size}]
 
 
 def members(inner: Kind, **sizes: int) -> list[Kind]:
-    """Types made of one other."""
+    """Types made of one other type."""
     annotation, values, hashable = inner
     several = st.lists(values, max_size=3)
     made = [
@@ -102,7 +102,7 @@ def members(inner: Kind, **sizes: int) -> list[Kind]:
 
 @st.composite
 def kinds(draw: st.DrawFn, depth: int = 3) -> Kind:
-    """A type of a few parts."""
+    """Types made of a few parts."""
     way = draw(st.integers(0, 5))
     if depth == 0 or way <= 1:
         return draw(st.sampled_from(SCALARS + MODELS))
@@ -119,9 +119,9 @@ def kinds(draw: st.DrawFn, depth: int = 3) -> Kind:
 
 
 def context_of(kind: Kind, numbers: Literal["null", "constants", "strings"] = "null") -> type[BaseModel]:
-    """A Context with one field of the type, and one that says nothing of its type.
+    """A Context with one field of the type, and one of any type.
 
-    ``numbers``: how it wants to be written what JSON has no number for.
+    ``numbers``: the ``ser_json_inf_nan`` of its config, for numbers that JSON does not have.
     """
     config = ConfigDict(ser_json_inf_nan=numbers)
     return create_model("Context", __config__=config, value=(kind.annotation, None), anything=(Any, None))
@@ -133,7 +133,7 @@ def live_of(context: type[BaseModel]) -> tuple[ContextCodec, Any]:
 
 
 def same(left: Any, right: Any) -> bool:
-    """Equal, and of one type, all the way down."""
+    """Whether two values are equal, and of the same type at every level."""
     if type(left) is not type(right):
         return False
     if isinstance(left, BaseModel):
@@ -141,7 +141,7 @@ def same(left: Any, right: Any) -> bool:
             same(value, right.__dict__[name]) for name, value in left.__dict__.items()
         )
     if isinstance(left, dict):
-        # Of an enum's member and its value, equal as they are, one may stand for the other.
+        # An enum's member and its value are equal, and one may stand for the other.
         return len(left) == len(right) and all(key in right and same(left[key], right[key]) for key in left)
     if isinstance(left, list | tuple):
         return len(left) == len(right) and all(map(same, left, right))
@@ -149,7 +149,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 def check_stored(data: str) -> None:
-    """What the codec lets through is JSON that every store can hold."""
+    """Check that what the codec writes is JSON that every store can hold."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -172,7 +172,7 @@ def check_stored(data: str) -> None:
 
 
 def stored(codec: ContextCodec, live: Any) -> Any:
-    """What reads back, now and later; None if it is refused, in one sentence that is not too long."""
+    """What reads back now and later; None if it is refused, in one sentence that is not too long."""
     refused: Exception | None = None
     try:
         data, parsed = codec.encode(live)
@@ -191,7 +191,7 @@ def stored(codec: ContextCodec, live: Any) -> Any:
 
 
 def profile(test: Callable[..., None]) -> list[Any]:
-    """The test with the same examples each time, and with others each time."""
+    """Two variants of a test: one with the same examples each time, and one with random ones."""
     fixed = settings(max_examples=200, derandomize=True, database=None)(given(st.data())(test))
     fresh = settings(max_examples=300)(given(st.data())(test))
     patient = settings(max_examples=10_000)(given(st.data())(test))
@@ -216,7 +216,7 @@ def _valid_values(data: st.DataObject) -> None:
     read = stored(codec, live)
     if read is None:
         return
-    # Of equal values a union chooses one: a member of an IntEnum may read back as the int that it equals.
+    # Of equal values a union chooses one: a member of an IntEnum may read back as the equal int.
     assert same(read.value, value) or read.value == value, (read.value, value)
 
 
@@ -246,12 +246,12 @@ def cyclic() -> Any:
 
 
 class Sly(Enum):
-    """Equal to what it is written as, and of another type."""
+    """Equal to what it is serialized as, but of another type."""
 
     A = "a"
 
 
-#: Of the kinds that no store can hold, or that JSON would change.
+#: Values that no store can hold, or that JSON would change.
 HOSTILE: list[Callable[[], Any]] = [
     lambda: "x" * (2 * MAX_DATA), lambda: nested(MAX_DEPTH), lambda: nested(10_000), cyclic,
     lambda: "a\0b", lambda: "\ud800", lambda: {"\udfff": 1}, lambda: {"\0": 1}, lambda: {"k" * 201: 1},
@@ -288,17 +288,17 @@ def _hostile_values(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("check", profile(_valid_values))
 def test_values_of_random_types_come_back_or_are_refused(check: Callable[[], None]) -> None:
-    """A value of its field's type comes back equal, whatever the type; what cannot is refused, never changed."""
+    """A value of its field's type reads back equal, whatever the type, or is refused, but never changed."""
     check()
 
 
 @pytest.mark.parametrize("check", profile(_plain_values))
 def test_values_of_plain_types_come_back(check: Callable[[], None]) -> None:
-    """What every Context holds comes back equal and of its type, and is never refused."""
+    """A value of a common type reads back equal and of its type, and is never refused."""
     check()
 
 
 @pytest.mark.parametrize("check", profile(_hostile_values))
 def test_hostile_values_come_back_or_are_refused(check: Callable[[], None]) -> None:
-    """What JSON cannot hold, or would change, comes back equal or is refused, wherever it stands."""
+    """A value that JSON cannot hold or would change reads back equal or is refused, at any place in the Context."""
     check()
