@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr
 from aioflow import (
     Event,
     Failure,
+    Retry,
     action,
     complete,
     errors,
@@ -154,7 +155,7 @@ def test_wrong_options_are_refused(make: Any, kind: type[Exception], text: str) 
 
 
 def test_permissions_are_kept() -> None:
-    """Permissions may be given as classes and as instances, whether they ask about the call or about the run."""
+    """Permissions may be given as classes and as instances, and keep their order."""
     asked = MayAct()
     assert made(lambda self: complete(), permissions=[MayAct, asked]).permissions == (MayAct, asked)
 
@@ -177,11 +178,15 @@ def test_an_action_is_not_retried() -> None:
         def second(self) -> Command:
             return complete()
 
+        @action()
+        @step(retry=Retry())
+        def third(self) -> Command:
+            return complete()
+
+    why = "What an action raises goes to its caller, and the run waits as before: leave it out."
     assert refusal(Flow) == (
-        (
-            "step 'first' is an action, and has on_fail= What an action raises goes to its caller, and the run waits as "
-            "before: leave it out."
-        ),
+        f"step 'first' is an action, and has on_fail= {why}",
+        f"step 'third' is an action, and has retry= {why}",
     )
 
 
