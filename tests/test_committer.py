@@ -1,4 +1,4 @@
-"""Group commit against a store that goes wrong: every change is applied once, and everybody hears the truth."""
+"""Group commit against a store that fails: each change is applied once, and each caller gets its true outcome."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ pytestmark = pytest.mark.usefixtures("_silent")
 
 @pytest.fixture
 def _silent() -> Any:
-    """Keep warnings off the terminal; tests that look for them get them by name."""
+    """Capture warnings instead of printing them; tests that check them capture them themselves."""
     with capture_logs():
         yield
     structlog.reset_defaults()
 
 
 class Desk:
-    """A committer, its store and clock, and what its hook heard."""
+    """A committer, its store and clock, and the changes that its hook was called with."""
 
     def __init__(self, max_batch: int = 1000, in_flight: int = 1) -> None:
         self.store = FaultyStore()
@@ -81,18 +81,18 @@ class Desk:
 
     @property
     def heard_of(self) -> list[int]:
-        """The runs that the hook heard of."""
+        """The run ids of the changes that the hook was called with."""
         return [run_id_of(change) for change, _ in self.heard]
 
     def submit(self, *changes: Change, patience: Micros | None = None) -> list[asyncio.Future[Result]]:
         return [self.committer.submit(change, patience) for change in changes]
 
     async def commit(self, *changes: Change) -> list[str]:
-        """Submit all at once, and give what became of each."""
+        """Submit all at once; returns the outcome of each."""
         return [(await future).outcome for future in self.submit(*changes)]
 
     async def busy(self) -> asyncio.Future[Result]:
-        """Have a change under way, so that what is submitted next has to wait; the store must be held."""
+        """Submit a change and wait until it is in flight, so that later ones queue up; the store must be held."""
         offers = len(self.store.offers)
         [first] = self.submit(starting(a_run(900 + offers)))
         await self.store.arrived(offers + 1)
@@ -100,7 +100,7 @@ class Desk:
 
 
 class Listening:
-    """Is told what becomes of a change."""
+    """A listener that records the outcomes of its change."""
 
     listens = True
 
@@ -116,7 +116,7 @@ class Listening:
 
 @pytest.fixture
 async def desk() -> AsyncIterator[Desk]:
-    """A committer that works."""
+    """A running committer."""
     desk = Desk()
     await desk.store.open(NOW)
     desk.committer.start()
@@ -141,7 +141,7 @@ def starts(*run_ids: int) -> list[Start]:
 
 
 async def test_signals_are_batched_by_their_id(desk: Desk) -> None:
-    """Signals share a batch unless they have one signal_id, whose second is judged after the first is committed."""
+    """Signals share a batch, except two with one signal_id: the second is judged after the first is committed."""
     posts = [Post(a_signal(at, key="k", signal_id=name)) for at, name in enumerate(["a", "b", "a", None, None], 1)]
     with desk.store.held():
         await desk.busy()
@@ -153,7 +153,7 @@ async def test_signals_are_batched_by_their_id(desk: Desk) -> None:
 
 
 async def test_what_a_step_starts_shares_no_batch_with_its_key(desk: Desk) -> None:
-    """A move that brings a start along waits for the batch after one that has a run of that key."""
+    """A move whose step starts a run with a key waits until the batch with another start of that key is committed."""
     await desk.commit(*starts(1, 2))
     named = [starting(a_run(run_id, key="a")) for run_id in (3, 4, 5)]
     with desk.store.held():
@@ -168,7 +168,7 @@ async def test_what_a_step_starts_shares_no_batch_with_its_key(desk: Desk) -> No
 
 
 async def test_events_are_batched_by_their_id(desk: Desk) -> None:
-    """A batch has one change of an event and of a plan; who listens is told of before what is emitted with it."""
+    """A batch has at most one change of an event and one of a plan, and Listen comes before Emit."""
     later = an_event(1, at=NOW + SECOND)
     with desk.store.held():
         await desk.busy()
@@ -183,7 +183,7 @@ async def test_events_are_batched_by_their_id(desk: Desk) -> None:
 
 
 async def test_a_change_is_committed(desk: Desk) -> None:
-    """The result is the store's, the instant is the clock's."""
+    """A commit gives the store's result, and the store gets the clock's time."""
     desk.clock.passed = 5
     assert await desk.committer.commit(starting(a_run(1))) == Result("applied", a_run(1))
     assert await row(desk.store, 1) == a_run(1)
@@ -193,7 +193,7 @@ async def test_a_change_is_committed(desk: Desk) -> None:
 
 @pytest.fixture
 async def wide_desk() -> AsyncIterator[Desk]:
-    """A committer that gives the store two batches at once."""
+    """A committer that may have two batches in flight."""
     desk = Desk(in_flight=2)
     await desk.store.open(NOW)
     desk.committer.start()
@@ -204,7 +204,7 @@ async def wide_desk() -> AsyncIterator[Desk]:
 
 
 async def test_two_batches_are_under_way_at_once(wide_desk: Desk) -> None:
-    """While the store has one batch it is given another; what comes then waits, and goes together."""
+    """While one batch is in flight a second one is sent; what is submitted after that waits, and forms one batch."""
     with wide_desk.store.held():
         first = wide_desk.submit(starting(a_run(1)))
         await wide_desk.store.arrived(1)
@@ -228,7 +228,7 @@ async def test_two_batches_are_under_way_at_once(wide_desk: Desk) -> None:
 async def test_signals_to_one_address_are_never_under_way_in_two_batches(
     wide_desk: Desk, later: Change, way: str
 ) -> None:
-    """Else the later batch might be committed first, and its signal taken before one that was sent before it."""
+    """A signal waits while an earlier one to the same address is in flight, so that they are committed in order."""
     for started in wide_desk.submit(starting(a_run(1)), starting(a_run(9))):
         await started
     with wide_desk.store.held():
@@ -242,7 +242,7 @@ async def test_signals_to_one_address_are_never_under_way_in_two_batches(
 
 
 async def test_changes_of_one_run_are_never_under_way_together(wide_desk: Desk) -> None:
-    """A batch that shares a run with one that the store has waits for it, and all that was queued later with it."""
+    """A batch waits for one in flight that has a run in common, and so does everything that was queued after it."""
     with wide_desk.store.held():
         futures = wide_desk.submit(starting(a_run(1)), starting(a_run(5)))
         await wide_desk.store.arrived(1)
@@ -257,7 +257,7 @@ async def test_changes_of_one_run_are_never_under_way_together(wide_desk: Desk) 
 
 
 async def test_a_lost_reply_holds_up_only_what_it_is_about(wide_desk: Desk) -> None:
-    """While one batch is offered again, others are committed, but none with a run of its own."""
+    """While a batch is offered again, other batches are committed, but no change of its runs is."""
     wide_desk.store.faults.extend(["after"])
     with wide_desk.store.held():
         futures = wide_desk.submit(starting(a_run(1)))
@@ -272,7 +272,7 @@ async def test_a_lost_reply_holds_up_only_what_it_is_about(wide_desk: Desk) -> N
 
 @pytest.mark.parametrize("held", [True, False])
 async def test_stopping_commits_what_waits_for_the_other_batch(wide_desk: Desk, held: bool) -> None:
-    """At the end all that is queued is committed, also what only the other lane may take."""
+    """stop() commits everything that is queued, including changes that wait for a batch in flight."""
     with wide_desk.store.held():
         futures = wide_desk.submit(starting(a_run(1)))
         if held:
@@ -288,14 +288,14 @@ async def test_stopping_commits_what_waits_for_the_other_batch(wide_desk: Desk, 
 
 
 async def test_an_idle_committer_commits_at_once(desk: Desk) -> None:
-    """Changes that come one by one are committed one by one."""
+    """Changes that are committed one after another get a batch each, at once."""
     for run_id in (3, 1, 2):
         await desk.committer.commit(starting(a_run(run_id)))
     assert desk.store.batches == [[3], [1], [2]]
 
 
 async def test_all_that_wait_are_one_batch(desk: Desk) -> None:
-    """What comes in while a batch is under way is committed together, as soon as that is done."""
+    """Changes submitted while a batch is in flight are committed together once it is done."""
     with desk.store.held():
         first = await desk.busy()
         futures = desk.submit(*starts(*range(1, 101)))
@@ -306,14 +306,14 @@ async def test_all_that_wait_are_one_batch(desk: Desk) -> None:
 
 
 async def test_a_batch_is_sorted_by_run(desk: Desk) -> None:
-    """Whoever came first, a batch goes to the store in order of run ids."""
+    """The changes of a batch are sorted by run id, whatever the order of their submission."""
     futures = desk.submit(*starts(7, 3, 9, 1))
     assert [(await future).run for future in futures] == [a_run(7), a_run(3), a_run(9), a_run(1)]
     assert desk.store.batches == [[1, 3, 7, 9]]
 
 
 async def test_a_batch_has_a_largest_size() -> None:
-    """What does not fit into a batch waits for the next one, in order."""
+    """Changes beyond max_batch wait for the next batch, in order."""
     desk = await small_desk(max_batch=3)
     assert await desk.commit(*starts(8, 7, 6, 5, 4, 3, 2)) == ["applied"] * 7
     assert desk.store.batches == [[6, 7, 8], [3, 4, 5], [2]]
@@ -340,7 +340,7 @@ async def test_a_batch_has_a_largest_amount_of_data(desk: Desk) -> None:
 
 
 async def test_a_batch_has_one_change_of_a_run(desk: Desk) -> None:
-    """Changes of one run go into batches that follow each other, in the order they came."""
+    """Changes of one run go into successive batches, in order of submission."""
     first, second = a_run(1), moving(a_run(1)).run
     assert (
         await desk.commit(
@@ -353,7 +353,7 @@ async def test_a_batch_has_one_change_of_a_run(desk: Desk) -> None:
 
 
 async def test_every_kind_of_change_counts_for_its_run(desk: Desk) -> None:
-    """Starts, moves, marks and amends of one run never share a batch."""
+    """A start, moves, a mark and amends of one run never share a batch."""
     run = a_run(1, key="a")
     early = hopping(1, commit_id=4)
     changes = [early, starting(run), marking(run), hopping(1, commit_id=5), cancelling(1, commit_id=6), moving(run)]
@@ -362,7 +362,7 @@ async def test_every_kind_of_change_counts_for_its_run(desk: Desk) -> None:
 
 
 async def test_a_batch_has_one_start_of_a_key(desk: Desk) -> None:
-    """Two starts of one key are judged one after the other; the same key of another workflow is another key."""
+    """Two starts of one key go into successive batches; the same key of another workflow is a different key."""
     first, second = starting(a_run(1, key="a")), starting(a_run(2, key="a"))
     other, free = starting(a_run(3, key="a", workflow="refund")), starting(a_run(4))
     assert await desk.commit(first, second, other, free) == ["applied", "exists", "applied", "applied"]
@@ -370,7 +370,7 @@ async def test_a_batch_has_one_start_of_a_key(desk: Desk) -> None:
 
 
 async def test_a_later_change_does_not_overtake(desk: Desk) -> None:
-    """A change that has to wait for the next batch keeps those of its run behind it."""
+    """A change that waits for a later batch holds back all later changes of its run."""
     run = a_run(1)
     futures = desk.submit(starting(run), moving(run), starting(a_run(2)), moving(moving(run).run), moving(a_run(2)))
     assert [(await future).outcome for future in futures] == ["applied"] * 5
@@ -381,7 +381,7 @@ async def test_a_later_change_does_not_overtake(desk: Desk) -> None:
 
 
 async def test_the_hook_hears_before_those_who_wait(desk: Desk) -> None:
-    """Memory follows a commit before anybody who waited for it goes on, in the batch's order."""
+    """The hook is called with a whole batch, in its order, before any future of the batch is resolved."""
     order: list[Any] = []
     futures = desk.submit(*starts(2, 1))
     for future in futures:
@@ -392,7 +392,7 @@ async def test_the_hook_hears_before_those_who_wait(desk: Desk) -> None:
 
 
 async def test_the_hook_hears_of_what_was_applied_alone(desk: Desk) -> None:
-    """A change that is stale, or whose key is taken, has changed nothing that memory should follow."""
+    """The hook is not called for stale changes, nor for starts whose key is taken."""
     await desk.commit(starting(a_run(1, key="a")))
     outcomes = await desk.commit(moving(a_run(2)), starting(a_run(3, key="a")), marking(a_run(4)), *starts(5))
     assert outcomes == ["stale", "exists", "stale", "applied"]
@@ -400,7 +400,7 @@ async def test_the_hook_hears_of_what_was_applied_alone(desk: Desk) -> None:
 
 
 async def test_a_hook_that_raises_is_reported_and_the_result_delivered(desk: Desk) -> None:
-    """What is committed is committed: whoever waits hears so, and so does the hook of the others."""
+    """If the hook raises, an error is logged, callers get their results, and the hook gets the other changes."""
     desk.breaks = {2}
     with capture_logs() as logged:
         assert await desk.commit(*starts(1, 2, 3)) == ["applied"] * 3
@@ -413,7 +413,7 @@ async def test_a_hook_that_raises_is_reported_and_the_result_delivered(desk: Des
 
 
 async def test_a_listener_that_raises_keeps_nobody_from_hearing(desk: Desk) -> None:
-    """Everybody hears once what became of his change, the hook as well, and the committer goes on."""
+    """If a listener raises, every other listener and the hook are still told once, and the committer goes on."""
     listeners = [Listening(raises=number == 2) for number in (1, 2, 3)]
     for number, listener in enumerate(listeners, 1):
         desk.committer.offer(starting(a_run(number)), listener)
@@ -424,7 +424,7 @@ async def test_a_listener_that_raises_keeps_nobody_from_hearing(desk: Desk) -> N
 
 
 async def test_a_cancelled_caller_does_not_stop_its_change(desk: Desk) -> None:
-    """Nobody listens any more, the change is committed all the same, and the hook hears of it."""
+    """A queued change whose caller is cancelled is committed all the same, and the hook is called with it."""
     with desk.store.held():
         await desk.busy()
         caller = asyncio.ensure_future(desk.committer.commit(starting(a_run(1))))
@@ -439,7 +439,7 @@ async def test_a_cancelled_caller_does_not_stop_its_change(desk: Desk) -> None:
 
 
 async def test_a_caller_that_is_cancelled_under_way_does_not_stop_its_change(desk: Desk) -> None:
-    """A change that is with the store when its caller leaves is not given up either, nor is its batch."""
+    """A change in flight whose caller is cancelled is committed all the same."""
     with desk.store.held():
         caller = asyncio.ensure_future(desk.committer.commit(starting(a_run(1))))
         await desk.store.arrived(1)
@@ -457,7 +457,7 @@ async def test_a_caller_that_is_cancelled_under_way_does_not_stop_its_change(des
 @pytest.mark.parametrize("times", [1, 2, 5])
 @pytest.mark.parametrize("fault", ["before", "after"])
 async def test_an_unknown_outcome_is_offered_again(desk: Desk, fault: Any, times: int) -> None:
-    """After an error the very same changes are offered until the store answers; each is applied once."""
+    """After an error the same batch is offered until the store answers, and each of its changes is applied once."""
     run = a_run(1)
     await desk.commit(starting(run))
     desk.store.faults.extend([fault] * times)
@@ -470,7 +470,7 @@ async def test_an_unknown_outcome_is_offered_again(desk: Desk, fault: Any, times
 
 
 async def test_a_lost_reply_is_made_up_for_by_the_row(desk: Desk) -> None:
-    """Every kind of change whose reply was lost is known again, as applied, with the row that it wrote."""
+    """If the reply is lost, every kind of change is recognised when offered again: applied, with the row it wrote."""
     await desk.commit(*starts(1, 2, 3))
     desk.store.faults.append("after")
     results = [await future for future in desk.submit(moving(a_run(1)), marking(a_run(2)), hopping(3, commit_id=9), *starts(4))]  # fmt: skip
@@ -482,7 +482,7 @@ async def test_a_lost_reply_is_made_up_for_by_the_row(desk: Desk) -> None:
 
 
 async def test_others_wait_while_an_outcome_is_unknown(desk: Desk) -> None:
-    """What comes in meanwhile is not mixed into the batch that is offered again."""
+    """A batch is offered again unchanged: changes submitted meanwhile wait for the next one."""
     desk.store.faults.extend(["after", "before"])
     with desk.store.held():
         first = await desk.busy()
@@ -492,7 +492,7 @@ async def test_others_wait_while_an_outcome_is_unknown(desk: Desk) -> None:
 
 
 async def test_offers_become_rarer_up_to_every_two_seconds(desk: Desk) -> None:
-    """A store that is down is not hammered, and is asked often enough when it is down for long."""
+    """The delays between offers double from 20 ms up to two seconds, and start again at 20 ms for the next failure."""
     desk.store.faults.extend(["before"] * 10)
     await desk.commit(*starts(1))
     assert desk.clock.slept == [20_000 * 2**n for n in range(7)] + [2 * SECOND] * 3
@@ -503,7 +503,7 @@ async def test_offers_become_rarer_up_to_every_two_seconds(desk: Desk) -> None:
 
 
 async def test_trouble_is_logged_when_it_begins_and_when_it_ends(desk: Desk) -> None:
-    """However often a batch is offered, the log has one line for the beginning and one for the end."""
+    """However often a batch is offered, one warning is logged when commits begin to fail, and one when they succeed."""
     desk.store.faults.extend(["before", "after", "before"])
     with capture_logs() as logged:
         await desk.commit(*starts(1, 2))
@@ -519,7 +519,7 @@ async def test_trouble_is_logged_when_it_begins_and_when_it_ends(desk: Desk) -> 
 
 
 async def test_a_stale_change_is_reported_alone(desk: Desk) -> None:
-    """A change whose guard does not hold gets the row as it stands; its neighbours are committed."""
+    """A change whose guard does not hold gets "stale" and the stored row; the others of its batch are committed."""
     await desk.commit(*starts(2))
     results = [await future for future in desk.submit(*starts(1), moving(a_run(2, fence=7)), *starts(3))]
     assert results == [Result("applied", a_run(1)), Result("stale", a_run(2)), Result("applied", a_run(3))]
@@ -531,7 +531,7 @@ async def test_a_stale_change_is_reported_alone(desk: Desk) -> None:
 
 @pytest.mark.parametrize("sick", [{1}, {37}, {64}, {20, 21}, {1, 33, 64}, set(range(1, 65))], ids=str)
 async def test_what_cannot_be_stored_is_found_among_the_others(desk: Desk, sick: set[int]) -> None:
-    """Each refused change is told so alone, and every other one of the batch is committed, once."""
+    """Exactly the changes that the store refuses get StoreRefused; all others of the batch are committed, once."""
     desk.store.poison = sick
     futures = desk.submit(*starts(*range(1, 65)))
     done = await asyncio.gather(*futures, return_exceptions=True)
@@ -543,7 +543,7 @@ async def test_what_cannot_be_stored_is_found_among_the_others(desk: Desk, sick:
 
 
 async def test_the_error_names_what_is_wrong(desk: Desk) -> None:
-    """Whoever submitted what cannot be stored gets the store's own error."""
+    """A refused change gets the store's own error."""
     desk.store.poison = {2}
     _, refused, _ = desk.submit(*starts(1, 2, 3))
     with pytest.raises(StoreRefused, match=r"^The store faulty:// cannot hold this data: run 2 is too large\.$"):
@@ -551,14 +551,14 @@ async def test_the_error_names_what_is_wrong(desk: Desk) -> None:
 
 
 async def test_what_the_store_itself_refuses_is_found(desk: Desk) -> None:
-    """A NUL in one run's Context does not sink the others, with a store that really refuses it."""
+    """A store that refuses a NUL in one run's Context still commits the other changes of the batch."""
     changes = [*starts(1, 2), starting(a_run(3, data='"\0"')), *starts(4, 5)]
     done = await asyncio.gather(*desk.submit(*changes), return_exceptions=True)
     assert [type(result) for result in done] == [Result, Result, StoreRefused, Result, Result]
 
 
 async def test_a_caller_that_has_left_does_not_mind_a_refusal(desk: Desk) -> None:
-    """What cannot be stored has nobody to be told, and that is all."""
+    """A refused change whose caller was cancelled does not disturb the others of its batch."""
     desk.store.poison = {1}
     sick, healthy = desk.submit(*starts(1, 2))
     sick.cancel()
@@ -567,7 +567,7 @@ async def test_a_caller_that_has_left_does_not_mind_a_refusal(desk: Desk) -> Non
 
 
 async def test_trouble_in_the_middle_of_the_search_is_survived(desk: Desk) -> None:
-    """While a batch is being cut in half, outcomes may be unknown as well."""
+    """Unknown outcomes while a refused batch is split are handled: each valid change is applied once."""
     desk.store.poison = {3}
     desk.store.faults.extend([None, "after", "before", None, "before", "after", None, "after"])
     done = await asyncio.gather(*desk.submit(*starts(1, 2, 3, 4)), return_exceptions=True)
@@ -580,7 +580,7 @@ async def test_trouble_in_the_middle_of_the_search_is_survived(desk: Desk) -> No
 
 
 async def test_who_has_no_patience_left_is_told(desk: Desk) -> None:
-    """After its patience a caller hears that the outcome is unknown; those who have more go on."""
+    """A caller whose patience is over gets StoreUnavailable, while more patient ones of the same batch go on."""
     desk.store.faults.extend(["before"] * 5)
     hasty, calm = desk.submit(*starts(1), patience=30_000)[0], desk.submit(*starts(2))[0]
     with pytest.raises(StoreUnavailable, match="the connection was lost before the commit"):
@@ -592,7 +592,7 @@ async def test_who_has_no_patience_left_is_told(desk: Desk) -> None:
 
 
 async def test_patience_of_nothing_is_one_offer(desk: Desk) -> None:
-    """Without patience the first error is told; without an error patience plays no part."""
+    """With patience=0 the first error is raised, and a successful commit is not affected."""
     desk.store.faults.append("after")
     [hasty] = desk.submit(*starts(1), patience=0)
     with pytest.raises(StoreUnavailable):
@@ -602,7 +602,7 @@ async def test_patience_of_nothing_is_one_offer(desk: Desk) -> None:
 
 
 async def test_patience_ends_while_others_are_being_offered(desk: Desk) -> None:
-    """Who waits behind a batch that the store does not take is told as well when patience is over."""
+    """The patience of a caller that is queued behind a batch that keeps failing ends in time."""
     desk.store.down = True
     [first] = desk.submit(*starts(1))
     await desk.store.arrived(1)
@@ -616,7 +616,7 @@ async def test_patience_ends_while_others_are_being_offered(desk: Desk) -> None:
 
 
 async def test_patience_ends_while_the_other_half_is_being_offered(desk: Desk) -> None:
-    """A batch that was cut in half is still one for those who wait: the second half hears in time."""
+    """When a refused batch was split, the patience of a caller in the second half ends while the first is offered."""
     desk.store.poison = {2}
     desk.store.faults.extend([None, *["before"] * 60])
     [calm], [hasty] = desk.submit(*starts(1)), desk.submit(*starts(2), patience=SECOND)
@@ -627,7 +627,7 @@ async def test_patience_ends_while_the_other_half_is_being_offered(desk: Desk) -
 
 
 async def test_patience_ends_while_the_store_is_silent(desk: Desk) -> None:
-    """A store that gives no answer at all is told about like one that gives an error."""
+    """The patience of a caller ends in time even if the store never answers, and not before."""
     with desk.store.held():
         hasty = asyncio.ensure_future(desk.committer.commit(starting(a_run(1)), patience=1_000))
         await desk.store.arrived(1)
@@ -641,7 +641,7 @@ async def test_patience_ends_while_the_store_is_silent(desk: Desk) -> None:
 
 
 async def test_a_change_that_is_refused_after_patience_ended_was_told_of_once(desk: Desk) -> None:
-    """The caller has heard that the outcome is unknown; that the store then refuses it is nobody's news."""
+    """A listener that was told that the outcome is unknown is not told again when the store then refuses the change."""
     desk.store.poison = {1}
     listener = Listening()
     with desk.store.held():
@@ -656,7 +656,7 @@ async def test_a_change_that_is_refused_after_patience_ended_was_told_of_once(de
 
 
 async def test_whoever_asked_hears_that_a_change_is_settled(desk: Desk) -> None:
-    """Applied, taken, stale or refused, for a caller that has left as well: once, after the hook, before the result."""
+    """``settled`` is called once for each change, whatever its outcome, after the hook and before the future."""
     order: list[Any] = []
     desk.store.poison = {6}
     await desk.commit(starting(a_run(1, key="a")))
@@ -683,7 +683,7 @@ async def test_whoever_asked_hears_that_a_change_is_settled(desk: Desk) -> None:
 
 @pytest.mark.parametrize("fault", ["before", NotImplementedError()], ids=["patience", "contract"])
 async def test_what_is_given_up_is_settled(desk: Desk, fault: Any) -> None:
-    """A change whose outcome nobody will learn any more is settled too."""
+    """``settled`` is called for a change that was given up, because patience was over or the store raised a bug."""
     order: list[int] = []
     desk.store.faults.append(fault)
     future = desk.committer.submit(starting(a_run(1)), 0, partial(order.append, 1))
@@ -693,7 +693,7 @@ async def test_what_is_given_up_is_settled(desk: Desk, fault: Any) -> None:
 
 
 async def test_what_comes_too_late_is_settled(desk: Desk) -> None:
-    """Neither the end of the committer nor one that has ended keeps a promise waiting."""
+    """``settled`` is called for changes that stop() gives up, and for those submitted afterwards."""
     order: list[int] = []
     desk.store.down = True
     futures = [desk.committer.submit(starting(a_run(1)), settled=partial(order.append, 1))]
@@ -707,7 +707,7 @@ async def test_what_comes_too_late_is_settled(desk: Desk) -> None:
 
 
 async def test_stop_commits_what_waits(desk: Desk) -> None:
-    """What was submitted before the end is committed, over several batches if need be."""
+    """stop() commits what was submitted before it, in several batches if need be."""
     run = a_run(1)
     futures = desk.submit(starting(run), moving(run), *starts(2))
     await desk.committer.stop(SECOND)
@@ -715,7 +715,7 @@ async def test_stop_commits_what_waits(desk: Desk) -> None:
 
 
 async def test_stop_waits_for_a_store_that_comes_back(desk: Desk) -> None:
-    """Within the patience of the end an unknown outcome is still offered again."""
+    """stop() goes on offering a batch whose outcome is unknown, until its patience is over."""
     desk.store.faults.extend(["before", "after"])
     [future] = desk.submit(*starts(1))
     await desk.committer.stop(5 * SECOND)
@@ -723,7 +723,7 @@ async def test_stop_waits_for_a_store_that_comes_back(desk: Desk) -> None:
 
 
 async def test_stop_gives_up_what_the_store_does_not_take(desk: Desk) -> None:
-    """After its patience the end does not wait for the store; everybody who waits is told."""
+    """When stop()'s patience is over, every change that the store has not taken gets StoreUnavailable."""
     desk.store.down = True
     run = a_run(1)
     futures = desk.submit(starting(run), moving(run), *starts(2))
@@ -734,7 +734,7 @@ async def test_stop_gives_up_what_the_store_does_not_take(desk: Desk) -> None:
 
 
 async def test_stop_gives_up_a_store_that_is_silent() -> None:
-    """The end does not wait for ever for an answer that does not come."""
+    """stop() ends when its patience is over even if the store never answers, and later changes fail at once."""
     desk = await small_desk(max_batch=10)
     with desk.store.held():
         [future] = desk.submit(*starts(1))
@@ -751,7 +751,7 @@ async def test_stop_gives_up_a_store_that_is_silent() -> None:
 
 
 async def test_nothing_is_taken_in_after_the_end(desk: Desk) -> None:
-    """A change that comes too late fails at once, and never reaches the store."""
+    """A change submitted after stop() fails at once and never reaches the store."""
     await desk.committer.stop(SECOND)
     with pytest.raises(StoreUnavailable, match=r"^The store faulty:// is not available: the engine has stopped\.$"):
         await desk.committer.commit(starting(a_run(1)))
@@ -759,18 +759,18 @@ async def test_nothing_is_taken_in_after_the_end(desk: Desk) -> None:
 
 
 async def test_stop_may_be_said_twice(desk: Desk) -> None:
-    """The second end finds nothing to do."""
+    """A second stop() does nothing."""
     await desk.committer.stop(SECOND)
     await desk.committer.stop(SECOND)
 
 
 async def test_stop_before_the_start_is_nothing() -> None:
-    """A committer that never began has nothing to end."""
+    """stop() of a committer that was never started does nothing."""
     await Desk().committer.stop(SECOND)
 
 
 async def test_a_cancelled_task_lets_nobody_hang(desk: Desk) -> None:
-    """When the loop cancels even the committer's task, all who wait are told that the outcome is unknown."""
+    """If the committer's task is cancelled, every pending change gets StoreUnavailable, and so do later ones."""
     run = a_run(1)
     with desk.store.held():
         first = await desk.busy()
@@ -788,7 +788,7 @@ async def test_a_cancelled_task_lets_nobody_hang(desk: Desk) -> None:
 
 
 async def test_both_tasks_cancelled_let_nobody_hang(wide_desk: Desk) -> None:
-    """The loop cancels the task of each batch that is under way: all who wait are told, once."""
+    """If the tasks of both batches in flight are cancelled, every pending change gets StoreUnavailable."""
     with wide_desk.store.held():
         futures = [await wide_desk.busy(), await wide_desk.busy(), *wide_desk.submit(*starts(1, 2))]
         tasks = [task for task in asyncio.all_tasks() if task.get_name() == "aioflow committer"]
@@ -803,7 +803,7 @@ async def test_both_tasks_cancelled_let_nobody_hang(wide_desk: Desk) -> None:
 
 
 class Nothing(BaseModel):
-    """A Context."""
+    """A Context without fields."""
 
 
 def cancel_as_a_step(task: asyncio.Task[Any]) -> None:
@@ -812,7 +812,7 @@ def cancel_as_a_step(task: asyncio.Task[Any]) -> None:
 
 
 async def test_a_task_that_a_step_cancels_is_begun_again(desk: Desk) -> None:
-    """Who cancels the committer's task, while the store has a batch or not, loses nothing, and nothing is told twice."""
+    """If a step cancels the committer's task, it is started again; each change is applied, and reported once."""
     told = 0
     with capture_logs() as logged:
         for ended in range(3):
@@ -833,7 +833,7 @@ async def test_a_task_that_a_step_cancels_is_begun_again(desk: Desk) -> None:
 
 
 async def test_error_that_nobody_waits_for_is_not_printed(desk: Desk) -> None:
-    """A change that cannot be stored, whose sender has left, is nothing that asyncio has to print; it is settled."""
+    """If the caller of a failed change has gone, asyncio prints nothing about it, and ``settled`` is called."""
     desk.store.poison = set(range(1, 10))
     printed: list[dict[str, Any]] = []
     settled: list[int] = []
@@ -857,11 +857,11 @@ async def test_error_that_nobody_waits_for_is_not_printed(desk: Desk) -> None:
 
 
 class NotInTheContract(Exception):
-    """What a driver raises, and a store should have caught."""
+    """An error of a driver that the store should have caught."""
 
 
 async def test_an_error_outside_the_contract_is_a_bug_and_not_the_end(desk: Desk) -> None:
-    """Whoever waited for that batch hears of a bug; the next one is committed as ever."""
+    """If the store raises an error outside its contract, the batch gets InternalError and the next is committed."""
     desk.store.faults.append(NotInTheContract("secret"))
     with capture_logs() as logged:
         broken = await asyncio.gather(*desk.submit(*starts(1, 2)), return_exceptions=True)
@@ -878,7 +878,7 @@ async def test_an_error_outside_the_contract_is_a_bug_and_not_the_end(desk: Desk
     "mangle", [lambda results: results[:-1], lambda results: results * 2, lambda _: None], ids=["few", "many", "none"]
 )
 async def test_too_few_or_too_many_results_are_a_bug_and_not_the_end(mangle: Any) -> None:
-    """A store that does not answer for each change breaks its contract, and the committer lives."""
+    """A wrong number of results is an InternalError, and the committer goes on."""
     desk = await small_desk(max_batch=10)
     desk.store.mangle = mangle
     futures = desk.submit(*starts(1, 2))
@@ -892,7 +892,7 @@ async def test_too_few_or_too_many_results_are_a_bug_and_not_the_end(mangle: Any
 
 @workflow("committer.sleeper")
 class Sleeper:
-    """Sleeps for a moment."""
+    """A workflow that sleeps for a moment."""
 
     class Context(BaseModel):
         total: int = 0
@@ -908,7 +908,7 @@ class Sleeper:
 
 @pytest.mark.parametrize("offer", [0, 1, 2, 3])
 async def test_an_engine_outlives_a_store_that_breaks_its_contract(offer: int) -> None:
-    """Whichever commit of a run is the one, it and later ones sleep, wake and complete."""
+    """Whichever commit raises an error outside the contract, that run and later ones still complete."""
     store = FaultyStore()
     async with Engine(store, workflows=[Sleeper]) as engine:
         store.faults.extend([*[None] * offer, NotInTheContract()])
@@ -925,7 +925,7 @@ async def test_an_engine_outlives_a_store_that_breaks_its_contract(offer: int) -
 async def test_an_engine_outlives_a_question_that_breaks_the_contract(
     monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """An answer that no store should give costs the engine no more than another question."""
+    """If a read by the engine raises an error outside the contract, runs still complete."""
     store = FaultyStore()
     answer, asked = getattr(store, verb), []
     first = 2 if verb == "due" else 1  # what is asked to open it: of runs, and of plans
@@ -960,7 +960,7 @@ PLANS = st.lists(st.integers(1, 5), max_size=30)
 async def test_every_change_is_applied_once_and_in_order(
     faults: list[Any], plan: list[int], max_batch: int, sick: set[int]
 ) -> None:
-    """Whatever goes wrong with whichever offer, histories have no gap, and the hook hears each change once."""
+    """Whatever offers fail, each run's history has no gap, and the hook is called once for each change, in order."""
     with capture_logs():
         desk = await small_desk(max_batch)
         desk.store.faults.extend(faults)
@@ -997,7 +997,7 @@ async def test_every_change_is_applied_once_and_in_order(
 
 
 class Registrar(MemoryStore):
-    """A store that takes its time to reserve, and counts how often it does."""
+    """A store whose reserve() takes a few turns of the loop, and that counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1012,7 +1012,7 @@ class Registrar(MemoryStore):
 
 
 async def test_run_ids_are_reserved_in_blocks() -> None:
-    """One question to the store gives a whole block, and the last id of it is used."""
+    """Each call of reserve() gives a whole block, of which every id is used before the next call."""
     store = Registrar()
     await store.open(NOW)
     ids = Ids(store, QuickClock(), "run", block=3)
@@ -1021,7 +1021,7 @@ async def test_run_ids_are_reserved_in_blocks() -> None:
 
 
 async def test_run_ids_are_taken_once() -> None:
-    """However many ask at once, in however many processes, no id is given twice and no block is asked for in vain."""
+    """With many concurrent callers in several processes, no id is given twice, and no block is reserved needlessly."""
     store = Registrar()
     await store.open(NOW)
     makers = [Ids(store, QuickClock(), "run", block=10) for _ in range(3)]
@@ -1033,7 +1033,7 @@ async def test_run_ids_are_taken_once() -> None:
 
 
 async def test_a_caller_that_leaves_does_not_hold_up_the_others() -> None:
-    """Whoever is cancelled while a block is being reserved takes no id with it, and the others get theirs."""
+    """If a caller is cancelled while a block is being reserved, the others still get ids of their own."""
     store = Registrar()
     await store.open(NOW)
     ids = Ids(store, QuickClock(), "run", block=5)
@@ -1046,7 +1046,7 @@ async def test_a_caller_that_leaves_does_not_hold_up_the_others() -> None:
 
 
 async def test_a_block_that_could_not_be_reserved_is_asked_for_again() -> None:
-    """After an error of the store the next caller asks again."""
+    """After an error of reserve() the next caller tries again."""
     store = Registrar()
     ids = Ids(store, QuickClock(), "run")
     with pytest.raises(StoreUnavailable):
@@ -1056,7 +1056,7 @@ async def test_a_block_that_could_not_be_reserved_is_asked_for_again() -> None:
 
 
 def test_commit_ids_are_one_workers_own() -> None:
-    """No commit id of a worker is another worker's, and all fit into what a database calls a big integer."""
+    """Commit ids of different workers differ, rise, and fit into a signed 64-bit integer."""
     workers = [1, 2, 3, 1000, 2**31 - 1]
     made = [list(islice(commit_ids(worker), 1000)) for worker in workers]
     assert len({commit_id for ids in made for commit_id in ids}) == 5000
@@ -1073,7 +1073,7 @@ ENDED = [an_ended(1, status) for status in ("completed", "failed", "cancelled")]
 @pytest.mark.parametrize("until", ["ended", "parked"])
 @pytest.mark.parametrize("run", ENDED, ids=lambda run: run.status)
 async def test_who_waits_hears_of_the_end(run: Run, until: Until) -> None:
-    """Whatever it waits for, a waiter hears when the run has ended, whatever the status."""
+    """Every waiter gets the run when it has ended, with any status, and later rows do not change that."""
     waiters = Waiters()
     future = waiters.add(1, until)
     waiters.tell(run)
@@ -1082,7 +1082,7 @@ async def test_who_waits_hears_of_the_end(run: Run, until: Until) -> None:
 
 
 async def test_who_waits_for_a_run_to_park_hears_of_that() -> None:
-    """A run that waits is enough for one who said so, and not for the others; a running one is for nobody."""
+    """A run that parks resolves waiters for "parked" alone; a running one resolves none."""
     waiters = Waiters()
     ended, parked = waiters.add(1, "ended"), waiters.add(1, "parked")
     waiters.tell(a_run(1))
@@ -1095,7 +1095,7 @@ async def test_who_waits_for_a_run_to_park_hears_of_that() -> None:
 
 
 async def test_who_waits_hears_of_its_own_run_alone() -> None:
-    """What becomes of other runs is nothing to it; several who wait for one run all hear."""
+    """All waiters for a run are resolved by its end, and by no other run's."""
     waiters = Waiters()
     futures = [waiters.add(1, "ended"), waiters.add(1, "ended"), waiters.add(2, "ended")]
     assert waiters.run_ids == [1, 2]
@@ -1106,7 +1106,7 @@ async def test_who_waits_hears_of_its_own_run_alone() -> None:
 
 
 async def test_who_leaves_is_forgotten() -> None:
-    """Whoever is removed leaves the others where they are, and a run that nobody waits for is not asked for."""
+    """Removing a waiter, even twice, leaves the others alone, and a run without waiters is no longer listed."""
     waiters = Waiters()
     gone, stays = waiters.add(1, "ended"), waiters.add(1, "ended")
     gone.cancel()
@@ -1123,7 +1123,7 @@ async def test_who_leaves_is_forgotten() -> None:
 
 
 async def test_who_was_cancelled_is_passed_over() -> None:
-    """One that has left and was not removed yet is not told, and hinders nobody."""
+    """A cancelled waiter that was not removed yet is skipped."""
     waiters = Waiters()
     gone, stays = waiters.add(1, "ended"), waiters.add(1, "ended")
     gone.cancel()
@@ -1133,7 +1133,7 @@ async def test_who_was_cancelled_is_passed_over() -> None:
 
 
 async def test_the_last_word_fails_all_who_wait() -> None:
-    """When nobody will tell any more, all hear the reason, but those who know already or have left; so do late ones."""
+    """fail() raises in all pending waiters but not in resolved or cancelled ones, and no new waiter can be added."""
     waiters = Waiters()
     told, gone, *others = [waiters.add(run_id, "ended") for run_id in (1, 2, 2, 3)]
     waiters.tell(ENDED[0])

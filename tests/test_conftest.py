@@ -1,4 +1,4 @@
-"""The checks around every test find what they are there to find."""
+"""The checks that conftest.py runs around every test find what they should."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_uses_a_session_fixture(kept_for_all):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What pytest says about TESTS, run with this folder's conftest.py."""
+    """The output of pytest for TESTS, run with this folder's conftest.py."""
     folder = tmp_path_factory.mktemp("checked")
     shutil.copy(HERE / "conftest.py", folder)
     (folder / "test_it.py").write_text(TESTS)
@@ -126,7 +126,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def outcomes(report: str, test: str) -> set[str]:
-    """The words that the report's summary has for a test."""
+    """The outcomes that the report's summary lists for a test."""
     return set(re.findall(rf"^(PASSED|FAILED|ERROR|SKIPPED) .*::{test}\b", report, re.MULTILINE))
 
 
@@ -143,13 +143,13 @@ def outcomes(report: str, test: str) -> set[str]:
     ],
 )
 def test_what_is_found_at_teardown_names_its_test(report: str, test: str, sentence: str) -> None:
-    """A blocked loop, a left task, an open connection and a left thread are errors that name the test."""
+    """A blocked loop and leaked tasks, threads and connections are errors at teardown that name the test."""
     assert outcomes(report, test) == {"PASSED", "ERROR"}
     assert sentence in report
 
 
 def test_a_blocked_loop_is_shown_where_it_stands(report: str) -> None:
-    """The report of a blocked loop ends in the line that blocks it."""
+    """The report of a blocked loop ends in the line that blocked it."""
     assert re.search(r"in test_blocks\n +time\.sleep\(2\.8\)", report)
 
 
@@ -172,12 +172,12 @@ def test_what_is_found_at_once_fails(report: str, test: str) -> None:
     ],
 )
 def test_what_is_right_passes(report: str, test: str) -> None:
-    """Pauses outside the loop, tasks of fixtures, closed connections and pooled threads are no faults."""
+    """Pauses outside the loop, tasks of fixtures, closed connections and pooled threads are not reported."""
     assert outcomes(report, test) == {"PASSED"}
 
 
 def test_the_seed_is_in_the_report(report: str) -> None:
-    """A failed test that chose at random says how to repeat its choices."""
+    """The report of a failed test that uses ``rng`` says how to repeat its choices."""
     assert "repeat its random choices with --seed=7" in report
 
 
@@ -188,7 +188,7 @@ def test_slow_tests_are_left_out(report: str) -> None:
 
 
 async def test_wait_until_gives_what_came_true() -> None:
-    """``wait_until`` looks until the predicate, sync or async, gives something true, and returns that."""
+    """``wait_until`` calls the predicate, sync or async, until it returns something true, and returns that."""
     looks = iter([0, None, "", "there"])
 
     async def later() -> str | None:
@@ -199,7 +199,7 @@ async def test_wait_until_gives_what_came_true() -> None:
 
 
 async def test_wait_until_says_what_did_not_come_true() -> None:
-    """``wait_until`` fails with the predicate's source, or with the words that it was given."""
+    """When ``wait_until`` times out, its error has the predicate's source, or the words that it was given."""
     with pytest.raises(AssertionError, match=r"within 0\.01 s: .*lambda: False"):
         await wait_until(lambda: False, timeout=0.01)
     with pytest.raises(AssertionError, match=r"^It did not come true within 0\.01 s: the parcel arrives$"):

@@ -1,4 +1,4 @@
-"""What decides is tested in every branch: these modules by these files, which take seconds."""
+"""Every branch of the modules that make decisions is tested, by these test files, which take seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-#: All that is pure, and the committer, on which everything depends.
+#: The pure modules that decide, and the committer, on which everything depends.
 COVERED = ("codec", "committer", "interventions", "openings", "retry", "timers", "transitions")
 BY = (
     "test_action_transitions.py",
@@ -34,12 +34,12 @@ def run(folder: Path, *arguments: str) -> None:
 
 
 def test_every_branch_of_what_decides_is_tested(tmp_path: Path) -> None:
-    """Lines and branches of the modules that decide are run, all of them, by the same examples each time."""
+    """These test files, with the same examples each time, cover all lines and branches of the modules that decide."""
     data, report = f"--data-file={tmp_path}/coverage", tmp_path / "coverage.json"
     include = "--include=" + ",".join(f"aioflow/{module}.py" for module in COVERED)
     tests = [f"tests/{name}" for name in BY]
     options = ["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-profile=few", "--seed=0"]
-    # The source would outrank the modules, and the other modules would cost time.
+    # Without --rcfile=, the project's `source` would override --include, and measuring other modules costs time.
     run(ROOT, "run", "--branch", "--rcfile=", data, include, "-m", "pytest", *options, *tests)
     run(ROOT, "json", data, include, "-q", "-o", str(report))
     found = json.loads(report.read_text())["files"]
