@@ -1,4 +1,4 @@
-"""Targets that are not written out: accepted when the class is defined, and decided when the step returns."""
+"""Targets that are computed: accepted when the class is defined, and checked when the step returns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Empty(BaseModel):
 
 
 class Base:
-    """What the workflows of these tests have in common."""
+    """The base class of the workflows of these tests."""
 
     Context = Empty
 
@@ -39,14 +39,14 @@ class Base:
 
 
 def refusal(cls: type) -> tuple[str, ...]:
-    """Why the class cannot be a workflow."""
+    """The problems for which the class is refused as a workflow."""
     with pytest.raises(DefinitionError) as caught:
         workflow("refused")(cls)
     return caught.value.problems
 
 
 async def failure(cls: Any) -> str:
-    """The class is accepted, and its run fails with this error."""
+    """Check that the class is accepted and its run fails; returns the run's error."""
     workflow(cls.__name__, default_retry=ONCE)(cls)
     async with Engine(MemoryStore(), workflows=[cls]) as engine:
         with pytest.raises(RunFailed) as caught:
@@ -55,14 +55,14 @@ async def failure(cls: Any) -> str:
 
 
 async def completes(cls: Any) -> None:
-    """The class is accepted, and its run completes."""
+    """Check that the class is accepted and its run completes."""
     workflow(cls.__name__, default_retry=ONCE)(cls)
     async with Engine(MemoryStore(), workflows=[cls]) as engine:
         await (await engine.start(cls)).result(10)
 
 
 async def test_computed_targets_are_decided_at_run_time() -> None:
-    """A target that is computed is accepted, and an unknown one fails the run without a retry."""
+    """A computed target is accepted when the class is defined, and if it is unknown, the run fails without a retry."""
 
     class Good(Base):
         @step(start=True)
@@ -115,7 +115,7 @@ async def test_a_step_of_another_workflow_is_no_target() -> None:
 
 
 async def test_without_source_nothing_is_refused() -> None:
-    """A class made by exec has no source to read."""
+    """The targets of a class made by exec, whose source cannot be read, are checked when the step returns."""
     namespace: dict[str, Any] = {"Base": Base, "step": step, "goto": goto, "__name__": "nowhere"}
     exec(
         "class Order(Base):\n    @step(start=True)\n    def first(self):\n        return goto(self.missing)", namespace
@@ -124,7 +124,7 @@ async def test_without_source_nothing_is_refused() -> None:
 
 
 async def test_a_local_name_hides_the_command() -> None:
-    """A local variable or a parameter called goto is not aioflow's."""
+    """A local variable or parameter called goto is not taken for the command."""
 
     class Local(Base):
         @step(start=True)
@@ -151,7 +151,7 @@ async def test_a_local_name_hides_the_command() -> None:
 
 
 async def test_a_parameter_of_a_nested_function_hides_the_command() -> None:
-    """A nested function's own goto is not aioflow's."""
+    """A parameter of a nested function called goto is not taken for the command."""
 
     class Order(Base):
         @step(start=True)
@@ -166,7 +166,7 @@ async def test_a_parameter_of_a_nested_function_hides_the_command() -> None:
 
 
 async def test_a_parameter_of_a_lambda_hides_the_command() -> None:
-    """A lambda's own goto is not aioflow's."""
+    """A parameter of a lambda called goto is not taken for the command."""
 
     class Order(Base):
         @step(start=True)
@@ -179,7 +179,7 @@ async def test_a_parameter_of_a_lambda_hides_the_command() -> None:
 
 
 async def test_a_variable_of_a_comprehension_hides_the_command() -> None:
-    """A comprehension's own goto is not aioflow's."""
+    """A variable of a comprehension called goto is not taken for the command."""
 
     class Order(Base):
         @step(start=True)
@@ -191,7 +191,7 @@ async def test_a_variable_of_a_comprehension_hides_the_command() -> None:
 
 
 async def test_another_self_is_not_the_step_s() -> None:
-    """The self of a class inside the step is not the workflow."""
+    """The self of a class inside the step is not taken for the workflow."""
 
     class Order(Base):
         @step(start=True)
@@ -207,7 +207,7 @@ async def test_another_self_is_not_the_step_s() -> None:
 
 
 async def test_a_call_of_something_else_is_not_read() -> None:
-    """Functions of the same name from elsewhere, and methods, are not commands."""
+    """Functions called goto from elsewhere, and methods of that name, are not taken for the command."""
 
     class Browser:
         def goto(self, url: str) -> None: ...
@@ -229,7 +229,7 @@ async def test_a_call_of_something_else_is_not_read() -> None:
 
 
 async def test_attributes_that_init_sets_may_be_targets() -> None:
-    """What ``__init__`` sets is no attribute of the class, and decided at run time."""
+    """An attribute that ``__init__`` sets may be a target: it is checked when the step returns."""
 
     class Order(Base):
         def __init__(self) -> None:
@@ -243,7 +243,7 @@ async def test_attributes_that_init_sets_may_be_targets() -> None:
 
 
 async def test_attributes_that_the_step_sets_may_be_targets() -> None:
-    """What the step itself sets on self is a computed target."""
+    """An attribute that the step sets on self may be a target."""
 
     class Order(Base):
         @step(start=True)
@@ -255,7 +255,7 @@ async def test_attributes_that_the_step_sets_may_be_targets() -> None:
 
 
 async def test_attributes_of_the_class_may_be_targets() -> None:
-    """A class attribute, a property, or whatever ``__getattr__`` gives may be a step or its name."""
+    """A class attribute, a property, or a value from ``__getattr__`` may be a target."""
 
     class Named(Base):
         later = "second"
@@ -286,7 +286,7 @@ async def test_attributes_of_the_class_may_be_targets() -> None:
 
 
 def test_getattr_does_not_answer_for_names() -> None:
-    """With ``__getattr__`` a target written as a string still has to be a step."""
+    """Even in a class with ``__getattr__``, a target written as a string has to be a step."""
 
     class Order(Base):
         def __getattr__(self, name: str) -> Any:
@@ -302,7 +302,7 @@ def test_getattr_does_not_answer_for_names() -> None:
 
 
 async def test_arguments_that_are_unpacked_are_not_read() -> None:
-    """``goto(*args)`` and ``goto(**options)`` are computed."""
+    """Targets in ``goto(*args)`` and ``goto(**options)`` count as computed."""
     options = dict
 
     class Order(Base):
@@ -335,7 +335,7 @@ def imported(path: Path) -> ModuleType:
 
 
 def test_a_file_that_has_changed_is_not_read(tmp_path: Path) -> None:
-    """A source that was edited after its import says nothing about the code that was imported."""
+    """If a file was edited after its import, its source is not used to check targets."""
     path = tmp_path / "changing_orders.py"
     head = "from aioflow import complete, goto, step\n\nclass Order:\n"
     path.write_text(f"{head}    @step(start=True)\n    def first(self):\n        return complete()\n")

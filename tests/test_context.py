@@ -1,4 +1,4 @@
-"""The Context inside a step: what may be assigned, and which names it has."""
+"""The Context inside a step: what may be assigned, and under which names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Total(BaseModel):
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """Each store in turn, as Engine takes it."""
+    """Each store in turn, as an argument of Engine."""
     return STORES[request.param](tmp_path)
 
 
@@ -45,7 +45,7 @@ async def engine(store: Any) -> AsyncIterator[Engine]:
 
 
 async def test_assignment_is_validated(engine: Engine) -> None:
-    """A value is coerced as pydantic does it, or refused at the line that assigns it."""
+    """An assigned value is coerced as by pydantic, or refused at the line that assigns it."""
 
     def first(self: object) -> Command:
         context = get_context(Total)
@@ -60,7 +60,7 @@ async def test_assignment_is_validated(engine: Engine) -> None:
 
 
 async def test_a_refused_assignment_is_an_ordinary_error(engine: Engine) -> None:
-    """The ValidationError of an assignment is retried like any other exception of a step."""
+    """The ValidationError of an assignment makes the attempt fail and be retried, like any other exception."""
 
     def first(self: object) -> Command:
         get_context(Total).total = "three"
@@ -73,14 +73,14 @@ async def test_a_refused_assignment_is_an_ordinary_error(engine: Engine) -> None
 
 
 class Unchecked(BaseModel):
-    """It has decided about assignments itself."""
+    """A Context that turns off the validation of assignments."""
 
     model_config = ConfigDict(validate_assignment=False)
     total: int = Field(0, ge=0)
 
 
 class Checked(BaseModel):
-    """It has model validators, and has decided about assignments itself."""
+    """A Context with a model validator that turns on the validation of assignments."""
 
     model_config = ConfigDict(validate_assignment=True)
     low: int = 0
@@ -94,7 +94,7 @@ class Checked(BaseModel):
 
 
 class Range(BaseModel):
-    """Its validator compares two fields, and assigns one."""
+    """A Context whose validator compares two fields and assigns a third."""
 
     low: int = 0
     high: int = 1
@@ -109,7 +109,7 @@ class Range(BaseModel):
 
 
 async def test_a_context_may_leave_assignments_unchecked(engine: Engine) -> None:
-    """With its own ``validate_assignment=False`` a Context is checked when the step ends, without a retry."""
+    """A Context with ``validate_assignment=False`` is validated at the step's end, and fails the run at once."""
 
     def first(self: object) -> Command:
         get_context(Unchecked).total = -1
@@ -121,7 +121,7 @@ async def test_a_context_may_leave_assignments_unchecked(engine: Engine) -> None
 
 
 async def test_a_context_with_model_validators_is_checked_at_the_end(engine: Engine) -> None:
-    """Fields that belong together can be assigned one after the other; validators run when the step ends."""
+    """In a Context with model validators, related fields are assigned one by one and validated at the step's end."""
 
     def first(self: object) -> Command:
         context = get_context(Range)
@@ -134,7 +134,7 @@ async def test_a_context_with_model_validators_is_checked_at_the_end(engine: Eng
 
 
 async def test_a_context_with_model_validators_is_refused_at_the_end(engine: Engine) -> None:
-    """What a model validator refuses when the step ends fails the run without a retry."""
+    """If a model validator refuses the Context when the step ends, the run fails without a retry."""
 
     def first(self: object) -> Command:
         get_context(Range).low = 10
@@ -145,7 +145,7 @@ async def test_a_context_with_model_validators_is_refused_at_the_end(engine: Eng
 
 
 async def test_a_context_may_check_assignments_with_its_validators(engine: Engine) -> None:
-    """With its own ``validate_assignment=True`` model validators run at each assignment, as the Context asked."""
+    """A Context with ``validate_assignment=True`` runs its model validators at each assignment."""
 
     def first(self: object) -> Command:
         context = get_context(Checked)
@@ -159,7 +159,7 @@ async def test_a_context_may_check_assignments_with_its_validators(engine: Engin
 
 
 async def test_a_misspelt_field_is_an_error_at_its_line(engine: Engine) -> None:
-    """Assigning an undeclared name fails the run at once, naming step, field and declared fields."""
+    """Assigning an undeclared name fails the run at once; the error names the step, the name and the fields."""
     after: list[str] = []
 
     def first(self: object) -> Command:
@@ -178,7 +178,7 @@ async def test_a_misspelt_field_is_an_error_at_its_line(engine: Engine) -> None:
 
 
 async def test_a_misspelt_field_is_an_attribute_error(engine: Engine) -> None:
-    """A step that asks for it can catch what a misspelt assignment raises."""
+    """Assigning an undeclared name raises an AttributeError, which the step can catch."""
 
     def first(self: object) -> Command:
         try:
@@ -192,7 +192,7 @@ async def test_a_misspelt_field_is_an_attribute_error(engine: Engine) -> None:
 
 @pytest.mark.parametrize("name", ["json", "copy", "model_dump", "doubled"])
 async def test_the_name_of_a_method_is_no_field(engine: Engine, name: str) -> None:
-    """Assigning to a name that is a method of the model, its own or pydantic's, is as undeclared as any other."""
+    """Assigning to the name of a method of the model, its own or pydantic's, fails the run."""
 
     class Methods(Total):
         def doubled(self) -> int:
@@ -209,7 +209,7 @@ async def test_the_name_of_a_method_is_no_field(engine: Engine, name: str) -> No
 
 
 async def test_a_property_may_be_assigned(engine: Engine) -> None:
-    """A property of the Context with a setter is the Context's business."""
+    """A property with a setter can be assigned."""
 
     class WithProperty(Total):
         @property
@@ -228,7 +228,7 @@ async def test_a_property_may_be_assigned(engine: Engine) -> None:
 
 
 async def test_what_a_caller_reads_is_checked_too(engine: Engine) -> None:
-    """Outside a step ``run.context`` refuses undeclared names, and changing it changes nothing in the store."""
+    """Outside a step ``run.context`` refuses undeclared names, and changes to it do not reach the store."""
     run = await ended(engine, flow(Total, done), total=1)
     context = run.context
     with pytest.raises(AttributeError) as caught:
@@ -251,7 +251,7 @@ def completes_with(**data: Any) -> Callable[[Any], Command]:
 
 
 async def test_complete_merges_into_the_context(engine: Engine) -> None:
-    """Declared names in ``complete(**data)`` are validated, the others kept, as data and as attributes."""
+    """``complete(**data)`` validates declared names and keeps the others, both as data and as attributes."""
     order = flow(Total, completes_with(total="5", receipt={"number": 7}, note=None))
     run = await ended(engine, order, items=["a"])
     assert run.data == {"total": 5, "items": ["a"], "receipt": {"number": 7}, "note": None}
@@ -262,7 +262,7 @@ async def test_complete_merges_into_the_context(engine: Engine) -> None:
 
 
 async def test_complete_data_has_to_fit(engine: Engine) -> None:
-    """A declared name with a wrong value in ``complete(**data)`` fails the run without a retry."""
+    """A wrong value for a field in ``complete(**data)`` fails the run without a retry."""
     error = await failed_at_once(engine, flow(Total, completes_with(total="many", items=[1])))
     assert error == unstorable(
         "complete(...) does not fit: total: Input should be a valid integer, unable to parse string as an integer; "
@@ -271,13 +271,13 @@ async def test_complete_data_has_to_fit(engine: Engine) -> None:
 
 
 async def test_undeclared_data_has_to_be_storable(engine: Engine) -> None:
-    """What ``complete(**data)`` adds has to read back like every field."""
+    """Undeclared values in ``complete(**data)`` must read back equal, like those of fields."""
     error = await failed_at_once(engine, flow(Total, completes_with(receipt={"parts": (1, 2)})))
     assert error == unstorable("receipt['parts'] is a tuple, but reads back as a list")
 
 
 async def test_a_context_may_ignore_undeclared_names(engine: Engine) -> None:
-    """With its own ``extra="ignore"`` a Context drops them."""
+    """A Context with ``extra="ignore"`` drops undeclared names."""
 
     class Ignoring(Total):
         model_config = ConfigDict(extra="ignore")
@@ -289,7 +289,7 @@ async def test_a_context_may_ignore_undeclared_names(engine: Engine) -> None:
 
 
 async def test_a_context_may_forbid_undeclared_names(engine: Engine) -> None:
-    """With its own ``extra="forbid"`` the step that completes with them fails, at once and clearly."""
+    """A Context with ``extra="forbid"`` fails the run at once if complete() gives undeclared names."""
 
     class Forbidding(Total):
         model_config = ConfigDict(extra="forbid")
@@ -301,7 +301,7 @@ async def test_a_context_may_forbid_undeclared_names(engine: Engine) -> None:
 
 
 async def test_a_context_may_ask_for_any_name(engine: Engine) -> None:
-    """With its own ``extra="allow"`` start takes any keyword, and steps assign any name."""
+    """With ``extra="allow"``, start takes any keyword, and steps may assign any name."""
 
     class Allowing(Total):
         model_config = ConfigDict(extra="allow")
@@ -321,7 +321,7 @@ async def test_a_context_may_ask_for_any_name(engine: Engine) -> None:
 
 
 async def test_data_of_a_field_that_is_gone_is_kept(store: Any) -> None:
-    """A run from before a field was taken out still holds it, and a step may assign to what is held."""
+    """A run keeps the stored value of a field that was removed from the class, and a step may read and assign it."""
 
     class Before(Total):
         coupon: str
@@ -347,7 +347,7 @@ async def test_data_of_a_field_that_is_gone_is_kept(store: Any) -> None:
 
 
 async def test_fields_are_stored_by_name(engine: Engine) -> None:
-    """Aliases are for start alone: the store, ``run.data`` and ``complete(**data)`` use the fields' names."""
+    """Aliases are for start alone: the store, ``run.data`` and ``complete(**data)`` use field names."""
 
     class Aliased(BaseModel):
         total: int = Field(alias="sum")
@@ -359,7 +359,7 @@ async def test_fields_are_stored_by_name(engine: Engine) -> None:
 
 
 async def test_aliases_may_cross(engine: Engine) -> None:
-    """Fields that have each other's names as aliases are not mistaken for each other."""
+    """Two fields that have each other's names as aliases keep their own values."""
 
     class Crossed(BaseModel):
         left: int = Field(alias="right")
@@ -380,7 +380,7 @@ async def test_aliases_may_cross(engine: Engine) -> None:
 
 
 async def test_every_alias_is_a_keyword_of_start(engine: Engine) -> None:
-    """Where a field takes one of several aliases, start takes each of them."""
+    """If a field has several aliases, start takes each of them."""
 
     class Choosy(BaseModel):
         total: int = Field(0, validation_alias=AliasChoices("total", "sum"))
@@ -391,7 +391,7 @@ async def test_every_alias_is_a_keyword_of_start(engine: Engine) -> None:
 
 
 async def test_no_keyword_of_start_is_dropped(engine: Engine) -> None:
-    """The name of a field that its Context takes by alias only is either taken or refused, never ignored."""
+    """The name of a field that can be set only by alias is taken or refused by start, never ignored."""
 
     class Aliased(BaseModel):
         total: int = Field(0, alias="sum")
@@ -405,7 +405,7 @@ async def test_no_keyword_of_start_is_dropped(engine: Engine) -> None:
 
 
 async def test_fields_may_have_the_names_of_parameters(engine: Engine) -> None:
-    """The names that start's own parameters have are free for fields."""
+    """Fields may have the names of start's own parameters."""
 
     class Named(BaseModel):
         self_: int = Field(alias="self")

@@ -1,4 +1,4 @@
-"""The Context between steps: what is handed on, and what is thrown away."""
+"""The Context between steps: what is passed on, and what is discarded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Total(BaseModel):
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """Each store in turn, as Engine takes it."""
+    """Each store in turn, as an argument of Engine."""
     return STORES[request.param](tmp_path)
 
 
@@ -42,7 +42,7 @@ async def engine(store: Any) -> AsyncIterator[Engine]:
 
 
 class Memory(Total):
-    """A Context that remembers more than its fields."""
+    """A Context with a private attribute, a cached property and a computed field."""
 
     _seen: int = PrivateAttr(default=0)
 
@@ -57,7 +57,7 @@ class Memory(Total):
 
 
 async def test_private_attributes_do_not_outlive_a_step(engine: Engine) -> None:
-    """Private attributes and cached properties are neither stored nor handed to the next step."""
+    """Private attributes and cached properties are not stored, and not passed to the next step."""
 
     def first(self: object) -> Command:
         context = get_context(Memory)
@@ -78,7 +78,7 @@ async def test_private_attributes_do_not_outlive_a_step(engine: Engine) -> None:
 
 
 async def test_complete_stores_fields_alone(engine: Engine) -> None:
-    """A cached property or private attribute of the last step does not become data by ``complete(**data)``."""
+    """``complete(**data)`` does not store a cached property or private attribute of the last step."""
 
     def first(self: object) -> Command:
         context = get_context(Memory)
@@ -92,7 +92,7 @@ async def test_complete_stores_fields_alone(engine: Engine) -> None:
 
 
 async def test_create_context_stores_fields_alone(engine: Engine) -> None:
-    """A cached property that ``create_context`` has read does not become data."""
+    """A cached property that ``create_context`` has read is not stored."""
 
     def create(cls: Any) -> Memory:
         context = Memory(items=["a"])
@@ -105,7 +105,7 @@ async def test_create_context_stores_fields_alone(engine: Engine) -> None:
 
 
 async def test_the_changes_of_a_failed_attempt_are_discarded(engine: Engine) -> None:
-    """Each attempt starts with the Context that the first one saw, also after changes in place."""
+    """Each attempt starts with the stored Context, even if the one before has changed it in place."""
     seen: list[Total] = []
 
     def first(self: object) -> Command:
@@ -126,7 +126,7 @@ async def test_the_changes_of_a_failed_attempt_are_discarded(engine: Engine) -> 
 
 
 async def test_a_failed_run_keeps_the_context_of_its_last_transition(engine: Engine) -> None:
-    """What the failing step did to the Context is not stored."""
+    """The changes that a failing step made to the Context are not stored."""
 
     def first(self: object) -> Command:
         get_context(Total).total = 1
@@ -171,7 +171,7 @@ async def test_the_next_step_starts_with_what_was_stored(engine: Engine) -> None
 
 
 async def test_steps_may_be_sync_or_async(engine: Engine) -> None:
-    """A thread, the loop, and a sync step on the loop all see the Context of their own run."""
+    """An async step, a sync one in a thread, and a sync one on the loop all see the Context of their own run."""
 
     async def first(self: object) -> Command:
         get_context(Total).items.append("async")
@@ -190,7 +190,7 @@ async def test_steps_may_be_sync_or_async(engine: Engine) -> None:
 
 
 async def test_the_context_equals_what_the_user_would_make(engine: Engine) -> None:
-    """``run.context`` equals an instance of the user's class, either way round, and differs where a value does."""
+    """``run.context`` equals an instance of the user's class with the same values, in both directions, and no other."""
 
     class Other(BaseModel):
         total: int = 0

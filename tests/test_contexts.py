@@ -1,4 +1,4 @@
-"""Contexts as people write them: what pydantic allows in a model works in one, or is refused in a sentence."""
+"""Contexts as users write them: what pydantic allows in a model works, or is refused with a clear error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def codec_of(context: type[BaseModel]) -> ContextCodec:
 
 
 class Encoded(BaseModel):
-    """It has a model validator, and fields whose values are no input for them."""
+    """A Context with a model validator, and with fields whose values would not validate again."""
 
     photo: Base64Bytes = b""
     tags: Json[list[int]] = []
@@ -43,7 +43,7 @@ class Encoded(BaseModel):
 
 
 async def test_complete_decodes_nothing_twice() -> None:
-    """What ``complete(**data)`` does not name is left as it is, also where a model validator is to see it."""
+    """``complete(**data)`` does not validate the other fields again, even if a model validator needs their values."""
 
     def first(self: object) -> Any:
         return complete(total="3")
@@ -70,7 +70,7 @@ class CheckedHome(Home):
 @pytest.mark.parametrize("name", ["street_name", "streetName"])
 @pytest.mark.parametrize("context", [Home, CheckedHome])
 def test_what_is_merged_may_have_either_name_below(context: type[BaseModel], name: str) -> None:
-    """What complete() is given for a nested model goes by field name and by alias, with and without a model validator."""
+    """Values given to complete() for a nested model may use names or aliases, with and without a model validator."""
     codec = codec_of(context)
     merged = codec.merge(codec.adopt(context()), {"address": {name: "x"}})
     assert codec.encode(merged)[0] == '{"address":{"street_name":"x"}}'
@@ -88,7 +88,7 @@ class Tracking(BaseModel):
 
 
 async def test_a_setattr_of_the_context_is_called() -> None:
-    """A Context's own ``__setattr__`` sees what a step assigns."""
+    """A Context's own ``__setattr__`` is called when a step assigns."""
 
     def first(self: object) -> Any:
         context = get_context(Tracking)
@@ -103,7 +103,7 @@ async def test_a_setattr_of_the_context_is_called() -> None:
 
 
 class Owed(BaseModel):
-    """Nobody writes Decimal(0) for a default."""
+    """A Context whose default is an int for a Decimal, as users write it."""
 
     amount: Decimal = Field(0, ge=0)  # type: ignore[assignment]
     items: list[Decimal] = []
@@ -111,7 +111,7 @@ class Owed(BaseModel):
 
 @pytest.mark.parametrize("create", [False, True])
 async def test_a_default_may_be_of_another_class_if_it_is_equal(create: bool) -> None:
-    """0 for a Decimal, say: nothing validates a default, in pydantic either."""
+    """A default of another class is accepted if it equals the field's value, such as 0 for a Decimal."""
 
     def first(self: object) -> Any:
         assert type(get_context(Owed).amount) is Decimal
@@ -125,7 +125,7 @@ async def test_a_default_may_be_of_another_class_if_it_is_equal(create: bool) ->
 
 
 async def test_a_field_with_such_a_default_may_be_added_while_runs_go_on(tmp_path: Path) -> None:
-    """A run that lacks the field goes on with the default."""
+    """If a field with such a default is added, a run that was stored without the field gets the default."""
 
     class Before(BaseModel):
         pass
@@ -142,7 +142,7 @@ async def test_a_field_with_such_a_default_may_be_added_while_runs_go_on(tmp_pat
 
 
 async def test_a_default_that_is_not_what_its_field_makes_of_it_is_told() -> None:
-    """The error says that it is the default, and what to do."""
+    """The error for a default that its field would change says that it is the default, and what to do."""
 
     class Valued(BaseModel):
         model_config = ConfigDict(use_enum_values=True)
@@ -154,7 +154,7 @@ async def test_a_default_that_is_not_what_its_field_makes_of_it_is_told() -> Non
 
 
 class Derived(BaseModel):
-    """Its validator assigns a field."""
+    """A Context whose validator assigns a field."""
 
     price: int = 2
     quantity: int = 1
@@ -167,7 +167,7 @@ class Derived(BaseModel):
 
 
 async def test_a_field_that_a_validator_assigns_is_told_with_advice() -> None:
-    """The step has left it as it was, which is not what reads back; complete() runs the validator, and needs no advice."""
+    """A field that a validator would change is refused with advice, but complete() runs the validator itself."""
 
     def first(self: object) -> Any:
         get_context(Derived).quantity = 5
@@ -183,7 +183,7 @@ async def test_a_field_that_a_validator_assigns_is_told_with_advice() -> None:
 
 
 def test_what_is_lossy_is_not_put_down_to_a_validator() -> None:
-    """A serializer that loses something is no business of the model validators."""
+    """The error for a serializer that loses information does not blame a model validator."""
 
     class Dated(Derived):
         when: datetime = datetime(2030, 1, 1, tzinfo=UTC)
@@ -215,7 +215,7 @@ class Holding(BaseModel):
 
 
 def test_the_settings_of_a_live_context_are_not_those_of_what_it_holds() -> None:
-    """Dataclasses and TypedDicts take over their model's ``extra``: the user's."""
+    """Dataclasses and TypedDicts inside a live Context keep the user's ``extra`` setting, not the live class's."""
     codec = codec_of(Holding)
     keywords = {"counted": {"shown": 2}, "tagged": {"street": "x", "junk": 1}}
     live = codec.merge(codec.build(keywords), {"note": 1})
@@ -225,7 +225,7 @@ def test_the_settings_of_a_live_context_are_not_those_of_what_it_holds() -> None
 
 
 def test_a_live_context_can_be_pickled() -> None:
-    """For a pool of processes: as an instance of the user's own class."""
+    """A live Context is pickled as an instance of the user's class."""
     codec = codec_of(Owed)
     made = pickle.loads(pickle.dumps(codec.adopt(Owed(amount=Decimal(3)))))
     assert type(made) is Owed
@@ -233,7 +233,7 @@ def test_a_live_context_can_be_pickled() -> None:
 
 
 def test_a_context_may_be_completed_by_its_own_rebuild() -> None:
-    """What it names is local, and defined after the workflow."""
+    """A Context with a forward reference works after ``model_rebuild``, even if that follows the codec's creation."""
 
     def defined() -> ContextCodec:
         class Local(BaseModel):
@@ -252,7 +252,7 @@ def test_a_context_may_be_completed_by_its_own_rebuild() -> None:
 
 
 def test_a_model_that_lacks_a_field_is_told() -> None:
-    """A nested model without one of its fields is refused, which is no AttributeError."""
+    """A nested model from which a field was deleted is refused as Unstorable."""
 
     class Pair(BaseModel):
         left: int = 0
@@ -270,7 +270,7 @@ def test_a_model_that_lacks_a_field_is_told() -> None:
 
 @pytest.mark.filterwarnings("error")
 async def test_a_message_may_have_a_deprecated_field() -> None:
-    """Nobody has used it: there is no warning."""
+    """Sending a message that has a deprecated field gives no warning."""
 
     class Ping(BaseModel):
         old: Annotated[int, Field(deprecated="use new")] = 0
@@ -280,7 +280,7 @@ async def test_a_message_may_have_a_deprecated_field() -> None:
 
 
 class Joined(BaseModel):
-    """Is written as only its own validator reads it, which counts how often."""
+    """A model that is serialized in a form only its own validator reads, and that counts such reads."""
 
     parts: list[str] = []
     reads: int = 0
@@ -298,20 +298,20 @@ class Joined(BaseModel):
 
 
 def test_where_a_difference_comes_from_is_not_guessed() -> None:
-    """Without its validator the Context cannot even be read: no advice then."""
+    """The error gives no advice about validators if the Context cannot be read without them."""
     codec = codec_of(Joined)
     with pytest.raises(Unstorable, match=r"^reads reads back as another int than was written$"):
         codec.encode(codec.adopt(Joined(parts=["a"])))
 
 
 class Anything(Encoded):
-    """Takes what cannot be stored."""
+    """A Context with a model validator, and a field of any type."""
 
     thing: Any = None
 
 
 async def test_what_complete_is_given_and_cannot_be_stored_is_told() -> None:
-    """Also where model validators are to see it."""
+    """If complete() is given what cannot be stored, the error names field and class, even with a model validator."""
 
     def first(self: object) -> Any:
         return complete(thing=object())

@@ -1,4 +1,4 @@
-"""``get_context`` and ``get_run``: what a step can ask about its own run, and where it may ask."""
+"""``get_context`` and ``get_run``: what they give a step, and where they can be called."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Total(Base):
 
 
 class Other(BaseModel):
-    """Another workflow's Context."""
+    """The Context of another workflow."""
 
 
 @pytest.fixture(params=STORES)
@@ -43,7 +43,7 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 async def test_the_context_is_one_object(engine: Engine) -> None:
-    """Bare or typed, by its class or a base class of it, ``get_context`` gives the same object."""
+    """Without an argument, and with the Context's class or a base class, ``get_context`` gives the same object."""
 
     def first(self: Any) -> Command:
         context = get_context()
@@ -58,7 +58,7 @@ async def test_the_context_is_one_object(engine: Engine) -> None:
 
 
 async def test_the_context_has_the_class_that_is_asked_for(engine: Engine) -> None:
-    """Asking for another class is a TypeError that says which one the run has."""
+    """Asking ``get_context`` for another class is a TypeError that names the class of the run's Context."""
 
     def first(self: object) -> Command:
         with pytest.raises(TypeError) as caught:
@@ -71,7 +71,7 @@ async def test_the_context_has_the_class_that_is_asked_for(engine: Engine) -> No
 
 
 async def test_tasks_of_a_step_belong_to_its_run(engine: Engine) -> None:
-    """Tasks and threads that a step starts and awaits see its Context."""
+    """Tasks and threads that a step starts and awaits see the step's Context."""
 
     async def add(what: str) -> None:
         get_context(Total).seen.append(what)
@@ -85,7 +85,7 @@ async def test_tasks_of_a_step_belong_to_its_run(engine: Engine) -> None:
 
 
 async def test_outside_a_step_there_is_no_run(engine: Engine) -> None:
-    """Where nothing runs, ``get_context`` and ``get_run`` are UsageErrors, also in the program that waits for a run."""
+    """Outside a step ``get_context`` and ``get_run`` raise UsageError, even in a program that waits for a run."""
     await completed(engine, flow(Total, done))
     for ask in (get_context, lambda: get_context(Total)):
         with pytest.raises(UsageError) as caught:
@@ -99,7 +99,7 @@ async def test_outside_a_step_there_is_no_run(engine: Engine) -> None:
 
 
 async def test_create_context_is_outside_a_step(engine: Engine) -> None:
-    """``create_context`` runs in the caller of ``start``, where there is no run yet."""
+    """``create_context`` runs in the caller of ``start``, where ``get_run`` raises UsageError."""
 
     def create(cls: object) -> Total:
         with pytest.raises(UsageError):
@@ -146,7 +146,7 @@ async def test_get_run_tells_about_the_run(engine: Engine) -> None:
 
 
 async def test_what_get_run_gives_cannot_be_changed(engine: Engine) -> None:
-    """A step cannot make itself another run."""
+    """The object that ``get_run`` gives is read-only."""
 
     def first(self: object) -> Command:
         with pytest.raises(AttributeError):
@@ -157,7 +157,7 @@ async def test_what_get_run_gives_cannot_be_changed(engine: Engine) -> None:
 
 
 async def test_a_step_key_belongs_to_a_visit(engine: Engine) -> None:
-    """Retries of a visit keep its step key; going back, and waking from a sleep, are visits of their own."""
+    """Retries of a visit keep its step key; a goto back, and waking from a sleep, are new visits with new keys."""
     seen: list[tuple[str, int]] = []
 
     def first(self: object) -> Command:
@@ -182,7 +182,7 @@ async def test_a_step_key_belongs_to_a_visit(engine: Engine) -> None:
 
 
 async def test_two_stores_have_different_step_keys(tmp_path: Path) -> None:
-    """The same run of the same workflow in another store has other keys."""
+    """The same run id in two stores has different step keys."""
     keys: list[str] = []
 
     def first(self: object) -> Command:
@@ -198,7 +198,7 @@ async def test_two_stores_have_different_step_keys(tmp_path: Path) -> None:
 
 
 async def test_a_step_that_asks_for_a_wrong_class_fails(engine: Engine) -> None:
-    """The TypeError is the step's own: it is retried, and recorded as the run's error."""
+    """The TypeError of ``get_context`` with a wrong class is retried, and recorded as the run's error."""
 
     def first(self: object) -> Command:
         get_context(Other)

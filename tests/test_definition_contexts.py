@@ -1,4 +1,4 @@
-"""What a Context may not declare: each refused when the workflow is defined, with the path to it."""
+"""What a Context may not declare: refused when the workflow is defined, with the path to it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def define(context: type[BaseModel]) -> Any:
-    """A workflow class with this Context."""
+    """Define a workflow with this Context."""
 
     @workflow("order")
     class Order:
@@ -48,14 +48,14 @@ def define(context: type[BaseModel]) -> Any:
 
 
 def context_problems(context: type[BaseModel]) -> tuple[str, ...]:
-    """Why the class cannot be a Context."""
+    """The problems for which the class is refused as a Context."""
     with pytest.raises(DefinitionError) as caught:
         define(context)
     return caught.value.problems
 
 
 def test_a_root_model_is_no_context() -> None:
-    """A Context has named fields."""
+    """A RootModel is refused as a Context: it has no named fields."""
 
     class Numbers(RootModel[list[int]]):
         pass
@@ -66,7 +66,7 @@ def test_a_root_model_is_no_context() -> None:
 
 
 def test_a_context_can_be_changed() -> None:
-    """A frozen Context is refused, also when it inherits that."""
+    """A frozen Context is refused, even if it inherits that setting."""
     frozen = create_model("Context", __config__=ConfigDict(frozen=True), total=(int, 0))
     expected = ("Context is frozen: steps change their Context. Take frozen=True out of its model_config.",)
     assert context_problems(frozen) == expected
@@ -124,7 +124,7 @@ Cards = TypeAliasType("Cards", list[Card])
     ids=str,
 )
 def test_a_context_holds_no_secret(annotation: Any, where: str, secret: str) -> None:
-    """A secret is refused wherever it is nested, with the path to it: pydantic would write asterisks."""
+    """A secret is refused at any depth, with its path: pydantic would store asterisks."""
     assert context_problems(create_model("Context", pay=(annotation, ...))) == (
         f"Context.pay{where} is a {secret}: it would be stored as asterisks. Store a reference to the secret.",
     )
@@ -135,7 +135,7 @@ class Hidden(BaseModel):
 
 
 def test_a_context_excludes_nothing() -> None:
-    """``exclude=True`` is refused wherever it is nested: the field would be lost at every step."""
+    """``exclude=True`` is refused at any depth: the field would be lost at every step."""
     context = create_model(
         "Context", total=(int, Field(exclude=True)), many=(list[Hidden], []), shown=(int, Field(exclude=False))
     )
@@ -182,7 +182,7 @@ Pixels = NewType("Pixels", bytes)
     ids=str,
 )
 def test_a_context_holds_no_raw_bytes(annotation: Any, where: str) -> None:
-    """Raw bytes are refused wherever they are nested, with the type to use."""
+    """Raw bytes are refused at any depth, with the type to use instead."""
     assert context_problems(create_model("Context", photo=(annotation, ...))) == (
         f"Context.photo{where} holds raw bytes, which JSON cannot. Declare it as pydantic.Base64Bytes.",
     )
@@ -206,12 +206,12 @@ class Base64Photo(BaseModel):
     ],
 )
 def test_bytes_may_be_written_as_text(context: type[BaseModel]) -> None:
-    """Base64 types, and models whose config writes and reads bytes alike, are accepted."""
+    """Base64 types, and bytes in models whose config writes and reads them alike, are accepted."""
     assert definition_of(define(context)).codec.context is context
 
 
 def test_writing_bytes_without_reading_them_is_refused() -> None:
-    """A config that writes base64 and reads UTF-8 does not read back, so the bytes count as raw."""
+    """Bytes are refused if the config writes them as base64 but reads UTF-8."""
     context = create_model("Context", __config__=ConfigDict(ser_json_bytes="base64"), photo=(bytes, ...))
     assert context_problems(context) == (
         "Context.photo holds raw bytes, which JSON cannot. Declare it as pydantic.Base64Bytes.",
@@ -220,7 +220,7 @@ def test_writing_bytes_without_reading_them_is_refused() -> None:
 
 @pytest.mark.parametrize(("annotation", "instead"), [(FutureDate, "date"), (FutureDatetime, "datetime")])
 def test_what_validates_only_for_a_time_is_refused(annotation: Any, instead: str) -> None:
-    """A run that waits past it could not be read again."""
+    """FutureDate and FutureDatetime are refused: once the time is past, the run could not be read."""
     for declared in (annotation, annotation | None, list[annotation]):
         (problem,) = context_problems(create_model("Context", due=(declared, ...)))
         assert problem == (
@@ -231,7 +231,7 @@ def test_what_validates_only_for_a_time_is_refused(annotation: Any, instead: str
 
 @pytest.mark.parametrize("annotation", [FilePath, DirectoryPath, NewPath])
 def test_a_path_that_has_to_exist_is_refused(annotation: Any) -> None:
-    """A step may take the file away, or make it."""
+    """FilePath, DirectoryPath and NewPath are refused: if the path is created or removed, the run could not be read."""
     for declared in (annotation, annotation | None, dict[str, annotation]):
         assert context_problems(create_model("Context", file=(declared, ...))) == (
             "Context.file is a path that has to be there, or not: a run could not be read once that changes. Declare a Path.",

@@ -1,4 +1,4 @@
-"""``@workflow`` and ``@step``: what they accept, and every sentence with which they refuse the shape of a class."""
+"""``@workflow`` and ``@step``: what they accept, and each error about the shape of a class."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Log(BaseModel):
 
 
 def refusal(cls: Any, **options: Any) -> tuple[str, ...]:
-    """Why the class cannot be a workflow."""
+    """The problems for which the class is refused as a workflow."""
     with pytest.raises(DefinitionError) as caught:
         workflow("refused", **options)(cls)
     assert caught.value.where == cls.__qualname__
@@ -48,7 +48,7 @@ async def outcome(cls: type, **context: Any) -> Any:
 
 
 def test_workflow_gives_the_class_back() -> None:
-    """The decorated class is the class itself, with a definition of its name, version and start step."""
+    """``@workflow`` returns the class itself, with a definition that has its name, version and start step."""
 
     class Plain:
         Context = Empty
@@ -105,7 +105,7 @@ async def test_step_is_written_with_and_without_parentheses() -> None:
 
 
 def test_step_leaves_the_method_callable() -> None:
-    """A step is still the plain method that it was, for other code and for tests."""
+    """A step remains a plain method that other code and tests can call."""
 
     class Order:
         @step
@@ -116,7 +116,7 @@ def test_step_leaves_the_method_callable() -> None:
 
 
 async def test_the_context_may_be_assigned() -> None:
-    """A Context defined elsewhere is as good as an inner class, and one class may serve two workflows."""
+    """A Context may be a class defined elsewhere, and serve two workflows."""
 
     @workflow("one")
     class One:
@@ -142,7 +142,7 @@ async def test_the_context_may_be_assigned() -> None:
 
 
 def test_a_definition_error_lists_everything() -> None:
-    """One error names the class and every problem in it, a line each."""
+    """One DefinitionError names the class and lists every problem in it, a line each; the class is not registered."""
 
     class Order:
         class Context(BaseModel):
@@ -190,7 +190,7 @@ def test_a_context_is_required() -> None:
 
 @pytest.mark.parametrize("context", [int, {"total": 1}, dataclasses.make_dataclass("Context", []), Empty()])
 def test_the_context_is_a_model(context: object) -> None:
-    """A Context that is no pydantic model class is refused."""
+    """A Context that is not a pydantic model class is refused."""
 
     class Order:
         Context = context
@@ -203,7 +203,7 @@ def test_the_context_is_a_model(context: object) -> None:
 
 
 def test_a_start_step_is_required() -> None:
-    """A class without steps, or with none marked as the first, is refused."""
+    """A class without steps, or without a start step, is refused."""
 
     class Bare:
         Context = Empty
@@ -221,7 +221,7 @@ def test_a_start_step_is_required() -> None:
 
 
 def test_there_is_one_start_step() -> None:
-    """A class with several start steps is refused, with their names."""
+    """A class with several start steps is refused; the error names them."""
 
     class Order:
         Context = Empty
@@ -242,7 +242,7 @@ def test_there_is_one_start_step() -> None:
 
 
 def test_a_step_takes_self_alone() -> None:
-    """Parameters that nothing could fill are refused, with their names; defaults and stars are not."""
+    """Parameters that nothing could fill are refused; those with defaults, ``*args`` and ``**kwargs`` are not."""
 
     class Order:
         Context = Empty
@@ -262,7 +262,7 @@ def test_a_step_takes_self_alone() -> None:
 
 
 def test_a_step_takes_self() -> None:
-    """A function without parameters is no method, and refused."""
+    """A step without a self parameter is refused."""
 
     class Order:
         Context = Empty
@@ -276,7 +276,7 @@ def test_a_step_takes_self() -> None:
 
 @pytest.mark.parametrize("kind", [staticmethod, classmethod])
 def test_a_step_is_no_static_or_class_method(kind: Any) -> None:
-    """Static and class methods are refused, whichever of the two decorators is on top."""
+    """A step that is a static or class method is refused, in either order of the decorators."""
 
     def above(self: Any) -> Command:
         return complete()
@@ -310,7 +310,7 @@ def test_an_async_step_has_no_thread() -> None:
 
 
 def test_a_generator_is_no_step() -> None:
-    """A step that yields is refused, for it would never return a command; what returns a generator is not known."""
+    """A step that is a generator or an async generator is refused."""
 
     class Order:
         Context = Empty
@@ -330,7 +330,7 @@ def test_a_generator_is_no_step() -> None:
 
 
 def test_the_name_of_a_step_has_a_limit() -> None:
-    """A method's name of 200 characters can be stored, a longer one is refused."""
+    """A step's name may have up to 200 characters."""
 
     def first(self: Any) -> Command:
         return complete()
@@ -343,7 +343,7 @@ def test_the_name_of_a_step_has_a_limit() -> None:
 
 
 def test_create_context_is_a_class_method() -> None:
-    """A ``create_context`` that would need an instance is refused when the class is defined."""
+    """A ``create_context`` that is an instance method is refused when the class is defined."""
 
     class Order:
         Context = Empty

@@ -1,4 +1,4 @@
-"""The entities of events: what can be stored, and what it becomes in another process."""
+"""The entities of events: what can be stored, and what is read back in another process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Order(BaseModel):
 
 @dataclasses.dataclass
 class Visit:
-    """A dataclass that cannot be compared by itself."""
+    """A dataclass that has no ``__eq__`` of its own."""
 
     id: UUID
     at: datetime
@@ -47,7 +47,7 @@ VISIT = Visit(UUID(int=3), datetime(2030, 1, 2, tzinfo=UTC), ORDER)
 
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
-    """What a test registers is forgotten at its end."""
+    """Restore the registry of entity types after each test."""
     kept = [dict(each) for each in (entities._by_name, entities._by_class, entities._loaders)]
     yield
     for each, before in zip((entities._by_name, entities._by_class, entities._loaders), kept, strict=True):
@@ -56,7 +56,7 @@ def registry() -> Iterator[None]:
 
 
 def forget(*classes: type) -> None:
-    """As in another process, which has not emitted anything."""
+    """Unregister the classes, as in another process that has not emitted anything."""
     for cls in classes:
         known = entities._by_class.pop(cls)
         del entities._by_name[known.name]
@@ -67,7 +67,7 @@ def forget(*classes: type) -> None:
 
 @pytest.mark.parametrize("entity", [ORDER, VISIT, Order(id=0)], ids=["model", "dataclass", "defaults"])
 def test_an_entity_comes_back_as_its_type(entity: Any) -> None:
-    """A model and a dataclass are stored as JSON, under their class's place, and come back equal in every field."""
+    """A model and a dataclass are stored as JSON under their class's module and name, and read back equal."""
     stored = to_json("seen", entity)
     assert stored.type == f"{type(entity).__module__}.{type(entity).__qualname__}"
     again = rebuild("seen", stored.type, stored.json)
@@ -76,7 +76,7 @@ def test_an_entity_comes_back_as_its_type(entity: Any) -> None:
 
 
 def test_a_mapping_and_nothing_come_back_as_they_are() -> None:
-    """A mapping has no type, no entity has neither type nor JSON nor id."""
+    """A mapping is stored without a type, and None without type, JSON or id."""
     stored = to_json("seen", {"id": "a", "at": datetime(2030, 1, 1, tzinfo=UTC), "n": [1, {"x": None}]})
     assert (stored.type, stored.entity_id) == (None, "a")
     assert rebuild("seen", None, stored.json) == {"id": "a", "at": "2030-01-01T00:00:00Z", "n": [1, {"x": None}]}
@@ -85,7 +85,7 @@ def test_a_mapping_and_nothing_come_back_as_they_are() -> None:
 
 
 def test_a_type_that_is_not_registered_is_a_mapping() -> None:
-    """A process that has not registered the type gets a mapping, until it does."""
+    """A process that has not registered the type reads a mapping, until the type is registered."""
     stored = to_json("seen", ORDER)
     forget(Order)
     assert rebuild("seen", stored.type, stored.json) == {"id": 7, "total": "1.50", "at": "2030-01-02T00:00:00Z"}
@@ -94,13 +94,13 @@ def test_a_type_that_is_not_registered_is_a_mapping() -> None:
 
 
 def test_no_class_is_imported_by_what_data_says() -> None:
-    """A type that names an importable class, which nobody registered, is a mapping all the same."""
+    """A stored type that names an importable class is read as a mapping if the class was not registered."""
     assert rebuild("seen", "tests.test_entities.Visit", '{"id": 1}') == {"id": 1}
     assert rebuild("seen", "pydantic.main.BaseModel", "{}") == {}
 
 
 def test_fields_are_stored_by_name() -> None:
-    """An alias is for the outside world: it is neither needed nor written."""
+    """An entity is stored by field names; aliases are neither written nor needed to read it."""
 
     class Aliased(BaseModel):
         order_id: int = Field(alias="orderId")
@@ -111,7 +111,7 @@ def test_fields_are_stored_by_name() -> None:
 
 
 def test_a_subclass_is_stored_as_itself() -> None:
-    """The entity's own class counts, not the one it inherits from."""
+    """An entity is stored under its own class, not under a base class."""
 
     class Gift(Order):
         note: str
@@ -125,19 +125,19 @@ def test_a_subclass_is_stored_as_itself() -> None:
 
 
 class Hidden(BaseModel):
-    """Loses what it holds."""
+    """A model whose value is written as asterisks."""
 
     secret: SecretStr
 
 
 class Loses(BaseModel):
-    """Does not come back equal."""
+    """A model that loses a field."""
 
     n: int = Field(default=0, exclude=True)
 
 
 class Doubles(BaseModel):
-    """Validates to something else."""
+    """A model that validates to another value."""
 
     n: int
 
@@ -149,7 +149,7 @@ class Doubles(BaseModel):
 
 @dataclasses.dataclass
 class Derived:
-    """A dataclass that comes back different."""
+    """A dataclass that changes its value when it is made."""
 
     n: int
 
@@ -158,11 +158,11 @@ class Derived:
 
 
 class Listed(RootModel[list[int]]):
-    """No fields."""
+    """A model without named fields."""
 
 
 class Odd:
-    """Not JSON."""
+    """A class that JSON and pydantic do not know."""
 
 
 @dataclasses.dataclass
@@ -187,7 +187,7 @@ class Holds:
     ids=["secret", "excluded", "validator", "dataclass", "root", "no schema", "mapping", "unvalidated"],
 )
 def test_what_does_not_survive_is_refused(entity: Any, why: str) -> None:
-    """An entity that cannot be written, or reads back different, is EventInvalid, and tells where."""
+    """An entity that cannot be written, or would read back different, is EventInvalid with the reason."""
     with pytest.raises(EventInvalid) as caught:
         to_json("seen", entity)
     assert str(caught.value).startswith("Event 'seen' is not usable: ")
@@ -206,7 +206,7 @@ def test_what_does_not_survive_is_refused(entity: Any, why: str) -> None:
     ids=["size", "NUL", "key", "NaN", "depth"],
 )
 def test_limits_hold(entity: Any, limit: str) -> None:
-    """What is too large, too deep or holds what no store holds is beyond a limit, which is named."""
+    """An entity that is too large or too deep, or that no store can hold, is LimitExceeded with the limit's name."""
     with pytest.raises(LimitExceeded, match=limit):
         to_json("seen", entity)
 
@@ -219,19 +219,19 @@ def test_other_things_are_no_entities(entity: Any) -> None:
 
 
 def test_a_class_is_no_entity() -> None:
-    """Passing the class instead of an instance tells so."""
+    """The error for a class instead of an instance says what to write."""
     with pytest.raises(TypeError, match=r"write emit\(name, Order\(...\)\)"):
         to_json("seen", Order)
 
 
 def test_a_key_that_is_no_string_is_refused() -> None:
-    """The keys of a mapping are names."""
+    """A mapping with a key that is not a string is refused."""
     with pytest.raises(TypeError, match="a key of its entity takes a string, got int"):
         to_json("seen", {1: 2})
 
 
 def test_what_its_class_no_longer_accepts_tells_so() -> None:
-    """A stored entity that does not validate any more is EventInvalid, naming class and field but no value."""
+    """A stored entity that no longer validates is EventInvalid, which names class and field but no value."""
     name = to_json("seen", ORDER).type
     with pytest.raises(EventInvalid, match=r"no Order as that is now: id: Input should be a valid integer") as caught:
         rebuild("seen", name, '{"id": "private"}')
@@ -258,7 +258,7 @@ class Size(enum.IntEnum):
     [("a", "a"), (7, "7"), (0, "0"), (UUID(int=5), str(UUID(int=5))), (Colour.RED, "red"), (Size.BIG, "9")],
 )
 def test_an_id_is_a_string(entity_id: Any, text: str) -> None:
-    """Strings, ints and UUIDs are ids, stored as strings, from the argument, a field or a key alike."""
+    """An entity id may be a string, int or UUID, given as argument, field or key, and is stored as a string."""
     assert id_text("it", entity_id) == text
     assert to_json("seen", None, entity_id).entity_id == text
     assert to_json("seen", {"id": entity_id}).entity_id == text
@@ -267,7 +267,7 @@ def test_an_id_is_a_string(entity_id: Any, text: str) -> None:
 
 
 def test_the_id_of_an_entity_is_its_own() -> None:
-    """Without the argument a model's or dataclass's ``id`` is it, and one without has none."""
+    """Without the argument, the ``id`` of a model or dataclass is its entity id; an entity without one has none."""
     assert to_json("seen", ORDER).entity_id == "7"
     assert to_json("seen", VISIT).entity_id == str(UUID(int=3))
     assert to_json("seen", Loses()).entity_id is None
@@ -280,7 +280,7 @@ def test_the_id_of_an_entity_is_its_own() -> None:
     [(True, TypeError), (1.5, TypeError), (b"x", TypeError), ("", ValueError), ("x" * 201, LimitExceeded)],
 )
 def test_what_is_no_id_is_refused(entity_id: Any, error: type[Exception]) -> None:
-    """Bools, floats, bytes, empty and long strings are no ids, given or found."""
+    """Bools, floats, bytes, and empty or long strings are refused as ids, both as argument and in the entity."""
     with pytest.raises(error, match="emit"):
         to_json("seen", None, entity_id)
     with pytest.raises(error, match="the id of its entity"):
@@ -288,7 +288,7 @@ def test_what_is_no_id_is_refused(entity_id: Any, error: type[Exception]) -> Non
 
 
 def test_an_id_that_raises_is_told() -> None:
-    """A property ``id`` that raises makes the entity unusable, not the caller guess."""
+    """If an entity's property ``id`` raises, the EventInvalid says so."""
 
     @dataclasses.dataclass
     class Broken:
@@ -306,7 +306,7 @@ def test_an_id_that_raises_is_told() -> None:
 
 
 def test_a_name_of_its_own() -> None:
-    """``@entity_type("name")`` stores under that name, also after the class was known under its default one."""
+    """``@entity_type("name")`` stores under that name; what was stored under the default name is still read."""
     to_json("seen", ORDER)
     assert entity_type("order")(Order) is Order
     stored = to_json("seen", ORDER)
@@ -315,7 +315,7 @@ def test_a_name_of_its_own() -> None:
 
 
 def test_two_classes_cannot_share_a_name() -> None:
-    """A name that another class has is refused; the same class, defined again, takes its place."""
+    """A type name that another class has is refused, but a redefined class replaces the old one."""
 
     def define() -> type[BaseModel]:
         class Local(BaseModel):
@@ -332,7 +332,7 @@ def test_two_classes_cannot_share_a_name() -> None:
 
 
 def test_only_models_and_dataclasses_are_types() -> None:
-    """Anything else is refused when it is decorated."""
+    """Only models and dataclasses can be decorated as entity types."""
     for wrong in (Odd, int, dict):
         with pytest.raises(TypeError, match="is neither"):
             entity_type(wrong)
@@ -352,7 +352,7 @@ def test_only_models_and_dataclasses_are_types() -> None:
 
 
 async def test_an_async_loader_gives_the_fresh_entity() -> None:
-    """An async loader is called with the entity_id, on the event loop, instead of reading what was stored."""
+    """An async loader is called on the event loop with the entity_id, and its result replaces what was stored."""
     stored = to_json("seen", ORDER)
     seen: list[object] = []
 
@@ -367,7 +367,7 @@ async def test_an_async_loader_gives_the_fresh_entity() -> None:
 
 
 async def test_a_sync_loader_runs_in_a_thread() -> None:
-    """A sync loader does not hold up the event loop."""
+    """A sync loader runs in a thread and does not block the event loop."""
     stored = to_json("seen", ORDER)
     threads: list[int] = []
 
@@ -382,7 +382,7 @@ async def test_a_sync_loader_runs_in_a_thread() -> None:
 
 
 async def test_a_loader_may_be_any_callable() -> None:
-    """An object with an async ``__call__``, and a function that returns an awaitable, are awaited."""
+    """An object with an async ``__call__``, and a function that returns an awaitable, work as async loaders."""
 
     class Loader:
         async def __call__(self, entity_id: str) -> str:
@@ -401,7 +401,7 @@ async def test_a_loader_may_be_any_callable() -> None:
 
 
 async def test_without_id_or_loader_what_was_stored_is_used() -> None:
-    """An entity without entity_id, of another type, or in a process without loader comes as it was stored."""
+    """The stored entity is used if there is no entity_id, or if its type has no loader in this process."""
 
     @entity_loader(Visit)
     async def fresh(entity_id: str) -> object:
@@ -414,7 +414,7 @@ async def test_without_id_or_loader_what_was_stored_is_used() -> None:
 
 
 async def test_a_loader_registers_its_type() -> None:
-    """Where only the loader stands, what others emitted of the type reaches it."""
+    """``@entity_loader`` registers its type, so entities that other processes emitted reach the loader."""
     stored = to_json("seen", ORDER)
     forget(Order)
 
@@ -426,7 +426,7 @@ async def test_a_loader_registers_its_type() -> None:
 
 
 async def test_what_a_loader_raises_comes_through() -> None:
-    """A loader's error is the caller's, sync or async."""
+    """An error raised by a loader, sync or async, reaches the caller."""
     stored = to_json("seen", ORDER)
 
     @entity_loader(Order)

@@ -1,4 +1,4 @@
-"""Every error says exactly what happened and what to do."""
+"""The text of every error: it says exactly what happened and what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aioflow import errors
 
 
 class Row(NamedTuple):
-    """An error as it is raised, what it says, and what it carries."""
+    """An error, its expected text, and its expected attributes."""
 
     error: errors.AioflowError
     text: str
@@ -284,19 +284,19 @@ CLASSES = [
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: type(row.error).__name__)
 def test_an_error_says_what_happened(row: Row) -> None:
-    """An error's text is exactly this, and it carries exactly these attributes."""
+    """Each error has exactly this text and these attributes."""
     assert str(row.error) == row.text
     assert vars(row.error) == row.attributes
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_every_class_has_a_row(cls: type[errors.AioflowError]) -> None:
-    """No error is public whose text is not tested above."""
+    """The text of every public error is tested above."""
     assert cls in {type(row.error) for row in ROWS}, f"{cls.__name__} needs a row in ROWS"
 
 
 def test_the_drawn_tree_is_the_tree_of_the_classes() -> None:
-    """The module's docstring draws every class under its base, with the builtin that it is as well."""
+    """The tree in the module's docstring has every class under its base, with the builtin that it also derives from."""
     drawn: dict[str, tuple[str, ...]] = {}
     above: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
@@ -311,7 +311,7 @@ def test_the_drawn_tree_is_the_tree_of_the_classes() -> None:
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_one_except_catches_them_all(cls: type[errors.AioflowError]) -> None:
-    """Every error is an AioflowError, has a docstring and hides no builtin."""
+    """Every error is an AioflowError, has a docstring, and hides no builtin."""
     assert issubclass(cls, errors.AioflowError)
     assert cls.__doc__
     assert not hasattr(builtins, cls.__name__)

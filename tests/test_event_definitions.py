@@ -1,4 +1,4 @@
-"""``@event_workflow``: what it accepts and refuses, what it tells the store, and the Context that an event makes."""
+"""``@event_workflow``: what it accepts, refuses and tells the store, and the Context that it makes of an event."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def begin(self: Any) -> Command:
 
 
 def made(body: dict[str, Any] | None = None, /, **options: Any) -> WorkflowDefinition:
-    """The definition of a class with this body, and one step."""
+    """The definition of a class with one step and this body."""
     cls = type("Flow", (), {"begin": step(start=True)(begin), **(body or {})})
     with registry.scope():
         event_workflow("order.placed", **options)(cls)
@@ -41,7 +41,7 @@ def made(body: dict[str, Any] | None = None, /, **options: Any) -> WorkflowDefin
 
 
 def refusal(body: dict[str, Any]) -> str:
-    """Why the class cannot be an event workflow."""
+    """The problem for which the class is refused as an event workflow."""
     with pytest.raises(DefinitionError) as caught:
         made(body)
     (problem,) = caught.value.problems
@@ -49,25 +49,25 @@ def refusal(body: dict[str, Any]) -> str:
 
 
 class Told(BaseModel):
-    """Declares two of the three."""
+    """A Context that declares two of the three names that an event fills."""
 
     event_id: str
     entity_id: int
     note: str = "n"
 
 
-# ---- what it is given
+# ---- options
 
 
 def test_the_defaults() -> None:
-    """Without options it starts at the event's time, in every namespace, under a name made of the class's."""
+    """By default it starts at the event's time, in every namespace, and is named after the class."""
     definition = made()
     assert (definition.name, definition.version, definition.start) == ("event:Flow", "1", "begin")
     assert definition.event == EventTrigger("order.placed", "*", (0,))
 
 
 def test_the_options() -> None:
-    """It takes what ``@workflow`` takes, besides its own."""
+    """It takes the options of ``@workflow`` as well as its own."""
     definition = made(
         name="mine", namespace="n", offset_minutes=-60, version="2", default_retry=Retry(max_attempts=7),
         timeout=timedelta(hours=1), on_timeout="begin", on_fail="begin", max_transitions=3,
@@ -79,7 +79,7 @@ def test_the_options() -> None:
 
 
 def test_several_offsets() -> None:
-    """Offsets are kept in their order, exact to the microsecond."""
+    """Offsets are stored in the given order, exact to the microsecond."""
     definition = made(offsets=[timedelta(days=-1), timedelta(0), timedelta(microseconds=1)])
     assert definition.event is not None
     assert definition.event.offsets == (-24 * 60 * MINUTE, 0, 1)
@@ -89,7 +89,7 @@ def test_several_offsets() -> None:
 
 
 def test_a_plain_workflow_has_no_event() -> None:
-    """What ``@workflow`` defines is started by no event."""
+    """A workflow defined by ``@workflow`` has no event trigger."""
     with registry.scope():
         cls = workflow("event-definitions-plain")(
             type("Plain", (), {"Context": Told, "begin": step(start=True)(begin)})
@@ -122,13 +122,13 @@ def test_a_plain_workflow_has_no_event() -> None:
     ],
 )
 def test_wrong_options_are_told(options: dict[str, Any], error: type[Exception], text: str) -> None:
-    """An option of a wrong type or value has its error, under this decorator's name."""
+    """An option of a wrong type or value is refused, by an error that names this decorator."""
     with pytest.raises(error, match=text):
         made(**options)
 
 
 def test_the_event_s_name_is_checked() -> None:
-    """The event's name is a name, and what is decorated a class."""
+    """The event's name must be a valid name, and only a class can be decorated."""
     with pytest.raises(TypeError, match=r"@event_workflow\(event_name\) takes a string, got ModelMetaclass"):
         event_workflow(Told)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="decorates a class, got function"):
@@ -141,7 +141,7 @@ def test_the_event_s_name_is_checked() -> None:
 
 
 def test_a_context_may_be_left_out() -> None:
-    """Without a Context the class gets one of the three names, which its subclasses inherit."""
+    """Without a Context the class gets one with the three names, all optional."""
     context = made().codec.context
     assert {name: field.annotation for name, field in context.model_fields.items()} == dict.fromkeys(
         ("event_id", "event_name", "entity_id"), str | None
@@ -150,7 +150,7 @@ def test_a_context_may_be_left_out() -> None:
 
 @pytest.mark.parametrize("name", ["should_run_for_event", "create_context"])
 def test_what_is_asked_before_there_is_a_run_is_a_classmethod(name: str) -> None:
-    """A method that would need an instance is refused."""
+    """should_run_for_event and create_context are refused if they are instance methods."""
 
     def method(self: Any, event: Event) -> Any: ...
 
@@ -159,7 +159,7 @@ def test_what_is_asked_before_there_is_a_run_is_a_classmethod(name: str) -> None
 
 @pytest.mark.parametrize("name", ["should_run_for_event", "create_context"])
 def test_it_takes_the_event(name: str) -> None:
-    """A classmethod that cannot be called with the event alone is refused."""
+    """A should_run_for_event or create_context that cannot be called with just the event is refused."""
 
     def none(cls: type) -> Any: ...
 
@@ -170,7 +170,7 @@ def test_it_takes_the_event(name: str) -> None:
 
 
 def test_should_run_is_a_classmethod_only() -> None:
-    """A staticmethod or an attribute is refused, too."""
+    """A should_run_for_event that is a staticmethod or a plain attribute is refused."""
 
     def static(event: Event) -> bool: ...
 
@@ -179,7 +179,7 @@ def test_should_run_is_a_classmethod_only() -> None:
 
 
 def test_a_context_that_no_event_could_fill_is_refused() -> None:
-    """Without create_context only the three names may be required."""
+    """Without create_context, a Context may require only the three names that an event fills."""
 
     class Needs(BaseModel):
         event_id: str
@@ -194,7 +194,7 @@ def test_a_context_that_no_event_could_fill_is_refused() -> None:
 
 
 def test_all_problems_come_in_one_error() -> None:
-    """What is wrong with the class as a workflow, and as one for events, is told together."""
+    """Problems of the class as a workflow, and as an event workflow, are reported in one error."""
 
     class Hidden(BaseModel):
         secret: SecretStr = SecretStr("")
@@ -210,7 +210,7 @@ def test_all_problems_come_in_one_error() -> None:
 
 
 def test_what_a_registry_listens_to() -> None:
-    """Each offset is a listener, plain workflows are named without one, and of two versions the last one counts."""
+    """There is a listener for each offset, none for plain workflows, and only the last version of a workflow counts."""
     plain = type("Plain", (), {"Context": Told, "begin": step(start=True)(begin)})
     with registry.scope():
         workflow("event-definitions-plain")(plain)
@@ -235,7 +235,7 @@ def test_what_a_registry_listens_to() -> None:
 
 
 async def test_without_create_context_the_declared_names_are_filled() -> None:
-    """The Context gets those of the three that it declares, as the types that it declares."""
+    """Without create_context, those of the three names that the Context declares are filled and validated."""
     context = await made({"Context": Told}).context_for(EVENT)
     assert context == Told(event_id="e1", entity_id=7, note="n")
     assert not hasattr(context, "event_name")
@@ -246,7 +246,7 @@ async def test_without_create_context_the_declared_names_are_filled() -> None:
 
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_create_context_is_called_with_the_event(is_async: bool) -> None:
-    """Sync or async, create_context makes the Context of the event."""
+    """create_context, sync or async, is called with the event and makes the Context."""
 
     def create(cls: Any, event: Event) -> Any:
         return cls.Context(event_id=event.id, entity_id=event.entity["total"])
@@ -261,7 +261,7 @@ async def test_create_context_is_called_with_the_event(is_async: bool) -> None:
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("answer", [True, False])
 async def test_should_run_decides(is_async: bool, answer: bool) -> None:
-    """Sync or async, should_run_for_event is asked with the event, before create_context."""
+    """should_run_for_event, sync or async, is called before create_context, which is skipped if it returns False."""
     asked: list[object] = []
 
     def should_run(cls: type, event: Event) -> bool:
@@ -282,7 +282,7 @@ async def test_should_run_decides(is_async: bool, answer: bool) -> None:
 
 
 async def test_what_user_code_raises_comes_through() -> None:
-    """The errors of should_run_for_event and create_context are raised as they are."""
+    """An error raised by should_run_for_event or create_context reaches the caller unchanged."""
 
     def away(cls: type, event: Event) -> Any:
         raise ConnectionError("away")
@@ -293,7 +293,7 @@ async def test_what_user_code_raises_comes_through() -> None:
 
 
 async def test_what_makes_no_context_is_told() -> None:
-    """What does not validate, is no Context, or cannot be stored is an error that says so."""
+    """A Context that does not validate, is of another class, or cannot be stored is refused with the reason."""
 
     def wrong(cls: Any, event: Event) -> Any:
         return 3
@@ -310,7 +310,7 @@ async def test_what_makes_no_context_is_told() -> None:
 
 
 async def test_an_event_workflow_can_be_started_by_hand() -> None:
-    """``engine.start`` gives the Context's keywords, or those of create_context, as to any workflow."""
+    """``engine.start`` starts an event workflow with the keywords of its Context or create_context, like any other."""
 
     @event_workflow("order.placed", name="event-definitions-by-hand")
     class ByHand:

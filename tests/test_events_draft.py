@@ -1,4 +1,4 @@
-"""What ``emit`` takes, and the Event that is made of what was stored."""
+"""What ``emit`` accepts, and the Event that is read from its record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MICROS = to_micros(NOW)
 
 
 class Order(BaseModel):
-    """What events are about."""
+    """An entity."""
 
     id: int
     note: str = ""
@@ -30,7 +30,7 @@ class Order(BaseModel):
 
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
-    """What a test registers is forgotten at its end."""
+    """Restore the registry of entity types after each test."""
     kept = [dict(each) for each in (entities._by_name, entities._by_class, entities._loaders)]
     yield
     for each, before in zip((entities._by_name, entities._by_class, entities._loaders), kept, strict=True):
@@ -39,12 +39,12 @@ def registry() -> Iterator[None]:
 
 
 def record(*args: Any, **how: Any) -> EventRecord:
-    """As the office would make it."""
+    """The record of an event that is emitted with these arguments."""
     return draft(*args, **how).record(3, 4, "made", MICROS)
 
 
 def test_an_event_that_occurs_now() -> None:
-    """Without ``at`` it occurs now, in every namespace, under the id that is made for it."""
+    """Without ``at`` an event has occurred now, in the default namespace, under a generated id."""
     made = record("paid", Order(id=7))
     assert made == EventRecord(
         id=3,
@@ -64,7 +64,7 @@ def test_an_event_that_occurs_now() -> None:
 
 
 def test_an_event_that_is_to_come() -> None:
-    """With ``at`` in the future it is pending, in any time zone, under the caller's id and namespace."""
+    """With ``at`` in the future, in any time zone, an event is pending, under the caller's id and namespace."""
     at = (NOW + timedelta(hours=1)).astimezone(timezone(timedelta(hours=5)))
     made = record("visit", at=at, namespace="north", event_id="v1", entity_id=5)
     assert (made.event_id, made.namespace, made.entity_id, made.entity) == ("v1", "north", "5", None)
@@ -95,19 +95,19 @@ def test_an_event_that_is_to_come() -> None:
     ],
 )
 def test_wrong_arguments_are_told(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
-    """Every argument of a wrong type or value has its error."""
+    """An argument of a wrong type or value is refused with its own error."""
     with pytest.raises(error, match=text):
         draft(**{"name": "paid", **arguments})
 
 
 def test_replace_takes_an_event_id() -> None:
-    """``replace`` is kept, with the event_id that it needs."""
+    """``replace=True`` needs an event_id, and is kept with it."""
     assert draft("paid", event_id="e", replace=True).replace is True
     assert draft("paid", event_id="e").replace is False
 
 
 async def test_an_event_shows_its_record() -> None:
-    """An Event has the record's values, datetimes for instants, and the entity as its type."""
+    """An Event has the record's values, its instants as datetimes, and its entity as an object of its type."""
     made = record("paid", Order(id=7), event_id="e", namespace="n", at=NOW - timedelta(hours=1))
     event = await event_of(made._replace(occurrence=2))
     assert event == Event(
@@ -131,7 +131,7 @@ async def test_an_event_shows_its_record() -> None:
 
 
 async def test_what_a_run_was_told_is_the_same_event() -> None:
-    """The payload that is stored with a run gives the Event of the record, but for when it occurred."""
+    """The payload that is stored with a run gives the same Event as the record, except for ``occurred_at``."""
     for entity in (Order(id=7, note='"\n'), {"a": [1.5, None, {"ü": True}]}, None):
         made = record("paid", entity, event_id="e", namespace="n", entity_id="x")
         told = await event_from(json.loads(made.payload))
@@ -140,7 +140,7 @@ async def test_what_a_run_was_told_is_the_same_event() -> None:
 
 
 async def test_a_loader_serves_both_ways() -> None:
-    """Record and payload are given the loader's entity; what is only shown calls no loader."""
+    """A loader is called for an event from a record or a payload, but not for one that is only shown."""
     made = record("paid", Order(id=7))
 
     @entity_loader(Order)
@@ -153,7 +153,7 @@ async def test_a_loader_serves_both_ways() -> None:
 
 
 async def test_an_entity_that_fits_no_more_can_still_be_shown() -> None:
-    """What its class no longer accepts raises where a run is to use it, and is a mapping where it is shown."""
+    """An entity that no longer validates raises where a run would use it, and is shown as a mapping."""
     made = record("paid", Order(id=7))._replace(entity='{"id":"x"}')
     with pytest.raises(EventInvalid, match="Event 'paid' is not usable: what is stored of its entity is no Order"):
         await event_of(made)

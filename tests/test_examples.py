@@ -1,4 +1,4 @@
-"""Every file in examples/ runs alone, and says what it promises to say."""
+"""Every file in examples/ runs by itself, and prints what is expected."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 #: Seconds for one example: it may sleep, and the machine may be busy.
 PATIENCE = 60
 
-#: example -> patterns of lines. Those of one list are printed in its order; other lines may stand between them, as what
-#: several runs print may come in any order.
+#: example -> lists of patterns of lines. Those of one list match in order; other lines may come in between, and the
+#: lists are independent, as the output of several runs may come in any order.
 LINES = {
     "17_workers.py": [
         [
@@ -165,14 +165,14 @@ LINES = {
         ],
     ],
 }
-#: They keep a database in the reader's folder.
+#: Examples that keep a database in the current folder.
 CONTINUED = ["01_hello.py"]
-#: Lines are not enough for them: they have tests of their own.
+#: Examples that have tests of their own.
 APART = ["08_service.py", "09_tracing.py"]
 
 
 def missing(patterns: list[str], output: str) -> list[str]:
-    """The first pattern that no line matches after the line of the one before it, and those after it."""
+    """Of patterns that lines must match one after another: the first that is not found, and all after it."""
     lines = iter(output.splitlines())
     for place, pattern in enumerate(patterns):
         if not any(re.fullmatch(pattern, line) for line in lines):
@@ -181,13 +181,13 @@ def missing(patterns: list[str], output: str) -> list[str]:
 
 
 def test_every_example_is_run() -> None:
-    """There are examples, and each of them is expected to say something."""
+    """Every file in examples/ has expected output or tests of its own."""
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted([*LINES, *APART])
 
 
 @pytest.mark.parametrize("example", LINES)
 def test_an_example_runs_alone(example: str, tmp_path: Path) -> None:
-    """In an empty folder it ends with exit code 0, without complaint, prints the expected lines, and cleans up."""
+    """In an empty folder it exits with 0, writes nothing to stderr, prints the expected lines, and leaves no file."""
     with running(EXAMPLES / example, folder=tmp_path) as process:
         output, complaints = process.communicate(timeout=PATIENCE)
     assert (process.returncode, complaints) == (0, ""), output
@@ -199,15 +199,15 @@ def test_an_example_runs_alone(example: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "last", "code", "rest"),
     [
-        # As README.md shows it: the step that said so ends, and is committed.
+        # As in README.md: the step that printed this ends, and is committed.
         (signal.SIGINT, "1. Hello world!", 0, "2. Hello world!\n3. Hello world!\nGoodbye.\n"),
-        # Whether the step that said so was committed is open: it may run again, the first one may not.
+        # Whether the step that printed this was committed is unknown: it may run again, but not the one before.
         (signal.SIGKILL, "2. Hello world!", -9, "(2. Hello world!\n)?3. Hello world!\nGoodbye.\n"),
     ],
     ids=["ctrl-c", "plug pulled"],
 )
 def test_hello_goes_on_where_it_was(tmp_path: Path, number: int, last: str, code: int, rest: str) -> None:
-    """Interrupted in its middle and started again, the run is found and goes on with what it had counted."""
+    """After an interrupt and a restart, the run is found again and goes on with its count."""
     with running(EXAMPLES / "01_hello.py", folder=tmp_path) as first:
         read_until(first.stdout, re.escape(last))
         first.send_signal(number)
@@ -223,7 +223,7 @@ def test_hello_goes_on_where_it_was(tmp_path: Path, number: int, last: str, code
 
 
 def test_the_service_ends_when_told_and_goes_on_when_started_again(tmp_path: Path) -> None:
-    """At SIGTERM, and at Ctrl-C, the sweep that runs ends; the next process begins with the next one."""
+    """At SIGTERM and at Ctrl-C the current sweep ends; the next process begins with the next sweep."""
     swept = 0
     for number in (signal.SIGTERM, signal.SIGINT):
         with running(EXAMPLES / "08_service.py", folder=tmp_path) as service:
@@ -237,7 +237,7 @@ def test_the_service_ends_when_told_and_goes_on_when_started_again(tmp_path: Pat
 
 
 def test_the_traced_lines_of_one_run_tell_its_story(tmp_path: Path) -> None:
-    """Each line is a JSON object, and the program's own have the run, step and attempt, also those from a thread."""
+    """Each line is a JSON object, and the example's own lines have run, step and attempt, even those from a thread."""
     with running(EXAMPLES / "09_tracing.py", folder=tmp_path) as process:
         output, complaints = process.communicate(timeout=PATIENCE)
     assert (process.returncode, complaints, list(tmp_path.iterdir())) == (0, "", [])
@@ -255,7 +255,7 @@ def test_the_traced_lines_of_one_run_tell_its_story(tmp_path: Path) -> None:
 
 
 def test_the_tested_example_is_run_by_pytest(tmp_path: Path) -> None:
-    """Copied into a project that has no settings, it is a test file that pytest runs as it stands."""
+    """Copied into a project without settings, the file is collected and passed by pytest as it is."""
     (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     copy = tmp_path / "test_order.py"
     copy.write_text((EXAMPLES / "10_testing.py").read_text(encoding="utf-8"), encoding="utf-8")
@@ -266,7 +266,7 @@ def test_the_tested_example_is_run_by_pytest(tmp_path: Path) -> None:
 
 
 def test_uvicorn_serves_the_signup(tmp_path: Path) -> None:
-    """By the command in its docstring the app is served, on its own database, and ends at SIGTERM."""
+    """With the command in its docstring, uvicorn serves the app on a database of its own, and it ends at SIGTERM."""
     with running("-m", "uvicorn", "--app-dir", EXAMPLES, "06_signup:app", "--port", "0", folder=tmp_path) as server:
         url = read_until(server.stderr, r".*running on (http://\S+) .*")[1]
         answer = httpx.post(f"{url}/signup", json={"email": "ann@example.com"}, timeout=PATIENCE, trust_env=False)
@@ -279,7 +279,7 @@ def test_uvicorn_serves_the_signup(tmp_path: Path) -> None:
 
 
 def test_a_missing_line_is_noticed() -> None:
-    """Lines are looked for whole, and in their order."""
+    """``missing`` matches whole lines, in order."""
     assert missing(["one", "three"], "one\ntwo\nthree\n") == []
     assert missing(["one", "two", "one"], "one\ntwo\nthree\n") == ["one"]
     assert missing(["on"], "one") == ["on"]

@@ -1,4 +1,4 @@
-"""examples/06_signup.py over HTTP, its days in virtual time."""
+"""examples/06_signup.py over HTTP, with its days in virtual time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ANN = "ann+news@example.com"
 
 
 def load() -> ModuleType:
-    """The example, whose name is none that an import statement could say."""
+    """Import the example, whose file name is not a valid module name."""
     spec = importlib.util.spec_from_file_location("signup_example", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
@@ -33,7 +33,7 @@ example = load()
 
 @pytest.fixture
 async def client(flow: TimeMachine) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the example's app, which is served on the machine's time."""
+    """A client of the example's app, served by the test's engine."""
     transport = httpx.ASGITransport(example.app)
     async with (
         example.app.router.lifespan_context(example.app),
@@ -53,14 +53,14 @@ async def state(client: httpx.AsyncClient) -> dict[str, object]:
 
 
 def mailed(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What was mailed to her since the last look."""
+    """The mails to Ann since the last call."""
     return re.findall(rf"^To {re.escape(ANN)}: (.*)$", capsys.readouterr().out, re.MULTILINE)
 
 
 async def test_a_click_after_the_reminder(
     flow: TimeMachine, client: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After a day, not before, a reminder is mailed; the link in the first mail still confirms, once."""
+    """A reminder is mailed after exactly a day; the link in the first mail still confirms, but only once."""
     assert await sign_up(client) == {"created": True, "status": "running"}
     await flow.advance(hours=23, minutes=59)
     (mail,) = mailed(capsys)
@@ -78,7 +78,7 @@ async def test_a_click_after_the_reminder(
 
 
 async def test_nobody_clicks(flow: TimeMachine, client: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:
-    """Four days after it began the signup has expired: the link is dead, and the address may sign up again."""
+    """After four days the signup has expired: the link no longer works, and the address may sign up again."""
     await sign_up(client)
     began = flow.now
     run = await flow.find(example.Signup, ANN)
@@ -100,7 +100,7 @@ async def test_nobody_clicks(flow: TimeMachine, client: httpx.AsyncClient, capsy
 async def test_the_same_address_twice_is_one_signup(
     flow: TimeMachine, client: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The form sent again while the run waits mails nothing."""
+    """Sending the form again while the run waits mails nothing."""
     await sign_up(client)
     await flow.settle()
     assert await sign_up(client) == {"created": False, "status": "waiting"}
@@ -109,7 +109,7 @@ async def test_the_same_address_twice_is_one_signup(
 
 
 async def test_a_link_that_was_never_sent(flow: TimeMachine, client: httpx.AsyncClient) -> None:
-    """A wrong token is refused before anything is looked up; an address that never signed up is not found."""
+    """A wrong token is refused with 403; a valid one for an address that never signed up is not found."""
     assert (await client.get("/confirm", params={"email": ANN, "token": "0" * 64})).status_code == 403
     never = await client.get("/confirm", params={"email": ANN, "token": example.token_of(ANN)})
     assert never.status_code == 404
