@@ -1,4 +1,4 @@
-"""What becomes of a run whose step has failed for good: the step's on_fail, the workflow's, that one once, failed."""
+"""Where a run goes when a step has failed for good: to the step's on_fail, else once to the workflow's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DATA = '{"total":17}'
 
 @workflow("failing.order", max_transitions=6, default_retry=Retry(max_attempts=1), on_fail="rescue")
 class Order:
-    """pay and ship have an on_fail of their own, pack has the workflow's, and so has each of the others."""
+    """pay and ship have an on_fail of their own; all other steps use the workflow's."""
 
     class Context(BaseModel):
         total: int = 0
@@ -104,18 +104,18 @@ RUN = Run(
 
 
 def returned(command: Command, run: Run = RUN, definition: WorkflowDefinition = ORDER) -> Move:
-    """What the run becomes when its step returns the command, having left DATA as its Context."""
+    """The move that follows when the step returns this command, having left DATA as its Context."""
     outcome = Stepped(command, DATA)  # type: ignore[arg-type]
     return decide(run, definition, outcome, duration=TOOK, now=NOW, commit_id=COMMIT)
 
 
 def raised(error: BaseException, run: Run = RUN, definition: WorkflowDefinition = ORDER) -> Move:
-    """What the run becomes when its step raises."""
+    """The move that follows when the step raises."""
     return decide(run, definition, Raised(error), duration=TOOK, now=NOW, commit_id=COMMIT)
 
 
 def sent_on(run: Run, to: str, failure: Failure, found: Move, hops: int) -> None:
-    """The move sends the run to an on_fail step, tells it of the failure, and changes nothing else."""
+    """Check that the move sends the run to this on_fail step with this failure, and changes nothing else."""
     assert failure_of(found.run) == failure
     assert found == Move(
         run._replace(
@@ -138,18 +138,18 @@ def at(step: str, **columns: Any) -> Run:
 
 
 def test_a_failed_step_leads_to_its_own_on_fail() -> None:
-    """The step's on_fail is a new visit that is told who failed, how, and how often; what the step did is discarded."""
+    """A failed step's on_fail is a new visit that gets the failure; what the step did to the Context is discarded."""
     sent_on(RUN, "refund", Failure("pay", "ValueError: no", 3, "exhausted"), raised(ValueError("no")), hops=3)
 
 
 def test_a_failed_step_without_one_leads_to_that_of_the_workflow() -> None:
-    """The workflow's on_fail is for the steps that have none."""
+    """A failed step without an on_fail of its own leads to the workflow's."""
     run = at("pack")
     sent_on(run, "rescue", Failure("pack", "ValueError: no", 1, "exhausted"), raised(ValueError("no"), run), hops=0)
 
 
 def test_a_failed_step_without_any_fails_the_run() -> None:
-    """Without an on_fail anywhere the run has failed, with the error and its traceback."""
+    """Without any on_fail, the run fails with the step's error and traceback."""
     move = raised(ValueError("no"), at("pack"), BARE)
     assert (move.run.status, move.run.error, move.run.step, move.run.failures) == (
         "failed",
@@ -162,7 +162,7 @@ def test_a_failed_step_without_any_fails_the_run() -> None:
 
 
 def test_attempts_come_before_on_fail() -> None:
-    """As long as the step is tried again, no on_fail is taken."""
+    """While a step is retried, its on_fail is not taken."""
     for failures in (0, 1):
         assert raised(ValueError(), RUN._replace(failures=failures)).run.waiting_for == "retry"
     assert raised(RetryLater(HOUR)).run.waiting_for == "retry"
@@ -183,7 +183,7 @@ INVALID = NoCommand(7, "failing.order", "pay", "None")
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_a_failure_says_of_what_kind_it_is(error: BaseException, text: str | None, kind: Any) -> None:
-    """What is not retried leads to on_fail at once, as what it is."""
+    """An error that is not retried leads to on_fail at once, with its kind of failure."""
     run = RUN._replace(failures=0)
     failure = Failure("pay", str(error) if text is None else text, 1, kind)
     sent_on(run, "refund", failure, raised(error, run), hops=3)
@@ -195,7 +195,7 @@ def test_a_failure_says_of_what_kind_it_is(error: BaseException, text: str | Non
     ids=["goto", "sleep", "wait", "limit"],
 )
 def test_a_command_that_cannot_be_followed_leads_to_on_fail(command: Command) -> None:
-    """A programming error is a failure of the step like any other, and the Context it left is discarded."""
+    """A command that cannot be followed leads to on_fail, and the Context that the step left is discarded."""
     move = returned(command, RUN._replace(failures=0))
     assert (move.run.step, move.run.data) == ("refund", RUN.data)
     failure = failure_of(move.run)
@@ -204,7 +204,7 @@ def test_a_command_that_cannot_be_followed_leads_to_on_fail(command: Command) ->
 
 
 def test_an_unknown_target_is_told_word_for_word() -> None:
-    """What on_fail is told is what run.error would have said."""
+    """The failure that on_fail gets has exactly the error that ``run.error`` would have had."""
     failure = failure_of(returned(goto("shpi")).run)
     assert failure is not None
     assert failure.error == str(TargetUnknown(7, "failing.order", "pay", "'shpi'", "goto", ORDER.steps))
@@ -213,21 +213,21 @@ def test_an_unknown_target_is_told_word_for_word() -> None:
 @pytest.mark.parametrize("run", [RUN, at("pack")], ids=["step", "workflow"])
 @pytest.mark.parametrize("reason", ["out of stock", ""])
 def test_fail_runs_no_on_fail(run: Run, reason: str) -> None:
-    """A step that returns fail(reason) has decided: the run has failed for exactly that reason."""
+    """A step that returns fail(reason) fails the run with exactly that reason, and takes no on_fail."""
     move = returned(fail(reason), run)
     assert (move.run.status, move.run.error, move.run.failure, move.run.data) == ("failed", reason, None, DATA)
 
 
 @pytest.mark.parametrize("crashes", [POISON_CRASHES])
 def test_poison_runs_no_on_fail(crashes: int) -> None:
-    """A run that kills its process is not given another step to do it in."""
+    """A run that is failed because it kept crashing its process takes no on_fail."""
     move = poison(RUN._replace(crashes=crashes), now=NOW, commit_id=COMMIT)
     assert move is not None
     assert (move.run.status, move.run.failure) == ("failed", None)
 
 
 def test_a_failure_can_be_stored() -> None:
-    """What on_fail is told is bounded text that every store can hold, whatever the error says."""
+    """The error in a failure is cut to MAX_ERROR, and is text that every store can hold."""
     failure = failure_of(raised(GiveUp("\0\ud800" + "a" * 50_000)).run)
     assert failure is not None
     assert len(failure.error) <= MAX_ERROR
@@ -237,7 +237,7 @@ def test_a_failure_can_be_stored() -> None:
 
 @pytest.mark.parametrize("deadline", [None, NOW + 5])
 def test_the_deadline_holds_for_on_fail_too(deadline: Micros | None) -> None:
-    """A run's own time goes on counting, whatever step it is at."""
+    """A run keeps its deadline when it goes to on_fail."""
     assert raised(GiveUp("no"), RUN._replace(deadline=deadline)).run.deadline == deadline
 
 
@@ -245,14 +245,14 @@ def test_the_deadline_holds_for_on_fail_too(deadline: Micros | None) -> None:
 
 
 def test_an_on_fail_of_a_step_that_fails_leads_to_that_of_the_workflow() -> None:
-    """The later failure takes the place of the first."""
+    """If a step's on_fail fails, the run goes to the workflow's, with the later failure."""
     refunding = raised(GiveUp("no")).run
     rescuing = raised(ValueError("nor this"), refunding)
     sent_on(refunding, "rescue", Failure("refund", "ValueError: nor this", 1, "exhausted"), rescuing, hops=0)
 
 
 def test_an_on_fail_of_the_workflow_that_fails_ends_the_run() -> None:
-    """A workflow's on_fail does not mend itself."""
+    """If the workflow's on_fail fails, the run fails."""
     rescuing = raised(GiveUp("no"), at("pack")).run
     ended = raised(ValueError("nor this"), rescuing).run
     assert (ended.status, ended.error, ended.step) == ("failed", "ValueError: nor this", "rescue")
@@ -260,7 +260,7 @@ def test_an_on_fail_of_the_workflow_that_fails_ends_the_run() -> None:
 
 
 def test_an_on_fail_of_the_workflow_is_taken_once() -> None:
-    """What fails after it, at whatever step, fails the run; a step's own on_fail it still has."""
+    """Once the workflow's on_fail was taken, a failed step still leads to its own on_fail, but else fails the run."""
     rescuing = raised(GiveUp("no"), at("pack")).run
     packing = returned(goto("pack"), rescuing).run
     assert raised(GiveUp("again"), packing).run.status == "failed"
@@ -269,7 +269,7 @@ def test_an_on_fail_of_the_workflow_is_taken_once() -> None:
 
 
 def test_an_on_fail_of_the_workflow_is_taken_once_even_by_way_of_a_step_s() -> None:
-    """A step's own on_fail in between does not make the workflow's good for another time."""
+    """The workflow's on_fail is not taken again even if a step's own on_fail was taken in between."""
     rescuing = raised(GiveUp("first"), at("pack")).run
     paying = returned(goto("pay"), rescuing).run
     refunding = raised(GiveUp("second"), paying).run
@@ -279,7 +279,7 @@ def test_an_on_fail_of_the_workflow_is_taken_once_even_by_way_of_a_step_s() -> N
 
 
 def test_two_on_fails_that_fail_into_each_other_end() -> None:
-    """A workflow's on_fail whose own on_fail fails does not keep the run busy for ever."""
+    """If the workflow's on_fail has an on_fail that fails as well, the run fails and does not loop."""
     rescue = ORDER.steps["rescue"]
     steps = {**ORDER.steps, "rescue": replace(rescue, options=replace(rescue.options, on_fail="refund"))}
     definition = replace(ORDER, steps=steps)
@@ -292,7 +292,7 @@ def test_two_on_fails_that_fail_into_each_other_end() -> None:
 
 
 def test_a_step_does_not_mend_itself() -> None:
-    """A step that names itself as its on_fail has none."""
+    """A step that names itself as its on_fail counts as having none."""
     pack = ORDER.steps["pack"]
     steps = {**ORDER.steps, "pack": replace(pack, options=replace(pack.options, on_fail="pack"))}
     assert raised(GiveUp("no"), at("pack"), replace(ORDER, steps=steps)).run.step == "rescue"
@@ -300,12 +300,12 @@ def test_a_step_does_not_mend_itself() -> None:
 
 
 def test_a_step_that_is_gone_has_the_on_fail_of_the_workflow() -> None:
-    """What a step of an older code raised leads where the workflow says."""
+    """If a step that no longer exists has failed, the workflow's on_fail is taken."""
     assert raised(GiveUp("no"), at("wrap")).run.step == "rescue"
 
 
 def test_an_on_fail_may_be_retried_and_may_wait() -> None:
-    """An on_fail is an ordinary step; what failed before is told to each attempt and after each wait."""
+    """An on_fail step may be retried and may wait, and has the failure at each attempt and after each wait."""
     refunding = raised(GiveUp("no")).run
     told = Failure("pay", "no", 3, "gave up")
     patient = replace(ORDER, default_retry=Retry(max_attempts=2, base_delay=timedelta(seconds=1)))
@@ -324,7 +324,7 @@ def test_an_on_fail_may_be_retried_and_may_wait() -> None:
 
 
 def test_a_goto_beyond_max_transitions_leads_to_the_on_fail_of_the_workflow() -> None:
-    """A loop is no failure that a step's own on_fail could mend: that might be how it goes round."""
+    """A goto beyond max_transitions leads to the workflow's on_fail, not to the step's, which may be in the loop."""
     move = returned(goto("ship"), RUN._replace(hops=5))
     failure = failure_of(move.run)
     assert failure is not None
@@ -338,7 +338,7 @@ def test_a_goto_beyond_max_transitions_leads_to_the_on_fail_of_the_workflow() ->
 
 @pytest.mark.parametrize("definition", [ORDER, BARE], ids=["workflow's on_fail", "without"])
 def test_a_cycle_by_way_of_an_on_fail_ends(definition: WorkflowDefinition) -> None:
-    """A step that fails, whose on_fail goes back to it, is stopped at max_transitions."""
+    """A step whose on_fail leads back to it is stopped at max_transitions."""
     run, steps = at("ship", hops=0), ["ship"]
     while run.status == "running" and len(steps) < 100:
         move = returned(goto("ship"), run, definition) if run.step == "loop_back" else None
@@ -352,7 +352,7 @@ def test_a_cycle_by_way_of_an_on_fail_ends(definition: WorkflowDefinition) -> No
 
 @pytest.mark.parametrize("hops", range(6))
 def test_on_fail_counts_as_a_transition_without_a_wait(hops: int) -> None:
-    """The limit is the same whether a goto or a failure leads on."""
+    """Going to an on_fail counts against max_transitions as a goto does."""
     run = RUN._replace(hops=hops)
     failed, gone = raised(GiveUp("no"), run, BARE).run, returned(goto("ship"), run, BARE).run
     assert failed.status == gone.status
@@ -364,7 +364,7 @@ def test_on_fail_counts_as_a_transition_without_a_wait(hops: int) -> None:
 
 @workflow("failing.life", max_transitions=8, timeout=3 * HOUR, on_fail="rescue")
 class Timed:
-    """A workflow with every edge there is."""
+    """A workflow with every kind of edge."""
 
     class Context(BaseModel):
         total: int = 0
@@ -393,20 +393,20 @@ TAKES_OWNER = {"wake", "signal", "unblock", "cancel"}
 
 @dataclass
 class Life:
-    """Leads one run through any sequence of what can happen to it, and checks what holds after each."""
+    """Applies any sequence of events to one run, and checks the invariants after each."""
 
     definition: WorkflowDefinition
     run: Run
     now: Micros = NOW
     commit: int = COMMIT
     signals: int = 0
-    #: How often the run went to the workflow's on_fail, and how often its own time was over.
+    #: How often the run went to the workflow's on_fail, and how often its deadline was over.
     rescued: int = 0
     timed_out: int = 0
     kinds: list[str] = field(default_factory=list)
 
     def happen(self, what: str, later: Micros, **details: Any) -> None:
-        """One thing happens, if it can happen to the run as it stands."""
+        """Apply one event, if it can happen to the run in its current state."""
         self.now += later
         before = self.run
         found: Move | tuple[Run, Transition] | None = getattr(self, what)(**details)
@@ -422,7 +422,7 @@ class Life:
         self.commit += 1
         self.run = after
 
-    # -- what can happen
+    # -- the events
 
     def returns(self, command: Command, data: str) -> Move | None:
         return self.decided(Stepped(command, data))  # type: ignore[arg-type]
@@ -467,7 +467,7 @@ class Life:
         return cancel(self.run, reason, now=self.now, commit_id=self.commit)
 
     def is_claimed(self, owner: int) -> Move | None:
-        """What a store does when the owner has died, and what the next one asks first."""
+        """The owner has died: the store raises fence and crashes, and the next owner checks for poison."""
         if self.run.status != "running":
             return None
         self.run = self.run._replace(
@@ -475,10 +475,10 @@ class Life:
         )  # fmt: skip
         return poison(self.run, now=self.now, commit_id=self.commit)
 
-    # -- what holds
+    # -- the invariants
 
     def check(self, before: Run, after: Run, made: Transition) -> None:
-        """Everything that holds for every row of the table."""
+        """Check what holds for every row of the table."""
         assert before.status in {"running", "waiting"}, "what has ended never changes"
         assert after[:7] == before[:7]
         assert after.seq == before.seq + 1 == made.seq
@@ -513,7 +513,7 @@ class Life:
         if after.waiting_for == "blocked":
             assert after.wake_at is None
         assert after.wake_at is None or after.wake_at <= LAST_INSTANT
-        # A run's own time is over at most once, and never begins anew.
+        # A run's deadline is over at most once, and never starts anew.
         assert after.deadline in {before.deadline, None}
         if after.deadline != before.deadline:
             assert made.kind in {"timeout", "on_fail", "fail"}
@@ -598,7 +598,7 @@ ENDING = st.one_of(
 
 @st.composite
 def lives(draw: st.DrawFn) -> Life:
-    """A run that has been through a sequence of what can happen to it, checked at each."""
+    """A run that has been through a random sequence of events, checked after each."""
     definition = draw(st.sampled_from([FAILING, LATE, ORDER]))
     due = draw(st.sampled_from([None, NOW + SECOND]))
     begun = start(
@@ -619,14 +619,14 @@ def lives(draw: st.DrawFn) -> Life:
 
 @given(lives())
 def test_what_holds_for_every_row_holds_after_every_sequence(life: Life) -> None:
-    """Whatever happens to a run in whatever order, the rules below the table hold."""
+    """After any sequence of events, the rules below the table in transitions.py hold."""
     assert life.run.seq == len(life.kinds) + 1
     for stored in (life.run.input, life.run.failure, life.run.arms):
         assert stored is None or json.loads(stored)
 
 
 def ends(definition: WorkflowDefinition, act: Callable[[Run], Move]) -> Run:
-    """The run when it has ended, at the latest after many transitions."""
+    """Lead the run to its end, within a bounded number of transitions."""
     run = start(definition, DATA, run_id=7, key=None, reuse="never", due=None, owner=9, now=NOW, commit_id=COMMIT).run
     for _ in range(10 * definition.max_transitions):
         if run.status not in {"running", "waiting"}:
@@ -637,7 +637,7 @@ def ends(definition: WorkflowDefinition, act: Callable[[Run], Move]) -> Run:
 
 @given(st.data())
 def test_a_run_whose_steps_all_fail_ends(data: st.DataObject) -> None:
-    """However a class names its on_fails, failures alone do not keep a run busy for ever."""
+    """Whatever on_fails a class names, a run whose steps all fail ends."""
     edges = {
         name: replace(found, options=replace(found.options, retry=None, on_fail=data.draw(st.none() | STEPS)))
         for name, found in FAILING.steps.items()

@@ -1,4 +1,4 @@
-"""Contexts that cannot be stored: refused by name, before they reach a store, and never at the cost of other runs."""
+"""Contexts that cannot be stored: refused by field before they reach a store, without harm to other runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Loose(BaseModel):
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """Each store in turn, as Engine takes it."""
+    """Each store in turn, as an argument of Engine."""
     return STORES[request.param](tmp_path)
 
 
@@ -40,9 +40,9 @@ async def engine(store: Any) -> AsyncIterator[Engine]:
 
 @dataclass(frozen=True)
 class Hostile:
-    """A value, and what has to be said about it.
+    """A value that cannot be stored, and the texts that the error must have.
 
-    A limit is said in so many words; otherwise the Context does not read back, and the texts are part of the sentence.
+    With ``limit`` the error names that limit; without it, the error says that the Context cannot be stored.
     """
 
     make: Callable[[], Any]
@@ -51,7 +51,7 @@ class Hostile:
 
 
 def nested(depth: int, inner: Any = None) -> Any:
-    """Lists and mappings in turn, so many."""
+    """Lists and mappings in turn, nested to this depth."""
     for level in range(depth):
         inner = [inner] if level % 2 else {"a": inner}
     return inner
@@ -99,7 +99,7 @@ HOSTILE = {
 
 
 def expect(hostile: Hostile, text: str) -> None:
-    """The sentence names the limit, or what else is wrong, and where."""
+    """Check that the error names the limit, or that it says what else is wrong and where."""
     if hostile.limit is not None:
         assert f"The Context is beyond the limit of {hostile.limit}: " in text
     else:
@@ -111,7 +111,7 @@ def expect(hostile: Hostile, text: str) -> None:
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
 async def test_hostile_values_start_nothing(engine: Engine, hostile: Hostile) -> None:
-    """A value that cannot be stored is refused by ``start`` with a typed error, and nothing is started."""
+    """A value that cannot be stored is refused by ``start`` with a typed error, and no run is started."""
     order = flow(Loose, done)
     with pytest.raises(AioflowError) as caught:
         await engine.start(order, payload=hostile.make())
@@ -123,7 +123,7 @@ async def test_hostile_values_start_nothing(engine: Engine, hostile: Hostile) ->
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
 async def test_hostile_values_fail_the_run_alone(engine: Engine, hostile: Hostile) -> None:
-    """A step that leaves such a value fails its run at once, with the Context as it was; runs beside it complete."""
+    """A step that leaves such a value fails its run at once, with its Context unchanged; other runs complete."""
 
     async def first(self: object) -> Command:
         context = get_context(Loose)
@@ -146,7 +146,7 @@ async def test_hostile_values_fail_the_run_alone(engine: Engine, hostile: Hostil
 
 
 async def test_hostile_values_in_complete_fail_the_run(engine: Engine) -> None:
-    """What ``complete(**data)`` adds is under the same limits as every field."""
+    """Values in ``complete(**data)`` have the same limits as those of fields."""
 
     def first(self: object) -> Command:
         return complete(**{"k" * 201: 1})
@@ -156,14 +156,14 @@ async def test_hostile_values_in_complete_fail_the_run(engine: Engine) -> None:
 
 
 class Limits(BaseModel):
-    """A Context to fill up to a limit."""
+    """A Context that can be filled exactly up to a limit."""
 
     text: str = ""
     deep: Any = None
     keys: dict[str, int] = {}
 
 
-#: What else is in the JSON of a Limits whose text fills it.
+#: The JSON of a Limits beside the text that fills it.
 FRAME = len('{"text":"","deep":null,"keys":{}}')
 
 
@@ -182,7 +182,7 @@ FRAME = len('{"text":"","deep":null,"keys":{}}')
     ids=["1 MiB", "1 MiB of umlauts", "depth 64", "100 x depth 64", "keys of 200", "100 000 keys", "10**400", "odd"],
 )
 async def test_the_limits_themselves_are_accepted(engine: Engine, values: dict[str, Any]) -> None:
-    """What is exactly at a limit is stored and read back equal, from ``start`` and from a step."""
+    """Values exactly at a limit are stored and read back equal, from ``start`` and from a step."""
 
     def first(self: object) -> Command:
         for name, value in values.items():
@@ -203,7 +203,7 @@ async def test_the_limits_themselves_are_accepted(engine: Engine, values: dict[s
 @pytest.mark.parametrize("way", ["constants", "strings", "null"])
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
 async def test_only_json_is_stored(engine: Engine, way: Any, number: float) -> None:
-    """Whatever a Context says about NaN and infinities, what is stored is JSON that every reader takes."""
+    """Whatever ``ser_json_inf_nan`` says, NaN and infinities are stored as valid JSON and read back, or are refused."""
 
     class Numbers(BaseModel):
         model_config = ConfigDict(ser_json_inf_nan=way)
@@ -239,7 +239,7 @@ async def test_only_json_is_stored(engine: Engine, way: Any, number: float) -> N
 async def test_numbers_that_json_does_not_have_are_named(
     engine: Engine, annotation: Any, value: Any, text: str
 ) -> None:
-    """The error of a step that leaves one names the number and its place, not what JSON made of it."""
+    """If a step leaves a number that JSON does not have, the error names the number and its place."""
 
     class Numbers(BaseModel):
         number: annotation = [] if annotation == list[float] else 0.0

@@ -1,4 +1,4 @@
-"""Steps that come from base classes, and steps that other decorators wrap."""
+"""Steps inherited from base classes, and steps wrapped by other decorators."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Log(BaseModel):
 
 
 def refusal(cls: type) -> tuple[str, ...]:
-    """Why the class cannot be a workflow."""
+    """The problems for which the class is refused as a workflow."""
     with pytest.raises(DefinitionError) as caught:
         workflow("refused")(cls)
     return caught.value.problems
@@ -63,7 +63,7 @@ class Last:
 
 
 async def test_steps_are_inherited_base_classes_first() -> None:
-    """Steps of bases come first, in the order of the bases; an override keeps its place, new steps come last."""
+    """Steps of bases come first, in the order of the bases; overrides keep their place, and new steps come last."""
 
     @workflow("order")
     class Order(Last, First):
@@ -83,7 +83,7 @@ async def test_steps_are_inherited_base_classes_first() -> None:
 
 
 async def test_an_override_may_call_what_it_overrides() -> None:
-    """``super()`` works in steps, and a target given by it means the step of that name."""
+    """``super()`` works in steps, and a target ``super().name`` means the step of that name."""
 
     @workflow("order")
     class Order(First, Last):
@@ -105,7 +105,7 @@ async def test_an_override_may_call_what_it_overrides() -> None:
 
 
 def test_a_subclass_of_a_workflow_is_a_workflow_of_its_own() -> None:
-    """A subclass inherits steps and Context, but has to be decorated to be known."""
+    """A subclass of a workflow inherits steps and Context, but is a workflow only if it is decorated."""
 
     @workflow("order")
     class Order(First, Last):
@@ -130,7 +130,7 @@ def test_a_subclass_of_a_workflow_is_a_workflow_of_its_own() -> None:
 
 
 def test_a_step_is_overridden_by_a_step() -> None:
-    """An override without ``@step`` is refused: nobody could tell whether that was meant."""
+    """An override of a step without ``@step`` is refused, as it is unclear whether it was meant."""
 
     class Order(First, Last):
         Context = Log
@@ -142,7 +142,7 @@ def test_a_step_is_overridden_by_a_step() -> None:
 
 
 def test_a_step_can_be_taken_away() -> None:
-    """``name = None`` removes an inherited step, as it removes a method in Python's own protocols."""
+    """``name = None`` in a subclass removes an inherited step."""
 
     @workflow("order")
     class Order(First, Last):
@@ -153,7 +153,7 @@ def test_a_step_can_be_taken_away() -> None:
 
 
 def test_targets_of_inherited_steps_are_checked_on_the_subclass() -> None:
-    """A mixin may name a step that only the classes using it have; one that lacks it is refused."""
+    """A mixin may name a step that only its subclasses have; a subclass without that step is refused."""
 
     class Order(First):
         Context = Log
@@ -167,7 +167,7 @@ def test_targets_of_inherited_steps_are_checked_on_the_subclass() -> None:
 
 
 def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A sync wrapper, also around async functions."""
+    """A sync wrapper, which is also used around async functions."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -189,7 +189,7 @@ def awaited(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A wrapper that gives an argument."""
+    """A wrapper that adds an argument."""
 
     @functools.wraps(function)
     def wrapper(self: object) -> Any:
@@ -208,7 +208,7 @@ def unnamed(function: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 async def test_steps_may_be_wrapped() -> None:
-    """Decorators that use functools.wraps stand above or below ``@step``, sync or async."""
+    """Decorators that use functools.wraps work above and below ``@step``, sync and async."""
 
     @workflow("order")
     class Order:
@@ -247,7 +247,7 @@ async def test_steps_may_be_wrapped() -> None:
 
 
 def test_targets_are_read_below_wrappers() -> None:
-    """An unknown target is found in the wrapped function."""
+    """An unknown target in a wrapped function is found."""
 
     class Order:
         Context = Log
@@ -261,7 +261,7 @@ def test_targets_are_read_below_wrappers() -> None:
 
 
 async def test_a_wrapper_may_give_arguments() -> None:
-    """What counts is what the outermost function needs, not the function that it wraps."""
+    """A step may have parameters that its wrapper fills: only those of the outermost function are checked."""
 
     @workflow("order")
     class Order:
@@ -276,7 +276,7 @@ async def test_a_wrapper_may_give_arguments() -> None:
 
 
 async def test_a_step_is_known_by_the_name_it_has_in_the_class() -> None:
-    """Wrappers that hide the function's name, and lambdas, are targets under their attribute's name."""
+    """A wrapped step whose function has another name, and a lambda, are steps under their names in the class."""
 
     @workflow("order")
     class Order:

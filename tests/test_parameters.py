@@ -1,4 +1,4 @@
-"""What a step's parameters get from what resumed its run: by name, by type, and never by a name in the data."""
+"""Which parameters of a step get what from the signal, message or failure that its run goes on with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aioflow.model import Resumption
 if TYPE_CHECKING:
 
     class Unseen(BaseModel):
-        """What a type checker sees and this process does not."""
+        """A class that type checkers see and this process does not."""
 
         amount: int
 
@@ -35,11 +35,11 @@ class Paid(BaseModel):
 
 
 class Refunded(Paid):
-    """A message that is a Paid, too."""
+    """A message that is a subclass of Paid."""
 
 
 class Picky(BaseModel):
-    """A message whose validator raises what no validator should."""
+    """A message whose validator raises RuntimeError."""
 
     amount: int
 
@@ -53,7 +53,7 @@ class Picky(BaseModel):
 
 @pytest.fixture(autouse=True)
 def _unseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model has named a wait or a message yet, as in a new process."""
+    """Forget all models that waits or messages have named, as in a new process."""
     monkeypatch.setattr(arguments, "_seen", {})
 
 
@@ -80,14 +80,14 @@ def refusal(function: Callable[..., Any], resumption: Resumption | None = None, 
     return str(caught.value)
 
 
-# ---- nothing to give
+# ---- nothing to pass
 
 
 @pytest.mark.parametrize(
     "resumption", [None, Resumption("timeout"), Resumption("deadline"), signal(), message("X", a=1)]
 )
 def test_a_step_without_parameters_gets_none(resumption: Resumption | None) -> None:
-    """Whatever resumes the run, a step that takes self alone is called with it alone."""
+    """A step that takes only self gets no arguments, whatever resumed the run."""
 
     def ship(self: object) -> None: ...
 
@@ -98,7 +98,7 @@ def test_a_step_without_parameters_gets_none(resumption: Resumption | None) -> N
 
 @pytest.mark.parametrize("resumption", [None, Resumption("timeout"), signal(other=1), message("X", a=1)])
 def test_what_has_a_default_may_get_nothing(resumption: Resumption | None) -> None:
-    """A default is the step's own: nothing is given for it."""
+    """A parameter that has a default is left out if nothing fills it."""
 
     def ship(self: object, amount: int = 3, *rest: int, note: str = "") -> None: ...
 
@@ -107,7 +107,7 @@ def test_what_has_a_default_may_get_nothing(resumption: Resumption | None) -> No
 
 @pytest.mark.parametrize("resumption", [None, Resumption("timeout"), signal(other=1)])
 def test_what_has_no_default_must_get_something(resumption: Resumption | None) -> None:
-    """A parameter that nothing fills is an error that names it, and says what to do."""
+    """A parameter without a default that nothing fills is an error, which names it and says what to do."""
 
     def ship(self: object, amount: int, *, note: str, by: str = "") -> None: ...
 
@@ -119,7 +119,7 @@ def test_what_has_no_default_must_get_something(resumption: Resumption | None) -
 
 
 def test_positional_only_parameters_are_told() -> None:
-    """What can only be given by position is known as such, self and defaults aside."""
+    """Positional-only parameters without a default are listed as such, except self."""
 
     def ship(self: object, amount: int, note: str = "", /, *, by: str) -> None: ...
 
@@ -128,7 +128,7 @@ def test_positional_only_parameters_are_told() -> None:
 
 
 def test_what_is_no_function_has_no_parameters() -> None:
-    """What has no signature is no method."""
+    """An object without a signature has no parameters."""
     for odd in (type, property(), 3):
         found = Parameters(odd)  # type: ignore[arg-type]
         assert (found.needed, found.positional) == ([], [])
@@ -139,7 +139,7 @@ def test_what_is_no_function_has_no_parameters() -> None:
 
 
 def test_a_payload_goes_to_the_parameters_of_its_keys() -> None:
-    """Keys that are parameters are given, validated by their types; the others are left to the Context."""
+    """Keys of the payload that are parameters are passed and validated; the others are left to the Context."""
 
     def ship(self: object, amount: Decimal, on: date, *, tags: set[str], untyped, raw: Any = None) -> None: ...  # type: ignore[no-untyped-def]
 
@@ -170,7 +170,7 @@ def test_a_payload_goes_to_the_parameters_of_its_keys() -> None:
     ids=str,
 )
 def test_a_value_is_validated_by_its_type(annotation: Any, value: JsonValue, given: object) -> None:
-    """Every type that pydantic knows may stand at a parameter."""
+    """A value is validated by its parameter's annotation, which may be any type that pydantic knows."""
 
     def ship(self: object, amount: Any) -> None: ...
 
@@ -179,7 +179,7 @@ def test_a_value_is_validated_by_its_type(annotation: Any, value: JsonValue, giv
 
 
 def test_a_value_that_does_not_validate_is_refused() -> None:
-    """The error names the parameter and says why."""
+    """A value that does not validate is refused, and the error names the parameter and the reason."""
 
     def ship(self: object, amount: int, note: Annotated[str, Field(max_length=3)] = "") -> None: ...
 
@@ -190,11 +190,11 @@ def test_a_value_that_does_not_validate_is_refused() -> None:
 
 
 class Opaque:
-    """Nothing that pydantic could make of JSON."""
+    """A class that pydantic cannot make from JSON."""
 
 
 def test_a_type_that_nothing_can_be_made_of_is_refused() -> None:
-    """A parameter that no payload can fill refuses every payload that tries."""
+    """A value for a parameter of a type that pydantic does not know is refused."""
 
     def ship(self: object, thing: Opaque) -> None: ...
 
@@ -202,7 +202,7 @@ def test_a_type_that_nothing_can_be_made_of_is_refused() -> None:
 
 
 def test_a_step_that_takes_any_keyword_gets_the_whole_payload() -> None:
-    """``**rest`` takes the keys that are no parameters, as they were sent."""
+    """A step with ``**rest`` also gets the keys that are no parameters, as they were sent."""
 
     def ship(self: object, amount: int, **rest: Any) -> None: ...
 
@@ -212,7 +212,7 @@ def test_a_step_that_takes_any_keyword_gets_the_whole_payload() -> None:
 
 @pytest.mark.parametrize("name", ["self", "this"])
 def test_a_payload_never_takes_the_place_of_self(name: str) -> None:
-    """A key that is called like the step's own first parameter is not given, whatever that is called."""
+    """A payload key with the name of the step's first parameter is not passed, whatever that name is."""
     scope: dict[str, Any] = {}
     exec(f"def ship({name}, **rest): return rest", scope)
     given = fill(scope["ship"], signal(self=1, this=2, x=3))
@@ -225,7 +225,7 @@ def test_a_payload_never_takes_the_place_of_self(name: str) -> None:
 
 
 def test_a_message_goes_to_the_parameter_of_its_type() -> None:
-    """The model's class finds the parameter, wherever it stands and whatever it is called; fields are read by name."""
+    """A message goes to the parameter annotated with its class, whatever its name and place."""
 
     def ship(self: object, note: str = "", *, receipt: Paid, other: Picky | None = None) -> None: ...
 
@@ -233,7 +233,7 @@ def test_a_message_goes_to_the_parameter_of_its_type() -> None:
 
 
 def test_a_message_goes_through_unions_and_annotations() -> None:
-    """Optional, unions and Annotated are looked into."""
+    """Optional, unions and Annotated are searched for the message's class."""
 
     def optional(self: object, paid: Paid | None = None) -> None: ...
     def old(self: object, paid: Optional[Paid]) -> None: ...  # noqa: UP045 - users write it so
@@ -246,7 +246,7 @@ def test_a_message_goes_through_unions_and_annotations() -> None:
 
 
 def test_a_quoted_annotation_is_an_annotation() -> None:
-    """A name in quotes, alone or within another, is looked up as type checkers do."""
+    """A quoted annotation, also within another one, is resolved."""
 
     def quoted(self: object, paid: "Paid") -> None: ...  # noqa: UP037 - users write it so
     def within(self: object, paid: Optional["Paid"] = None) -> None: ...  # noqa: UP037, UP045 - users write it so
@@ -257,7 +257,7 @@ def test_a_quoted_annotation_is_an_annotation() -> None:
 
 
 def test_a_message_goes_to_the_parameter_of_a_base() -> None:
-    """A parameter of a base class takes a message whose own class this process knows."""
+    """A parameter annotated with a base class gets the message, as its own class if this process knows that."""
 
     def ship(self: object, paid: Paid) -> None: ...
 
@@ -267,7 +267,7 @@ def test_a_message_goes_to_the_parameter_of_a_base() -> None:
 
 
 def test_a_message_goes_to_its_own_type_before_a_base() -> None:
-    """Where both are there, the parameter of the message's own class gets it."""
+    """If there are parameters for the message's class and for a base, the one for its own class gets it."""
 
     def ship(self: object, base: Paid | None = None, *, refunded: Refunded) -> None: ...
 
@@ -276,7 +276,7 @@ def test_a_message_goes_to_its_own_type_before_a_base() -> None:
 
 
 def test_a_message_goes_to_the_only_parameter_without_a_type() -> None:
-    """A parameter that says nothing of its type gets the message, as a model if this process knows it."""
+    """A single parameter without an annotation gets the message, as a model if this process knows its class."""
 
     def ship(self, paid, note=""): ...  # type: ignore[no-untyped-def]
 
@@ -285,7 +285,7 @@ def test_a_message_goes_to_the_only_parameter_without_a_type() -> None:
 
 
 def test_a_message_finds_no_place_among_several() -> None:
-    """Which of two was meant is not guessed."""
+    """Of two parameters without an annotation, neither gets the message, and both are reported as missing."""
 
     def ship(self, one, other): ...  # type: ignore[no-untyped-def]
 
@@ -294,7 +294,7 @@ def test_a_message_finds_no_place_among_several() -> None:
 
 
 def test_a_message_does_not_fill_what_is_of_another_type() -> None:
-    """A parameter of another model, or of no model, does not get the message."""
+    """A parameter of another model, or of a type that is no model, does not get the message."""
 
     def other(self: object, picky: Picky) -> None: ...
     def plain(self: object, amount: int) -> None: ...
@@ -304,7 +304,7 @@ def test_a_message_does_not_fill_what_is_of_another_type() -> None:
 
 
 def test_a_message_that_does_not_validate_is_refused() -> None:
-    """The error says which field is wrong, and whatever a validator raises is such an error."""
+    """A message that does not validate is refused with the reason, even if its validator raises something else."""
 
     def ship(self: object, paid: Paid | None = None, picky: Picky | None = None) -> None: ...
 
@@ -314,7 +314,7 @@ def test_a_message_that_does_not_validate_is_refused() -> None:
 
 
 def test_a_message_is_read_by_the_step_s_class_not_by_its_name() -> None:
-    """The class comes from the step's own annotation, even where another of the name was seen."""
+    """The message is read as the class in the step's annotation, even if another class of that name was seen."""
 
     class Other(BaseModel):
         amount: str
@@ -327,11 +327,11 @@ def test_a_message_is_read_by_the_step_s_class_not_by_its_name() -> None:
     assert type(fill(ship, message())["paid"]) is Paid
 
 
-# ---- annotations that are hard to read
+# ---- annotations that are hard to resolve
 
 
 def test_a_class_of_the_enclosing_function_is_found() -> None:
-    """A name that the step closes over is looked up in its closure."""
+    """A name in an annotation is also looked up in the step's closure."""
 
     class Local(BaseModel):
         amount: int
@@ -343,7 +343,7 @@ def test_a_class_of_the_enclosing_function_is_found() -> None:
 
 
 def test_a_class_that_only_type_checkers_see_is_one_that_was_seen() -> None:
-    """An annotation that cannot be evaluated gets the message whose class it names, once this process has seen it."""
+    """An annotation that cannot be evaluated gets the message whose class it names, once that class was seen."""
 
     def ship(self: object, paid: Elsewhere | None = None, unseen: Unseen | None = None) -> None: ...
 
@@ -353,7 +353,7 @@ def test_a_class_that_only_type_checkers_see_is_one_that_was_seen() -> None:
 
 
 def test_an_annotation_may_name_what_is_defined_later() -> None:
-    """A name is looked up when it is needed, and again as long as it is not there."""
+    """An annotation that could not be resolved is tried again at the next call."""
     scope: dict[str, Any] = {"BaseModel": BaseModel}
     exec("from __future__ import annotations\ndef ship(self, later: Later): ...", scope)
     parameters = Parameters(scope["ship"])
@@ -365,7 +365,7 @@ def test_an_annotation_may_name_what_is_defined_later() -> None:
 
 
 def test_a_value_of_an_unknown_type_is_given_as_it_was_sent() -> None:
-    """What cannot be evaluated validates nothing."""
+    """A value for a parameter whose annotation cannot be evaluated is passed as it was sent."""
 
     def ship(self: object, unseen: Unseen) -> None: ...
 
@@ -373,7 +373,7 @@ def test_a_value_of_an_unknown_type_is_given_as_it_was_sent() -> None:
 
 
 def test_a_wrapped_step_has_the_parameters_of_its_wrapper() -> None:
-    """A decorator that takes other arguments than the step is called with its own."""
+    """If a wrapper takes other parameters than the step it wraps, the wrapper's count."""
 
     def inner(self: object, amount: int, secret: str) -> None: ...
 
@@ -384,7 +384,7 @@ def test_a_wrapped_step_has_the_parameters_of_its_wrapper() -> None:
 
 
 def test_a_wrapper_that_takes_anything_has_the_parameters_of_the_step() -> None:
-    """A decorator that hands on ``*args, **kwargs`` hides nothing: messages, payloads and failures reach the step."""
+    """A wrapper that passes on ``*args, **kwargs`` has the parameters of the wrapped step."""
 
     def through(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -414,7 +414,7 @@ def test_a_wrapper_that_takes_anything_has_the_parameters_of_the_step() -> None:
 
 
 def test_a_failure_goes_to_the_parameter_of_its_type_or_name() -> None:
-    """By type, whatever it is called; without such a type, by the name ``failure``."""
+    """A failure goes to the parameter annotated with Failure, or else to the one called ``failure``."""
 
     def typed(self: object, why: Failure) -> None: ...
     def optional(self: object, why: Failure | None = None) -> None: ...
@@ -430,7 +430,7 @@ def test_a_failure_goes_to_the_parameter_of_its_type_or_name() -> None:
 
 
 def test_a_step_that_takes_no_failure_gets_none() -> None:
-    """An on_fail need not look at what failed."""
+    """An on_fail step need not have a parameter for the failure."""
 
     def mend(self: object, note: str = "") -> None: ...
 
@@ -439,7 +439,7 @@ def test_a_step_that_takes_no_failure_gets_none() -> None:
 
 
 def test_without_a_failure_there_is_none_to_give() -> None:
-    """A step that needs one and is reached without says so."""
+    """A step that needs a failure and is reached without one is refused with an error that says so."""
 
     def mend(self: object, failure: Failure) -> None: ...
 
@@ -448,7 +448,7 @@ def test_without_a_failure_there_is_none_to_give() -> None:
 
 
 def test_a_failure_stays_while_its_path_waits() -> None:
-    """A step that a signal resumes on the way of an on_fail gets both."""
+    """A step that a signal resumes after an on_fail gets both the failure and the payload."""
 
     def mend(self: object, failure: Failure, amount: int) -> None: ...
     def thank(self: object, failure: Failure, paid: Paid) -> None: ...
@@ -459,7 +459,7 @@ def test_a_failure_stays_while_its_path_waits() -> None:
 
 
 def test_a_sender_cannot_tell_of_a_failure() -> None:
-    """A payload's key does not take the place of the failure that there is."""
+    """A payload key ``failure`` does not replace the run's failure."""
 
     def mend(self: object, failure: Failure) -> None: ...
 
@@ -467,12 +467,12 @@ def test_a_sender_cannot_tell_of_a_failure() -> None:
     assert fill(mend, signal(failure=lie), FAILURE) == {"failure": FAILURE}
 
 
-# ---- what is known at import
+# ---- what is checked at import
 
 
 @pytest.mark.parametrize("model", [Paid, Picky], ids=lambda model: model.__name__)
 def test_whether_a_message_is_all_that_is_needed(model: type[BaseModel]) -> None:
-    """A step takes a model if that fills whatever it needs."""
+    """``takes_model`` is true if the model fills every parameter that the step needs."""
 
     def one(self: object, paid: Paid, picky: Picky | None = None) -> None: ...
     def none(self: object, note: str = "") -> None: ...
