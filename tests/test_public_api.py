@@ -1,4 +1,4 @@
-"""What ``import aioflow`` gives, and what it does not drag in."""
+"""What ``import aioflow`` exports, and what it does not import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 import aioflow
 
-#: The public API. A name enters this list when it is built, described and tested.
+#: The public API. A name is added when it is implemented, documented and tested.
 PUBLIC = {
     "Command",
     "Engine",
@@ -45,7 +45,7 @@ PUBLIC = {
     "workflow",
 }
 
-#: Imported by their edges, when these are used.
+#: Imported only by the modules that need them, when these are used.
 UNWANTED = {
     "aioflow.testing",
     "aioflow_memory",
@@ -62,20 +62,20 @@ UNWANTED = {
 
 
 def test_the_public_names_are_these() -> None:
-    """``aioflow.__all__`` is the public API, each name once."""
+    """``aioflow.__all__`` has exactly the public names, each once."""
     assert sorted(aioflow.__all__) == sorted(PUBLIC)
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_a_public_name_is_there_and_described(name: str) -> None:
-    """Each public name can be imported, and its docstring says what it is."""
+    """Each public name can be imported and has a docstring."""
     value = getattr(aioflow, name)
     described = value if inspect.isclass(value) or inspect.ismodule(value) or callable(value) else type(value)
     assert inspect.getdoc(described)
 
 
 def test_nothing_else_looks_public() -> None:
-    """What ``dir`` shows beside the public names are modules of aioflow, or private."""
+    """Every other name in aioflow without an underscore is a module."""
     others = {name for name in vars(aioflow) if not name.startswith("_")} - PUBLIC
     assert {name for name in others if not inspect.ismodule(getattr(aioflow, name))} == set()
 

@@ -1,4 +1,4 @@
-"""The fixture ``flow``, in projects of users: pytest runs in a process and a folder of its own."""
+"""The fixture ``flow`` in users' projects: each test runs pytest in a process and a folder of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-#: What an application holds that knows nothing of tests.
+#: An application without any support for tests.
 APP = """
 from datetime import timedelta
 from pydantic import BaseModel
@@ -38,7 +38,7 @@ async def handler():
         return (await run.result()).sent
 """
 
-#: Tests of it; each comes twice, to find what one leaves to the next.
+#: Tests of it, each twice, to find state that one leaves to the next.
 TESTS = """
 import pytest
 from datetime import datetime, timedelta, UTC
@@ -119,7 +119,7 @@ needs_pytest_asyncio = pytest.mark.skipif(
 
 
 def run_pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run the folder's tests, with warnings as errors, and with our plugin even where it is not installed."""
+    """Run the folder's tests with warnings as errors, and with our plugin even if it is not installed."""
     settings = ["[pytest]", "filterwarnings = error"]
     if "-pno:asyncio" not in options:  # without it pytest-asyncio warns
         settings.append("asyncio_default_fixture_loop_scope = function")
@@ -134,7 +134,7 @@ def run_pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def check(folder: Path, settings: dict[str, str], *options: str) -> None:
-    """Write the tests for one way of running async tests, and run them."""
+    """Write the tests for one way of running async tests, run them, and check that all pass."""
     (folder / "test_app.py").write_text(TESTS.format(**settings))
     done = run_pytest(folder, *options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -142,18 +142,18 @@ def check(folder: Path, settings: dict[str, str], *options: str) -> None:
 
 
 def test_under_anyio_with_marks(tmp_path: Path) -> None:
-    """The fixture works in tests marked for anyio's plugin, with pytest-asyncio away."""
+    """The fixture works in tests marked for anyio's plugin, with pytest-asyncio disabled."""
     check(tmp_path, {**ANYIO, "mark": "@pytest.mark.anyio"}, "-pno:asyncio")
 
 
 def test_under_anyio_auto(tmp_path: Path) -> None:
-    """The fixture works where anyio's plugin takes all async tests."""
+    """The fixture works where anyio's plugin runs all async tests."""
     check(tmp_path, ANYIO, "-pno:asyncio", "-oanyio_mode=auto")
 
 
 @needs_pytest_asyncio
 def test_under_anyio_beside_pytest_asyncio(tmp_path: Path) -> None:
-    """The fixture works in tests marked for anyio's plugin, though pytest-asyncio is active, too."""
+    """The fixture works in tests marked for anyio's plugin, while pytest-asyncio is active too."""
     check(tmp_path, {**ANYIO, "mark": "@pytest.mark.anyio"}, "-oasyncio_mode=strict")
 
 
@@ -165,19 +165,19 @@ def test_under_pytest_asyncio_strict(tmp_path: Path) -> None:
 
 @needs_pytest_asyncio
 def test_under_pytest_asyncio_auto(tmp_path: Path) -> None:
-    """The fixture works where pytest-asyncio takes all async tests and fixtures."""
+    """The fixture works where pytest-asyncio runs all async tests and fixtures."""
     check(tmp_path, {"imports": "", "fixture": "@pytest.fixture", "mark": ""}, "-oasyncio_mode=auto")
 
 
 @needs_pytest_asyncio
 def test_in_an_event_loop_of_the_module(tmp_path: Path) -> None:
-    """The fixture opens in the event loop that the test runs in, whatever its scope."""
+    """The fixture uses the test's event loop, whatever the loop's scope."""
     settings = {**ASYNCIO, "fixture": "@pytest_asyncio.fixture(loop_scope='module')"}
     check(tmp_path, {**settings, "mark": "@pytest.mark.asyncio(loop_scope='module')"}, "-oasyncio_mode=strict")
 
 
 def refused(folder: Path, test: str, *options: str) -> str:
-    """Run one test that cannot have the fixture, and give what pytest says."""
+    """Run one test that cannot have the fixture; returns pytest's output."""
     (folder / "test_app.py").write_text(test)
     done = run_pytest(folder, *options)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -185,13 +185,13 @@ def refused(folder: Path, test: str, *options: str) -> str:
 
 
 def test_sync_test_is_refused(tmp_path: Path) -> None:
-    """A test without an event loop is told how to get one."""
+    """A sync test gets an error that says that the fixture needs an event loop."""
     said = refused(tmp_path, "def test_sync(flow): pass", "-pno:asyncio")
     assert "The fixture 'flow' needs the event loop of an async test, and test_sync has none." in said
 
 
 def test_other_event_loops_are_refused(tmp_path: Path) -> None:
-    """A test on trio is told how to run on asyncio."""
+    """A test on trio gets an error that says how to run it on asyncio."""
     test = "import pytest\n@pytest.fixture\ndef anyio_backend(): return 'trio', {}\nasync def test_trio(flow): pass"
     said = refused(tmp_path, test, "-pno:asyncio", "-oanyio_mode=auto")
     assert "aioflow runs on asyncio, and test_trio on trio." in said
@@ -199,7 +199,7 @@ def test_other_event_loops_are_refused(tmp_path: Path) -> None:
 
 @needs_pytest_asyncio
 def test_two_plugins_at_once_are_refused(tmp_path: Path) -> None:
-    """A test that both plugins claim is told so, instead of hanging between two loops."""
+    """A test that both plugins would run gets an error, and does not hang between two loops."""
     test = "import pytest\n@pytest.mark.anyio\nasync def test_both(flow): pass"
     said = refused(tmp_path, test, "-oasyncio_mode=auto")
     assert "is a test of anyio's plugin and of pytest-asyncio at once" in said
@@ -207,7 +207,7 @@ def test_two_plugins_at_once_are_refused(tmp_path: Path) -> None:
 
 @needs_pytest_asyncio
 def test_older_pytest_asyncio_is_refused_where_flow_is_used(tmp_path: Path) -> None:
-    """Before 0.24 its fixtures had no ``loop_scope``: tests without ``flow`` run all the same, those with it are told."""
+    """With pytest-asyncio before 0.24, only tests that use ``flow`` get an error, which says what is needed."""
     (tmp_path / "older.py").write_text(
         "import pytest_asyncio\n"
         "newer = pytest_asyncio.fixture\n"
@@ -222,12 +222,12 @@ def test_older_pytest_asyncio_is_refused_where_flow_is_used(tmp_path: Path) -> N
 
 
 def test_plugin_imports_nothing() -> None:
-    """Loading the plugin, as every session does, imports nothing of aioflow."""
+    """Importing the plugin, which every session does, imports neither aioflow nor pydantic."""
     program = "import sys, aioflow_pytest; assert 'aioflow' not in sys.modules and 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 def test_plugin_is_installed_under_its_own_name() -> None:
-    """The entry point is called like the module, so that naming it with ``-p`` does not load it a second time."""
+    """The entry point has the module's name, so that ``-p aioflow_pytest`` does not load the plugin twice."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["entry-points"]["pytest11"] == {"aioflow_pytest": "aioflow_pytest"}

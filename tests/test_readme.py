@@ -20,12 +20,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    """The fenced blocks of one language."""
+    """The fenced code blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def test_its_workflow_runs(tmp_path: Path) -> None:
-    """The first program does what the README says, as it stands there."""
+    """The first program prints what the README says."""
     program = blocks("python")[0]
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60
@@ -42,7 +42,7 @@ def test_its_workflow_runs(tmp_path: Path) -> None:
 async def test_its_code_of_actions_runs(
     flow: TimeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It does what its comments say: the open action is shown with its schema, and called."""
+    """The code about actions does what its comments say: it shows the open action with its schema, and calls it."""
     (actions,) = [block for block in blocks("python") if "@action" in block]
     imports = "from datetime import *\nfrom pydantic import BaseModel\nfrom aioflow import *\n"
     lines = "".join(f"    {line}\n" for line in actions.splitlines())
@@ -62,7 +62,7 @@ def test_it_says_everything_once() -> None:
 
 
 def test_its_workflow_has_at_most_20_lines() -> None:
-    """A newcomer sees a whole workflow at once."""
+    """The workflow of the first program has at most 20 lines."""
     program = blocks("python")[0]
     workflow = program[program.index("@workflow") : program.index("async def main")]
     assert len(workflow.strip().splitlines()) <= 20
@@ -70,7 +70,7 @@ def test_its_workflow_has_at_most_20_lines() -> None:
 
 @pytest.mark.parametrize("name", ["hello", "test"])
 def test_its_commands_are_single_lines_that_bring_what_they_need(name: str) -> None:
-    """Each command makes its own environment, installs the project into it and uses nothing else."""
+    """Each command is one line that makes an environment, installs the project, and runs only from there."""
     found = re.search(rf"^<!-- {name}-command -->\n```\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
     assert found is not None
     venv, install, run = found[1].split(" && ")
@@ -83,7 +83,7 @@ def test_its_commands_are_single_lines_that_bring_what_they_need(name: str) -> N
 
 
 def test_its_code_compiles() -> None:
-    """Every Python block is valid, at least inside a coroutine."""
+    """Every Python block compiles, at least inside a coroutine."""
     for block in blocks("python")[1:]:
         compile("async def main():\n" + "".join(f"    {line}\n" for line in block.splitlines()), "README.md", "exec")
 
@@ -91,7 +91,8 @@ def test_its_code_compiles() -> None:
 async def test_its_code_of_events_runs(
     flow: TimeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It does what its comments say: the deposit is paid, the reminders go out before the visit, and not after a cancel."""
+    """The code about events works: the deposit is paid, and a reminder is sent before the visit, none after a
+    cancel."""
     (events,) = [block for block in blocks("python") if "@event_workflow" in block]
     imports = "from datetime import *\nfrom pydantic import BaseModel\nfrom aioflow import *\n"
     program, cancel = events.rstrip().rsplit("\n", 1)
@@ -114,7 +115,7 @@ async def test_its_code_of_events_runs(
 async def test_its_code_over_http_runs(
     flow: TimeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its app answers each of the requests that stand below it, and nobody else."""
+    """The app of the code over HTTP answers each request shown below it, and refuses requests of another team."""
     (mounted,) = [block for block in blocks("python") if "app.mount(" in block]
     (actions,) = [block for block in blocks("python") if "@action" in block]
     requests = re.search(r"^```\n(POST /flows/workflows.*?)^```$", README, re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""``aioflow.engine``: the ready engine, and what it does while another stands in for it."""
+"""``aioflow.engine``: the ready engine, and what it does while another engine replaces it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support import wait_until
 
 @workflow("ready-nap")
 class Nap:
-    """Sleeps for an hour."""
+    """A workflow that sleeps for an hour."""
 
     class Context(BaseModel):
         pass
@@ -36,7 +36,7 @@ class Nap:
 
 
 async def test_calls_go_to_the_stand_in() -> None:
-    """Every call of the ready engine, and of the runs it gave, reaches the one that stands in, and time is virtual."""
+    """While it is replaced, calls of the ready engine and of its runs reach the replacement, in virtual time."""
     async with TimeMachine() as flow:
         with engine.replaced_by(flow):
             run = await aioflow.engine.start(Nap)
@@ -57,7 +57,7 @@ async def test_calls_go_to_the_stand_in() -> None:
 
 
 async def test_opening_it_is_nothing_while_another_stands_in() -> None:
-    """An app's own ``async with engine`` and ``lifespan`` leave the stand-in as it is: open."""
+    """``async with engine`` and ``engine.lifespan`` neither open nor close the replacement."""
     async with TimeMachine() as flow:
         with engine.replaced_by(flow):
             async with engine as opened, engine.lifespan():
@@ -67,7 +67,7 @@ async def test_opening_it_is_nothing_while_another_stands_in() -> None:
 
 
 async def test_it_knows_what_its_stand_in_knows() -> None:
-    """What the engine says of its workflows is what the stand-in says, while there is one."""
+    """While it is replaced, the ready engine has the replacement's registry, and afterwards its own."""
     flow = TimeMachine(workflows=[Nap])
     before = engine.registry
     with engine.replaced_by(flow):
@@ -77,7 +77,7 @@ async def test_it_knows_what_its_stand_in_knows() -> None:
 
 
 async def test_stand_ins_nest() -> None:
-    """The last to come stands in, and the one before it is back afterwards, whatever was raised."""
+    """Replacements nest: the inner one takes the calls, and the outer one is back afterwards, even after an error."""
     async with TimeMachine() as one, TimeMachine() as other:
         with engine.replaced_by(one):
             try:
@@ -91,7 +91,7 @@ async def test_stand_ins_nest() -> None:
 
 
 async def test_an_engine_that_is_open_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was opened before another stood in is closed by whoever opened it, also meanwhile."""
+    """If the ready engine was open before it was replaced, it can be closed while it is, and its state comes back."""
     monkeypatch.setenv("AIOFLOW_DATABASE_URL", f"sqlite:///{tmp_path}/ready.db")
     async with TimeMachine() as flow:
         async with engine:
@@ -107,7 +107,7 @@ async def test_an_engine_that_is_open_comes_back(tmp_path: Path, monkeypatch: py
 
 
 async def test_run_forever_waits_for_the_signal_only() -> None:
-    """A service's ``run_forever`` under a stand-in neither opens nor closes anything."""
+    """``run_forever`` of a replaced engine waits for SIGTERM, and neither opens nor closes the replacement."""
     async with TimeMachine() as flow:
         with engine.replaced_by(flow):
             service = asyncio.create_task(engine.run_forever())
@@ -118,5 +118,5 @@ async def test_run_forever_waits_for_the_signal_only() -> None:
 
 
 def test_it_is_an_engine() -> None:
-    """``aioflow.engine`` is an Engine to type checkers and to ``isinstance``."""
+    """``aioflow.engine`` is an instance of Engine."""
     assert isinstance(engine, Engine)

@@ -54,7 +54,7 @@ def test_a_name_and_version_belong_to_one_class() -> None:
 
 
 async def test_a_redefinition_replaces() -> None:
-    """A class from the same file and qualified name takes the place of the first, which is no longer known."""
+    """A class of the same file and qualified name replaces the first, which is no longer known."""
     old, new = order_workflow(), order_workflow()
     assert registry.find("order").cls is new
     assert registry.find(new).cls is new
@@ -65,7 +65,7 @@ async def test_a_redefinition_replaces() -> None:
 
 
 async def test_a_name_means_the_version_registered_last() -> None:
-    """By name the newest version is started, by class each its own."""
+    """Starting by name takes the version registered last, and starting by class takes that class."""
     first, second = order_workflow("1"), order_workflow("2")
     async with Engine(MemoryStore()) as engine:
         runs = [await engine.start(which) for which in ("order", first, second)]
@@ -75,7 +75,7 @@ async def test_a_name_means_the_version_registered_last() -> None:
 
 
 async def test_an_engine_may_know_some_workflows_only() -> None:
-    """``Engine(workflows=[...])`` knows these; others are unknown to it, by class and by name."""
+    """``Engine(workflows=[...])`` knows only these: others are unknown to it, by class and by name."""
     order, refund = order_workflow(), order_workflow(name="refund")
     async with Engine(MemoryStore(), workflows=iter([order])) as engine:
         await (await engine.start("order")).result(10)
@@ -90,7 +90,7 @@ async def test_an_engine_may_know_some_workflows_only() -> None:
 
 
 async def test_the_other_version_of_a_known_workflow_is_called_by_its_version() -> None:
-    """An engine that knows another version says so, instead of denying the name it knows."""
+    """The error for an unknown version of a known workflow names the version."""
     first, second = order_workflow("1"), order_workflow("2")
     async with Engine(MemoryStore(), workflows=[second]) as engine:
         with pytest.raises(WorkflowUnknown) as caught:
@@ -102,7 +102,7 @@ async def test_the_other_version_of_a_known_workflow_is_called_by_its_version() 
     ("workflow", "what"), [(int, "int is"), ("order", "an instance of str is"), (3, "an instance of int is")]
 )
 def test_an_engine_takes_workflow_classes(workflow: Any, what: str) -> None:
-    """Anything but a decorated class is refused when the engine is made."""
+    """Anything but a workflow class is refused when the engine is made."""
     with pytest.raises(TypeError) as caught:
         Engine(workflows=[workflow])
     expected = f"{what} no workflow. Pass a class decorated with @workflow(...), or a workflow's name."
@@ -110,7 +110,7 @@ def test_an_engine_takes_workflow_classes(workflow: Any, what: str) -> None:
 
 
 def test_a_registry_counts_its_changes() -> None:
-    """Workers look at blocked runs again whenever the generation rises."""
+    """A registry's generation counts the workflows added, and ``get`` gives None for an unknown name or version."""
     known = Registry([definition_of(order_workflow("1")), definition_of(order_workflow("2"))])
     assert known.generation == 2
     assert known.known() == [("order", "1"), ("order", "2")]
@@ -123,7 +123,7 @@ def test_a_registry_counts_its_changes() -> None:
 
 @pytest.fixture
 def store() -> MemoryStore:
-    """A store to look into after the engine has used it."""
+    """A store that can be inspected after the engine has used it."""
     return MemoryStore()
 
 
@@ -174,7 +174,7 @@ async def test_create_context_makes_the_context(create: Any, keywords: dict[str,
 
 @pytest.mark.parametrize("returned", [None, {"total": 1}, Empty()])
 async def test_create_context_returns_the_context(store: MemoryStore, returned: object) -> None:
-    """Anything else that ``create_context`` returns is refused, and nothing is started."""
+    """If ``create_context`` returns anything but the Context, start is refused, and no run is started."""
     created = created_by(classmethod(lambda cls: returned))
     async with Engine(store, workflows=[created]) as engine:
         with pytest.raises(ContextInvalid) as caught:
@@ -199,7 +199,7 @@ ADVICE = "Keywords of start() fill the Context; key, reuse, delay and start_at g
 async def test_keywords_fit_create_context(
     store: MemoryStore, create: Any, keywords: dict[str, Any], problem: str
 ) -> None:
-    """Keywords that ``create_context`` does not take are a TypeError that tells about StartOptions."""
+    """Keywords that ``create_context`` does not take are a TypeError that mentions StartOptions."""
     created = created_by(create)
     async with Engine(store, workflows=[created]) as engine:
         with pytest.raises(TypeError) as caught:
@@ -210,7 +210,7 @@ async def test_keywords_fit_create_context(
 
 
 async def test_keywords_fit_the_context(store: MemoryStore) -> None:
-    """Without ``create_context``, keywords that are no fields are a TypeError that tells about StartOptions."""
+    """Without ``create_context``, keywords that are no fields are a TypeError that mentions StartOptions."""
 
     @workflow("total")
     class Order:
@@ -248,7 +248,7 @@ async def test_keywords_fit_the_context(store: MemoryStore) -> None:
 
 
 async def test_an_error_in_create_context_is_its_own(store: MemoryStore) -> None:
-    """A TypeError from inside ``create_context`` is not mistaken for wrong keywords."""
+    """A TypeError raised inside ``create_context`` is not mistaken for wrong keywords."""
 
     def create(cls: Any, total: str) -> Any:
         raise TypeError("total and tax do not add up")
@@ -262,7 +262,7 @@ async def test_an_error_in_create_context_is_its_own(store: MemoryStore) -> None
 
 
 async def test_create_context_is_validated_once_more(store: MemoryStore) -> None:
-    """A Context made without validation does not get into the store."""
+    """A Context that ``create_context`` made without validation is validated, and refused if it does not fit."""
     created = created_by(classmethod(lambda cls: Total.model_construct(total="many")))
     async with Engine(store, workflows=[created]) as engine:
         with pytest.raises(ContextInvalid, match="total: Input should be a valid integer"):
@@ -271,7 +271,7 @@ async def test_create_context_is_validated_once_more(store: MemoryStore) -> None
 
 
 def test_scope_forgets_what_functions_define() -> None:
-    """What was defined in a function within a scope is unknown after it, and what it replaced is back."""
+    """After a scope, workflows defined in functions within it are unknown, and those they replaced are back."""
     before = order_workflow()
     with registry.scope():
         within = order_workflow()
@@ -284,7 +284,7 @@ def test_scope_forgets_what_functions_define() -> None:
 
 
 def test_scope_keeps_what_modules_define() -> None:
-    """A module that is first imported within a scope will not be run again, so what it defines stays."""
+    """Workflows of a module that was first imported within a scope stay registered, as it is not imported again."""
     program = (
         "from pydantic import BaseModel\nfrom aioflow import complete, step, workflow\n"
         "@workflow('from-module')\nclass Flow:\n    Context = type('Context', (BaseModel,), {})\n"

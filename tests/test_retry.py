@@ -49,19 +49,19 @@ def test_delays_grow_by_the_factor_up_to_the_longest(retry: Retry, delays: list[
 
 @pytest.mark.parametrize(("chance", "delay"), [(0.0, 6), (0.25, 8), (0.5, 10), (0.75, 12), (1.0, 14)])
 def test_jitter_moves_a_delay_by_its_share(chance: float, delay: int) -> None:
-    """The jitter's share of the delay is the range, and chance says where in it the delay falls."""
+    """Jitter is a share of the delay, and chance decides where the delay falls within that range."""
     retry = Retry(base_delay=timedelta(seconds=10), jitter=0.4)
     assert retry.delay(1, chance) == pytest.approx(delay * SECOND, abs=1)
 
 
 def test_full_jitter_goes_from_nothing_to_twice_the_delay() -> None:
-    """A jitter of 1.0 uses the whole range."""
+    """A jitter of 1.0 gives delays from zero to twice the delay."""
     retry = Retry(base_delay=timedelta(seconds=10), jitter=1.0)
     assert [retry.delay(1, chance) for chance in (0.0, 0.5, 1.0)] == seconds(0, 10, 20)
 
 
 def test_jitter_never_goes_beyond_the_longest_delay() -> None:
-    """What jitter adds is cut off at max_delay."""
+    """Jitter does not raise a delay above max_delay."""
     retry = Retry(base_delay=timedelta(seconds=10), max_delay=timedelta(seconds=12), jitter=0.5)
     assert retry.delay(1, 1.0) == 12 * SECOND
     assert retry.delay(1, 0.0) == 5 * SECOND
@@ -79,7 +79,7 @@ POLICIES = st.builds(
 
 @given(POLICIES, st.integers(1, 10**15), st.floats(0.0, 1.0))
 def test_a_delay_is_always_within_its_bounds(retry: Retry, failures: int, chance: float) -> None:
-    """Whatever the policy and however many failures, the delay is a whole number from zero to max_delay."""
+    """For any policy and any number of failures, the delay is an integer from zero to max_delay."""
     delay = retry.delay(failures, chance)
     assert isinstance(delay, int)
     assert 0 <= delay <= duration_micros(retry.max_delay)
@@ -87,33 +87,33 @@ def test_a_delay_is_always_within_its_bounds(retry: Retry, failures: int, chance
 
 @given(POLICIES, st.integers(1, 2000), st.floats(0.0, 1.0))
 def test_delays_never_shrink(retry: Retry, failures: int, chance: float) -> None:
-    """With the same chance, a later failure waits at least as long."""
+    """With the same chance, a later failure never gives a shorter delay."""
     assert retry.delay(failures, chance) <= retry.delay(failures + 1, chance)
 
 
 @pytest.mark.parametrize("failures", [1024, 1025, 5000, 10**9, 10**18])
 def test_a_power_beyond_all_numbers_is_the_longest_delay(failures: int) -> None:
-    """The factor's power may be larger than a float can be."""
+    """If the power of the factor is too large for a float, the delay is max_delay."""
     assert Retry().delay(failures) == 300 * SECOND
 
 
 @pytest.mark.parametrize("failures", [1, 1024, 1025, 5000, 10**9])
 def test_no_delay_stays_no_delay(failures: int) -> None:
-    """A base delay of zero is zero after any number of failures."""
+    """A base delay of zero stays zero after any number of failures."""
     assert Retry(base_delay=timedelta(0)).delay(failures) == 0
 
 
-# ---- whether
+# ---- whether to retry
 
 
 @pytest.mark.parametrize(("attempts", "failures"), list(product((1, 2, 3, 10), range(1, 12))))
 def test_attempts_are_counted_with_the_first(attempts: int, failures: int) -> None:
-    """A visit is tried again while it has failed fewer times than it has attempts."""
+    """max_attempts includes the first attempt."""
     assert Retry(max_attempts=attempts).retries(ValueError(), failures) is (failures < attempts)
 
 
 class Declined(ConnectionError):
-    """An error of the outside world."""
+    """An error of an external service."""
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ class Declined(ConnectionError):
     ids=str,
 )
 def test_the_class_of_the_error_decides(policy: dict[str, Any], error: BaseException, retried: bool) -> None:
-    """What retry_on names is retried, unless give_up_on names it or a base of it."""
+    """An error is retried if retry_on names its class or a base, unless give_up_on does, even within a group."""
     assert Retry(**policy).retries(error, 1) is retried
 
 
@@ -192,7 +192,7 @@ def test_the_class_of_the_error_decides(policy: dict[str, Any], error: BaseExcep
     ids=str,
 )
 def test_a_wrong_policy_is_refused(policy: dict[str, Any], error: type[Exception], text: str) -> None:
-    """The error names the argument, its range and what was given."""
+    """A wrong argument is refused with its name, its range and the value."""
     with pytest.raises(error, match=re.escape(text)):
         Retry(**policy)
 
@@ -200,7 +200,7 @@ def test_a_wrong_policy_is_refused(policy: dict[str, Any], error: type[Exception
 @pytest.mark.parametrize("name", ["backoff_factor", "jitter"])
 @pytest.mark.parametrize(("value", "found"), [("2", "str"), (None, "NoneType"), (True, "bool")])
 def test_a_number_that_is_none_is_refused(name: str, value: Any, found: str) -> None:
-    """What is no number at all is a TypeError."""
+    """An argument that is not a number is a TypeError."""
     with pytest.raises(TypeError, match=re.escape(f"Retry({name}=...) takes a number, got {found}.")):
         Retry(**{name: value})
 
@@ -218,12 +218,12 @@ def test_a_number_that_is_none_is_refused(name: str, value: Any, found: str) -> 
     ids=str,
 )
 def test_the_ends_of_each_range_are_in_it(policy: dict[str, Any]) -> None:
-    """The smallest and the largest that an argument may be are taken."""
+    """The smallest and the largest allowed value of each argument are accepted."""
     Retry(**policy)
 
 
 def test_a_policy_is_a_value() -> None:
-    """Equal policies are equal, hash alike and cannot be changed."""
+    """Policies with the same values are equal and hash alike, and a policy cannot be changed."""
     assert Retry(retry_on=OSError) == Retry(retry_on=(OSError,))
     assert len({Retry(), Retry(), Retry(jitter=0.5)}) == 2
     with pytest.raises(AttributeError):
@@ -235,7 +235,7 @@ def test_a_policy_is_a_value() -> None:
 
 @pytest.mark.parametrize("delay", [timedelta(0), timedelta(minutes=5), timedelta.max], ids=str)
 def test_retry_later_has_a_delay(delay: timedelta) -> None:
-    """RetryLater carries its delay, and says it."""
+    """RetryLater has its delay, also in its text."""
     later = RetryLater(delay)
     assert later.delay == delay
     assert str(later) == f"try again in {delay}"
@@ -257,13 +257,13 @@ def test_retry_later_has_a_delay(delay: timedelta) -> None:
     ids=["number", "none", "negative", "give up number", "give up none"],
 )
 def test_a_wrong_argument_is_refused(make: Callable[[], Exception], error: type[Exception], text: str) -> None:
-    """RetryLater and GiveUp say what they take."""
+    """Wrong arguments of RetryLater and GiveUp are refused with what they take."""
     with pytest.raises(error, match=re.escape(text)):
         make()
 
 
 def test_give_up_has_a_reason() -> None:
-    """GiveUp carries its reason, and says nothing else."""
+    """The text of GiveUp is exactly its reason."""
     assert GiveUp("the card is stolen").reason == str(GiveUp("the card is stolen")) == "the card is stolen"
 
 
@@ -272,7 +272,7 @@ def test_give_up_has_a_reason() -> None:
 
 @given(st.integers(0, 2**53), st.integers(0, 2**40))
 def test_chance_is_a_number_below_one_and_always_the_same(run_id: int, seq: int) -> None:
-    """Chance is from 0.0 to below 1.0, and one transition of one run has one chance."""
+    """The chance of a transition is from 0.0 to below 1.0, and always the same for that run and seq."""
     chance = chance_of(run_id, seq)
     assert 0.0 <= chance < 1.0
     assert chance_of(run_id, seq) == chance
@@ -288,17 +288,17 @@ def test_chance_is_a_number_below_one_and_always_the_same(run_id: int, seq: int)
     ids=["many runs", "many transitions", "both"],
 )
 def test_chance_spreads(pairs: list[tuple[int, int]]) -> None:
-    """Neighbours fall all over the range: each tenth of it gets its tenth, give or take a quarter."""
+    """The chances of neighbouring runs and transitions are spread evenly: each tenth has 10 %, give or take 2.5 %."""
     chances = [chance_of(*pair) for pair in pairs]
     assert len(set(chances)) == len(pairs)
     tenths = Counter(int(chance * 10) for chance in chances)
     assert all(300 <= tenths[tenth] <= 500 for tenth in range(10)), tenths
     apart = sum(abs(a - b) for a, b in pairwise(chances)) / len(chances)
-    assert apart == pytest.approx(1 / 3, abs=0.03)  # as for numbers that have nothing to do with each other
+    assert apart == pytest.approx(1 / 3, abs=0.03)  # as for independent numbers
 
 
 def test_a_group_is_not_looked_into_for_ever() -> None:
-    """What is nested deeper than groups are looked into is a group, whatever is in it."""
+    """A group that is nested deeper than the limit counts as a group, whatever its members are."""
     error: Exception = Declined()
     for _ in range(40):
         error = ExceptionGroup("g", [error])

@@ -1,4 +1,4 @@
-"""Targets of commands that are written out: read from the source, and refused when the class is defined."""
+"""Targets written out in commands: they are read from the source, and refused when the class is defined."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Empty(BaseModel):
 
 
 class Base:
-    """What the workflows of these tests have in common."""
+    """The base class of the workflows of these tests."""
 
     Context = Empty
 
@@ -39,14 +39,14 @@ class Base:
 
 
 def refusal(cls: type) -> tuple[str, ...]:
-    """Why the class cannot be a workflow."""
+    """The problems for which the class is refused as a workflow."""
     with pytest.raises(DefinitionError) as caught:
         workflow("refused")(cls)
     return caught.value.problems
 
 
 def test_unknown_targets_are_refused() -> None:
-    """A target that is no step, as attribute or as name, in goto and in sleep, is refused with the steps there are."""
+    """A target that is no step, as attribute or as name, in goto and in sleep, is refused with the list of steps."""
 
     class Order(Base):
         @step(start=True)
@@ -98,7 +98,7 @@ def test_the_name_of_a_method_that_is_no_step_is_no_target() -> None:
 
 
 def test_commands_are_known_under_any_name() -> None:
-    """Imports under other names, through modules, and names in the file's or an enclosing scope are followed."""
+    """A command is recognised under another import name, through a module, and from any enclosing scope."""
     jump = goto
 
     class Order(Base):
@@ -117,7 +117,7 @@ def test_commands_are_known_under_any_name() -> None:
 
 
 def test_self_may_have_another_name() -> None:
-    """What a step calls its first parameter does not matter."""
+    """A step may name its first parameter anything."""
 
     class Order(Base):
         @step(start=True)
@@ -130,7 +130,7 @@ def test_self_may_have_another_name() -> None:
 
 
 def test_a_target_in_a_nested_function_is_read() -> None:
-    """A nested function or lambda that uses the step's own self and the command is read with the step."""
+    """The targets in a nested function or lambda that uses the step's self are checked, too."""
 
     class Order(Base):
         @step(start=True)
@@ -148,7 +148,7 @@ def test_a_target_in_a_nested_function_is_read() -> None:
 
 
 def test_text_at_the_left_margin_hides_nothing() -> None:
-    """A step whose source holds a string or comment that is not indented is read like any other."""
+    """The targets of a step are checked even if its source holds text at the left margin."""
 
     class Order(Base):
         @step(start=True)

@@ -1,4 +1,4 @@
-"""What is told of runs, to the log and to instruments; and which store a URL means."""
+"""What the log and the instruments get about runs, and which store a URL means."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECRET = "4111 1111 1111 1111"
 
 @pytest.fixture(autouse=True)
 def _unconfigured() -> Iterator[None]:
-    """structlog as a program finds it that has not configured it, and nothing bound."""
+    """Reset structlog to its defaults, with no context bound."""
     structlog.reset_defaults()
     clear_contextvars()
     yield
@@ -39,7 +39,7 @@ def _unconfigured() -> Iterator[None]:
 
 
 def told(kind: TransitionKind, error: str | None = None, **columns: Any) -> tuple[Run, Transition]:
-    """A row and the transition that led to it, with a secret in its Context."""
+    """A row with a secret in its Context, and the transition that led to it."""
     run = a_run(7, data=f'{{"card":"{SECRET}"}}', seq=3, **columns)
     return run, Transition(7, 3, NOW, "pay", 2, kind, 0, error, 77)
 
@@ -70,7 +70,7 @@ KINDS: list[tuple[TransitionKind, str | None, str | None, str | None]] = [
 def test_a_transition_is_a_debug_event_and_at_most_one_more(
     kind: TransitionKind, error: str | None, level: str | None, name: str | None
 ) -> None:
-    """Every transition is logged for debugging; start and end are news, failures are warnings."""
+    """Each transition is logged at debug level; starts and ends also at info level, and failures as warnings."""
     with capture_logs() as logged:
         Telemetry().committed(*told(kind, error))
     fields: dict[str, Any] = {**FIELDS, "kind": kind}
@@ -84,7 +84,7 @@ def test_a_transition_is_a_debug_event_and_at_most_one_more(
 
 
 def test_an_event_tells_what_there_is_to_tell() -> None:
-    """A key, a duration and the step to go on with are told where there are any."""
+    """The log of a transition has the run's key, the duration and the next step, if there are any."""
     run, transition = told("sleep", key="order-7", status="waiting", next_step="ship")
     with capture_logs() as logged:
         Telemetry().committed(run, transition._replace(duration_micros=1_500))
@@ -106,7 +106,7 @@ def test_an_event_tells_what_there_is_to_tell() -> None:
 def test_nothing_but_warnings_is_printed_while_unconfigured(
     kind: TransitionKind, error: str | None, level: str | None, name: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A program that has not configured structlog sees warnings, and neither news nor what is for debugging."""
+    """While structlog is unconfigured, only warnings are printed, and no info or debug lines."""
     Telemetry().committed(*told(kind, error))
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == (level == "warning")
@@ -114,7 +114,7 @@ def test_nothing_but_warnings_is_printed_while_unconfigured(
 
 
 def test_a_traceback_is_printed_without_complaint_while_unconfigured(capsys: pytest.CaptureFixture[str]) -> None:
-    """It stands below its line; a warning of structlog's, which is an error here, would swallow both."""
+    """While structlog is unconfigured, a traceback is printed below its line, without a warning from structlog."""
     try:
         raise ConnectionError("the line dropped")
     except ConnectionError as error:
@@ -126,7 +126,7 @@ def test_a_traceback_is_printed_without_complaint_while_unconfigured(capsys: pyt
 
 
 def test_levels_are_kept_while_unconfigured(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is worth a warning is printed, what is not is silent, until structlog is configured."""
+    """While structlog is unconfigured, only warnings and errors are printed; a configured one gets every level."""
     telemetry.debug("one", number=1)
     telemetry.info("two", number=2)
     telemetry.warn("three", number=3)
@@ -150,7 +150,7 @@ def test_levels_are_kept_while_unconfigured(capsys: pytest.CaptureFixture[str]) 
 
 
 class Recorder:
-    """Writes down what it is told."""
+    """An instrument that records its calls."""
 
     def __init__(self) -> None:
         self.heard: list[Any] = []
@@ -166,7 +166,7 @@ class Recorder:
 
 
 class Broken(Recorder):
-    """Raises what it is given, whatever it is told."""
+    """An instrument that records its calls and then raises."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class Broken(Recorder):
 
 
 def tell(seam: Telemetry) -> list[Any]:
-    """Tell everything there is to tell, and give what an instrument should have heard."""
+    """Call every method of the telemetry; returns what an instrument should have recorded."""
     run, transition = told("goto")
     error = ValueError()
     seam.step_started(run)
@@ -198,7 +198,7 @@ def tell(seam: Telemetry) -> list[Any]:
 
 @pytest.mark.parametrize("error", [ValueError(), asyncio.CancelledError(), KeyboardInterrupt()], ids=repr)
 def test_an_instrument_that_raises_breaks_nothing(error: BaseException) -> None:
-    """Whatever an instrument raises, all are told everything; each broken one is logged once."""
+    """If instruments raise anything, all instruments still get every call, and each broken one is logged once."""
     seam = Telemetry()
     one, two, well = Broken(error), Broken(error), Recorder()
     seam.instruments += [one, well, two]
@@ -208,7 +208,7 @@ def test_an_instrument_that_raises_breaks_nothing(error: BaseException) -> None:
     assert one.heard[:4] == two.heard[:4] == well.heard[:4] == heard
     assert len(one.heard) == len(two.heard) == len(well.heard) == 8
     reports = [entry for entry in logged if entry["event"] != "transition"]
-    # Text, and not for structlog to format: that may print the values of local variables.
+    # Text that structlog must not format: its formatter may print the values of local variables.
     assert all(entry.pop("exception").startswith("Traceback (most recent call last):") for entry in reports)
     assert (
         reports
@@ -225,7 +225,7 @@ def test_an_instrument_that_raises_breaks_nothing(error: BaseException) -> None:
 
 
 def test_an_instrument_that_equals_another_is_reported_for_itself() -> None:
-    """Two instruments are two, however they compare."""
+    """Two broken instruments that compare equal are logged separately."""
 
     class Twin(Broken):
         def __eq__(self, other: object) -> bool:
@@ -241,7 +241,7 @@ def test_an_instrument_that_equals_another_is_reported_for_itself() -> None:
 
 
 def test_a_log_that_raises_breaks_nothing() -> None:
-    """Where the log itself is broken, instruments are told all the same."""
+    """If logging raises, instruments still get every call."""
 
     def broken(*_: Any) -> Any:
         raise OSError("no space left on device")
@@ -260,7 +260,7 @@ NOTED: list[tuple[str, dict[str, Any]]] = []
 
 
 def note(where: str) -> None:
-    """Write down what a log line would carry here."""
+    """Record the context variables that a log line would have here."""
     NOTED.append((where, get_contextvars()))
 
 
@@ -301,7 +301,7 @@ class Order:
 
 @workflow("telemetry.binder")
 class Binder:
-    """Steps that bind what is theirs, and never take it back."""
+    """Its steps bind context variables and do not unbind them."""
 
     class Context(BaseModel):
         number: int
@@ -320,7 +320,7 @@ class Binder:
 
 @workflow("telemetry.loser")
 class Loser:
-    """Fails."""
+    """A workflow that fails."""
 
     class Context(BaseModel):
         card: str = SECRET
@@ -332,7 +332,7 @@ class Loser:
 
 @workflow("telemetry.sleeper")
 class Sleeper:
-    """Waits for what is not there yet."""
+    """A workflow that waits for a signal."""
 
     class Context(BaseModel):
         card: str = SECRET
@@ -343,7 +343,7 @@ class Sleeper:
 
 
 async def test_log_lines_of_a_step_carry_its_run(noted: list[tuple[str, dict[str, Any]]]) -> None:
-    """Around each step, async, in a thread and on the loop, run, workflow, step and attempt are bound."""
+    """In a step, async, in a thread or sync on the loop, run, workflow, step and attempt are bound to log lines."""
     async with Engine(MemoryStore(), workflows=[Order]) as engine:
         run = await engine.start(Order)
         assert (await run.wait(5)).status == "completed"
@@ -355,7 +355,7 @@ async def test_log_lines_of_a_step_carry_its_run(noted: list[tuple[str, dict[str
 
 
 async def test_what_a_step_is_bound_to_is_gone_after_it(noted: list[tuple[str, dict[str, Any]]]) -> None:
-    """The caller's log lines carry what the caller bound, before, while and after its runs execute."""
+    """The caller's bound context variables are the same before, while and after its runs execute."""
     bind_contextvars(request="r-1")
     mine = get_contextvars()
     async with Engine(MemoryStore(), workflows=[Order]) as engine:
@@ -369,7 +369,7 @@ async def test_what_a_step_is_bound_to_is_gone_after_it(noted: list[tuple[str, d
 
 @pytest.mark.parametrize("max_running", [1, 10])
 async def test_what_a_step_binds_is_its_runs_own(noted: list[tuple[str, dict[str, Any]]], max_running: int) -> None:
-    """Whatever a step leaves bound, no other run sees it, be it the next in the same slot or one beside it."""
+    """What a step binds is not seen by other runs, in the same slot or concurrent."""
     async with Engine(MemoryStore(), workflows=[Binder, Order], max_running=max_running) as engine:
         runs = [await engine.start(Binder, number=number) for number in range(5)]
         runs += [await engine.start(Order)]
@@ -381,7 +381,7 @@ async def test_what_a_step_binds_is_its_runs_own(noted: list[tuple[str, dict[str
 
 
 async def test_every_transition_of_an_engine_is_logged_once() -> None:
-    """One debug event for each row of the histories; news and warnings tell the same; nothing tells the Context."""
+    """Each history row has one debug line; starts, ends and failures have another; none has values of the Context."""
     with capture_logs() as logged:
         async with Engine(MemoryStore(), workflows=[Order, Loser, Sleeper]) as engine:
             runs = [await engine.start(cls) for cls in (Order, Loser, Sleeper)]
@@ -411,7 +411,7 @@ async def test_every_transition_of_an_engine_is_logged_once() -> None:
 
 
 async def test_an_engine_is_silent_while_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
-    """A program that has not configured structlog hears nothing of runs that complete, and of a failed step what and where."""
+    """While structlog is unconfigured, the engine prints nothing but the failed step's warning and its traceback."""
     async with Engine(MemoryStore(), workflows=[Order]) as engine:
         await (await engine.start(Order)).wait(5)
     line, *trace = capsys.readouterr().out.rstrip().splitlines()
@@ -422,7 +422,7 @@ async def test_an_engine_is_silent_while_all_is_well(capsys: pytest.CaptureFixtu
 
 
 async def test_an_instrument_is_told_in_the_order_of_the_run() -> None:
-    """A step's beginning and end are told around it, its transition after it was committed."""
+    """An instrument is told of a step's start and end, and of a transition once it is committed, in that order."""
     recorder = Recorder()
     engine = Engine(MemoryStore(), workflows=[Loser])
     engine.instruments.append(recorder)
@@ -442,14 +442,14 @@ async def test_an_instrument_is_told_in_the_order_of_the_run() -> None:
 
 
 def test_a_url_means_a_store() -> None:
-    """The scheme chooses the backend, and the rest is the backend's."""
+    """The URL's scheme selects the backend, which gets the whole URL."""
     assert isinstance(find_store("memory://"), MemoryStore)
     assert find_store("memory://orders").name == "memory://orders"
     assert isinstance(find_store("sqlite:///orders.db"), SQLiteStore)
 
 
 def test_a_store_is_taken_as_it_is() -> None:
-    """Whoever made the store knows better."""
+    """A store object is used as it is."""
     store = MemoryStore()
     assert find_store(store) is store
 
@@ -466,7 +466,7 @@ def test_a_store_is_taken_as_it_is() -> None:
 def test_without_a_url_the_environment_decides(
     monkeypatch: pytest.MonkeyPatch, environment: str | None, name: str
 ) -> None:
-    """AIOFLOW_DATABASE_URL is read when there is no URL; without it, or empty, it is a file beside the program."""
+    """Without a URL, AIOFLOW_DATABASE_URL is used; if that is unset or empty, it is a file in the working directory."""
     if environment is None:
         monkeypatch.delenv("AIOFLOW_DATABASE_URL", raising=False)
     else:
@@ -477,7 +477,7 @@ def test_without_a_url_the_environment_decides(
 
 @pytest.mark.parametrize("scheme", ["mysql", "SQLITE", "sqlite+aio"])
 def test_an_unknown_scheme_is_refused(scheme: str) -> None:
-    """The error names the scheme, and the backends that there are."""
+    """An unknown scheme is refused with its name and the available backends."""
     with pytest.raises(
         BackendUnknown, match=re.escape(f"No backend is installed for {scheme}:// URLs (installed: ")
     ) as caught:
@@ -490,7 +490,7 @@ def test_an_unknown_scheme_is_refused(scheme: str) -> None:
 
 @pytest.mark.parametrize("url", ["", "orders.db", "sqlite", "sqlite:", "sqlite:/orders.db", "://orders.db", "://"])
 def test_what_is_no_url_is_refused(url: str) -> None:
-    """The error shows what was given, and what a URL looks like."""
+    """A text that is no URL is refused with what was given, and an example of a URL."""
     text = f"A store's URL looks like sqlite:///file.db, got {url!r}."
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         find_store(url)
@@ -509,7 +509,7 @@ def test_what_is_no_url_is_refused(url: str) -> None:
     ],
 )
 def test_a_password_is_not_shown(url: str) -> None:
-    """Where a URL is wrong, its password is nobody's business."""
+    """The error for a wrong URL does not show its password."""
     with pytest.raises(ValueError, match="A store's URL looks like") as caught:
         find_store(url)
     assert "s3cret" not in str(caught.value)

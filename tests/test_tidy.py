@@ -1,4 +1,4 @@
-"""What is written down about the house and no linter checks. The exceptions are listed here, and only shrink."""
+"""Rules of this repository that no linter checks. The lists of exceptions only shrink."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OTHERS = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT 
 
 LONGEST_FILE = 350
 LONGEST_FUNCTION = 70
-#: A length in the exceptions may be this much above the real one, so that not every edit has to touch it.
+#: How far a listed length may exceed the real one, so that not every edit has to change the list.
 SLACK = 10
 
 #: file -> lines
@@ -33,7 +33,7 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 VAGUE_NAMES = {"base", "common", "helpers", "misc", "types", "utils"}
 
-#: A task needs an owner who ends it and hears of its errors.
+#: Every task needs an owner that ends it and reports its errors.
 MAY_CREATE_TASKS = {
     "aioflow/tasks.py": "the set that owns, reports and ends every task of the engine",
     "aioflow/testing/simloop.py": "a loop: it makes the tasks that are asked of it",
@@ -48,7 +48,7 @@ UNDESCRIBED = {
 
 CLOCK = "aioflow/clock.py"
 
-#: Who reads time or sleeps beside it.
+#: Other modules that may read time or sleep.
 MAY_TELL_TIME = {
     "aioflow/tasks.py": "the loop's time: its patience is that of asyncio.wait, which counts in it too",
     "aioflow/testing/simloop.py": "a loop, whose time is virtual",
@@ -82,7 +82,7 @@ def name_of(path: Path) -> str:
 
 
 def dotted(node: ast.AST) -> str:
-    """``asyncio.sleep`` for the expression that reads so; calls and subscripts in it are left out."""
+    """The dotted name of an expression, such as ``asyncio.sleep``; calls and subscripts in it are left out."""
     match node:
         case ast.Name(id=name):
             return name
@@ -95,7 +95,7 @@ def dotted(node: ast.AST) -> str:
 
 
 def calls(path: Path) -> Iterator[tuple[str, str, ast.Call]]:
-    """Every call in a file: where it stands, what is called (imported names resolved), the call."""
+    """Every call in a file: its place, the called name with imports resolved, and the node."""
     imported = dict(imports(path))
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call):
@@ -104,7 +104,7 @@ def calls(path: Path) -> Iterator[tuple[str, str, ast.Call]]:
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
-    """Every name that a file imports, with what it stands for."""
+    """Every name that a file imports, with the full name of what it refers to."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -126,7 +126,7 @@ def functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.Functi
 
 
 def over(found: dict[str, int], limit: int, exceptions: dict[str, int]) -> list[str]:
-    """What is longer than it may be, and which exceptions are stale."""
+    """Problems: what is longer than allowed, and exceptions that are no longer needed."""
     problems = [
         f"{name} has {lines} lines, {exceptions.get(name, limit)} are allowed"
         for name, lines in found.items()
@@ -142,12 +142,12 @@ def over(found: dict[str, int], limit: int, exceptions: dict[str, int]) -> list[
 
 
 def test_files_are_short() -> None:
-    """A file of the product is one concept, so up to about 350 lines."""
+    """A file of the product has at most about 350 lines."""
     none(over({name_of(path): source(path).count("\n") for path in PRODUCT}, LONGEST_FILE, LONG_FILES))
 
 
 def test_functions_are_short() -> None:
-    """A function of the product fits on a screen, so up to about 70 lines."""
+    """A function of the product has at most about 70 lines."""
     found = {
         f"{name_of(path)}::{name}": (function.end_lineno or 0) - function.lineno + 1
         for path in PRODUCT
@@ -162,7 +162,7 @@ def test_modules_are_named_after_what_they_hold() -> None:
 
 
 def test_test_files_can_be_told_apart() -> None:
-    """Every file of tests is collected: its name starts with ``test_``, unless it holds none."""
+    """A file with tests has a name that starts with ``test_``, so that it is collected."""
     strays = [
         name_of(path)
         for path in TESTS
@@ -172,7 +172,7 @@ def test_test_files_can_be_told_apart() -> None:
 
 
 def test_tests_say_what_they_prove() -> None:
-    """The docstring of a test is one sentence."""
+    """The docstring of every test is one sentence."""
     wrong = []
     for path in TESTS:
         for name, function in functions(tree(path)):
@@ -206,7 +206,7 @@ def test_what_is_public_is_described() -> None:
 
 
 def test_tasks_have_an_owner() -> None:
-    """Tasks are created by the modules that answer for them, and by no other."""
+    """Tasks are created only by the modules listed as their owners."""
     creators = {
         name_of(path)
         for path in PRODUCT
@@ -216,7 +216,7 @@ def test_tasks_have_an_owner() -> None:
     assert creators == set(MAY_CREATE_TASKS)
 
 
-#: Who may walk a set: where its order shows nowhere, or is the same each time.
+#: Modules that may iterate over a set: where the order has no effect, or is always the same.
 MAY_WALK_SETS = {
     "aioflow/tasks.py": "of tasks, which all get the same; those of a simulation hash by a number",
 }
@@ -232,7 +232,7 @@ def sets_of(path: Path) -> set[str]:
 
 
 def is_set(node: ast.AST, named: set[str]) -> bool:
-    """Whether an expression is read to give a set."""
+    """Whether an expression is known to be a set."""
     match node:
         case ast.Set() | ast.SetComp():
             return True
@@ -249,7 +249,7 @@ def is_set(node: ast.AST, named: set[str]) -> bool:
 
 
 def walks(path: Path) -> Iterator[tuple[int, ast.expr]]:
-    """What a file iterates over, and where."""
+    """What a file iterates over, and in which line."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
             yield node.iter.lineno, node.iter
@@ -265,7 +265,7 @@ def walks(path: Path) -> Iterator[tuple[int, ast.expr]]:
 
 
 def test_sets_are_not_walked() -> None:
-    """The order of a set is not the same in each process, so that nothing may hang on it: sort it, or keep a dict."""
+    """The core does not iterate over sets, whose order differs between processes: sort them, or use a dict."""
     found = {
         f"{name_of(path)}:{line} {ast.unparse(walked)}"
         for path in CORE
@@ -277,12 +277,12 @@ def test_sets_are_not_walked() -> None:
 
 
 def test_nothing_hangs_on_addresses() -> None:
-    """No module of the core asks for the ``id()`` of an object, which differs in each process."""
+    """No module of the core calls ``id()``, whose result differs between processes."""
     none(where for path in CORE for where, called, _ in calls(path) if called == "id")
 
 
 def test_only_the_clock_tells_time() -> None:
-    """No module but clock.py, and those excused, reads a clock or sleeps."""
+    """Only clock.py and the listed modules read a clock or sleep."""
     readers = re.compile(
         r"time\.\w+|(asyncio|anyio|trio)\.sleep(_until)?|anyio\.current_time|.*loop\.time|"
         r"(datetime\.)?(datetime|date)\.(now|utcnow|today)"
@@ -291,12 +291,12 @@ def test_only_the_clock_tells_time() -> None:
     assert {where.partition(":")[0] for where in found} == {CLOCK, *MAY_TELL_TIME}, sorted(found)
 
 
-#: Whose SQL may ask for the time.
+#: Modules whose SQL may read the server's time.
 MAY_ASK_THE_TIME = {"backends/aioflow_postgres/timing.py": "it measures how far the server's clock is ahead"}
 
 
 def test_sql_does_not_tell_time() -> None:
-    """A store's SQL is given ``now``, so that tests can move it."""
+    """The SQL of stores gets the time as a parameter, so that tests can move it."""
     readers = re.compile(
         r"\bCURRENT_(TIME|DATE|TIMESTAMP)\b|\b(NOW|CLOCK_TIMESTAMP|UNIXEPOCH|JULIANDAY)\(|'now'", re.IGNORECASE
     )
@@ -312,7 +312,7 @@ def test_sql_does_not_tell_time() -> None:
 
 
 def test_sqlite_is_given_no_numbered_parameters() -> None:
-    """``?1`` with a sequence is deprecated by Python 3.12.0 to 3.12.3: a parameter has a name, or nothing."""
+    """No SQL for SQLite uses numbered parameters like ``?1``, which Python 3.12.0 to 3.12.3 deprecate for sequences."""
     found = [
         f"{name_of(path)}:{node.lineno} {node.value!r}"
         for path in BACKENDS
@@ -324,7 +324,7 @@ def test_sqlite_is_given_no_numbered_parameters() -> None:
 
 
 def test_tests_do_not_sleep() -> None:
-    """Tests move a virtual clock or use ``wait_until``; only a pause of nothing, which yields to others, is free."""
+    """Tests move a virtual clock or use ``wait_until``; only ``sleep(0)``, which yields to other tasks, is allowed."""
     sleeps = {"asyncio.sleep", "anyio.sleep", "time.sleep"}
     found = {
         where
@@ -336,7 +336,7 @@ def test_tests_do_not_sleep() -> None:
 
 
 def test_nobody_imports_the_source_root() -> None:
-    """No file imports ``backends.…``: it would be a second copy of a store's classes."""
+    """No file imports ``backends.…``, which would be a second copy of a store's classes."""
     found = [
         f"{name_of(path)}: {target}"
         for path in PRODUCT + TESTS + OTHERS
@@ -353,7 +353,7 @@ def comments(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def test_what_is_ignored_has_a_name() -> None:
-    """``type: ignore`` and ``noqa`` name the rule that they break."""
+    """``type: ignore``, ``noqa`` and ``pyright: ignore`` name the rule that they suppress."""
     nameless = re.compile(r"#\s*(type:\s*ignore(?!\[)|noqa(?!:\s*[A-Z]+\d)|pyright:\s*ignore(?!\[))")
     found = [
         f"{name_of(path)}:{line} {comment}"
@@ -365,13 +365,13 @@ def test_what_is_ignored_has_a_name() -> None:
 
 
 def test_the_product_knows_no_machine() -> None:
-    """No path of a particular machine is in the product."""
+    """The product contains no absolute path of a particular machine."""
     paths = re.compile(r"(?<![\w.])(?:/(?:home|opt|root|tmp|Users|usr|var|work)/|[A-Z]:\\)")
     none(name_of(path) for path in PRODUCT + QUERIES if paths.search(source(path)))
 
 
 def test_the_map_is_the_house() -> None:
-    """CONTRIBUTING.md draws the layers that import-linter checks, in their order, lowest first."""
+    """CONTRIBUTING.md lists the layers that import-linter checks, in the same order, lowest first."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = {contract["id"]: contract for contract in project["tool"]["importlinter"]["contracts"]}
     layers = [re.findall(r"\w+", layer) for layer in reversed(contracts["layers"]["layers"])]
@@ -384,7 +384,7 @@ def test_the_map_is_the_house() -> None:
 
 
 def test_the_rules_find_what_they_look_for() -> None:
-    """The lists that the rules read are not empty, so that a moved folder is noticed."""
+    """The lists of files that the rules read are not empty, so that a moved folder is noticed."""
     assert CORE
     assert BACKENDS
     assert name_of(Path(__file__)) in {name_of(path) for path in TESTS}

@@ -1,4 +1,4 @@
-"""The heap of deadlines against a plain model of the store that it is filled from: nothing is lost, nothing is early."""
+"""The heap of deadlines against a simple model of its store: no deadline is lost, and none fires early."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ LIMIT = 4
 
 
 def at(*instants: Micros, first: int = 1) -> list[Deadline]:
-    """Deadlines at these instants, of one run each."""
+    """Deadlines at these instants, each of another run."""
     return [Deadline(instant, run_id, 1) for run_id, instant in enumerate(instants, first)]
 
 
 def filled(stored: Iterable[Deadline] = (), now: Micros = 0, limit: int = LIMIT) -> Timers:
-    """Timers after their first refill from a store that holds these."""
+    """Timers after their first refill from a store with these deadlines."""
     timers = Timers(HORIZON, limit)
     refill(timers, stored, now)
     return timers
 
 
 def due(stored: Iterable[Deadline], old: tuple[Micros, int], new: tuple[Micros, int], limit: int) -> list[Deadline]:
-    """What a store gives for ``due``."""
+    """The result of the store's ``due``."""
     return sorted(deadline for deadline in stored if old < deadline[:2] <= new)[:limit]
 
 
 def refill(timers: Timers, stored: Iterable[Deadline], now: Micros) -> None:
-    """A whole refill, in the right order."""
+    """A complete refill: raise the edge, read, take in."""
     old, new = timers.raise_edge(now)
     timers.refill(due(stored, old, new, timers.limit))
 
 
 def drain(timers: Timers, now: Micros) -> list[Deadline]:
-    """Everything that is due, one at a time."""
+    """Pop everything that is due, one at a time."""
     found = []
     while popped := timers.pop(now, 1):
         found += popped
@@ -54,7 +54,7 @@ def drain(timers: Timers, now: Micros) -> list[Deadline]:
 
 
 def test_nothing_is_taken_in_before_the_first_refill() -> None:
-    """A heap that has not been filled holds nothing, as the store will be asked for everything."""
+    """Before the first refill nothing is pushed, as the refill will read everything."""
     timers = Timers(HORIZON, LIMIT)
     assert timers.edge == START
     assert timers.needs_refill(0)
@@ -65,7 +65,7 @@ def test_nothing_is_taken_in_before_the_first_refill() -> None:
 
 
 def test_the_edge_is_the_horizon_ahead() -> None:
-    """The first refill asks for everything up to the horizon, with every run id there can be."""
+    """The first refill asks for everything up to the horizon, up to the largest run id."""
     timers = Timers(HORIZON, LIMIT)
     assert timers.raise_edge(100) == (START, (120, LAST_ID))
     timers.refill([])
@@ -74,13 +74,13 @@ def test_the_edge_is_the_horizon_ahead() -> None:
 
 
 def test_the_edge_never_goes_back_with_the_clock() -> None:
-    """A refill at an earlier time than the last leaves the edge where it is, and asks for nothing."""
+    """If the clock was set back, a refill leaves the edge where it is, and asks for nothing."""
     timers = filled(now=100)
     assert timers.raise_edge(50) == ((120, LAST_ID), (120, LAST_ID))
 
 
 def test_what_is_within_the_edge_is_taken_in() -> None:
-    """The last instant of the edge is within it, the next one is not."""
+    """A deadline at the edge is taken in, and one just beyond it is not."""
     timers = filled(now=0)
     assert timers.push(Deadline(20, 1, 1))
     assert not timers.push(Deadline(21, 2, 1))
@@ -88,7 +88,7 @@ def test_what_is_within_the_edge_is_taken_in() -> None:
 
 
 def test_an_edge_within_an_instant_parts_it_by_run() -> None:
-    """Where the edge is pulled in among deadlines of one instant, the run's id decides."""
+    """If the edge lies among deadlines of one instant, those up to the edge's run id are held."""
     timers = filled([Deadline(5, run_id, 1) for run_id in range(1, 10)])
     assert timers.edge == (5, 4)
     assert not timers.push(Deadline(5, 10, 1))
@@ -99,14 +99,14 @@ def test_an_edge_within_an_instant_parts_it_by_run() -> None:
 
 
 def test_push_tells_whether_it_is_the_earliest() -> None:
-    """Only a deadline that comes before all others makes it worth looking again."""
+    """``push`` returns whether the deadline is now the earliest."""
     timers = filled()
     found = [timers.push(deadline) for deadline in at(10, 12, 8, 9, 8, 1)]
     assert found == [True, False, True, False, False, True]
 
 
 def test_a_deadline_of_the_past_is_taken_in() -> None:
-    """A wait that is over when it is committed is due at once."""
+    """A deadline in the past is due at once."""
     timers = filled(now=1000)
     assert timers.push(Deadline(3, 1, 1))
     assert timers.pop(1000, 10) == [Deadline(3, 1, 1)]
@@ -116,7 +116,7 @@ def test_a_deadline_of_the_past_is_taken_in() -> None:
 
 
 def test_pop_gives_what_is_due_in_order() -> None:
-    """Deadlines come out earliest first, by run where they are equal, and none early."""
+    """Deadlines are popped earliest first, by run id if they are equal, and none before it is due."""
     timers = filled()
     for deadline in at(7, 3, 9, 3, 7, 11):
         timers.push(deadline)
@@ -127,7 +127,7 @@ def test_pop_gives_what_is_due_in_order() -> None:
 
 
 def test_pop_gives_no_more_than_it_is_asked_for() -> None:
-    """The rest stays, in order."""
+    """``pop`` gives at most as many as asked for, and leaves the rest in order."""
     timers = filled()
     for deadline in at(5, 4, 3, 2, 1):
         timers.push(deadline)
@@ -137,7 +137,7 @@ def test_pop_gives_no_more_than_it_is_asked_for() -> None:
 
 
 def test_what_comes_twice_is_given_once() -> None:
-    """A deadline that was both pushed and read counts as one, also where the count ends at it."""
+    """A deadline that was pushed and read is popped once, even if ``pop`` may give only one."""
     timers = filled()
     [deadline] = at(5)
     for _ in range(3):
@@ -149,7 +149,7 @@ def test_what_comes_twice_is_given_once() -> None:
 
 
 def test_another_wait_of_the_same_run_is_another_deadline() -> None:
-    """A run that slept, woke and sleeps again until the same instant has two deadlines, told apart by seq."""
+    """Two deadlines of one run at the same instant are told apart by seq."""
     timers = filled()
     timers.push(Deadline(5, 1, 2))
     timers.push(Deadline(5, 1, 4))
@@ -157,7 +157,7 @@ def test_another_wait_of_the_same_run_is_another_deadline() -> None:
 
 
 def test_what_was_popped_can_be_put_back() -> None:
-    """A deadline whose firing failed is due again."""
+    """A popped deadline can be pushed again, and is then due again."""
     timers = filled()
     [deadline] = at(5)
     timers.push(deadline)
@@ -170,7 +170,7 @@ def test_what_was_popped_can_be_put_back() -> None:
 
 
 def test_what_is_dropped_is_not_given() -> None:
-    """A deadline that is waited for no more never comes out, and does not count against what may come out."""
+    """A dropped deadline is not popped, and does not count against the number that ``pop`` may give."""
     timers = filled()
     one, two, three = at(1, 2, 3)
     for deadline in (one, two, three):
@@ -183,7 +183,7 @@ def test_what_is_dropped_is_not_given() -> None:
 
 
 def test_what_is_dropped_and_comes_twice_is_not_given() -> None:
-    """Dropping a deadline drops all of its copies."""
+    """Dropping a deadline drops all its copies."""
     timers = filled()
     [deadline] = at(5)
     timers.push(deadline)
@@ -193,7 +193,7 @@ def test_what_is_dropped_and_comes_twice_is_not_given() -> None:
 
 
 def test_what_is_dropped_and_taken_in_again_is_given() -> None:
-    """The last word counts."""
+    """A deadline that is pushed again after it was dropped is popped."""
     timers = filled()
     [deadline] = at(5)
     timers.push(deadline)
@@ -203,7 +203,7 @@ def test_what_is_dropped_and_taken_in_again_is_given() -> None:
 
 
 def test_what_is_dropped_before_it_is_read_is_not_given() -> None:
-    """A wait that was cancelled while a refill was reading is not brought back by what it read."""
+    """A deadline dropped while a refill reads is not taken in with the refill's result."""
     timers = Timers(HORIZON, LIMIT)
     [deadline] = at(5)
     timers.raise_edge(0)
@@ -213,7 +213,7 @@ def test_what_is_dropped_before_it_is_read_is_not_given() -> None:
 
 
 def test_what_lies_beyond_the_edge_need_not_be_dropped() -> None:
-    """The heap does not remember what it does not hold."""
+    """A drop of a deadline beyond the edge is not remembered."""
     timers = filled()
     timers.drop(Deadline(21, 1, 1))
     assert len(timers) == 0
@@ -222,7 +222,7 @@ def test_what_lies_beyond_the_edge_need_not_be_dropped() -> None:
 
 
 def test_a_drop_of_what_is_not_held_does_no_harm() -> None:
-    """What is dropped twice, or was popped before, changes nothing for the others."""
+    """Dropping a deadline twice, or after it was popped, does not affect the others."""
     timers = filled()
     one, two = at(1, 2)
     timers.push(one)
@@ -235,7 +235,7 @@ def test_a_drop_of_what_is_not_held_does_no_harm() -> None:
 
 
 def test_what_is_dropped_is_let_go_of() -> None:
-    """A heap of which most was dropped gets smaller, and gives all that was not."""
+    """A heap of which most was dropped shrinks, and still gives the rest."""
     timers = filled(limit=100_000)
     deadlines = at(*range(5, 20), *[20] * 4_000)
     for deadline in deadlines:
@@ -248,7 +248,7 @@ def test_what_is_dropped_is_let_go_of() -> None:
 
 
 def test_dropping_what_is_not_there_takes_no_room() -> None:
-    """Drops of what the heap never held are forgotten."""
+    """Drops of deadlines that are not held take up bounded memory."""
     timers = filled(limit=100_000)
     for deadline in at(*[5] * 3_000):
         timers.drop(deadline)
@@ -260,7 +260,7 @@ def test_dropping_what_is_not_there_takes_no_room() -> None:
 
 
 def test_next_at_is_the_earliest_deadline() -> None:
-    """With deadlines in the heap, the earliest is when to look."""
+    """``next_at`` is the earliest deadline, if it comes before the next refill."""
     timers = filled()
     for deadline in at(7, 3, 9):
         timers.push(deadline)
@@ -270,7 +270,7 @@ def test_next_at_is_the_earliest_deadline() -> None:
 
 
 def test_next_at_is_the_next_refill() -> None:
-    """With nothing before it, the next look is at half the horizon, when a refill is due."""
+    """Without an earlier deadline, ``next_at`` is half a horizon ahead, when a refill is due."""
     timers = filled(now=100)
     timers.push(Deadline(115, 1, 1))
     assert timers.next_at() == 110
@@ -279,7 +279,7 @@ def test_next_at_is_the_next_refill() -> None:
 
 
 def test_next_at_is_the_edge_that_was_pulled_in() -> None:
-    """Where there are more deadlines than the heap takes, it has to be refilled before its edge is past."""
+    """If the edge was pulled in, ``next_at`` is at the latest the edge, where a refill is due."""
     timers = filled(at(*range(5, 15)))
     assert timers.edge == (8, 4)
     assert [timers.pop(instant, 1)[0].at for instant in (5, 6, 7, 8)] == [5, 6, 7, 8]
@@ -289,7 +289,7 @@ def test_next_at_is_the_edge_that_was_pulled_in() -> None:
 
 @pytest.mark.parametrize(("held", "needs"), [(4, False), (3, False), (2, True), (1, True), (0, True)])
 def test_a_full_heap_is_refilled_when_half_is_gone(held: int, needs: bool) -> None:
-    """A heap whose edge was pulled in is filled up before it is empty."""
+    """A heap whose edge was pulled in needs a refill once half of it is gone."""
     timers = filled(at(5, 6, 7, 8, 9, 10))
     timers.pop(8, 4 - held)
     assert len(timers) == held
@@ -300,7 +300,7 @@ def test_a_full_heap_is_refilled_when_half_is_gone(held: int, needs: bool) -> No
 
 
 def test_a_wait_committed_during_a_refill_is_held() -> None:
-    """Once the edge is raised, what is committed within it is pushed, whether or not the store's answer has it."""
+    """A deadline committed while a refill reads is held and popped once, whether the store's answer has it or not."""
     for answer_has_it in (True, False):
         timers = Timers(HORIZON, LIMIT)
         timers.raise_edge(0)
@@ -312,7 +312,7 @@ def test_a_wait_committed_during_a_refill_is_held() -> None:
 
 
 def test_a_refill_in_the_wrong_order_loses_a_wait() -> None:
-    """To read first and raise the edge then loses what is committed in between, which is why the order matters."""
+    """A refill that reads before it raises the edge loses what is committed in between."""
     timers = Timers(HORIZON, LIMIT)
     answer = due([], START, (HORIZON, LAST_ID), LIMIT)
     [deadline] = at(7)
@@ -323,7 +323,7 @@ def test_a_refill_in_the_wrong_order_loses_a_wait() -> None:
 
 
 def test_a_refill_that_fails_is_made_up_for() -> None:
-    """After a failed read the next refill asks from the old edge on, at once, and what was pushed is still held."""
+    """After a failed read, the next refill starts from the old edge at once, and what was pushed is still held."""
     timers = filled(now=0)
     old, _ = timers.raise_edge(12)
     stored = at(25, 30)
@@ -336,7 +336,7 @@ def test_a_refill_that_fails_is_made_up_for() -> None:
 
 
 def test_more_than_the_heap_takes_is_read_in_parts() -> None:
-    """However many there are, refill by refill all are given, in order, and few are held."""
+    """More deadlines than the limit are read in several refills, in order, and few are held at once."""
     stored = at(*[instant // 3 for instant in range(60)])
     timers = Timers(HORIZON, LIMIT)
     found = []
@@ -349,7 +349,7 @@ def test_more_than_the_heap_takes_is_read_in_parts() -> None:
 
 
 def test_a_heap_that_nobody_empties_does_not_grow() -> None:
-    """With more due than anybody has room to run, looking again reads no more."""
+    """With more due than are popped, further refills do not let the heap grow."""
     stored = at(*range(1000))
     timers = Timers(HORIZON, LIMIT)
     for _ in range(20):
@@ -360,7 +360,7 @@ def test_a_heap_that_nobody_empties_does_not_grow() -> None:
 
 
 def test_too_many_pushes_pull_the_edge_in() -> None:
-    """Beyond twice the limit the nearest are kept, and the rest is left to the store."""
+    """Once more than twice the limit are pushed, the nearest are kept, and the edge is pulled in."""
     timers = filled()
     for deadline in at(19, 1, 18, 2, 17, 3, 16, 4):
         timers.push(deadline)
@@ -373,7 +373,7 @@ def test_too_many_pushes_pull_the_edge_in() -> None:
 
 
 def test_a_heap_whose_edge_was_pulled_in_is_filled_up_again() -> None:
-    """After the edge was pulled in, the store is asked again when half of what was kept is gone."""
+    """After pushes have pulled the edge in, a refill is needed once half of the kept deadlines is gone."""
     timers = filled()
     deadlines = at(*range(12, 21))
     for deadline in deadlines:
@@ -386,7 +386,7 @@ def test_a_heap_whose_edge_was_pulled_in_is_filled_up_again() -> None:
 
 
 def test_a_read_that_fails_leaves_a_full_heap_full() -> None:
-    """A heap that was to be filled up and could not be still is to be, at once."""
+    """If the refill of a heap whose edge was pulled in fails, it is needed again at once."""
     stored = at(15, 16, 17, 18, 19, 20)
     timers = filled(stored)
     for deadline in stored[:2]:
@@ -398,7 +398,7 @@ def test_a_read_that_fails_leaves_a_full_heap_full() -> None:
 
 
 def test_copies_and_dropped_ones_do_not_pull_the_edge_in() -> None:
-    """What comes twice and what was dropped is thrown out first; if that is enough, the edge stays."""
+    """Copies and dropped deadlines are removed first, and the edge is pulled in only if that does not suffice."""
     timers = filled()
     [one, two] = at(1, 2)
     timers.push(two)
@@ -414,7 +414,7 @@ def test_copies_and_dropped_ones_do_not_pull_the_edge_in() -> None:
 
 
 def everything(timers: Timers, stored: Iterable[Deadline], now: Micros) -> list[Deadline]:
-    """All that the timers give at a time at which all is due, refilled whenever they ask for it."""
+    """All deadlines that the timers give at this time, with refills whenever they need one."""
     found: set[Deadline] = set()
     for _ in range(100):
         if timers.needs_refill(now):
@@ -428,7 +428,7 @@ CROWD = at(10, 12, 14, 16, 18, first=5)
 
 
 def crowded() -> tuple[Timers, tuple[Micros, int]]:
-    """Timers whose edge is pulled in by a crowd that was committed while a refill reads, and their old edge."""
+    """Timers whose edge was pulled in by deadlines committed while a refill reads, and the old edge."""
     timers = filled(NEAR)
     refill(timers, [], 0)  # up to the horizon
     old, new = timers.raise_edge(12)
@@ -440,7 +440,7 @@ def crowded() -> tuple[Timers, tuple[Micros, int]]:
 
 
 def test_a_full_answer_does_not_push_the_edge_out_again() -> None:
-    """What was left to the store while it was being read is not passed over, whatever the answer ends with."""
+    """Deadlines left to the store during a refill are read later, even if the refill's answer is full."""
     timers, _ = crowded()
     answer = at(21, 22, 23, 24, first=10)
     timers.refill(answer)
@@ -448,14 +448,14 @@ def test_a_full_answer_does_not_push_the_edge_out_again() -> None:
 
 
 def test_a_failed_read_does_not_push_the_edge_out_again() -> None:
-    """What was left to the store while reading it failed is not passed over."""
+    """Deadlines left to the store during a refill that failed are read later."""
     timers, old = crowded()
     timers.restore_edge(old)
     assert everything(timers, [*NEAR, *CROWD], 1000) == [*NEAR, *CROWD]
 
 
 def test_what_lies_beyond_the_edge_does_not_push_it_out() -> None:
-    """What was pushed during a refill, beyond where its answer ends, says nothing about what lies between."""
+    """A deadline pushed during a refill, beyond the end of its answer, does not hide those in between."""
     stored = at(1, 2, 3, 4, 5, 6, 7)
     timers = Timers(HORIZON, LIMIT)
     old, new = timers.raise_edge(0)
@@ -472,7 +472,7 @@ def test_what_lies_beyond_the_edge_does_not_push_it_out() -> None:
 
 
 def test_what_a_failed_read_left_behind_does_not_push_the_edge_out() -> None:
-    """What was pushed while a read failed lies beyond the edge too."""
+    """Deadlines pushed during a failed refill do not hide those before them."""
     timers = filled()
     unread = at(21, 22, 23, 24)
     old, _ = timers.raise_edge(12)
@@ -489,9 +489,9 @@ def test_what_a_failed_read_left_behind_does_not_push_the_edge_out() -> None:
 
 
 class World:
-    """A store, a heap that is filled from it, and time; fires what comes due, as the scheduler does.
+    """A store, timers that are filled from it, and time; fires what is due, as the scheduler does.
 
-    A commit is in the store first and reaches the heap later, in order, with anything in between.
+    A commit is in the store first and is pushed later, in order, and anything may happen in between.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -504,7 +504,7 @@ class World:
         self.refilling: tuple[tuple[Micros, int], tuple[Micros, int]] | None = None
         self.answer: list[Deadline] | None = None
 
-    # what can happen at any moment
+    # what can happen at any time
 
     def commit(self, *delays: Micros) -> None:
         for delay in delays:
@@ -529,14 +529,14 @@ class World:
                 assert not first or self.timers.next_at() <= deadline.at
 
     def scan(self, ahead: Micros) -> None:
-        """What the worker takes in of other processes' waits."""
+        """Push the waits of other processes, as the worker's scan does."""
         for deadline in due(self.stored, START, (self.now + ahead, LAST_ID), LIMIT):
             self.timers.push(deadline)
 
     def advance(self, time: Micros) -> None:
         self.now += time
 
-    # a refill, in the right order, and the firing between two of them
+    # the steps of a refill, in the right order, and firing between refills
 
     def turn(self, room: int) -> None:
         if self.refilling is None and self.timers.needs_refill(self.now):
@@ -568,10 +568,10 @@ class World:
                 self.fired.append(deadline)
         return bool(popped)
 
-    # peace
+    # rest
 
     def settle(self) -> None:
-        """Let all be heard, and turn until there is nothing to do; then nothing that is due may be left."""
+        """Push everything and turn until there is nothing to do; then nothing that is due may be left."""
         self.hear(len(self.heard))
         for _ in range(300):
             self.turn(room=3)
@@ -585,12 +585,12 @@ class World:
             assert self.timers.next_at() <= min(self.stored).at, "would oversleep"
 
     def finish(self) -> None:
-        """Let time pass until everything has fired."""
+        """Advance time until everything has fired."""
         self.settle()
         for _ in range(300):
             if not self.stored:
                 break
-            self.advance(self.timers.next_at() - self.now)  # never beyond what it says itself
+            self.advance(self.timers.next_at() - self.now)  # never beyond next_at
             self.settle()
         assert not self.stored
         assert len(set(self.fired)) == len(self.fired)
@@ -617,7 +617,7 @@ MOMENTS = st.one_of(
 @settings(max_examples=400)
 @given(st.lists(st.lists(MOMENTS, max_size=15), max_size=8), st.sampled_from([1, 2, LIMIT, 1000]))
 def test_nothing_is_lost_and_nothing_early(days: list[list[tuple[Any, ...]]], limit: int) -> None:
-    """Whatever is committed, cancelled and heard at whatever moment of a refill, all fires once and in time."""
+    """Whatever is committed, cancelled or pushed at any point of a refill, each deadline fires once and in time."""
     world = World(limit)
     for moments in days:
         for what, *details in moments:
