@@ -1,4 +1,4 @@
-"""The table at the head of transitions.py, row by row, and the rules below it, without a loop."""
+"""The table at the head of transitions.py, row by row, and the rules below it, as pure functions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LONG = "a" * 50_000 + "b" * 50_000
 
 
 class Shop:
-    """What orders have in common; no workflow by itself."""
+    """A base class of workflows, which is not one itself."""
 
     @step
     def pack(self) -> Command:
@@ -47,7 +47,7 @@ class Shop:
 
 @workflow("transitions.order", max_transitions=5, default_retry=Retry(base_delay=timedelta(seconds=10)))
 class Order(Shop):
-    """pay may be tried three times, ship only once."""
+    """A workflow in which pay has three attempts, and ship one."""
 
     class Context(BaseModel):
         total: int = 0
@@ -81,7 +81,7 @@ class Refund:
 
 
 ORDER = definition_of(Order)
-#: In the middle of its life, and different from a new run in every column that can be.
+#: A run in the middle of its life, which differs from a new one in every column that can.
 RUN = Run(
     id=7,
     workflow="transitions.order",
@@ -140,9 +140,9 @@ def after(
     took: Micros = 0,
     **columns: Any,
 ) -> Move:
-    """The move that changes these columns of the run, and no others but those that every move changes.
+    """The expected move: it changes these columns of the run, and otherwise only those that every move changes.
 
-    ``made`` is the step and attempt that the history tells; by default those that ran.
+    ``made`` is the step and attempt in the history row; by default those that ran.
     """
     told, attempt = made or (run.step, run.failures + 1)
     return Move(
@@ -154,18 +154,18 @@ def after(
 
 
 def returned(command: Command, run: Run = RUN, definition: WorkflowDefinition = ORDER) -> Move:
-    """What the run becomes when its step returns the command, having left DATA as its Context."""
+    """The move that follows when the step returns this command, having left DATA as its Context."""
     outcome = Stepped(command, DATA)  # type: ignore[arg-type]
     return decide(run, definition, outcome, duration=TOOK, now=NOW, commit_id=COMMIT)
 
 
 def raised(error: BaseException, run: Run = RUN, definition: WorkflowDefinition = ORDER) -> Move:
-    """What the run becomes when its step raises."""
+    """The move that follows when the step raises."""
     return decide(run, definition, Raised(error), duration=TOOK, now=NOW, commit_id=COMMIT)
 
 
 def assert_failed(move: Move, text: str, run: Run = RUN) -> None:
-    """The move fails the run with exactly this error, and changes neither its Context nor anything else."""
+    """Check that the move fails the run with exactly this error, and changes neither its Context nor anything else."""
     assert move.run.traceback is not None
     assert move == after(
         run, "fail", text, took=TOOK,
@@ -174,7 +174,7 @@ def assert_failed(move: Move, text: str, run: Run = RUN) -> None:
 
 
 def assert_retried(move: Move, delay: Micros, text: str, run: Run = RUN) -> None:
-    """The move parks the run until the delay is over, with one more failure, and keeps its Context."""
+    """Check that the move parks the run for this delay with one more failure, and changes nothing else."""
     assert move == after(
         run, "retry", text, took=TOOK,
         status="waiting", owner=None, next_step=run.step, waiting_for="retry", wake_at=NOW + delay,
@@ -227,18 +227,18 @@ def started(due: Micros | None, owner: int | None = 9) -> Start:
 
 @pytest.mark.parametrize("due", [None, NOW, NOW - 1, 0, -1])
 def test_a_new_run_runs(due: Micros | None) -> None:
-    """A run without a delay, or whose instant is past, is running at its start step, with its owner."""
+    """A run whose start is not delayed, or due in the past, is running at its start step, with its owner."""
     assert started(due) == Start(NEW, FIRST, "ended")
 
 
 def test_a_new_run_may_have_no_owner() -> None:
-    """A run that nobody has room for is running all the same."""
+    """A run that starts without an owner, as no worker has room for it, is running all the same."""
     assert started(None, owner=None) == Start(NEW._replace(owner=None), FIRST, "ended")
 
 
 @OWNERS
 def test_a_delayed_run_waits(owner: int | None) -> None:
-    """A run whose instant is to come waits for it, and belongs to nobody."""
+    """A delayed run waits for its start, without an owner."""
     waiting = NEW._replace(status="waiting", owner=None, next_step="pay", waiting_for="start", wake_at=NOW + 1)
     assert started(NOW + 1, owner) == Start(waiting, FIRST, "ended")
 
@@ -248,25 +248,25 @@ def test_a_delayed_run_waits(owner: int | None) -> None:
 
 @pytest.mark.parametrize("target", [Order().ship, "ship", "Ship".lower()], ids=["method", "name", "computed"])
 def test_goto_enters_a_step(target: Any) -> None:
-    """The run is running at the target, which is a new visit; owner, progress and all else stay."""
+    """A goto makes the target the current step, as a new visit; the owner, the progress and the rest stay."""
     assert returned(goto(target)) == after(
         RUN, "goto", took=TOOK, step="ship", visit=RUN.seq + 1, failures=0, hops=RUN.hops + 1, data=DATA
     )
 
 
 def test_goto_may_lead_back() -> None:
-    """A goto to the step itself is a new visit too."""
+    """A goto to the current step is a new visit as well."""
     assert returned(goto("pay")).run[:] == after(RUN, "goto", visit=6, failures=0, hops=3, data=DATA).run
 
 
 @pytest.mark.parametrize(("given", "kept"), [(None, 0.25), (0.0, 0.0), (0.5, 0.5), (1, 1.0)])
 def test_goto_tells_the_progress(given: float | None, kept: float) -> None:
-    """A progress replaces the old one; without one the old one stays."""
+    """A goto with a progress replaces the old one, and one without keeps it."""
     assert returned(goto("ship", progress=given)).run.progress == kept
 
 
 def test_goto_can_name_a_step_of_a_subclass() -> None:
-    """A step belongs to its class and to all that derive from it."""
+    """A goto accepts a step of a subclass."""
 
     class Express(Order):
         pass
@@ -275,12 +275,12 @@ def test_goto_can_name_a_step_of_a_subclass() -> None:
 
 
 def test_a_step_named_through_super_is_the_step_of_that_name() -> None:
-    """A run stores a step's name, so that super().pack means the pack that the workflow runs."""
+    """A goto to ``super().pack`` leads to the step pack of the run's own class."""
     assert returned(goto(super(Order, Order()).pack)).run.step == "pack"
 
 
 class Elusive:
-    """Lets nobody look at it, as proxies do that have nothing behind them."""
+    """Any attribute access on it raises, as on a proxy without a target."""
 
     def __call__(self) -> Command:
         raise NotImplementedError
@@ -290,7 +290,7 @@ class Elusive:
 
 
 class Nameless:
-    """Belongs to the workflow, and has a name that nothing can have."""
+    """A bound method of the workflow whose name is not a string."""
 
     def __init__(self) -> None:
         self.__self__ = Order()
@@ -322,7 +322,7 @@ UNKNOWN: list[tuple[Any, str]] = [
 @pytest.mark.parametrize("command", [goto, lambda target: sleep(HOUR, then=target)], ids=["goto", "sleep"])
 @pytest.mark.parametrize(("target", "written"), UNKNOWN, ids=[written for _, written in UNKNOWN])
 def test_an_unknown_target_fails_the_run(command: Callable[[Any], Command], target: Any, written: str) -> None:
-    """What is no step of the workflow fails the run at once, naming the target and the steps that there are."""
+    """An unknown target fails the run at once, and the error names the target and the steps."""
     move = returned(command(target))
     name = "goto" if command is goto else "sleep"
     assert move.run.error is not None
@@ -336,7 +336,7 @@ def test_an_unknown_target_fails_the_run(command: Callable[[Any], Command], targ
 
 
 def test_the_limit_of_transitions_is_exact() -> None:
-    """A run takes max_transitions steps without a wait; the goto of the last one fails it and changes nothing."""
+    """A run may take exactly max_transitions steps without a wait; the next goto fails it and changes nothing else."""
     run, steps = NEW, 1
     while (move := returned(goto("pay"), run)).run.status == "running":
         run, steps = move.run, steps + 1
@@ -350,7 +350,7 @@ def test_the_limit_of_transitions_is_exact() -> None:
 
 
 def test_a_limit_of_one_allows_one_step() -> None:
-    """With max_transitions=1 a step can end or park, and go nowhere."""
+    """With max_transitions=1 a step can end or park the run, but not go to another step."""
     strict = replace(ORDER, max_transitions=1)
     assert returned(goto("ship"), NEW, strict).run.status == "failed"
     assert returned(sleep(HOUR, then="ship"), NEW, strict).run.status == "waiting"
@@ -368,7 +368,7 @@ def test_a_limit_of_one_allows_one_step() -> None:
     ids=["sleep", "retry", "retry later", "block"],
 )
 def test_a_wait_begins_the_count_anew(park: Callable[[Run], Move]) -> None:
-    """Whatever parks a run, it may take max_transitions steps again afterwards."""
+    """Whatever parks a run, the count against max_transitions starts anew."""
     assert park(RUN._replace(hops=4)).run.hops == 0
 
 
@@ -384,18 +384,18 @@ def slept(wake_at: Micros, then: str = "pay") -> Move:
 
 @pytest.mark.parametrize("length", [timedelta(0), timedelta(microseconds=1), HOUR, timedelta(days=36_500)], ids=str)
 def test_sleep_parks_the_run_for_a_time(length: timedelta) -> None:
-    """The run waits from now for the duration, still at its step; visit and failures are kept."""
+    """A sleep for a duration parks the run at its step until that time from now; visit and failures are kept."""
     assert returned(sleep(length)) == slept(NOW + length // timedelta(microseconds=1))
 
 
 def test_sleep_parks_the_run_until_an_instant() -> None:
-    """The run waits for exactly the instant it names."""
+    """A sleep until an instant parks the run until exactly that instant."""
     assert returned(sleep(to_datetime(NOW + 12_345_678))) == slept(NOW + 12_345_678)
 
 
 @pytest.mark.parametrize("then", ["ship", Order().ship, "pay"], ids=["name", "method", "itself"])
 def test_sleep_can_lead_on(then: Any) -> None:
-    """With then=, the run goes on there; until it does, the step that sleeps is its step."""
+    """A sleep with then= stores the next step; the sleeping step stays the current one until then."""
     assert returned(sleep(HOUR, then=then)) == slept(NOW + 3600 * SECOND, "pay" if then == "pay" else "ship")
 
 
@@ -403,7 +403,7 @@ def test_sleep_can_lead_on(then: Any) -> None:
     "until", [NOW - 1, 0, to_micros(datetime(1969, 7, 20, tzinfo=UTC)), to_micros(datetime(1, 1, 1, tzinfo=UTC))]
 )
 def test_a_sleep_until_the_past_is_due(until: Micros) -> None:
-    """An instant that is past is due at once, and can be found among the deadlines however long ago it was."""
+    """A sleep until a past instant, however long ago, gives a deadline that is due at once."""
     run = returned(sleep(to_datetime(until))).run
     assert run.waiting_for == "sleep"
     assert run.wake_at is not None
@@ -412,7 +412,7 @@ def test_a_sleep_until_the_past_is_due(until: Micros) -> None:
 
 
 def test_a_sleep_until_the_last_instant_is_possible() -> None:
-    """Everything up to the end of time can be waited for."""
+    """A sleep may last until the last instant that can be stored."""
     assert returned(sleep(to_datetime(LAST_INSTANT))) == slept(LAST_INSTANT)
     assert returned(sleep(timedelta(microseconds=LAST_INSTANT - NOW))) == slept(LAST_INSTANT)
 
@@ -423,7 +423,7 @@ def test_a_sleep_until_the_last_instant_is_possible() -> None:
     ids=["instant", "just", "far"],
 )
 def test_a_sleep_beyond_the_year_9999_fails_the_run(beyond: Any) -> None:
-    """What no datetime can express cannot be waited for, and trying again would not help."""
+    """A sleep beyond the year 9999 fails the run, without a retry."""
     assert_failed(returned(sleep(beyond)), "sleep() is beyond the limit of the year 9999: run 7, step 'pay'.")
 
 
@@ -431,7 +431,7 @@ def test_a_sleep_beyond_the_year_9999_fails_the_run(beyond: Any) -> None:
 
 
 def test_complete_ends_the_run() -> None:
-    """The run has ended well, with the Context that its step left."""
+    """complete() ends the run as completed, with the Context that its step left."""
     assert returned(complete(paid=True)) == after(
         RUN, "complete", took=TOOK, status="completed", owner=None, data=DATA, ended_at=NOW
     )
@@ -443,7 +443,7 @@ def test_complete_ends_the_run() -> None:
     ids=["plain", "empty", "unstorable"],
 )
 def test_fail_ends_the_run(reason: str, stored: str) -> None:
-    """The error is exactly the reason as far as it can be stored; the Context is what the step left."""
+    """fail() ends the run with exactly the reason, as far as it can be stored, and the Context that its step left."""
     assert returned(fail(reason)) == after(
         RUN, "fail", stored, took=TOOK, status="failed", owner=None, error=stored, data=DATA, ended_at=NOW
     )
@@ -463,31 +463,31 @@ def test_a_long_reason_keeps_its_ends() -> None:
 
 @pytest.mark.parametrize(("failures", "delay"), [(0, 10 * SECOND), (1, 20 * SECOND)])
 def test_an_error_is_retried_while_attempts_are_left(failures: int, delay: Micros) -> None:
-    """The run waits for its next attempt by the workflow's policy, and nothing the step did is kept."""
+    """While attempts are left, a failed step is retried after the policy's delay, and its changes are discarded."""
     run = RUN._replace(failures=failures)
     assert_retried(raised(ValueError("no"), run), delay, "ValueError: no", run)
 
 
 def test_an_error_without_attempts_left_fails_the_run() -> None:
-    """The last attempt's error and traceback are kept with the run."""
+    """When no attempt is left, the run fails with the last attempt's error and traceback."""
     run = RUN._replace(failures=2)
     assert_failed(raised(ValueError("no"), run), "ValueError: no", run)
 
 
 def test_the_policy_of_the_step_stands_over_that_of_the_workflow() -> None:
-    """A step that has a policy of its own is tried as often as that says."""
+    """The retry policy of a step replaces that of the workflow."""
     run = RUN._replace(step="ship", failures=0)
     assert_failed(raised(ValueError("no"), run), "ValueError: no", run)
 
 
 def test_a_step_that_is_gone_has_the_policy_of_the_workflow() -> None:
-    """What a step of an older code raised is retried as the workflow says."""
+    """A step that no longer exists is retried by the workflow's policy."""
     run = RUN._replace(step="wrap", failures=0)
     assert_retried(raised(ValueError("no"), run), 10 * SECOND, "ValueError: no", run)
 
 
 def test_jitter_is_the_same_at_each_offer() -> None:
-    """The chance in a delay is the transition's own: it is no other when the same outcome is decided again."""
+    """The jitter of a delay depends only on run and seq: deciding the same outcome again gives the same delay."""
     jittery = replace(ORDER, default_retry=Retry(base_delay=timedelta(seconds=10), jitter=0.5))
     delay = int(20 * SECOND * (0.5 + chance_of(RUN.id, RUN.seq)))
     for _ in range(2):
@@ -498,7 +498,7 @@ def test_jitter_is_the_same_at_each_offer() -> None:
 @pytest.mark.parametrize("failures", [0, 1, 2, 50])
 @pytest.mark.parametrize("delay", [timedelta(0), HOUR])
 def test_retry_later_does_not_count(failures: int, delay: timedelta) -> None:
-    """The run waits as long as the step asked for; it has not failed, and no policy is asked."""
+    """RetryLater parks the run for its own delay, and does not count as a failure."""
     run = RUN._replace(step="ship", failures=failures)
     assert raised(RetryLater(delay), run) == after(
         run, "retry", took=TOOK,
@@ -508,14 +508,14 @@ def test_retry_later_does_not_count(failures: int, delay: timedelta) -> None:
 
 
 def test_a_retry_is_never_later_than_the_last_instant() -> None:
-    """A delay beyond the year 9999 ends there."""
+    """A delay that would end after the year 9999 ends at the last instant."""
     patient = replace(ORDER, default_retry=Retry(base_delay=timedelta.max, max_delay=timedelta.max))
     assert raised(RetryLater(timedelta.max)).run.wake_at == LAST_INSTANT
     assert raised(ValueError(), RUN, patient).run.wake_at == LAST_INSTANT
 
 
 class Later(RetryLater):
-    """Its class does without what RetryLater has to be told."""
+    """A subclass that does not call the constructor of RetryLater."""
 
     def __init__(self, delay: Any = None) -> None:
         Exception.__init__(self, "later")
@@ -525,7 +525,7 @@ class Later(RetryLater):
 
 @pytest.mark.parametrize("delay", [None, 3, timedelta(-1)], ids=["unset", "number", "negative"])
 def test_a_delay_of_no_use_is_a_failed_attempt(delay: Any) -> None:
-    """A RetryLater that does not say how long to wait is retried as any other error."""
+    """A RetryLater without a valid delay is retried by the policy, like any other error."""
     assert_retried(raised(Later(delay), NEW), 10 * SECOND, "Later: later", NEW)
 
 
@@ -549,20 +549,20 @@ FINAL = [
 
 @pytest.mark.parametrize(("error", "text"), FINAL, ids=[type(error).__name__ for error, _ in FINAL])
 def test_what_trying_again_cannot_mend_fails_at_once(error: BaseException, text: str | None) -> None:
-    """The run fails although it has attempts left."""
+    """An error that a retry cannot help fails the run at once, even if attempts are left."""
     assert_failed(raised(error), str(error) if text is None else text)
 
 
 @pytest.mark.parametrize("error", [error for error, _ in FINAL[:5]], ids=lambda error: type(error).__name__)
 def test_no_policy_retries_what_is_final(error: BaseException) -> None:
-    """Not even a policy that names everything makes a programming error or a GiveUp worth another attempt."""
+    """A programming error or GiveUp is not retried even by a policy that names BaseException."""
     everything = replace(ORDER, default_retry=Retry(retry_on=BaseException))
     assert raised(error, RUN, everything).run.status == "failed"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError(), SystemExit()], ids=repr)
 def test_a_policy_can_name_what_is_not_retried_by_default(error: BaseException) -> None:
-    """A policy that names BaseException retries what tears other programs down."""
+    """A policy that names BaseException also retries KeyboardInterrupt, CancelledError and SystemExit."""
     everything = replace(ORDER, default_retry=Retry(retry_on=BaseException))
     assert raised(error, RUN, everything).run.waiting_for == "retry"
 
@@ -578,15 +578,15 @@ def test_a_policy_can_name_what_is_not_retried_by_default(error: BaseException) 
     ids=lambda error: type(error).__name__,
 )
 def test_other_errors_are_retried(error: Exception) -> None:
-    """A timeout, an error of another call and a group of errors are failed attempts like any other."""
+    """A timeout, an error of another engine call, a group and StopIteration are retried like other errors."""
     assert raised(error).run.waiting_for == "retry"
 
 
-# ---- telling errors
+# ---- errors as text
 
 
 class Mute(Exception):
-    """Cannot be told."""
+    """Its ``__str__`` raises."""
 
     def __init__(self, raises: BaseException) -> None:
         self.raises = raises
@@ -596,14 +596,14 @@ class Mute(Exception):
 
 
 class MuteLimit(LimitExceeded):
-    """One of aioflow's own that cannot be told."""
+    """An error of aioflow whose ``__str__`` raises."""
 
     def __str__(self) -> str:
         raise RecursionError
 
 
 def group(*members: Exception) -> ExceptionGroup[Exception]:
-    """What a TaskGroup makes of the errors of its tasks."""
+    """The group in which a TaskGroup wraps the errors of its tasks."""
     return ExceptionGroup("g", members)
 
 
@@ -634,7 +634,7 @@ def group(*members: Exception) -> ExceptionGroup[Exception]:
     ids=ascii,
 )
 def test_an_error_is_told_in_a_sentence(error: BaseException, text: str) -> None:
-    """aioflow's own errors say all themselves, others are told with their class; what cannot be told says so."""
+    """An error of aioflow is recorded by its text alone, others with their class, even if ``__str__`` raises."""
     assert describe(error) == text
     assert raised(error, RUN._replace(failures=2)).run.error == text
 
@@ -643,7 +643,7 @@ def test_an_error_is_told_in_a_sentence(error: BaseException, text: str) -> None
     "error", [ValueError(LONG), GiveUp(LONG), ValueError("\0" * 5_000)], ids=["own", "give up", "escaped"]
 )
 def test_a_long_error_is_cut(error: BaseException) -> None:
-    """No error takes more room than MAX_ERROR, escapes included, and what is left says how much is missing."""
+    """An error is cut to MAX_ERROR, escapes included, and says how much is missing."""
     move = raised(error, RUN._replace(failures=2))
     assert move.run.error == move.transition.error
     assert len(move.run.error or "") <= MAX_ERROR
@@ -651,7 +651,7 @@ def test_a_long_error_is_cut(error: BaseException) -> None:
 
 
 def thrown(error: BaseException, depth: int = 0) -> BaseException:
-    """The error with the traceback of having been raised that deep."""
+    """The error, after it was raised at this depth."""
 
     def dig(left: int) -> None:
         if left:
@@ -670,7 +670,7 @@ def traceback_of(error: BaseException) -> str:
 
 
 def test_the_traceback_is_kept() -> None:
-    """The traceback names the lines that raised, the error, its cause and its notes."""
+    """The traceback has the lines that raised, the error, its cause and its notes."""
     error = thrown(ValueError("no"))
     error.__cause__ = KeyError("id")
     error.add_note("order 17")
@@ -692,7 +692,7 @@ def test_the_traceback_is_kept() -> None:
     ids=["long", "many"],
 )
 def test_a_long_traceback_keeps_its_ends(error: BaseException) -> None:
-    """No traceback takes more room than MAX_TRACEBACK."""
+    """A traceback is cut in the middle to MAX_TRACEBACK."""
     found = traceback_of(thrown(error, depth=50))
     assert MAX_TRACEBACK - 20 <= len(found) <= MAX_TRACEBACK
     assert " characters left out " in found
@@ -705,7 +705,7 @@ def test_a_long_traceback_keeps_its_ends(error: BaseException) -> None:
     ids=["mute", "unstorable", "colour"],
 )
 def test_every_traceback_can_be_stored(error: BaseException) -> None:
-    """A traceback holds what every store can hold, whatever the error says."""
+    """A traceback is text that every store can hold, whatever the error says."""
     found = traceback_of(thrown(error))
     assert "in thrown" in found
     assert "\0" not in found
@@ -713,7 +713,7 @@ def test_every_traceback_can_be_stored(error: BaseException) -> None:
 
 
 class Unprintable(Exception):
-    """Cannot be formatted, by nobody."""
+    """Its traceback cannot be formatted."""
 
     @property
     def __notes__(self) -> list[str]:
@@ -721,7 +721,7 @@ class Unprintable(Exception):
 
 
 def test_an_error_that_cannot_be_printed_still_tells_where_it_was_raised() -> None:
-    """Where the error itself breaks its traceback, the lines that raised it are kept."""
+    """If formatting an error's traceback raises, the lines that raised the error are still recorded."""
     found = traceback_of(thrown(Unprintable()))
     assert "in thrown" in found
     assert "raise error" in found
@@ -733,7 +733,7 @@ def test_an_error_that_cannot_be_printed_still_tells_where_it_was_raised() -> No
 @OWNERS
 @pytest.mark.parametrize("run", [SLEEPING, SLEEPING._replace(next_step="pay"), DELAYED], ids=named)
 def test_a_sleep_or_delay_that_is_over_is_a_new_visit(run: Run, owner: int | None) -> None:
-    """The run goes on where it was to, as a new visit without failures, with a new fence and its new owner."""
+    """A run that wakes from a sleep or delay is a new visit of its next step, with a new fence and the new owner."""
     assert run.next_step is not None
     assert wake(run, owner=owner, now=NOW, commit_id=COMMIT) == after(
         run, "wake", made=(run.next_step, 1),
@@ -744,7 +744,7 @@ def test_a_sleep_or_delay_that_is_over_is_a_new_visit(run: Run, owner: int | Non
 
 @OWNERS
 def test_a_retry_that_is_due_is_the_same_visit(owner: int | None) -> None:
-    """The step's next attempt keeps the visit, so that its key for the outside world stays, and its failures."""
+    """The next attempt of a retry keeps the visit and the failures, so the step key stays the same."""
     assert wake(RETRYING, owner=owner, now=NOW, commit_id=COMMIT) == after(
         RETRYING, "wake", made=("pay", 2),
         status="running", step="pay", next_step=None, fence=4, owner=owner, waiting_for=None, wake_at=None,
@@ -758,7 +758,7 @@ def test_a_retry_that_is_due_is_the_same_visit(owner: int | None) -> None:
     ("reason", "stored"), [("no such step", "no such step"), ("a\0\ud800", "a\\0\\ud800")], ids=["plain", "unstorable"]
 )
 def test_a_run_that_its_code_cannot_take_is_parked(reason: str, stored: str) -> None:
-    """The run waits, with the reason as its error and without a deadline; visit, failures and Context are kept."""
+    """A blocked run waits without a deadline, with the reason as its error; visit, failures and Context are kept."""
     assert block(RUN, reason, now=NOW, commit_id=COMMIT) == after(
         RUN, "block", stored,
         status="waiting", owner=None, next_step="pay", waiting_for="blocked", error=stored, hops=0,
@@ -768,7 +768,7 @@ def test_a_run_that_its_code_cannot_take_is_parked(reason: str, stored: str) -> 
 
 @OWNERS
 def test_a_blocked_run_goes_on_with_its_visit(owner: int | None) -> None:
-    """The run is running again with a new fence, its visit and failures kept, its error forgotten."""
+    """An unblocked run is running again with a new fence and without the error; visit and failures are kept."""
     assert unblock(BLOCKED, owner=owner, now=NOW, commit_id=COMMIT) == after(
         BLOCKED, "unblock", status="running", fence=4, owner=owner, next_step=None, waiting_for=None, error=None
     )
@@ -784,7 +784,7 @@ def test_a_blocked_run_goes_on_with_its_visit(owner: int | None) -> None:
     ids=ascii,
 )
 def test_a_run_that_has_not_ended_can_be_cancelled(run: Run, reason: str | None, stored: str | None) -> None:
-    """The run has ended where it stood, with the reason as its error, a new fence, and nothing it waits for."""
+    """A cancelled run keeps its step, has the reason as its error and a new fence, and no longer waits for anything."""
     move = after(
         run, "cancel", stored,
         status="cancelled", fence=run.fence + 1, owner=None, next_step=None, waiting_for=None, wake_at=None,
@@ -794,7 +794,7 @@ def test_a_run_that_has_not_ended_can_be_cancelled(run: Run, reason: str | None,
 
 
 def test_a_long_reason_for_a_cancel_is_cut() -> None:
-    """No reason takes more room than MAX_REASON, and in the history than MAX_ERROR."""
+    """A reason for a cancel is cut to MAX_REASON in the row, and to MAX_ERROR in the history."""
     found = cancel(RUN, LONG, now=NOW, commit_id=COMMIT)
     assert found is not None
     assert MAX_REASON - 20 <= len(found[0].error or "") <= MAX_REASON
@@ -803,7 +803,7 @@ def test_a_long_reason_for_a_cancel_is_cut() -> None:
 
 @pytest.mark.parametrize("run", ENDED_RUNS, ids=named)
 def test_a_run_that_has_ended_is_left_alone(run: Run) -> None:
-    """Nothing becomes of a run that has ended."""
+    """Cancelling an ended run changes nothing."""
     assert cancel(run, "too late", now=NOW, commit_id=COMMIT) is None
 
 
@@ -812,13 +812,13 @@ def test_a_run_that_has_ended_is_left_alone(run: Run) -> None:
 
 @pytest.mark.parametrize("crashes", range(POISON_CRASHES))
 def test_a_few_crashes_are_survived(crashes: int) -> None:
-    """A run is not failed before its sixth crash."""
+    """A run with fewer than six crashes is not failed."""
     assert poison(RUN._replace(crashes=crashes), now=NOW, commit_id=COMMIT) is None
 
 
 @pytest.mark.parametrize("crashes", [6, 7])
 def test_the_sixth_crash_fails_the_run(crashes: int) -> None:
-    """The error says how often the process died, in which step of which run."""
+    """The sixth crash fails the run, with an error that names the count, the step and the run."""
     run = RUN._replace(crashes=crashes)
     error = (
         f"The process died {crashes} times while step 'pay' of workflow 'transitions.order' ran (run 7): "
@@ -834,19 +834,19 @@ def test_the_sixth_crash_fails_the_run(crashes: int) -> None:
 
 @dataclass
 class Life:
-    """Leads one run through any sequence of what can happen to it, and checks what holds after each."""
+    """Applies any sequence of events to one run, and checks the invariants after each."""
 
     run: Run
     now: Micros = NOW
     commit: int = COMMIT
-    #: Counted here, by the rules of the design: what the rows say must agree.
+    #: Counted here by the rules of the design; the rows must agree.
     failures: int = 0
     visit: int = 1
     hops: int = 0
     history: list[Transition] = field(default_factory=list)
 
     def happen(self, what: str, later: Micros, **details: Any) -> None:
-        """One thing happens, if it can happen to the run as it stands."""
+        """Apply one event, if it can happen to the run in its current state."""
         self.now += later
         move: Move | tuple[Run, Transition] | None = getattr(self, what)(**details)
         before = self.run
@@ -891,7 +891,7 @@ class Life:
         return cancel(self.run, reason, now=self.now, commit_id=self.commit)
 
     def is_claimed(self, owner: int) -> Move | None:
-        """What a store does when the owner has died, and what the next one asks first."""
+        """The owner has died: the store raises fence and crashes, and the next owner checks for poison."""
         run = self.run
         if run.status != "running":
             return None
@@ -899,7 +899,7 @@ class Life:
         return poison(self.run, now=self.now, commit_id=self.commit)
 
     def check(self, before: Run, after: Run, made: Transition) -> None:
-        """Everything that holds for every row of the table."""
+        """Check what holds for every row of the table."""
         assert before.status in {"running", "waiting"}, "what has ended never changes"
         assert after[:7] == before[:7]
         assert after.seq == before.seq + 1
@@ -953,7 +953,7 @@ class Life:
         assert after.hops < ORDER.max_transitions
 
 
-#: Everything a message can hold, NUL and lone surrogates included.
+#: Any text of a message, NUL and lone surrogates included.
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)
 DURATIONS = st.timedeltas(timedelta(0), timedelta(days=400))
 STEPS = st.sampled_from(["pay", "ship", "pack"])
@@ -987,14 +987,14 @@ ENDING = st.one_of(
 
 @st.composite
 def lives(draw: st.DrawFn) -> Life:
-    """A run that has been through a sequence of what can happen to it, checked at each."""
+    """A run that has been through a random sequence of events, checked after each."""
     life = Life(started(draw(st.sampled_from([None, NOW + SECOND])), draw(WORKERS)).run)
     for luck in draw(st.lists(st.integers(0, 20), min_size=15, max_size=60)):
         if luck == 0:
             life.happen(**draw(ENDING))
         elif life.run.status == "running":
             happened = draw(RUNNING)
-            for _ in range(6 if luck < 3 else 1):  # crashes and gotos count when there is nothing between them
+            for _ in range(6 if luck < 3 else 1):  # several crashes or gotos in a row, as they are counted
                 life.happen(**happened)
         else:
             life.happen(**draw(RESUMING))
@@ -1003,18 +1003,18 @@ def lives(draw: st.DrawFn) -> Life:
 
 @given(lives())
 def test_what_holds_for_every_row_holds_after_every_sequence(life: Life) -> None:
-    """Whatever happens to a run in whatever order, the rules below the table hold."""
+    """After any sequence of events, the rules below the table hold."""
     assert life.run.seq == len(life.history) + 1
 
 
 @given(lives())
 def test_the_history_tells_the_attempts(life: Life) -> None:
-    """Attempts of a visit are numbered from 1, and only one that failed raises the number."""
+    """The history numbers a visit's attempts from 1, and only a failed attempt raises the number."""
     assert [transition.seq for transition in life.history] == list(range(2, len(life.history) + 2))
     attempt = 1
     for transition in life.history:
         if transition.kind == "wake" and transition.attempt == 1:
-            attempt = 1  # where a sleep has ended; the attempt of a retry is that of the row
+            attempt = 1  # after a sleep; after a retry the number goes on
         assert transition.attempt == attempt
         if transition.kind == "goto":
             attempt = 1
@@ -1023,7 +1023,7 @@ def test_the_history_tells_the_attempts(life: Life) -> None:
 
 
 def test_a_group_of_one_is_what_is_in_it() -> None:
-    """GiveUp and RetryLater mean the same when a TaskGroup of the step hands them on; of several errors none decides."""
+    """GiveUp and RetryLater count in a group if they are its only error, but not beside others."""
     assert raised(group(GiveUp("stolen"))).transition.kind == "fail"
     later = raised(group(group(RetryLater(timedelta(minutes=1)))))
     assert (later.transition.kind, later.run.wake_at, later.run.failures) == ("retry", NOW + 60 * SECOND, RUN.failures)

@@ -1,7 +1,7 @@
-"""A run of a random workflow, moved by whatever can happen to it, beside the table of transitions.py as a model.
+"""A run of a random workflow, moved by random events, compared with a model of the table in transitions.py.
 
-The model tells each column of the row that the table and its rules speak of, from the row before and from what it has
-seen itself: it never asks the product.
+The model computes each column of the row as the table and its rules say, from the row before and from what it has
+recorded itself, without calling the product.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ENDED = {"completed", "failed", "cancelled"}
 
 @workflow("transitions_model.flow")
 class Flow:
-    """Four steps; where they lead when they fail is drawn for each machine."""
+    """Four steps; their on_fails are drawn for each machine."""
 
     class Context(BaseModel):
         total: int = 0
@@ -80,7 +80,7 @@ workers = st.sampled_from([None, 1, 2])
 
 
 class TransitionMachine(RuleBasedStateMachine):
-    """One run."""
+    """A run and its model."""
 
     run: Run
 
@@ -101,7 +101,8 @@ class TransitionMachine(RuleBasedStateMachine):
             FLOW, steps=steps, on_fail=self.last_resort, max_transitions=self.most_hops, timeout=timeout,
             on_timeout=self.on_timeout,
         )  # fmt: skip
-        #: Steps that failed one into the other, the visit that the last of them led to, and whether the last resort is used.
+        #: The steps that failed one into the other, the visit that the last of them led to, and whether the workflow's
+        #: on_fail was taken.
         self.chain: list[str] = []
         self.rescue_visit = 0
         self.rescued = False
@@ -119,13 +120,13 @@ class TransitionMachine(RuleBasedStateMachine):
             deadline=None if timeout is None else NOW + timeout + (5 * SECOND if waits else 0),
         )  # fmt: skip
 
-    # ---- what is checked of every move
+    # ---- checks of each move
 
     def is_now(self, run: Run, **columns: Any) -> None:
         assert {name: getattr(run, name) for name in columns} == columns
 
     def happens(self, move: Move | tuple[Run, Transition], kind: str, **columns: Any) -> None:
-        """The row before with these columns, and nothing else; ``fence`` and all that is not named is as it was."""
+        """Check that these columns of the row have changed and no others, and check its history row."""
         before = self.run
         after, made = (move.run, move.transition) if isinstance(move, Move) else move
         if isinstance(move, Move):
@@ -155,7 +156,7 @@ class TransitionMachine(RuleBasedStateMachine):
         return self.outcome(Stepped(command, data)), data  # type: ignore[arg-type]
 
     def parked(self, wake_at: int | None) -> dict[str, Any]:
-        """A run that parks has no owner, may take all its steps again, and is woken in its own time."""
+        """The columns of a run that parks: no owner, a new count of hops, and woken by its deadline at the latest."""
         ends = [at for at in (wake_at, self.run.deadline) if at is not None]
         return {"status": "waiting", "owner": None, "hops": 0, "wake_at": min(ends, default=None)}
 
@@ -163,7 +164,7 @@ class TransitionMachine(RuleBasedStateMachine):
         return {"step": name, "visit": self.run.seq + 1, "failures": 0}
 
     def fails(self, move: Move, failures: int, kind: str, *, late: bool = False) -> None:
-        """The rule of on_fail: the step's, else the workflow's, that once, and none that failed on the way here."""
+        """Check a failure: it leads to the step's on_fail, else once to the workflow's, but to none on the way here."""
         run = self.run
         chain = [*(self.chain if self.rescue_visit == run.visit else []), run.step]
         to = self.on_fail[run.step]
@@ -234,7 +235,7 @@ class TransitionMachine(RuleBasedStateMachine):
         )
     )
     def fails_once(self, raises: Any) -> None:
-        """By an error that its policy retries or not, by one that nobody retries, or by a target that there is not."""
+        """It raises an error that its policy may retry or one that is never retried, or goes to an unknown target."""
         run = self.run
         move = self.returns(goto(raises))[0] if isinstance(raises, str) else self.outcome(Raised(raises))
         policy, failures = self.policies[run.step], run.failures + 1
@@ -274,7 +275,7 @@ class TransitionMachine(RuleBasedStateMachine):
         self.happens(move, kind, status=status, owner=None, ended_at=self.now, input=None, data=data)
         assert self.run.error == (None if well else "because")
 
-    # ---- what can happen to it
+    # ---- what else can happen
 
     @rule(seconds=st.sampled_from([1, 10, 60]))
     def time_passes(self, seconds: int) -> None:
@@ -326,7 +327,7 @@ class TransitionMachine(RuleBasedStateMachine):
     @precondition(is_running)
     @rule()
     def its_time_is_looked_at(self) -> None:
-        """As before each of its steps."""
+        """Check the deadline, as before each step."""
         run = self.run
         self.commit += 1
         move = overrun(run, self.flow, now=self.now, commit_id=self.commit)
@@ -348,7 +349,7 @@ class TransitionMachine(RuleBasedStateMachine):
     @precondition(is_running)
     @rule(times=st.sampled_from([1, 1, 6]), owner=st.integers(1, 2))
     def its_owner_dies(self, times: int, owner: int) -> None:
-        """What a store does then, and what the next owner asks first."""
+        """The owner dies: the store raises fence and crashes, and the next owner checks for poison."""
         for _ in range(times):
             run = self.run = self.run._replace(
                 owner=owner, fence=self.run.fence + 1, crashes=self.run.crashes + 1, marked=0
@@ -394,7 +395,7 @@ class TransitionMachine(RuleBasedStateMachine):
                 error=None if reason is None else "\\0 no",
             )  # fmt: skip
 
-    # ---- after every rule
+    # ---- after each rule
 
     @invariant()
     def the_row_is_one_that_can_be(self) -> None:
@@ -418,9 +419,9 @@ class TransitionMachine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("derandomize", [True, False], ids=["fixed", "fresh"])
 def test_a_run_becomes_what_the_table_says(derandomize: bool, request: pytest.FixtureRequest) -> None:
-    """Whatever happens to a run in whatever order, its row is in every column what the table makes of the last one."""
+    """After every event, in any order, each column of the row is what the table says."""
     slow = request.config.getoption("--slow")
-    phases = set(Phase) if slow else {Phase.explicit, Phase.reuse, Phase.generate}  # to shorten a failure takes minutes
+    phases = set(Phase) if slow else {Phase.explicit, Phase.reuse, Phase.generate}  # shrinking a failure takes minutes
     chosen = settings(
         max_examples=5_000 if slow else 150, stateful_step_count=50, derandomize=derandomize, phases=phases
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rows of the table at the head of transitions.py that are about waits, their answers, and the run's own time."""
+"""The rows of the table at the head of transitions.py about waits, signals, and a run's deadline."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Paid(BaseModel):
 
 @workflow("waiting.order", max_transitions=5, default_retry=Retry(base_delay=timedelta(seconds=10)))
 class Order:
-    """ask waits; what comes after it is in the order of these lines."""
+    """A workflow in which ask waits; the order of the other steps matters."""
 
     class Context(BaseModel):
         total: int = 0
@@ -66,7 +66,7 @@ class Order:
 
 ORDER = definition_of(Order)
 TIMED = replace(ORDER, timeout=2 * HOURS, on_timeout="late")
-#: In the middle of its life, resumed by a signal.
+#: A run in the middle of its life, resumed by a signal.
 RUN = Run(
     id=7,
     workflow="waiting.order",
@@ -125,9 +125,9 @@ def after(
     unless_mail: bool = False,
     **columns: Any,
 ) -> Move:
-    """The move that changes these columns of the run, and no others but those that every move changes.
+    """The expected move: it changes these columns of the run, and otherwise only those that every move changes.
 
-    ``made`` is the step and attempt that the history tells; by default those that ran.
+    ``made`` is the step and attempt in the history row; by default those that ran.
     """
     told, attempt = made or (run.step, run.failures + 1)
     return Move(
@@ -141,13 +141,13 @@ def after(
 
 
 def returned(command: Command, run: Run = RUN, definition: Any = ORDER) -> Move:
-    """What the run becomes when its step returns the command, having left DATA as its Context."""
+    """The move that follows when the step returns this command, having left DATA as its Context."""
     outcome = Stepped(command, DATA)  # type: ignore[arg-type]
     return decide(run, definition, outcome, duration=TOOK, now=NOW, commit_id=COMMIT)
 
 
 def raised(error: BaseException, run: Run = RUN) -> Move:
-    """What the run becomes when its step raises."""
+    """The move that follows when the step raises."""
     return decide(run, ORDER, Raised(error), duration=TOOK, now=NOW, commit_id=COMMIT)
 
 
@@ -163,7 +163,7 @@ def late(run: Run, definition: Any = TIMED, now: Micros = NOW) -> Move | None:
 
 
 def waited(arms: list[Arm], next_step: str | None = None, wake_at: Micros | None = None, run: Run = RUN) -> Move:
-    """The run waits for these arms."""
+    """The expected move of a run that waits for these arms."""
     return after(
         run, "wait", took=TOOK, status="waiting", owner=None, next_step=next_step, waiting_for="signal",
         wake_at=wake_at, arms=json.dumps(arms), hops=0, input=None, data=DATA,
@@ -172,7 +172,7 @@ def waited(arms: list[Arm], next_step: str | None = None, wake_at: Micros | None
 
 @pytest.mark.parametrize("then", ["last", Order().last], ids=["name", "method"])
 def test_a_wait_parks_the_run_until_a_signal(then: Any) -> None:
-    """The run waits without a deadline, at its step, its owner gone; visit and failures are kept, its input is not."""
+    """A wait parks the run at its step, without owner, deadline or input; visit and failures are kept."""
     found = returned(wait.for_signal("paid", then=then))
     assert found == waited([Arm("signal", "paid", "order-7", "last", False)])
     assert arms_of(found.run) == [Arm("signal", "paid", "order-7", "last", False)]
@@ -183,7 +183,7 @@ def test_a_wait_parks_the_run_until_a_signal(then: Any) -> None:
     [(None, "order-7", "order-7"), ("k", "order-7", "k"), ("k", None, "k"), (None, None, None)],
 )
 def test_the_key_of_a_wait_is_its_own_or_the_run_s(key: str | None, of_run: str | None, kept: str | None) -> None:
-    """Without a key of its own a wait takes what is sent to the run's."""
+    """A wait without a key of its own uses the run's key."""
     run = RUN._replace(key=of_run)
     assert returned(wait.for_signal("paid", key=key, then="last"), run) == waited(
         [Arm("signal", "paid", kept, "last", False)], run=run
@@ -191,12 +191,12 @@ def test_the_key_of_a_wait_is_its_own_or_the_run_s(key: str | None, of_run: str 
 
 
 def test_a_wait_for_a_model_bears_its_name() -> None:
-    """An arm that a model named has the class's name, and remembers that a message is what it takes."""
+    """The arm of a wait for a model has the class's name, and is marked as a message."""
     assert returned(wait.for_signal(Paid, then="last")) == waited([Arm("signal", "Paid", "order-7", "last", True)])
 
 
 def test_a_wait_with_several_arms_keeps_their_order() -> None:
-    """Every arm has its own step and key, in the order in which they were written."""
+    """A wait with several arms stores each with its own step and key, in the order in which they were written."""
     found = returned(wait.any(on("paid", then="ship"), on(Paid, key="k", then=Order().last), on("x", then="ask")))
     assert found == waited(
         [
@@ -219,14 +219,14 @@ def test_a_wait_with_several_arms_keeps_their_order() -> None:
     ids=str,
 )
 def test_a_wait_with_a_timeout_has_a_deadline(timeout: Any, wake_at: Micros) -> None:
-    """A duration counts from now, an instant is that instant, one that is past is now; the step for it is stored."""
+    """A timeout gives the wait a deadline: a duration counts from now, a past instant is now; on_timeout is stored."""
     move = returned(wait.any(on("paid", then="ship"), timeout=timeout, on_timeout=Order().late))
     assert move == waited([ARM], "late", wake_at)
 
 
 @pytest.mark.parametrize("timeout", [to_datetime(LAST_INSTANT + 1), timedelta.max], ids=["instant", "far"])
 def test_a_wait_beyond_the_year_9999_fails_the_run(timeout: Any) -> None:
-    """What no datetime can express cannot be waited for, and trying again would not help."""
+    """A timeout beyond the year 9999 fails the run, without a retry."""
     move = returned(wait.for_signal("paid", timeout=timeout, on_timeout="late"))
     text = "wait() is beyond the limit of the year 9999: run 7, step 'ask'."
     assert (move.run.status, move.run.error, move.run.data) == ("failed", text, RUN.data)
@@ -238,7 +238,7 @@ def test_a_wait_beyond_the_year_9999_fails_the_run(timeout: Any) -> None:
      ("ship", "late", "last"), ("ship", None, "last")],
 )  # fmt: skip
 def test_a_wait_without_then_goes_on_with_the_next_step(at: str, on_timeout: str | None, goes_on: str) -> None:
-    """It is the next one declared, but for the one that its own timeout leads to."""
+    """A wait without then= goes on with the next step declared, except its own on_timeout."""
     timeout = None if on_timeout is None else HOUR
     run = RUN._replace(step=at)
     (arm,) = arms_of(returned(wait.for_signal("paid", timeout=timeout, on_timeout=on_timeout), run).run)
@@ -248,7 +248,7 @@ def test_a_wait_without_then_goes_on_with_the_next_step(at: str, on_timeout: str
 
 @pytest.mark.parametrize(("at", "on_timeout"), [("last", None), ("ship", "last"), ("gone", None)])
 def test_a_wait_that_nothing_comes_after_fails_the_run(at: str, on_timeout: str | None) -> None:
-    """Without then= and without a step after it, the wait is an error that says so, and is not retried."""
+    """A wait without then= and without a next step fails the run, without a retry."""
     timeout = None if on_timeout is None else HOUR
     move = returned(wait.for_signal("paid", timeout=timeout, on_timeout=on_timeout), RUN._replace(step=at))
     assert (move.run.status, move.run.arms, move.run.data) == ("failed", None, RUN.data)
@@ -270,7 +270,7 @@ def test_a_wait_that_nothing_comes_after_fails_the_run(at: str, on_timeout: str 
     ids=["then", "on_timeout", "both", "second arm", "any's on_timeout"],
 )
 def test_an_unknown_target_of_a_wait_fails_the_run(command: Command) -> None:
-    """Whatever names it, what is no step fails the run at once, with the steps that there are."""
+    """An unknown target in any part of a wait fails the run at once, and the error names the steps."""
     move = returned(command)
     assert (move.run.status, move.run.arms, move.run.next_step) == ("failed", None, None)
     assert move.run.error == (
@@ -280,7 +280,7 @@ def test_an_unknown_target_of_a_wait_fails_the_run(command: Command) -> None:
 
 
 def test_a_wait_begins_the_count_of_hops_anew() -> None:
-    """A run that waited may take max_transitions steps again."""
+    """A wait starts the count against max_transitions anew."""
     assert returned(wait.for_signal("paid"), RUN._replace(hops=4)).run.hops == 0
 
 
@@ -294,7 +294,7 @@ def test_a_wait_begins_the_count_of_hops_anew() -> None:
 def test_a_parked_run_is_woken_at_the_end_of_its_time(
     deadline: Micros | None, wake_at: Micros | None, woken_at: Micros | None
 ) -> None:
-    """It is the earlier of the two, where there are two."""
+    """A parked run is woken at its deadline or at the end of its wait, whichever is earlier."""
     assert by_deadline(RUN._replace(deadline=deadline), wake_at) == woken_at
 
 
@@ -310,7 +310,7 @@ def test_a_parked_run_is_woken_at_the_end_of_its_time(
     ids=["sleep", "wait", "wait with timeout", "retry later", "retry"],
 )
 def test_whatever_parks_a_run_heeds_its_deadline(park: Any) -> None:
-    """No sleep, wait or retry lasts longer than the run's own time; that a run has such a time changes nothing else."""
+    """A sleep, wait or retry lasts no longer than the run's deadline, and keeps its next step."""
     parked = park(RUN._replace(deadline=NOW + HOURS)).run
     assert parked.status == "waiting"
     assert parked.wake_at == parked.deadline
@@ -319,7 +319,7 @@ def test_whatever_parks_a_run_heeds_its_deadline(park: Any) -> None:
 
 
 def test_what_is_over_before_the_deadline_is_woken_then() -> None:
-    """A run's own time does not prolong what is shorter."""
+    """A sleep, wait or retry that ends before the run's deadline ends at its own time."""
     run = RUN._replace(deadline=NOW + 3 * HOURS)
     assert returned(sleep(HOUR), run).run.wake_at == NOW + HOURS
     assert raised(ValueError(), run).run.wake_at == NOW + 20 * SECOND
@@ -327,7 +327,7 @@ def test_what_is_over_before_the_deadline_is_woken_then() -> None:
 
 
 def test_a_deadline_that_is_past_wakes_at_once() -> None:
-    """A step that ran beyond the run's time parks it for no time at all."""
+    """A run that parks after its deadline is due at once."""
     assert returned(sleep(HOUR), RUN._replace(deadline=NOW - 5)).run.wake_at == NOW - 5
 
 
@@ -337,14 +337,14 @@ def test_a_deadline_that_is_past_wakes_at_once() -> None:
      (LAST_INSTANT - 1, LAST_INSTANT)],
 )  # fmt: skip
 def test_the_time_of_a_run_counts_from_its_start(due: Micros | None, deadline: Micros) -> None:
-    """A delayed run's time begins when it is due; it never ends after the last instant."""
+    """The timeout of a delayed run counts from when it is due, and ends at the last instant at the latest."""
     made = start(TIMED, DATA, run_id=7, key=None, reuse="never", due=due, owner=9, now=NOW, commit_id=COMMIT).run
     assert made.deadline == deadline
     assert made.wake_at == (due if due is not None and due > NOW else None)
 
 
 def test_a_workflow_without_a_timeout_has_no_deadline() -> None:
-    """A run may take for ever unless its workflow says otherwise."""
+    """A run whose workflow has no timeout has no deadline."""
     made = start(ORDER, DATA, run_id=7, key=None, reuse="never", due=None, owner=9, now=NOW, commit_id=COMMIT).run
     assert made.deadline is None
 
@@ -359,13 +359,13 @@ def test_a_workflow_without_a_timeout_has_no_deadline() -> None:
     ids=["goto", "goto itself", "sleep then", "sleep then itself", "wait", "complete", "fail"],
 )  # fmt: skip
 def test_what_leads_elsewhere_forgets_what_resumed_the_run(command: Command) -> None:
-    """What resumed the run was for the step that has returned now."""
+    """The run's input is cleared when the step returns a command that leads to another visit or ends the run."""
     assert returned(command).run.input is None
 
 
 @pytest.mark.parametrize("input_", [RESUMED, MESSAGED, TIMED_OUT, None])
 def test_a_step_that_sleeps_keeps_what_resumed_it(input_: str | None) -> None:
-    """The step that runs again after its sleep has the same arguments."""
+    """A step that sleeps without then= keeps its input for when it runs again."""
     sleeping = returned(sleep(HOUR), RUN._replace(input=input_)).run
     assert sleeping.input == input_
     assert woken(sleeping, now=NOW + HOURS).run.input == input_
@@ -373,14 +373,14 @@ def test_a_step_that_sleeps_keeps_what_resumed_it(input_: str | None) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("no"), RetryLater(HOUR)], ids=["retry", "retry later"])
 def test_an_attempt_keeps_what_resumed_the_visit(error: BaseException) -> None:
-    """Each attempt of a visit has the same arguments."""
+    """Each attempt of a visit has the same input."""
     retrying = raised(error).run
     assert retrying.input == RESUMED
     assert woken(retrying, now=NOW + HOURS).run.input == RESUMED
 
 
 def test_a_blocked_run_keeps_what_resumed_it() -> None:
-    """The step that its code could not take has, once it can, the arguments that it was to have."""
+    """A run keeps its input while it is blocked."""
     blocked = block(RUN, "no such step", now=NOW, commit_id=COMMIT).run
     assert blocked.input == RESUMED
     assert unblock(blocked, owner=9, now=NOW, commit_id=COMMIT).run.input == RESUMED
@@ -388,7 +388,7 @@ def test_a_blocked_run_keeps_what_resumed_it() -> None:
 
 @pytest.mark.parametrize("error", [GiveUp("no"), asyncio.CancelledError()], ids=["give up", "cancelled"])
 def test_a_run_that_has_failed_keeps_no_input(error: BaseException) -> None:
-    """What resumed the run is not needed any more."""
+    """A failed run has no input."""
     assert raised(error).run.input is None
 
 
@@ -397,7 +397,7 @@ def test_a_run_that_has_failed_keeps_no_input(error: BaseException) -> None:
 
 @OWNERS
 def test_a_wait_whose_time_is_over_goes_to_its_on_timeout(owner: int | None) -> None:
-    """The run runs on_timeout as a new visit that knows why, unless the mailbox holds what it waits for."""
+    """A wait whose timeout is over goes to on_timeout as a new visit that knows why, but only if no mail is there."""
     assert woken(WAITING, owner) == after(
         WAITING, "timeout", made=("late", 1), unless_mail=True,
         status="running", step="late", next_step=None, fence=4, owner=owner, waiting_for=None, wake_at=None, arms=None,
@@ -409,8 +409,7 @@ def test_a_wait_whose_time_is_over_goes_to_its_on_timeout(owner: int | None) -> 
 @OWNERS
 @pytest.mark.parametrize("run", [WAITING, UNHURRIED, SLEEPING, RETRYING, DELAYED], ids=lambda run: run.waiting_for)
 def test_a_run_whose_own_time_is_over_is_to_be_sent_on(run: Run, owner: int | None) -> None:
-    """It runs at the step where it stood, as a new visit, marked to be sent on before that step begins; its failed
-    attempts are still to be told of."""
+    """A run woken at its deadline is running at its step, as a new visit marked out of time, and keeps its failures."""
     run = run._replace(deadline=NOW)
     assert woken(run, owner) == after(
         run, "wake", made=("ask", run.failures + 1), unless_mail=run.waiting_for == "signal",
@@ -420,7 +419,7 @@ def test_a_run_whose_own_time_is_over_is_to_be_sent_on(run: Run, owner: int | No
 
 
 def test_a_wait_that_ends_before_the_run_s_time_is_only_that() -> None:
-    """The run's own time is not over a microsecond before it is."""
+    """A wait, sleep or retry that ends just before the deadline is handled as usual."""
     assert woken(WAITING._replace(deadline=NOW + 1)).run.step == "late"
     assert woken(SLEEPING._replace(deadline=NOW + 1)).run.step == "ship"
     assert woken(RETRYING._replace(deadline=NOW + 1)).run.visit == RETRYING.visit
@@ -428,7 +427,7 @@ def test_a_wait_that_ends_before_the_run_s_time_is_only_that() -> None:
 
 @OWNERS
 def test_a_retry_keeps_its_visit_and_input(owner: int | None) -> None:
-    """The next attempt has the key, the number and the arguments that it should have."""
+    """A retry keeps its visit, and so its step key and input."""
     assert woken(RETRYING, owner) == after(
         RETRYING, "wake", made=("ask", 2),
         status="running", next_step=None, fence=4, owner=owner, waiting_for=None, wake_at=None,
@@ -450,7 +449,7 @@ def test_a_retry_keeps_its_visit_and_input(owner: int | None) -> None:
     ids=["names", "model waits", "model sent", "models"],
 )
 def test_a_signal_resumes_the_run(arm: Arm, signal: Signal, kind: str, owner: int | None) -> None:
-    """The run goes on at the arm's step with the signal as its input, which leaves the mailbox in the same commit."""
+    """A signal resumes the run at the arm's step with the signal as input, and is taken from the mailbox."""
     assert answer(WAITING, arm, signal, DATA, owner=owner, now=NOW, commit_id=COMMIT) == after(
         WAITING, "signal", made=("ship", 1), takes=(31,),
         status="running", step="ship", next_step=None, fence=4, owner=owner, waiting_for=None, wake_at=None, arms=None,
@@ -467,28 +466,28 @@ def test_a_signal_resumes_the_run(arm: Arm, signal: Signal, kind: str, owner: in
     ],
 )
 def test_a_run_knows_exactly_what_resumed_it(name: str, payload: dict[str, Any]) -> None:
-    """Name and payload are read back from the row as they were sent, whatever characters they hold."""
+    """The name and payload of a signal read back from the row as sent, whatever characters they have."""
     signal = SIGNAL._replace(name=name, payload=json.dumps(payload))
     run = answer(WAITING, ARM, signal, DATA, owner=9, now=NOW, commit_id=COMMIT).run
     assert Resumption.of(run) == Resumption("signal", name, payload)
 
 
 def test_a_signal_that_is_in_time_leaves_the_deadline() -> None:
-    """The run's own time goes on counting while its answer is looked at."""
+    """A signal that resumes the run leaves its deadline as it is."""
     run = WAITING._replace(deadline=NOW + 5)
     assert answer(run, ARM, SIGNAL, DATA, owner=9, now=NOW, commit_id=COMMIT).run.deadline == NOW + 5
 
 
 @pytest.mark.parametrize("run", [WAITING, UNHURRIED], ids=["timeout", "no timeout"])
 def test_a_signal_that_does_not_validate_is_taken_out(run: Run) -> None:
-    """The run waits on as it did; that the signal was there, and why it was refused, is in its history alone."""
+    """A rejected signal is taken from the mailbox, and only the history has the reason: the run waits as before."""
     assert reject(run, SIGNAL, "amount: Input should be greater than 0", now=NOW, commit_id=COMMIT) == after(
         run, "reject", "Signal 'paid' was rejected: amount: Input should be greater than 0", takes=(31,)
     )
 
 
 def test_a_long_reason_for_a_rejection_is_cut() -> None:
-    """No note takes more room than MAX_ERROR, and every store can hold it."""
+    """The reason of a rejection is cut to MAX_ERROR, and is text that every store can hold."""
     note = reject(WAITING, SIGNAL, "\0\ud800" + "a" * 50_000, now=NOW, commit_id=COMMIT).transition.error
     assert note is not None
     assert len(note) <= MAX_ERROR
@@ -512,7 +511,7 @@ def test_a_long_reason_for_a_rejection_is_cut() -> None:
 )
 @pytest.mark.parametrize("definition", [TIMED, ORDER], ids=["on_timeout", "without"])
 def test_a_run_may_run_on(deadline: Micros | None, input_: str | None, definition: Any) -> None:
-    """Within its time, or resumed by a signal that came in time, the step runs."""
+    """The step of a run runs if its deadline is not over, or if a signal or message resumed it."""
     assert late(RUN._replace(deadline=deadline, input=input_), definition) is None
 
 
@@ -520,7 +519,7 @@ def test_a_run_may_run_on(deadline: Micros | None, input_: str | None, definitio
     ("deadline", "input_"), [(NOW, None), (NOW - 1, TIMED_OUT), (NOW, OUT_OF_TIME), (NOW + HOURS, OUT_OF_TIME)]
 )
 def test_a_run_out_of_time_goes_to_on_timeout_once(deadline: Micros, input_: str | None) -> None:
-    """It runs the workflow's on_timeout, as a new visit that knows why, and has no deadline any more."""
+    """A run that is out of time goes to the workflow's on_timeout as a new visit that knows why, without a deadline."""
     run = RUN._replace(deadline=deadline, input=input_)
     move = late(run)
     assert move == after(
@@ -531,7 +530,7 @@ def test_a_run_out_of_time_goes_to_on_timeout_once(deadline: Micros, input_: str
 
 
 def test_a_run_out_of_time_without_on_timeout_has_failed() -> None:
-    """The error says that its time was over, and at which step; its attempts are counted as they are."""
+    """A run that is out of time and has no on_timeout fails, and the error names the step; failures are kept."""
     run = RUN._replace(deadline=NOW, input=None)
     move = late(run, ORDER)
     assert move is not None
@@ -544,7 +543,7 @@ def test_a_run_out_of_time_without_on_timeout_has_failed() -> None:
 
 
 def test_a_run_out_of_time_may_have_an_on_fail() -> None:
-    """Without on_timeout, the workflow's on_fail is told of a timeout, and it has no deadline any more."""
+    """Without on_timeout, a run that is out of time goes to the workflow's on_fail, and has no deadline there."""
     run = RUN._replace(deadline=NOW, input=None)
     move = late(run, replace(ORDER, on_fail="last"))
     assert move is not None
@@ -558,7 +557,7 @@ def test_a_run_out_of_time_may_have_an_on_fail() -> None:
 
 
 def test_the_on_fail_of_a_step_is_not_for_timeouts() -> None:
-    """That a run's time is over is no failure of the step where it stands."""
+    """A run that is out of time does not go to its step's own on_fail."""
     steps = {
         **ORDER.steps,
         "ask": replace(ORDER.steps["ask"], options=replace(ORDER.steps["ask"].options, on_fail="ship")),
@@ -574,7 +573,7 @@ def test_the_on_fail_of_a_step_is_not_for_timeouts() -> None:
 
 
 def test_a_run_that_was_woken_late_knows_that_it_was_out_of_time() -> None:
-    """Waking and sending on are two transitions, and a crash between them loses neither."""
+    """A run that was woken at its deadline goes to on_timeout even if its owner crashes in between."""
     sleeping = SLEEPING._replace(deadline=NOW)
     waked = woken(sleeping).run
     claimed = waked._replace(owner=12, fence=waked.fence + 1, crashes=1)
@@ -588,7 +587,7 @@ def test_a_run_that_was_woken_late_knows_that_it_was_out_of_time() -> None:
 
 @pytest.mark.parametrize("run", [WAITING, UNHURRIED, RETRYING, RUN], ids=lambda run: str(run.waiting_for))
 def test_a_cancelled_run_waits_for_nothing(run: Run) -> None:
-    """Cancelling takes away what the run waited for and what resumed it, and keeps its Context."""
+    """A cancelled run loses its wait and its input, and keeps its Context."""
     run = run._replace(deadline=NOW + 1)
     move = after(
         run, "cancel", "enough", status="cancelled", fence=4, owner=None, next_step=None, waiting_for=None,
@@ -598,14 +597,14 @@ def test_a_cancelled_run_waits_for_nothing(run: Run) -> None:
 
 
 def test_a_waiting_run_is_no_poison() -> None:
-    """That a run once crashed its process is forgotten when it parks."""
+    """Parking resets a run's count of crashes, so a waiting run is never poison."""
     parked = returned(wait.for_signal("paid"), RUN._replace(crashes=6, marked=1)).run
     assert (parked.crashes, parked.marked) == (0, 0)
     assert poison(parked, now=NOW, commit_id=COMMIT) is None
 
 
 def test_a_poisonous_run_that_a_signal_resumed_keeps_no_input() -> None:
-    """A run that was stopped from crashing its process has ended, and needs what resumed it no more."""
+    """A run that fails as poison has no input."""
     move = poison(RUN._replace(crashes=6), now=NOW, commit_id=COMMIT)
     assert move is not None
     assert move.run.status == "failed"
@@ -614,7 +613,7 @@ def test_a_poisonous_run_that_a_signal_resumed_keeps_no_input() -> None:
 
 @OWNERS
 def test_an_unblocked_run_keeps_its_deadline(owner: int | None) -> None:
-    """A blocked run is not woken at the end of its time; once it can go on, it is looked at before its step."""
+    """A blocked run is not woken at its deadline, which is checked before its step once it is unblocked."""
     blocked = block(RUN._replace(deadline=NOW + 1, input=None), "no such step", now=NOW, commit_id=COMMIT).run
     assert (blocked.wake_at, blocked.deadline) == (None, NOW + 1)
     freed = unblock(blocked, owner=owner, now=NOW + 2, commit_id=COMMIT).run
