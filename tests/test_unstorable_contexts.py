@@ -1,4 +1,4 @@
-"""Contexts that do not come back from their JSON as they are: the run fails at once, and says which field it is."""
+"""Contexts that do not read back from their JSON as they are: the run fails at once, and its error names the field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.flows import PATIENCE, STORES, completed, done, failed_at_once, flow,
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """Each store in turn, as Engine takes it."""
+    """Each store in turn, as an argument of Engine."""
     return STORES[request.param](tmp_path)
 
 
@@ -44,7 +44,7 @@ class Dog(Animal):
 
 
 class Zoo(BaseModel):
-    """One field for each way to get a Context wrong."""
+    """A Context with a field for each way to be unstorable."""
 
     anything: Any = None
     animals: list[Animal] = []
@@ -93,7 +93,7 @@ def assigns(field: str, value: Any) -> Callable[[Zoo], None]:
     ],
 )
 async def test_what_does_not_read_back_is_named(engine: Engine, change: Callable[[Zoo], None], problem: str) -> None:
-    """A Context that would not come back as it is fails the run at once, in a sentence that names the field."""
+    """A Context that would not read back as it is fails the run at once, and the error names the field."""
 
     def first(self: object) -> Command:
         change(get_context(Zoo))
@@ -105,7 +105,7 @@ async def test_what_does_not_read_back_is_named(engine: Engine, change: Callable
 
 
 async def test_values_are_not_in_the_error(engine: Engine) -> None:
-    """The sentence tells which field is wrong and how, but not what it holds."""
+    """The error does not contain the value that was refused."""
 
     def first(self: object) -> Command:
         get_context(Zoo).numbers.append("4111 1111 1111 1111")
@@ -119,14 +119,14 @@ async def test_values_are_not_in_the_error(engine: Engine) -> None:
         assert "4111" not in error
 
 
-# ---- Contexts that raise what is no ValidationError
+# ---- Contexts that raise something other than ValidationError
 
 
 PRICES = {1: 10}
 
 
 class Priced(BaseModel):
-    """Its validator raises a KeyError, which pydantic lets through."""
+    """Its validator raises a KeyError, which pydantic does not catch."""
 
     model_config = ConfigDict(validate_assignment=False)
     size: int = 1
@@ -138,7 +138,7 @@ class Priced(BaseModel):
 
 
 class Incomparable:
-    """As an array of numpy, whose comparison is no truth."""
+    """Its comparison raises, like that of a numpy array."""
 
     def __eq__(self, other: object) -> bool:
         raise ValueError("the truth value is ambiguous")
@@ -147,7 +147,7 @@ class Incomparable:
 
 
 class Odd(BaseModel):
-    """A field's values cannot be compared."""
+    """A Context with a field whose values cannot be compared."""
 
     matrix: Any = 1
 
@@ -162,7 +162,7 @@ class Odd(BaseModel):
 
 
 class Unwritable(BaseModel):
-    """A field's serializer raises."""
+    """A Context whose serializer raises."""
 
     value: int = Field(default=1)
 
@@ -172,7 +172,7 @@ class Unwritable(BaseModel):
 
 
 async def test_a_validator_may_raise_anything_when_a_step_ends(engine: Engine) -> None:
-    """An error of a validator on what a step left is that run's failure, at once."""
+    """If a validator raises anything when the step has ended, that run fails at once."""
 
     def first(self: object) -> Command:
         get_context(Priced).size = 2
@@ -182,7 +182,7 @@ async def test_a_validator_may_raise_anything_when_a_step_ends(engine: Engine) -
 
 
 async def test_a_validator_may_raise_anything_at_complete(engine: Engine) -> None:
-    """An error of a validator on what ``complete(**data)`` gives is that run's failure, at once."""
+    """If a validator raises anything on the values of ``complete(**data)``, that run fails at once."""
 
     def first(self: object) -> Command:
         return complete(size=2)
@@ -191,7 +191,7 @@ async def test_a_validator_may_raise_anything_at_complete(engine: Engine) -> Non
 
 
 async def test_a_validator_may_raise_anything_at_start(engine: Engine) -> None:
-    """An error of a validator at start is the caller's, and nothing is started."""
+    """If a validator raises anything at start, the caller gets ContextInvalid, and no run is started."""
     order = flow(Priced, done)
     with pytest.raises((ContextInvalid, KeyError)):
         await engine.start(order, size=2)
@@ -199,7 +199,7 @@ async def test_a_validator_may_raise_anything_at_start(engine: Engine) -> None:
 
 
 async def test_a_validator_may_raise_anything_on_what_is_stored(store: Any) -> None:
-    """A stored Context on which a validator raises is one that the code cannot take: its run is parked."""
+    """If a validator raises anything on a stored Context, the run is blocked, and other runs go on."""
 
     class Before(BaseModel):
         size: int = 2
@@ -217,7 +217,7 @@ async def test_a_validator_may_raise_anything_on_what_is_stored(store: Any) -> N
 
 
 async def test_values_may_be_incomparable(engine: Engine) -> None:
-    """A value whose comparison raises is that run's failure, at once, or the caller's error at start."""
+    """A value whose comparison raises fails the run at once, or is refused by start."""
 
     def first(self: object) -> Command:
         get_context(Odd).matrix = 2
@@ -231,7 +231,7 @@ async def test_values_may_be_incomparable(engine: Engine) -> None:
 
 
 async def test_a_serializer_may_raise_anything(engine: Engine) -> None:
-    """An error of a serializer is that run's failure, at once, or the caller's error at start."""
+    """If a serializer raises anything, the run fails at once, or start is refused."""
 
     def first(self: object) -> Command:
         get_context(Unwritable).value = 2
@@ -245,7 +245,7 @@ async def test_a_serializer_may_raise_anything(engine: Engine) -> None:
 
 
 class Lookalikes(BaseModel):
-    """Values that are equal to values of other classes."""
+    """A Context whose fields may hold equal values of other classes."""
 
     price: Decimal = Decimal(0)
     prices: list[Decimal] = []
@@ -264,7 +264,7 @@ class Lookalikes(BaseModel):
 async def test_an_equal_value_of_another_class_is_not_stored(
     engine: Engine, change: Callable[[Lookalikes], None], field: str
 ) -> None:
-    """1.5 == Decimal("1.5"), but the next step would find what the last one did not leave."""
+    """A value of another class is refused even if it equals one of the field's, such as 1.5 for a Decimal."""
 
     def first(self: object) -> Command:
         change(get_context(Lookalikes))
@@ -274,7 +274,7 @@ async def test_an_equal_value_of_another_class_is_not_stored(
 
 
 async def test_an_int_among_floats_is_a_float_as_it_is_everywhere_in_pydantic(engine: Engine) -> None:
-    """What the serializer takes without a word is stored."""
+    """An int in a list of floats is stored as a float, as pydantic serializes it without a warning."""
 
     def first(self: object) -> Command:
         get_context(Lookalikes).weights.append(1)
@@ -284,7 +284,7 @@ async def test_an_int_among_floats_is_a_float_as_it_is_everywhere_in_pydantic(en
 
 
 async def test_create_context_may_not_give_an_equal_value_of_another_class(engine: Engine) -> None:
-    """model_construct checks nothing."""
+    """An equal value of another class in a Context from ``create_context`` is refused by start."""
 
     @workflow("lookalikes")
     class Order:

@@ -1,6 +1,6 @@
-"""Waits, on_fail and on_timeout, as they are checked when the class is defined: refused only where it is read positively."""
+"""Checks of waits, on_fail and on_timeout when the class is defined: only what is certainly wrong is refused."""
 
-# What type checkers would find is what is refused here at import; "or" puts several commands into one step.
+# What is refused here at import is also an error for type checkers; "or" puts several commands into one step.
 # mypy: disable-error-code="arg-type, attr-defined, call-overload, no-untyped-def, return-value, truthy-bool"
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Sent(BaseModel):
 
 
 class Base:
-    """What the workflows of these tests have in common: second, third and the start step, in this order."""
+    """The base class of the workflows of these tests, with the steps second and third; the start step comes last."""
 
     Context = Empty
 
@@ -64,7 +64,7 @@ STEPS = "(steps: second, third, first)"
 
 
 def refusal(cls: type, **options: Any) -> tuple[str, ...]:
-    """Why the class cannot be a workflow."""
+    """The problems for which the class is refused as a workflow."""
     with pytest.raises(DefinitionError) as caught:
         workflow("refused", **options)(cls)
     return caught.value.problems
@@ -82,7 +82,7 @@ def unknown(written: str, name: str, step: str = "first", steps: str = STEPS) ->
 
 
 def test_unknown_targets_of_waits_are_refused() -> None:
-    """then and on_timeout, as attributes and as names, of for_signal, any and on, are all read."""
+    """Unknown targets in then= and on_timeout= of for_signal, any and on are refused, as attributes and as names."""
 
     class Order(Base):
         @step(start=True)
@@ -122,7 +122,7 @@ def test_a_method_that_is_no_step_is_nowhere_to_go_on() -> None:
 
 
 def test_unknown_edges_of_failures_are_refused() -> None:
-    """What @step(on_fail=), @workflow(on_fail=) and @workflow(on_timeout=) name has to be a step."""
+    """Unknown steps in @step(on_fail=), @workflow(on_fail=) and @workflow(on_timeout=) are refused."""
 
     class Order(Base):
         @step(start=True, on_fail="a")
@@ -138,7 +138,7 @@ def test_unknown_edges_of_failures_are_refused() -> None:
 
 
 def test_a_method_that_is_no_step_is_no_on_fail() -> None:
-    """A function of the class is only good as an on_fail if it is a step."""
+    """A plain method of a base class is refused as an on_fail."""
 
     class Order(Base):
         @step(start=True, on_fail=Base.helper)
@@ -151,7 +151,7 @@ def test_a_method_that_is_no_step_is_no_on_fail() -> None:
 
 
 def test_edges_may_be_functions_or_names() -> None:
-    """A step of the class body, of a base, or one that comes later by its name: all are stored by name."""
+    """An edge may be a step's function, of the class or of a base, or a name; it is stored as a name."""
 
     class Order(Base):
         @step
@@ -184,7 +184,7 @@ def test_edges_may_be_functions_or_names() -> None:
 
 
 def test_an_on_fail_of_a_base_class_is_checked_in_the_class() -> None:
-    """Edges are inherited with their steps, and may name what only a subclass has."""
+    """An inherited on_fail is checked in the subclass, and may name a step that only the subclass has."""
 
     class Early(Base):
         @step(start=True, on_fail="mend")
@@ -229,7 +229,7 @@ def test_an_on_fail_of_a_base_class_is_checked_in_the_class() -> None:
     ids=["step", "workflow", "bytes", "no timeout", "int", "zero", "negative"],
 )  # fmt: skip
 def test_wrong_options_are_refused(make: Callable[[], object], kind: type[Exception], text: str) -> None:
-    """A wrong option is refused where it is written, by an error whose sentence names it."""
+    """A wrong option is refused at once, by an error that names it."""
     with pytest.raises(kind) as caught:
         make()
     assert type(caught.value) is kind
@@ -240,7 +240,7 @@ def test_wrong_options_are_refused(make: Callable[[], object], kind: type[Except
 
 
 def test_a_timeout_without_on_timeout_is_refused() -> None:
-    """A wait that says how long, and not what then, has no way out."""
+    """A wait with timeout= but without on_timeout= is refused."""
 
     class Signal(Base):
         @step(start=True)
@@ -259,7 +259,7 @@ def test_a_timeout_without_on_timeout_is_refused() -> None:
 
 
 def test_a_timeout_that_is_none_is_no_timeout() -> None:
-    """What takes no time to be over needs no step for that."""
+    """A wait with timeout=None needs no on_timeout=."""
 
     class Order(Base):
         @step(start=True)
@@ -270,7 +270,7 @@ def test_a_timeout_that_is_none_is_no_timeout() -> None:
 
 
 def test_an_on_timeout_that_is_none_is_no_on_timeout() -> None:
-    """Written out as None it is as good as not written."""
+    """on_timeout=None counts as no on_timeout=."""
 
     class Order(Base):
         @step(start=True)
@@ -285,7 +285,7 @@ def test_an_on_timeout_that_is_none_is_no_on_timeout() -> None:
 
 
 class Waits(Base):
-    """The start step comes before what is added to it."""
+    """A base class whose start step waits and goes on with the next step."""
 
     @step(start=True)
     def first(self) -> Command:
@@ -293,7 +293,7 @@ class Waits(Base):
 
 
 def test_a_wait_at_the_end_is_refused() -> None:
-    """Without then=, a wait needs a step after it that is not its own on_timeout."""
+    """A wait without then= is refused if no step comes after it, apart from its own on_timeout."""
 
     class Late(Base):
         @step(start=True)
@@ -310,7 +310,7 @@ def test_a_wait_at_the_end_is_refused() -> None:
 
 
 def test_a_wait_goes_on_with_the_next_step_of_a_subclass() -> None:
-    """What a subclass adds comes after the steps of its bases."""
+    """A wait without then= may go on with a step that a subclass adds."""
 
     class Longer(Waits):
         @step
@@ -322,7 +322,7 @@ def test_a_wait_goes_on_with_the_next_step_of_a_subclass() -> None:
 
 
 def test_a_fall_through_onto_a_goto_s_target_is_refused() -> None:
-    """Whether a step that is gone to elsewhere was meant to come next is unclear; the error says who goes there."""
+    """A wait without then= is refused if a goto leads to the next step, too; the error names the goto's step."""
 
     class Order(Waits):
         @step
@@ -343,7 +343,7 @@ def test_a_fall_through_onto_a_goto_s_target_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["for_signal", "any"])
 def test_a_fall_through_onto_another_wait_s_on_timeout_is_refused(name: str) -> None:
-    """A step for the time that is over is not what comes next."""
+    """A wait without then= is refused if the next step is the on_timeout of another wait."""
 
     class Signal(Waits):
         @step
@@ -371,7 +371,7 @@ def test_a_fall_through_onto_another_wait_s_on_timeout_is_refused(name: str) -> 
 
 
 def test_a_fall_through_onto_a_target_of_the_same_step_is_refused() -> None:
-    """The step's own goto, or the timeout of another of its waits, makes it unclear just the same."""
+    """A wait without then= is refused if a goto or another wait's on_timeout in its own step leads to the next step."""
 
     class Goes(Base):
         @step(start=True)
@@ -396,7 +396,7 @@ def test_a_fall_through_onto_a_target_of_the_same_step_is_refused() -> None:
 
 
 def test_a_wait_s_own_on_timeout_is_passed_over() -> None:
-    """The step after it is meant, and it is no ambiguity that the timeout leads to the one between."""
+    """A wait without then= passes over its own on_timeout and goes on with the step after it."""
 
     class Order(Base):
         @step(start=True)
@@ -416,7 +416,7 @@ def test_a_wait_s_own_on_timeout_is_passed_over() -> None:
 
 
 def test_other_edges_do_not_make_a_fall_through_unclear() -> None:
-    """A sleep's or another wait's then=, an on_fail, or a goto to another step say nothing against it."""
+    """A then= of a sleep or another wait, an on_fail, or a goto to another step do not make the next step ambiguous."""
 
     class Order(Waits):
         @step
@@ -431,7 +431,7 @@ def test_other_edges_do_not_make_a_fall_through_unclear() -> None:
 
 
 def test_a_step_that_fails_into_itself_is_refused() -> None:
-    """An on_fail that names its own step would never be taken."""
+    """An on_fail that names its own step is refused."""
 
     class Order(Waits):
         @step(on_fail="after")
@@ -447,7 +447,7 @@ def test_a_step_that_fails_into_itself_is_refused() -> None:
 
 
 def test_a_wait_that_says_then_is_clear() -> None:
-    """With then=, whatever leads to the next step does not matter."""
+    """A wait with then= is accepted whatever leads to the next step."""
 
     class Order(Base):
         @step(start=True)
@@ -462,7 +462,7 @@ def test_a_wait_that_says_then_is_clear() -> None:
 
 
 def test_then_none_is_a_fall_through() -> None:
-    """Written out as None, then= says nothing."""
+    """then=None counts as no then=."""
 
     class Order(Base):
         @step(start=True)
@@ -473,7 +473,7 @@ def test_then_none_is_a_fall_through() -> None:
 
 
 def test_an_override_keeps_its_place() -> None:
-    """A step that overrides one of a base stands where that stands, for what a wait goes on with."""
+    """A step that overrides one of a base keeps its place in the order of steps."""
 
     class Early(Base):
         @step(start=True)
@@ -498,7 +498,7 @@ def test_an_override_keeps_its_place() -> None:
 
 
 def test_what_an_override_replaced_is_not_read() -> None:
-    """A goto in a step that the class does not run any more leads nowhere."""
+    """A goto in a step that was overridden does not count."""
 
     class Early(Waits):
         @step
@@ -518,11 +518,11 @@ def test_what_an_override_replaced_is_not_read() -> None:
     assert "whether it was meant is unclear" in refusal(Early)[0]
 
 
-# ---- what is not read positively
+# ---- what is not certain
 
 
 def test_computed_targets_of_waits_are_accepted() -> None:
-    """Variables, unpacked arguments and attributes of the instance are decided when the step returns."""
+    """Targets of waits that are variables, unpacked arguments or attributes of the instance are accepted."""
 
     class Order(Base):
         def __init__(self) -> None:
@@ -549,7 +549,7 @@ def test_computed_targets_of_waits_are_accepted() -> None:
 
 @pytest.mark.parametrize("number", range(8))
 def test_waits_are_known_under_any_name(number: int) -> None:
-    """Imports under other names, through modules, and what a module names for itself are followed."""
+    """A wait is recognised under another import name, through a module, and under a name in the module."""
 
     class Order(Base):
         @step(start=True)
@@ -573,7 +573,7 @@ def test_waits_are_known_under_any_name(number: int) -> None:
 
 
 def test_a_local_import_is_not_read() -> None:
-    """A name that the step makes for itself may be anything."""
+    """A name that is imported within the step is not taken for aioflow's."""
 
     class Order(Base):
         @step(start=True)
@@ -587,7 +587,7 @@ def test_a_local_import_is_not_read() -> None:
 
 
 def test_something_else_called_wait_is_not_read() -> None:
-    """A parameter, variable or attribute of that name is not aioflow's."""
+    """A parameter, variable or attribute called wait or on is not taken for aioflow's."""
 
     class Order(Base):
         wait: Any = None
@@ -603,11 +603,11 @@ def test_something_else_called_wait_is_not_read() -> None:
     accepted(Order)
 
 
-# ---- what steps take
+# ---- arguments of steps
 
 
 def test_a_step_that_needs_arguments_is_no_target_of_what_gives_none() -> None:
-    """goto, sleep and every on_timeout give no arguments; only what resumes a wait does."""
+    """A step that needs arguments is refused as a target of goto, sleep or any on_timeout, which give none."""
 
     class Order(Base):
         @step(start=True)
@@ -631,7 +631,7 @@ def test_a_step_that_needs_arguments_is_no_target_of_what_gives_none() -> None:
 
 
 def test_a_step_whose_arguments_have_defaults_is_a_target() -> None:
-    """What needs nothing can be reached by anything."""
+    """A step whose arguments all have defaults may be any target."""
 
     class Order(Base):
         @step(start=True)
@@ -650,7 +650,7 @@ def test_a_step_whose_arguments_have_defaults_is_a_target() -> None:
 
 
 def test_an_on_fail_gets_a_failure_and_nothing_else() -> None:
-    """A step that needs more cannot be an on_fail."""
+    """An on_fail step that needs more than a Failure is refused."""
 
     class Order(Base):
         @step(start=True, on_fail="mend")
@@ -669,7 +669,7 @@ def test_an_on_fail_gets_a_failure_and_nothing_else() -> None:
 
 
 def test_a_step_that_needs_a_failure_is_not_gone_to() -> None:
-    """A goto tells of no failure."""
+    """A step that needs a Failure is refused as a target of goto or any on_timeout."""
 
     class Order(Base):
         @step(start=True)
@@ -696,7 +696,7 @@ def test_a_step_that_needs_a_failure_is_not_gone_to() -> None:
 
 
 def test_a_signal_s_payload_may_be_anything() -> None:
-    """What a signal with a name will hold is not known, and nothing is refused for it."""
+    """A wait for a signal by name may lead to a step that needs any arguments, as the payload is not known."""
 
     class Order(Base):
         @step(start=True)
@@ -711,7 +711,7 @@ def test_a_signal_s_payload_may_be_anything() -> None:
 
 
 def test_a_message_has_to_be_all_that_a_step_needs() -> None:
-    """A step that needs something else beside the message, or another one, cannot be reached by it."""
+    """A wait for a message is refused if its step needs another model, or anything besides the message."""
 
     class Order(Base):
         @step(start=True)
@@ -734,7 +734,7 @@ def test_a_message_has_to_be_all_that_a_step_needs() -> None:
 
 
 def test_an_event_has_to_be_all_that_a_step_needs() -> None:
-    """A step that needs what no event gives cannot be reached by one: each would be rejected."""
+    """A wait for an event is refused if its step needs what no event gives."""
 
     class Order(Base):
         @step(start=True)
@@ -762,7 +762,7 @@ def test_an_event_has_to_be_all_that_a_step_needs() -> None:
 
 
 def test_an_event_may_go_to_whoever_takes_it() -> None:
-    """The event under any name, its ids, what has a default, a Failure before it, an action, and a computed step."""
+    """An event may go to a step with an Event, its ids, defaults or a Failure, to an action or to a computed step."""
 
     class Order(Base):
         @step(start=True)
@@ -800,7 +800,7 @@ def test_an_event_may_go_to_whoever_takes_it() -> None:
 
 
 def test_a_message_may_go_to_whoever_takes_it() -> None:
-    """Its type, none at all, or no parameter at all: each is good for a message."""
+    """A message may go to a step that takes its type or anything, or has no parameters."""
 
     class Order(Base):
         @step(start=True)
@@ -825,7 +825,7 @@ def test_a_message_may_go_to_whoever_takes_it() -> None:
 
 
 def test_a_model_of_an_enclosing_function_is_read() -> None:
-    """A wait's model may be a class that the step closes over."""
+    """The model of a wait may be a class from an enclosing function."""
 
     class Local(BaseModel):
         pass
@@ -845,7 +845,7 @@ def test_a_model_of_an_enclosing_function_is_read() -> None:
 
 
 def test_a_model_that_a_wait_names_is_known_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process that has sent and awaited nothing, a message is given as the model that the class's waits name."""
+    """A message is read as the model that the class's waits name, even in a process that has not used the model yet."""
     monkeypatch.setattr(arguments, "_seen", {})
 
     class Order(Base):
@@ -863,7 +863,7 @@ def test_a_model_that_a_wait_names_is_known_from_then_on(monkeypatch: pytest.Mon
 
 
 def test_a_message_may_go_to_whoever_takes_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What type checkers accept is accepted: a step that takes a base class takes the message, also after a restart."""
+    """A message may go to a step that takes a base class, even in a process that has not used its model yet."""
     monkeypatch.setattr(arguments, "_seen", {})
 
     class PaidTwice(Paid):
@@ -885,7 +885,7 @@ def test_a_message_may_go_to_whoever_takes_its_base(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("start", [True, False])
 def test_positional_only_parameters_are_refused(start: bool) -> None:
-    """What only a position could give, nothing gives, whether the run starts there or not."""
+    """A step with positional-only parameters is refused, whether it is the start step or not."""
 
     class Order(Base):
         if not start:
@@ -902,7 +902,7 @@ def test_positional_only_parameters_are_refused(start: bool) -> None:
 
 
 def test_a_start_step_takes_what_has_defaults() -> None:
-    """Runs begin without arguments, so that a start step may take some but need none."""
+    """A start step may have parameters with defaults, but none that it needs."""
 
     class Good(Base):
         @step(start=True)

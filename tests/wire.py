@@ -1,4 +1,4 @@
-"""A wire to a PostgreSQL server that cuts, delays, goes silent, deaf or nowhere, and loses replies, as it is told to."""
+"""A proxy to a PostgreSQL server that cuts, delays or silences connections and loses replies, as a test demands."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-#: The server's word that a transaction is committed.
+#: In the server's answer: a transaction is committed.
 COMMITTED = b"COMMIT\0"
 
 
 class Link:
-    """A connection through the wire: a client, and the server unless its side is gone.
+    """A connection through the wire: the client's side, and the server's unless it was lost.
 
-    The mutable state: how much the client has asked since the last answer, and whether the server's side is gone.
+    The mutable state: how many bytes the client has sent since the last answer, and whether the server's side is lost.
     """
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter | None) -> None:
@@ -25,12 +25,12 @@ class Link:
         self.asked = 0
 
     def cut(self) -> None:
-        """End it, for both sides."""
+        """Cut the connection on both sides."""
         self.client.transport.abort()
         self.lose_server()
 
     def lose_server(self) -> None:
-        """End it for the server; the client goes on writing, to nobody."""
+        """Cut the server's side; the client's stays open, but nobody reads what it sends."""
         server, self.server = self.server, None
         if server is not None:
             server.transport.abort()
@@ -40,17 +40,17 @@ class Wire:
     """A proxy between a TCP port and the server's socket.
 
     Attributes:
-        silent: nothing comes through, either way, and nobody is told: half-open for both sides.
-        deaf: what clients write comes through, and what the server answers does not.
-        gone: new connections are accepted, and lead nowhere; see also ``hang``.
-        hang_at: all hangs as soon as a client writes this.
-        delay: seconds that each piece takes.
+        silent: data of both sides is dropped, and neither is told: the connection is half-open for both.
+        deaf: what clients send reaches the server, but its answers are dropped.
+        gone: new connections are accepted, but lead to no server; see also ``hang``.
+        hang_at: as soon as a client sends this, all connections hang.
+        delay: seconds by which each piece of data is delayed.
         lose_commit: the next reply to a COMMIT is lost, and its connection with it.
-        lose_reply: the next reply that a client gets is lost likewise, if the client has asked with more than so many bytes.
-        lost: how many replies were.
+        lose_reply: so is the next reply to a client that has sent more than this many bytes since the last one.
+        lost: how many replies were lost.
         cuts: how many connections were cut.
-        swallowed: how many pieces have come to nobody.
-        delayed: how many have come late.
+        swallowed: how many pieces of data were dropped.
+        delayed: how many pieces of data were delayed.
     """
 
     def __init__(self, server: Path) -> None:
@@ -71,7 +71,7 @@ class Wire:
 
     @property
     def url(self) -> str:
-        """Where the wire begins."""
+        """The URL of the proxy."""
         host, port = self._listening.sockets[0].getsockname()
         return f"postgresql://postgres@{host}:{port}/postgres"
 
@@ -90,11 +90,11 @@ class Wire:
 
     @property
     def faults(self) -> int:
-        """How much has gone wrong."""
+        """How many faults have had an effect."""
         return self.lost + self.cuts + self.swallowed + self.delayed
 
     def mend(self) -> None:
-        """Let new connections, and those that are whole, work again."""
+        """Let new connections, and those that are not cut, work again."""
         self.silent = self.deaf = self.gone = False
         self.delay = 0.0
 
@@ -116,14 +116,14 @@ class Wire:
                 setattr(self, how, True)
 
     def cut(self) -> None:
-        """Cut all connections that there are."""
+        """Cut all open connections."""
         self.cuts += len(self._links)
         for link in self._links:
             link.cut()
         self._links.clear()
 
     def hang(self) -> None:
-        """Take the server's side away from all connections: the clients' stay open, for good, and so do new ones."""
+        """Cut the server's side of all connections: the clients' sides stay open, and new ones lead nowhere, too."""
         self.gone = True
         for link in self._links:
             link.lose_server()
@@ -145,7 +145,7 @@ class Wire:
         task.add_done_callback(self._tasks.discard)
 
     async def _carry_there(self, link: Link, client: asyncio.StreamReader) -> None:
-        """What the client writes."""
+        """Pass on what the client sends."""
         with suppress(OSError):
             while piece := await self._piece(client):
                 if self.hang_at is not None and self.hang_at in piece:
@@ -158,12 +158,12 @@ class Wire:
                 link.server.write(piece)
                 await link.server.drain()
         if link.server is not None:
-            link.server.close()  # which ends the way back
+            link.server.close()  # which ends _carry_back
         else:
             self._end(link)
 
     async def _carry_back(self, link: Link, server: asyncio.StreamReader) -> None:
-        """What the server answers."""
+        """Pass on what the server answers."""
         with suppress(OSError):
             while piece := await self._piece(server):
                 if self.silent or self.deaf:
