@@ -1,4 +1,4 @@
-"""Engines on every store, and a clock that tests move."""
+"""Engines on every store, and a clock that tests can move."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from aioflow.store import Store
 from aioflow_memory import MemoryStore
 from tests.support import wait_until
 
-#: The tasks that an engine keeps; those that run its steps may be kept by these.
+#: The long-running tasks of an engine; tasks that run steps may stay for reuse, and are not listed.
 LOOPS = {f"aioflow {name}" for name in ("committer", "worker", "lease", "scheduler", "planner", "delivery", "listener")}
 
 
 class ShiftedClock(Clock):
-    """The machine's clock, as far ahead of it as tests have moved it. Whoever waits for time looks again at once.
+    """The machine's clock plus an offset that tests change. Every wait with a timeout looks at the time again at once.
 
-    The mutable state: the offset, and the timeouts of those who wait.
+    The mutable state: the offset, and the timeouts of the current waits.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class ShiftedClock(Clock):
         return event.is_set()
 
     def shift(self, by: timedelta) -> datetime:
-        """Let so much time pass at once, or go back; what time it is then."""
+        """Move the clock by this, forward or back, and return the new time."""
         self._offset += by // timedelta(microseconds=1)
         now = asyncio.get_running_loop().time()
         for limit in self._waiting:
@@ -63,24 +63,24 @@ class ShiftedClock(Clock):
         return self.now()
 
 
-#: ``make_engine(*workflows, **options)``: an engine on the test's store and clock, that knows these workflows; without
-#: any, all that are imported. A second one on the same store is a restart, or another process.
+#: ``make_engine(*workflows, **options)``: an engine on the test's store and clock that knows these workflows, or
+#: without any, all registered ones. A second one on the same store is a restart, or another process.
 MakeEngine: TypeAlias = Callable[..., Engine]
 
 
 async def run_of(engine: Engine, flow: type, /, **context: Any) -> WorkflowRun[Any]:
-    """Start a run, and give it as it ended."""
+    """Start a run; returns it once it has ended."""
     run = await engine.start(flow, **context)
     return await run.wait(10)
 
 
 async def kinds_of(engine: Engine, run: WorkflowRun[Any]) -> list[str]:
-    """What the transitions of a run did, in order."""
+    """The kinds of a run's transitions, in order."""
     return [row.kind for row in await engine.history(run.id)]
 
 
 async def moved_on(run: WorkflowRun[Any]) -> None:
-    """Until the run has made a transition that this object does not show yet; then it does."""
+    """Refresh the run until it has made another transition."""
     seq = run.row.seq
 
     async def moved() -> bool:
@@ -123,7 +123,7 @@ class Slow:
 
 
 async def closed(engine: Engine) -> None:
-    """Nothing of the engine is left: none of its loops, and no thread but those of the pool."""
+    """Wait until no task of the engine is left, and no thread of a connection."""
     assert repr(engine).startswith("<Engine closed")
     await wait_until(lambda: not [task for task in asyncio.all_tasks() if task.get_name() in LOOPS])
     await wait_until(lambda: not [one for one in threading.enumerate() if "connection" in one.name])
@@ -140,8 +140,8 @@ def clock() -> ShiftedClock:
     return ShiftedClock()
 
 
-#: Whose tests run on PostgreSQL, too: those of what the store decides, rather than the engine. All of them would take
-#: minutes, and find what the conformance suite finds.
+#: The test files that also run on PostgreSQL: those about what the store decides, rather than the engine. All files
+#: would take minutes, and find only what the conformance suite finds.
 ON_POSTGRES = (
     "test_action_clients",
     "test_actions",
@@ -167,7 +167,7 @@ ON_POSTGRES = (
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what needs a store on each of them."""
+    """Run each test that needs a store on every store."""
     given = [mark for mark in metafunc.definition.iter_markers("parametrize") if "store_url" in mark.args[0]]
     if "store_url" in metafunc.fixturenames and not given:
         on_postgres = metafunc.module.__name__.rpartition(".")[2] in ON_POSTGRES
@@ -177,7 +177,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str | Store:
-    """A store of its own for each test: what an Engine takes first."""
+    """The test's own store: the first argument of an Engine."""
     match request.param:
         case "memory":
             return MemoryStore()
@@ -200,7 +200,7 @@ def make_engine(store_url: str | Store, clock: ShiftedClock) -> MakeEngine:
 
 @pytest.fixture(autouse=True)
 def log() -> Iterator[list[EventDict]]:
-    """What was logged; a test in which the engine reports a bug of its own fails, whatever else came out."""
+    """What was logged; a test in which the engine logs a bug of its own fails, whatever its assertions say."""
     configured = structlog.is_configured()
     with capture_logs() as entries:
         yield entries

@@ -1,4 +1,4 @@
-"""Actions between processes: called through engines that execute nothing, and gone on with after an engine has ended."""
+"""Actions across processes: called through engines that execute nothing, and resumed after an engine has closed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHORT = timedelta(milliseconds=50)
 
 
 class Gates:
-    """What steps wait for, and what they have seen. The mutable state, made anew for each test."""
+    """The events that steps wait for, and what steps have recorded; reset for each test."""
 
     begun = asyncio.Event()
     gate = asyncio.Event()
@@ -36,7 +36,7 @@ def _fresh() -> Iterator[None]:
 
 @workflow("act-far")
 class Far:
-    """An action that says what it gets, and may fail or wait."""
+    """Actions that record what they get, and that may fail or block."""
 
     class Context(BaseModel):
         by: str = ""
@@ -70,12 +70,12 @@ class Far:
 
 
 async def parked(engine: Engine) -> WorkflowRun[Far.Context]:
-    """A new run, as soon as it waits."""
+    """Start a run; returns it once it is parked."""
     return await (await engine.start(Far)).wait(5, until="parked")
 
 
 async def test_a_client_calls_where_an_engine_works(make_engine: MakeEngine) -> None:
-    """The step runs there, and the caller gets the run; what it raises is told as ActionFailed, and the run waits on."""
+    """A client's call runs in a worker: the caller gets the run, or ActionFailed if the step raises."""
     async with make_engine(Far) as engine, make_engine(Far, worker=False) as client:
         run = await parked(engine)
         with pytest.raises(errors.ActionFailed) as caught:
@@ -90,7 +90,7 @@ async def test_a_client_calls_where_an_engine_works(make_engine: MakeEngine) -> 
 
 
 async def test_a_client_s_call_waits_for_an_engine_that_works(make_engine: MakeEngine) -> None:
-    """What is called while nobody works is committed, and done as soon as somebody does."""
+    """A call made while no worker is open is committed, and is executed once a worker opens."""
     async with make_engine(Far) as engine:
         run = await parked(engine)
     async with make_engine(Far, worker=False) as client:
@@ -104,12 +104,12 @@ async def test_a_client_s_call_waits_for_an_engine_that_works(make_engine: MakeE
 
 
 async def claimed(engine: Engine, run: WorkflowRun[Any]) -> bool:
-    """Whether somebody has called an action of the run."""
+    """Whether an action of the run was called and has not ended yet."""
     return (await kinds_of(engine, run))[-1] == "action"
 
 
 async def test_an_interrupted_action_runs_again_as_it_was_called(make_engine: MakeEngine) -> None:
-    """An engine that ends leaves the call in the store: the next one runs the step with the same input and step key."""
+    """If the engine closes during an action, the next engine runs the step again with the same input and step key."""
     async with make_engine(Far, shutdown_timeout=SHORT) as engine:
         run = await parked(engine)
         call = asyncio.create_task(engine.act(Far.act, run.id, how="wait"))
@@ -126,7 +126,7 @@ async def test_an_interrupted_action_runs_again_as_it_was_called(make_engine: Ma
 
 
 async def test_an_interrupted_action_that_raises_is_open_again(make_engine: MakeEngine, log: list[EventDict]) -> None:
-    """Where nobody is left to be told, the log and the history have it, and the run waits as before the call."""
+    """If an interrupted action then raises, the error is in log and history, and the run waits as before the call."""
     async with make_engine(Far, shutdown_timeout=SHORT) as engine:
         run = await parked(engine)
         call = asyncio.create_task(engine.act(Far.act, run.id, how="wait"))
@@ -145,7 +145,7 @@ async def test_an_interrupted_action_that_raises_is_open_again(make_engine: Make
 
 
 async def test_an_interrupted_action_with_a_request_goes_back(make_engine: MakeEngine) -> None:
-    """The request died with its process, so that the step is not run without it: the action is open again."""
+    """An interrupted action that was called with a request is not run again, but open again, as the request is lost."""
     async with make_engine(Far, shutdown_timeout=SHORT) as engine:
         run = await parked(engine)
         call = asyncio.create_task(engine.act(Far.with_request, run.id, how="wait", request="the request"))
@@ -163,7 +163,7 @@ async def test_an_interrupted_action_with_a_request_goes_back(make_engine: MakeE
 
 
 async def test_an_interrupted_action_without_the_request_it_could_take_runs_again(make_engine: MakeEngine) -> None:
-    """A step that was called without a request has lost none."""
+    """An interrupted action that was called without a request runs again, even if it could take one."""
     async with make_engine(Far, shutdown_timeout=SHORT) as engine:
         run = await parked(engine)
         call = asyncio.create_task(engine.act(Far.with_request, run.id, how="wait"))
@@ -176,7 +176,7 @@ async def test_an_interrupted_action_without_the_request_it_could_take_runs_agai
 
 
 async def test_a_request_does_not_leave_its_process(make_engine: MakeEngine) -> None:
-    """A client cannot hand one to whoever works: the caller is told, and the run waits on."""
+    """A call with a request through a client is ActionFailed, and one without a request succeeds."""
     async with make_engine(Far) as engine, make_engine(Far, worker=False) as client:
         run = await parked(engine)
         with pytest.raises(errors.ActionFailed, match="which has ended or did not run the step"):
@@ -186,7 +186,7 @@ async def test_a_request_does_not_leave_its_process(make_engine: MakeEngine) -> 
 
 
 async def test_a_call_waits_for_room(make_engine: MakeEngine) -> None:
-    """Where as many runs execute as may, a call is claimed and its step runs when there is room, with its request."""
+    """With all slots taken, a call is committed, and its step runs with its request once a slot is free."""
     async with make_engine(Far, max_running=1) as engine:
         busy, run = await parked(engine), await parked(engine)
         first = asyncio.create_task(engine.act(Far.act, busy.id, how="wait"))
@@ -200,7 +200,7 @@ async def test_a_call_waits_for_room(make_engine: MakeEngine) -> None:
 
 
 async def test_a_step_may_call_an_action_of_another_run(make_engine: MakeEngine) -> None:
-    """The call is not part of the step's transition; that of its own run cannot be open meanwhile."""
+    """A step may call an action of another run, but not of its own, which is running."""
 
     @workflow("act-caller")
     class Caller:
@@ -226,7 +226,7 @@ async def test_a_step_may_call_an_action_of_another_run(make_engine: MakeEngine)
 
 
 async def test_code_that_this_process_does_not_have(make_engine: MakeEngine) -> None:
-    """Neither is the action called nor are its like shown, where nobody knows what it takes."""
+    """act and open_actions of a run whose workflow this engine does not know are WorkflowUnknown."""
 
     @workflow("act-unknown")
     class Unknown:
@@ -249,7 +249,7 @@ async def test_code_that_this_process_does_not_have(make_engine: MakeEngine) -> 
 
 
 async def test_a_run_that_its_code_cannot_take_is_not_called(make_engine: MakeEngine) -> None:
-    """Where the Context does not validate any more the call is refused before anything is written."""
+    """A call of a run whose Context no longer validates is refused, and nothing is written."""
 
     def flow(context: type[BaseModel]) -> Any:
         class Flow:
@@ -280,7 +280,7 @@ async def test_a_run_that_its_code_cannot_take_is_not_called(make_engine: MakeEn
 
 
 async def test_an_action_that_is_none_any_more(make_engine: MakeEngine) -> None:
-    """A run that waits for what the code does not have any more is not open; when it comes back, it is."""
+    """An action that the code no longer has is not open, and is open again once the code is back."""
 
     def flow(*, acts: bool) -> Any:
         class Flow:

@@ -1,4 +1,4 @@
-"""Steps that are called from outside: what opens them, who may call them, and what becomes of a call."""
+"""Actions of running engines: what opens them, how they are called, and what a call does to the run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HOUR = timedelta(hours=1)
 
 
 class Review(BaseModel):
-    """What a reviewer says."""
+    """A reviewer's input."""
 
     reviewer_notes: str = Field(max_length=500)
     priority: Literal["low", "medium", "high"] = "medium"
@@ -53,7 +53,7 @@ class Review(BaseModel):
 
 @workflow("act-expense")
 class Expense:
-    """An expense that somebody approves, and somebody pays."""
+    """An expense with an action to review it and one to pay it."""
 
     class Context(BaseModel):
         approved: bool | None = None
@@ -67,7 +67,7 @@ class Expense:
 
     @action()
     async def review(self, approved: bool, notes: str = Field(default="", max_length=20)) -> Command:
-        """Approve or refuse an expense."""
+        """The docstring that ``open_actions`` shows for this action."""
         context = get_context(self.Context)
         context.approved, context.notes = approved, notes
         if notes == "raise":
@@ -85,7 +85,7 @@ class Expense:
 
 @workflow("act-armed")
 class Armed:
-    """Waits to be called, or for something else."""
+    """Waits for a signal or one of two actions, with a timeout."""
 
     class Context(BaseModel):
         by: str = ""
@@ -119,21 +119,21 @@ class Armed:
 
 
 async def parked(engine: Engine, flow: Any, /, **context: Any) -> WorkflowRun[Any]:
-    """A new run, as soon as it waits."""
+    """Start a run; returns it once it is parked."""
     run: WorkflowRun[Any] = await engine.start(flow, **context)
     return await run.wait(5, until="parked")
 
 
 async def names_of(engine: Engine, run: WorkflowRun[Any]) -> list[str]:
-    """The names of the actions that are open."""
+    """The names of the run's open actions."""
     return [found.name for found in await engine.open_actions(run.id)]
 
 
-# ---- what opens an action, and how it is called
+# ---- what opens an action, and ways to call it
 
 
 async def test_a_goto_to_an_action_waits_to_be_called(make_engine: MakeEngine) -> None:
-    """The run parks at the action, which runs with the input of who calls it, and gives the run as it left it."""
+    """A run that goes to an action parks there; a call runs it with its input, and returns the run after the step."""
     async with make_engine(Expense) as engine:
         run = await parked(engine, Expense)
         assert (run.status, run.current_step, run.waiting_for) == ("waiting", "review", "action")
@@ -152,7 +152,7 @@ async def test_a_goto_to_an_action_waits_to_be_called(make_engine: MakeEngine) -
 
 
 async def test_an_action_is_shown_with_its_schema(make_engine: MakeEngine) -> None:
-    """open_actions tells name, step, title, docstring and what it takes, so that a form can be made of it."""
+    """``open_actions`` gives name, step, title, docstring and input schema of each open action."""
     async with make_engine(Expense) as engine:
         run = await parked(engine, Expense)
         (review,) = await engine.open_actions(run.id)
@@ -169,7 +169,7 @@ async def test_an_action_is_shown_with_its_schema(make_engine: MakeEngine) -> No
 
 
 class Money:
-    """A type of somebody's own, of which pydantic knows no schema."""
+    """A class for which pydantic has no schema."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
@@ -177,7 +177,7 @@ class Money:
 
 
 async def test_an_action_without_a_schema_is_shown(make_engine: MakeEngine) -> None:
-    """A type that JSON Schema cannot describe, or a name that only type checkers see, hides no action, nor others."""
+    """An action whose input has no JSON Schema is listed with an empty one, and so are the other actions."""
 
     @workflow("act-obscure")
     class Flow:
@@ -210,14 +210,14 @@ async def test_an_action_without_a_schema_is_shown(make_engine: MakeEngine) -> N
 
 @pytest.mark.parametrize("name", ["act_expense_review", "review", Expense.review, Expense().review])
 async def test_an_action_is_named_in_several_ways(make_engine: MakeEngine, name: Any) -> None:
-    """By its own name, by its step's, as the step of the class, or as the method of an instance."""
+    """An action is called by its name, its step's name, the function in the class, or the method of an instance."""
     async with make_engine(Expense) as engine:
         run = await parked(engine, Expense)
         assert (await engine.act(name, run.id, approved=True)).current_step == "pay"
 
 
 async def test_a_start_step_may_be_an_action(make_engine: MakeEngine) -> None:
-    """Such a run waits from its start, also after a delay, and never runs the step without a call."""
+    """A run whose start step is an action waits for a call from its start, or from the end of its delay."""
 
     @workflow("act-start")
     class Flow:
@@ -243,12 +243,12 @@ async def test_a_start_step_may_be_an_action(make_engine: MakeEngine) -> None:
 
 
 async def opened(engine: Engine, run: WorkflowRun[Any]) -> bool:
-    """Whether something can be called on the run."""
+    """Whether the run has an open action."""
     return bool(await engine.open_actions(run.id))
 
 
 async def test_whatever_else_leads_to_an_action_parks_there(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A sleep, a signal, an exhausted step and the run's own time lead to an action, which waits for its input."""
+    """A sleep, a signal, a failed step and the run's timeout may lead to an action, which then waits for a call."""
 
     @workflow("act-ways", timeout=3 * HOUR, on_timeout="last")
     class Flow:
@@ -294,7 +294,7 @@ async def test_whatever_else_leads_to_an_action_parks_there(make_engine: MakeEng
 
 @pytest.mark.parametrize("event", [False, True])
 async def test_what_leads_to_an_action_need_not_give_its_input(make_engine: MakeEngine, event: bool) -> None:
-    """A signal or an event opens the action whatever it holds: its input comes from who calls it."""
+    """A signal or an event may lead to an action without fitting its input, which its caller gives."""
 
     @workflow("act-led-to")
     class Flow:
@@ -331,7 +331,7 @@ async def at_last(engine: Engine, run: WorkflowRun[Any]) -> bool:
 
 
 async def test_an_action_as_an_arm_has_company(make_engine: MakeEngine) -> None:
-    """Of a wait with several arms the first that is answered leads on, be it a signal or a call of either action."""
+    """A run that waits for a signal or one of two actions goes on with whichever comes first."""
     async with make_engine(Armed) as engine:
         runs = [await parked(engine, Armed) for _ in range(3)]
         assert [(run.current_step, run.waiting_for, run.on_timeout) for run in runs] == [
@@ -349,7 +349,7 @@ async def test_an_action_as_an_arm_has_company(make_engine: MakeEngine) -> None:
 
 
 async def test_an_action_as_an_arm_has_a_timeout(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """When nobody calls it in time, the run goes on with on_timeout, which may send it to the action for good."""
+    """A wait with an action times out, and its on_timeout may go to that action, which is then open for any time."""
     async with make_engine(Armed) as engine:
         run = await parked(engine, Armed)
         assert run.wake_at is not None
@@ -364,7 +364,7 @@ async def test_an_action_as_an_arm_has_a_timeout(make_engine: MakeEngine, clock:
 
 
 async def test_a_signal_that_was_there_first_wins(make_engine: MakeEngine) -> None:
-    """A call of an arm does not overtake a signal that the run has in its mailbox already, and nobody has delivered."""
+    """A call is refused while the mailbox holds an undelivered signal for the same wait, which then resumes the run."""
     async with make_engine(Armed) as engine:
         run = await parked(engine, Armed)
         parts = engine._parts
@@ -379,7 +379,7 @@ async def test_a_signal_that_was_there_first_wins(make_engine: MakeEngine) -> No
 
 
 async def test_an_action_that_takes_everything_is_not_given_its_self(make_engine: MakeEngine) -> None:
-    """``**more`` is given what callers say, but for what the step calls its workflow."""
+    """``**more`` gets all undeclared inputs except one named like the step's own first parameter."""
 
     @workflow("act-everything")
     class Flow:
@@ -402,7 +402,7 @@ async def test_an_action_that_takes_everything_is_not_given_its_self(make_engine
 
 @pytest.mark.parametrize("where", ["one engine", "two engines"])
 async def test_of_many_calls_one_runs_the_step(make_engine: MakeEngine, where: str) -> None:
-    """Of simultaneous calls, also through two engines on one store, one runs the body, once; the others are told so."""
+    """Of many concurrent calls, also through two engines, one runs the step once, and the others are ActionNotOpen."""
     bodies: list[int] = []
 
     @workflow("act-once")
@@ -434,7 +434,7 @@ async def test_of_many_calls_one_runs_the_step(make_engine: MakeEngine, where: s
 
 
 async def test_a_second_call_is_refused(make_engine: MakeEngine) -> None:
-    """An action that was called is not open any more: the error names the status, the step and what is open instead."""
+    """A second call is ActionNotOpen, which names the run's status, its step and the open actions."""
     async with make_engine(Expense) as engine:
         run = await parked(engine, Expense)
         await engine.act(Expense.review, run.id, approved=True)
@@ -448,7 +448,7 @@ async def test_a_second_call_is_refused(make_engine: MakeEngine) -> None:
 
 
 async def test_an_action_of_another_workflow_is_not_open(make_engine: MakeEngine) -> None:
-    """The action of another workflow, and one that there is not, are not open on a run."""
+    """An action of another workflow, or an unknown one, is not open on a run."""
     async with make_engine(Expense, Armed) as engine:
         run = await parked(engine, Expense)
         for wrong in (Armed.review, "act_armed_review", "nothing", "submit"):
@@ -470,7 +470,7 @@ async def test_an_action_of_another_workflow_is_not_open(make_engine: MakeEngine
     ids=["missing", "wrong", "too long", "not storable"],
 )
 async def test_an_input_that_does_not_fit_changes_nothing(make_engine: MakeEngine, given: Any, text: str) -> None:
-    """It is refused before anything is written, and the run waits on."""
+    """An input that does not validate is refused before anything is written, and the run waits on."""
     async with make_engine(Expense) as engine:
         run = await parked(engine, Expense)
         with pytest.raises((errors.ActionInputInvalid, errors.LimitExceeded)) as caught:
@@ -480,7 +480,7 @@ async def test_an_input_that_does_not_fit_changes_nothing(make_engine: MakeEngin
 
 
 async def test_undeclared_input_is_left_out(make_engine: MakeEngine) -> None:
-    """What the step does not declare is dropped, and what the caller leaves out has its default."""
+    """Undeclared inputs are dropped, and missing ones have their defaults."""
     async with make_engine(Expense) as engine:
         run = await parked(engine, Expense)
         reviewed = await engine.act("review", run.id, approved=True, unknown=3, workflow_run_id=99)
@@ -488,7 +488,7 @@ async def test_undeclared_input_is_left_out(make_engine: MakeEngine) -> None:
 
 
 async def test_a_model_is_given_as_keywords_or_whole(make_engine: MakeEngine) -> None:
-    """The fields of an explicit model are the step's parameters; or one parameter of its type is given the whole."""
+    """The fields of an explicit input model are the step's parameters, or one parameter of its type gets the model."""
     seen: list[Any] = []
 
     @workflow("act-models")
@@ -517,7 +517,7 @@ async def test_a_model_is_given_as_keywords_or_whole(make_engine: MakeEngine) ->
 
 
 async def test_a_request_is_handed_on(make_engine: MakeEngine) -> None:
-    """A parameter ``request`` gets what called the action, if it is called here, and is no part of its input."""
+    """A parameter ``request`` gets the request given to ``act``, and is not part of the input or its schema."""
 
     class Request:
         user = "ann"
@@ -546,7 +546,7 @@ async def test_a_request_is_handed_on(make_engine: MakeEngine) -> None:
 
 
 async def test_what_an_action_raises_is_its_caller_s(make_engine: MakeEngine, log: list[EventDict]) -> None:
-    """The very error is raised to the caller; the run waits with its Context as it was, and history and log tell of it."""
+    """The caller gets the action's own error, history and log have it, and the run waits with its Context unchanged."""
     async with make_engine(Expense) as engine:
         run = await parked(engine, Expense)
         before = run.row
@@ -566,7 +566,7 @@ async def test_what_an_action_raises_is_its_caller_s(make_engine: MakeEngine, lo
 
 
 async def test_an_arm_that_raises_is_open_again(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """The whole wait is as it was, with its other arms and the rest of its time, which went on meanwhile."""
+    """If an action raises, the whole wait is restored: its other arms, and its deadline, which was not moved."""
     async with make_engine(Armed) as engine:
         run = await parked(engine, Armed)
         wake_at = run.wake_at
@@ -584,12 +584,12 @@ async def test_an_arm_that_raises_is_open_again(make_engine: MakeEngine, clock: 
 
 
 async def sent_to_review(engine: Engine, run: WorkflowRun[Any]) -> bool:
-    """Whether only the review is open."""
+    """Whether the review is the only open action."""
     return await names_of(engine, run) == ["act_armed_review"]
 
 
 async def test_a_signal_sent_meanwhile_reaches_an_arm_that_raises(make_engine: MakeEngine) -> None:
-    """While an action runs, the run waits for nothing: a signal to it is kept, and taken when the action has raised."""
+    """A signal sent while an action runs is buffered, and resumes the run if the action raises."""
     gate = asyncio.Event()
     begun = asyncio.Event()
 
@@ -636,7 +636,7 @@ async def test_a_signal_sent_meanwhile_reaches_an_arm_that_raises(make_engine: M
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
 async def test_no_retry_policy_applies(make_engine: MakeEngine, error: BaseException, raised: type[Exception]) -> None:
-    """Whatever an action raises puts the run back; what nobody could raise on is wrapped in ActionFailed."""
+    """Whatever an action raises, it is not retried; cancellations and the like reach the caller as ActionFailed."""
 
     @workflow("act-raising")
     class Flow:
@@ -659,7 +659,7 @@ async def test_no_retry_policy_applies(make_engine: MakeEngine, error: BaseExcep
 
 
 async def test_an_error_in_the_code_puts_the_run_back(make_engine: MakeEngine, log: list[EventDict]) -> None:
-    """Also what fails an ordinary step at once is raised to the caller of an action, who may be somebody else tomorrow."""
+    """Errors in an action's code are raised to the caller as well, and the run waits on."""
 
     @workflow("act-wrong")
     class Flow:
@@ -692,7 +692,7 @@ async def test_an_error_in_the_code_puts_the_run_back(make_engine: MakeEngine, l
 
 
 async def test_nothing_is_started_by_an_action_that_fails(make_engine: MakeEngine) -> None:
-    """What a step of an action starts is not committed when it raises, or when what it returns leads nowhere."""
+    """What an action starts is not committed if it raises, or if its command has an unknown target."""
 
     @workflow("act-starting")
     class Flow:
@@ -718,7 +718,7 @@ async def test_nothing_is_started_by_an_action_that_fails(make_engine: MakeEngin
 
 
 async def test_a_cancelled_action_tells_its_caller(make_engine: MakeEngine) -> None:
-    """Who calls an action of a run that is cancelled meanwhile hears of it."""
+    """If the run is cancelled while its action runs, the caller gets ActionFailed with the reason."""
     begun = asyncio.Event()
 
     @workflow("act-cancelled")
@@ -743,7 +743,7 @@ async def test_a_cancelled_action_tells_its_caller(make_engine: MakeEngine) -> N
 
 
 async def test_a_caller_who_leaves_stops_nothing(make_engine: MakeEngine) -> None:
-    """The action runs to its end when its caller is cancelled, or has no patience."""
+    """An action runs to its end even if its caller is cancelled."""
     gate, begun = asyncio.Event(), asyncio.Event()
 
     @workflow("act-impatient")

@@ -1,4 +1,4 @@
-"""Wrong arguments to every call of an engine, and every call of a closed one: refused, by a sentence that says why."""
+"""Every call of an engine with wrong arguments, and every call of a closed one, is refused with the reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Known:
 
 
 class Stranger:
-    """No workflow at all."""
+    """A class that is no workflow."""
 
 
 class Message(BaseModel):
@@ -282,7 +282,7 @@ async def test_a_closed_engine_says_so(make_engine: MakeEngine, name: str, when:
 
 
 def test_every_call_is_in_the_tables() -> None:
-    """A new public coroutine of the engine needs its rows here."""
+    """Every public coroutine of the engine has its rows in the tables above."""
     others = {"run_forever", "lifespan", "instruments", "registry", "definition_of", "reread", "iterate"}
     public = {name for name in dir(Engine) if not name.startswith("_")} - others
     assert public == set(CALLS)

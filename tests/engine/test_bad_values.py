@@ -1,4 +1,4 @@
-"""Values that no store can hold, or that JSON would lose, in signals, Contexts and filters: told at once, and alike."""
+"""Values that no store can hold, or that JSON would lose, in signals, events, Contexts and filters are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.engine.conftest import MakeEngine
 
 
 def nested(depth: int) -> list[Any]:
-    """Lists within lists."""
+    """Lists nested to this depth."""
     inner: list[Any] = []
     for _ in range(depth - 1):
         inner = [inner]
@@ -25,14 +25,14 @@ def nested(depth: int) -> list[Any]:
 
 
 def endless() -> list[Any]:
-    """A list that holds itself."""
+    """A list that contains itself."""
     inner: list[Any] = []
     inner.append(inner)
     return inner
 
 
 class Anything(BaseModel):
-    """A message that takes all."""
+    """A message with any value."""
 
     value: Any = None
     named: dict[int | str, str] = {}
@@ -76,7 +76,7 @@ VALUES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 @pytest.mark.parametrize("what", VALUES)
 @pytest.mark.parametrize("message", [False, True], ids=["payload", "message"])
 async def test_signal_that_cannot_be_kept_is_not_sent(make_engine: MakeEngine, what: str, message: bool) -> None:
-    """The error names the signal and the place, in our words; nothing was sent."""
+    """A signal with such a payload is refused, naming the signal and the place, and nothing is sent."""
     make, kind, text = VALUES[what]
     if message and kind is errors.SignalInvalid:
         text = "it does not survive JSON: value"
@@ -93,13 +93,13 @@ async def test_signal_that_cannot_be_kept_is_not_sent(make_engine: MakeEngine, w
 
 @dataclass
 class Thing:
-    """An entity that takes all."""
+    """An entity with a value of any type."""
 
     value: Any = None
 
 
 class Article(BaseModel):
-    """Another one, with a place for one more."""
+    """An entity with one more field."""
 
     value: Any = None
     thing: Thing | None = None
@@ -118,7 +118,7 @@ ENTITIES: dict[str, Callable[[Any], Any]] = {
 async def test_event_that_cannot_be_kept_is_not_emitted(
     make_engine: MakeEngine, what: str, kind_of_entity: str
 ) -> None:
-    """As of a signal: the error names the event and the place, in our words; nothing was recorded, nor by a step."""
+    """An event with such an entity is refused, from the engine and in a step, and nothing is recorded."""
     make, kind, text = VALUES[what]
     if kind is errors.SignalInvalid:
         lost = "its entity does not survive JSON: " + ("thing" if kind_of_entity == "nested" else "value")
@@ -148,7 +148,7 @@ async def test_event_that_cannot_be_kept_is_not_emitted(
 
 
 async def test_payload_whose_keys_stay_apart_is_sent(make_engine: MakeEngine) -> None:
-    """Numbers as keys become text, and none is lost; the same key in two mappings is none twice."""
+    """Keys of a payload that are numbers become text, as long as no two keys of one mapping become equal."""
     async with make_engine(Flow) as engine:
         run = await (await engine.start(Flow)).wait(5, until="parked")
         value = {1: "a", "2": [{"x": 1.5, "y": -0.0}, {"x": 10**30, "é\n": None}], 3: 1e16}
@@ -162,7 +162,7 @@ async def test_payload_whose_keys_stay_apart_is_sent(make_engine: MakeEngine) ->
     ids=["field", "nested", "Any"],
 )
 async def test_context_whose_keys_become_one_is_not_started(make_engine: MakeEngine, keywords: dict[str, Any]) -> None:
-    """A mapping that loses a value as JSON does not read back, which the start says."""
+    """A Context in which two keys of a mapping would become equal is refused by start."""
     async with make_engine(Flow, worker=False) as engine:
         with pytest.raises(
             errors.ContextInvalid,
@@ -219,7 +219,7 @@ DATA: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("value", [LONG, SURROGATES, NUL, "x" * (1 << 22)], ids=["long", "surrogate", "NUL", "huge"])
 @pytest.mark.parametrize("filter_", NAMES)
 async def test_filter_that_nothing_can_match_is_told(make_engine: MakeEngine, filter_: str, value: str) -> None:
-    """A name that no store can hold is refused before any store is asked, so every one behaves the same."""
+    """A filter with a name that no store can hold is LimitExceeded, in the same way with every store."""
     async with make_engine(Flow, worker=False) as engine:
         for call in (engine.runs, engine.count):
             with pytest.raises(errors.LimitExceeded) as caught:
@@ -229,7 +229,7 @@ async def test_filter_that_nothing_can_match_is_told(make_engine: MakeEngine, fi
 
 @pytest.mark.parametrize("what", DATA)
 async def test_data_that_nothing_can_match_is_told(make_engine: MakeEngine, what: str) -> None:
-    """So is a value that no Context can hold, or that is more than a question can ask for."""
+    """A data filter that no Context can match, or that is too large for a query, is LimitExceeded."""
     value, text = DATA[what]
     async with make_engine(Flow, worker=False) as engine:
         for call in (engine.runs, engine.count):
@@ -240,7 +240,7 @@ async def test_data_that_nothing_can_match_is_told(make_engine: MakeEngine, what
 
 
 async def test_filters_up_to_their_limits_work(make_engine: MakeEngine) -> None:
-    """What is just within the limits is found, in every store."""
+    """Filters exactly within the limits find the runs that match, in every store."""
     wide, deep, edge = list(range(198)), nested(8), [2**63 - 1, -(2**63), "é" * 100_000, "", 1e300]
     async with make_engine(Flow, worker=False) as engine:
         for value in (wide, deep, edge, {"x" * 200: {"": 1}}):
@@ -250,7 +250,7 @@ async def test_filters_up_to_their_limits_work(make_engine: MakeEngine) -> None:
 
 
 async def test_find_and_start_of_what_no_name_can_be(make_engine: MakeEngine) -> None:
-    """A name of megabytes is not repeated."""
+    """A name of megabytes is refused, and the error does not repeat it."""
     huge = "x" * (1 << 26)
     async with make_engine(Flow, worker=False) as engine:
         for name in (huge, SURROGATES):
