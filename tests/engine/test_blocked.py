@@ -1,4 +1,4 @@
-"""Code that changes while runs wait: a run that its code cannot take is parked, and goes on when it can."""
+"""Code that changes while runs wait: a run that its code cannot take is blocked, and goes on once it can."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ NAME = "blocked-order"
 
 
 def release(body: type, version: str = "1") -> type:
-    """The workflow as one release of the code has it: with the Context and the steps of ``body``.
+    """The workflow as one release of the code defines it: with the Context and the steps of ``body``.
 
-    All releases stand at the same place in the source, as those of a real workflow do.
+    All releases are defined at the same place in the source, like a real workflow.
     """
 
     @workflow(NAME, version=version, default_retry=Retry(base_delay=HOUR))
@@ -33,7 +33,7 @@ def release(body: type, version: str = "1") -> type:
 
 
 class First:
-    """What the runs begin with."""
+    """The code with which the runs start."""
 
     class Context(BaseModel):
         number: int = 0
@@ -48,7 +48,7 @@ class First:
 
 
 class Renamed:
-    """Somebody has renamed a step."""
+    """A release that has renamed a step."""
 
     Context = First.Context
 
@@ -62,7 +62,7 @@ class Renamed:
 
 
 class Changed(First):
-    """Somebody has given a field another type, and added one without a default."""
+    """A release with a field of another type, and a new field without a default."""
 
     class Context(BaseModel):
         number: bool = False
@@ -70,7 +70,7 @@ class Changed(First):
 
 
 class Second:
-    """Another version."""
+    """A release with another version."""
 
     class Context(BaseModel):
         size: int = 0
@@ -96,7 +96,7 @@ INVALID = (
 
 
 async def asleep(make_engine: MakeEngine, number: int = 7) -> WorkflowRun[Any]:
-    """A run of the first release that sleeps, and whose engine has closed."""
+    """A run of the first release that sleeps, after its engine has closed."""
     order = release(First)
     async with make_engine(order) as engine:
         run = await engine.start(order, number=number)
@@ -104,7 +104,7 @@ async def asleep(make_engine: MakeEngine, number: int = 7) -> WorkflowRun[Any]:
 
 
 async def waits_for(engine: Engine, run: WorkflowRun[Any], what: str) -> WorkflowRun[Any]:
-    """The run, as soon as it waits for this."""
+    """Wait until the run waits for this; returns the run."""
 
     async def found() -> WorkflowRun[Any] | None:
         row = await engine.get(run.id)
@@ -114,7 +114,7 @@ async def waits_for(engine: Engine, run: WorkflowRun[Any], what: str) -> Workflo
 
 
 async def goes_on(make_engine: MakeEngine, run: WorkflowRun[Any]) -> WorkflowRun[Any]:
-    """The run as it ends once the first release is back."""
+    """Open an engine with the first release, and check that the run completes."""
     async with make_engine(release(First)) as engine:
         run = await engine.wait(run.id, 5)
         assert (run.status, run.error, run.waiting_for) == ("completed", None, None)
@@ -122,14 +122,14 @@ async def goes_on(make_engine: MakeEngine, run: WorkflowRun[Any]) -> WorkflowRun
         return run
 
 
-# ---- parked, and on again
+# ---- blocked, and going on
 
 
 @pytest.mark.parametrize(("body", "reason"), [(Renamed, GONE), (Changed, INVALID)], ids=["step", "context"])
 async def test_run_that_its_code_cannot_take_is_parked(
     make_engine: MakeEngine, clock: ShiftedClock, body: type, reason: str
 ) -> None:
-    """It is blocked, with the reason, and not failed; with code that can take it it goes on by itself."""
+    """A run that its code cannot take is blocked with the reason, and not failed; with fitting code it goes on."""
     run = await asleep(make_engine)
     clock.shift(HOUR)
     async with make_engine(release(body)) as engine:
@@ -159,7 +159,7 @@ async def test_run_that_its_code_cannot_take_is_parked(
 async def test_validator_may_raise_anything(
     make_engine: MakeEngine, clock: ShiftedClock, error: type[Exception]
 ) -> None:
-    """A validator that raises what pydantic lets through refuses the Context all the same; the engine works on."""
+    """If a validator raises anything on a stored Context, the run is blocked, and other runs go on."""
 
     class Broken(First):
         class Context(BaseModel):
@@ -185,7 +185,7 @@ async def test_validator_may_raise_anything(
 async def test_engine_opens_though_a_blocked_run_trips_a_validator(
     make_engine: MakeEngine, clock: ShiftedClock
 ) -> None:
-    """A blocked run whose Context makes a validator stumble keeps no engine from opening and working."""
+    """A blocked run whose Context makes a validator raise does not keep an engine from opening and working."""
 
     class Broken(First):
         class Context(BaseModel):
@@ -212,7 +212,7 @@ async def test_engine_opens_though_a_blocked_run_trips_a_validator(
 async def test_run_of_unknown_code_waits_for_it(
     make_engine: MakeEngine, clock: ShiftedClock, store_url: Any, known: Callable[[], type], sleeps: bool
 ) -> None:
-    """A run whose workflow or version this process does not know never fails, and goes on when it is known again."""
+    """A run whose workflow or version is unknown never fails, and goes on once it is known again."""
     if sleeps:
         run = await asleep(make_engine)
         clock.shift(HOUR)
@@ -222,11 +222,11 @@ async def test_run_of_unknown_code_waits_for_it(
             run = await engine.start(order, number=7)
     flow = known()
     async with make_engine(flow) as engine:
-        if isinstance(store_url, str):  # one process works the file: it alone can say so
+        if isinstance(store_url, str):  # only one process uses the file, so it can block the run
             run = await waits_for(engine, run, "blocked")
             assert (run.status, run.error, run.ended_at) == ("waiting", UNKNOWN, None)
             assert run.current_step == ("ship" if sleeps else "pay")
-        else:  # other workers may know it, so it need not be parked
+        else:  # other workers may know the workflow, so the run need not be blocked
             await engine.process_scheduled()
             assert (await (await engine.start(flow)).wait(5)).status == "completed"
             await wait_until(lambda: idle(engine))
@@ -243,7 +243,7 @@ async def test_run_of_unknown_code_waits_for_it(
 async def test_all_blocked_runs_go_on(
     make_engine: MakeEngine, clock: ShiftedClock, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
-    """However many were blocked, all go on, a few at a time, also over several looks; whose Context is still refused stay."""
+    """All blocked runs go on once the code is back, page by page, except those whose Context is still refused."""
     monkeypatch.setattr("aioflow.scheduler._PAGE", page)
     monkeypatch.setattr("aioflow.scheduler._PAGES", 2)
     order = release(First)
@@ -279,7 +279,7 @@ async def test_all_blocked_runs_go_on(
 
 
 async def test_blocked_run_can_be_cancelled(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A blocked run is cancelled like any other that waits, and stays so when its code is back."""
+    """A blocked run can be cancelled, and stays cancelled when its code is back."""
     run = await asleep(make_engine)
     clock.shift(HOUR)
     async with make_engine(release(Renamed)) as engine:
@@ -337,7 +337,7 @@ async def test_blocked_visit_keeps_its_key_and_attempt(
 
 
 async def test_step_that_was_interrupted_keeps_its_key(make_engine: MakeEngine) -> None:
-    """A step stopped by a shutdown, then blocked by a bad release, runs again with its step key and attempt."""
+    """A step that was stopped at shutdown, and then blocked, runs again with the same step key and attempt."""
     gate, seen = asyncio.Event(), []
 
     class Slow(First):
@@ -362,11 +362,11 @@ async def test_step_that_was_interrupted_keeps_its_key(make_engine: MakeEngine) 
     assert seen[0][0] == 1
 
 
-# ---- what blocks nobody
+# ---- changes that block no run
 
 
 async def test_old_runs_run_old_code(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """With two versions registered each run goes on with the one it started with; new runs have the newer one."""
+    """With two versions registered, each run goes on with the one it started with, and new runs get the newer one."""
     run = await asleep(make_engine)
     old, new = release(First), release(Second, "2")
     async with make_engine(old, new) as engine:
@@ -386,7 +386,7 @@ async def test_old_runs_run_old_code(make_engine: MakeEngine, clock: ShiftedCloc
 
 
 async def test_fields_that_come_with_a_default_or_go_block_nobody(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A new field has its default, and one that is no longer declared keeps its value."""
+    """A run is not blocked by a new field with a default, nor by a removed field, whose value it keeps."""
     run = await asleep(make_engine)
 
     class Grown(First):
@@ -403,11 +403,11 @@ async def test_fields_that_come_with_a_default_or_go_block_nobody(make_engine: M
         assert (await engine.wait(run.id, 5)).data == {"size": 3, "number": 7, "seen": [3, 7]}
 
 
-# ---- without a restart
+# ---- code that comes without a restart
 
 
 async def test_code_that_comes_while_the_engine_works_is_taken_up(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """An engine that knows all that is imported lets blocked runs go on as soon as their code is there."""
+    """An engine that knows all registered workflows unblocks runs as soon as their code is defined."""
     run = await asleep(make_engine)
     release(Renamed)
     clock.shift(HOUR)
@@ -420,13 +420,13 @@ async def test_code_that_comes_while_the_engine_works_is_taken_up(make_engine: M
 async def test_worker_with_the_code_takes_what_one_without_it_parked(
     make_engine: MakeEngine, clock: ShiftedClock, store_url: Any
 ) -> None:
-    """Beside a worker that does not know a workflow, as in a rolling deploy, one that does carries its runs on."""
+    """A run that is due while one worker lacks its code, as in a rolling deploy, is run by a worker that has it."""
     run = await asleep(make_engine)
     without, knowing = make_engine(Other), make_engine(release(First))
     async with without, knowing:
         clock.shift(HOUR)
-        await without.process_scheduled()  # the one without the code is the first to see that it is due
-        if isinstance(store_url, str):  # one process at a time works a file: the other is its successor
+        await without.process_scheduled()  # so that the one without the code sees it first
+        if isinstance(store_url, str):  # only one process at a time uses a file: the other takes over
             await waits_for(without, run, "blocked")
             await without.__aexit__(None, None, None)
         assert (await knowing.wait(run.id, 4)).data["by"] == "first release"

@@ -1,4 +1,4 @@
-"""Events whose workflow nobody has any more: their starts are blocked, and made when somebody comes who has it."""
+"""Events whose workflow no worker knows: their starts are blocked, and made once a worker knows it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.engine.conftest import MakeEngine, ShiftedClock
 from tests.support import wait_until
 
 HOUR = timedelta(hours=1)
-#: What a worker says of a workflow that others may know.
+#: The log event of a start whose workflow is unknown.
 BLOCKED = "starts of a workflow that this worker does not know are blocked, until one comes that does"
 
 
 @workflow("bs-other")
 class Other:
-    """What the engine has beside."""
+    """The other workflow of the engine."""
 
     class Context(BaseModel):
         pass
@@ -39,7 +39,7 @@ class Other:
 
 
 def release(name: str, event: str, begun: list[str] | None = None) -> type:
-    """The workflow that an event starts, in code that still has it, or has it again."""
+    """A release of the code that has the workflow which the event starts."""
 
     @event_workflow(event, name=name)
     class Greets:
@@ -53,13 +53,13 @@ def release(name: str, event: str, begun: list[str] | None = None) -> type:
 
 
 async def counts(engine: Engine) -> tuple[int, int, int]:
-    """Planned starts, those that fail, and those that are blocked."""
+    """How many starts are planned, failing and blocked."""
     stats = await engine.stats()
     return stats.planned, stats.failing, stats.blocked_starts
 
 
 async def all_blocked(engine: Engine, count: int) -> None:
-    """Until so many are."""
+    """Wait until this many starts are blocked, and no others are planned."""
 
     async def blocked() -> bool:
         return await counts(engine) == (count, 0, count)
@@ -68,23 +68,23 @@ async def all_blocked(engine: Engine, count: int) -> None:
 
 
 async def due(engine: Engine) -> list[Deadline]:
-    """Every plan that anybody will ever look at."""
+    """Every plan that the store still reports as due at some time."""
     assert engine._parts is not None
     return await engine._parts.store.due(START, (LAST_INSTANT, 1 << 62), 1_000, engine._parts.clock.micros(), "plan")
 
 
 async def tell(engine: Engine, name: str, event: str) -> None:
-    """Tell the store what an earlier release of the code listened to."""
+    """Register a listener in the store, as an earlier release of the code did."""
     assert engine._parts is not None
     await engine._parts.committer.commit(Listen((name,), (Listener(name, event, "*", 0),)))
 
 
 async def test_a_start_without_code_is_blocked(make_engine: MakeEngine, log: list[EventDict]) -> None:
-    """It is seen in stats() and once in the log, and nobody looks at it any more; a restart with the code makes it."""
+    """The starts of an unknown workflow are blocked: counted, logged once, no longer due, and made by later code."""
     begun: list[str] = []
     flow = release("bs-gone", "bs-visit", begun)
     async with make_engine(flow):
-        pass  # tells the store who listens
+        pass  # registers the listeners in the store
     for blocked in (2, 4):
         async with make_engine(Other) as engine:
             await engine.emit("bs-visit")
@@ -106,8 +106,8 @@ async def test_a_start_without_code_is_blocked(make_engine: MakeEngine, log: lis
 async def test_code_that_is_defined_later_makes_it_at_once(
     make_engine: MakeEngine, clock: ShiftedClock, later: bool
 ) -> None:
-    """In the very process that has blocked it."""
-    name, begun = f"bs-{uuid4()}", []  # no engine has ever known it
+    """A blocked start is made by the same process once the workflow is defined, at once or an hour later."""
+    name, begun = f"bs-{uuid4()}", []  # no engine has known it before
     async with make_engine() as engine:
         await tell(engine, name, name)
         await engine.emit(name)
@@ -120,7 +120,7 @@ async def test_code_that_is_defined_later_makes_it_at_once(
 
 
 async def test_code_that_comes_while_it_is_being_blocked(make_engine: MakeEngine, store_url: str | Store) -> None:
-    """Is told apart from code that came before: the start is made."""
+    """A workflow that is defined while its start is being blocked, or just after, is started."""
     names = [f"bs-{uuid4()}" for _ in range(20)]
     begun: list[str] = []
     async with make_engine() as engine:
@@ -136,7 +136,7 @@ async def test_code_that_comes_while_it_is_being_blocked(make_engine: MakeEngine
 
 
 async def test_a_client_blocks_nothing(make_engine: MakeEngine) -> None:
-    """Its process_scheduled leaves to workers what it does not know."""
+    """process_scheduled of a client leaves the start of an unknown workflow to workers, and does not block it."""
     begun: list[str] = []
     flow = release("bs-workers", "bs-visit", begun)
     async with make_engine(flow):
@@ -150,7 +150,7 @@ async def test_a_client_blocks_nothing(make_engine: MakeEngine) -> None:
 
 
 async def test_what_a_cancelled_or_moved_event_has_blocked(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Goes with it: of one that was moved only the new occurrence is started."""
+    """Cancelling or moving an event removes its blocked start; only the new occurrence is started later."""
     begun: list[str] = []
     flow = release("bs-moved", "bs-visit", begun)
     async with make_engine(flow):
@@ -172,7 +172,7 @@ async def test_what_a_cancelled_or_moved_event_has_blocked(make_engine: MakeEngi
 
 @pytest.mark.parametrize("store_url", ["memory", "postgres"], indirect=True)
 async def test_a_worker_that_has_the_code_makes_what_another_has_blocked(make_engine: MakeEngine) -> None:
-    """Where several work, whoever comes first to what is due need not be the one who has its code."""
+    """With two workers, starts that the one without the code sees first are made by the one that has it."""
     begun: list[str] = []
     flow = release("bs-elsewhere", "bs-visit", begun)
     async with make_engine(flow), make_engine(Other) as other:
@@ -183,7 +183,7 @@ async def test_a_worker_that_has_the_code_makes_what_another_has_blocked(make_en
 
 
 async def test_many_are_blocked_and_made(make_engine: MakeEngine) -> None:
-    """More than are looked at together, and each is started once."""
+    """More starts than fit into one page are blocked, and each is made once later."""
     begun: list[str] = []
     flow = release("bs-many", "bs-visit", begun)
     async with make_engine(flow):

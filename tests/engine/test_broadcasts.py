@@ -1,4 +1,4 @@
-"""Signals to everybody: every run that waits for the name now, once, and nobody later."""
+"""Broadcasts: signals to every run that waits for the name now, once, and to none that waits later."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.engine.conftest import MakeEngine, kinds_of, moved_on
 
 @workflow("broadcasts-order")
 class Order:
-    """Waits for "paid" or "go", and takes it as often as it is told."""
+    """Waits for "paid" or "go", as many times as its Context says."""
 
     class Context(BaseModel):
         model_config = ConfigDict(extra="forbid")
@@ -33,13 +33,13 @@ class Order:
 
 
 async def parked(engine: Engine, order: Any, options: StartOptions | None = None, **context: Any) -> WorkflowRun[Any]:
-    """A new run, as soon as it waits."""
+    """Start a run; returns it once it is parked."""
     run: WorkflowRun[Any] = await engine.start(order, options or StartOptions(), **context)
     return await run.wait(5, until="parked")
 
 
 async def test_everybody_who_waits_gets_it(make_engine: MakeEngine) -> None:
-    """All runs that wait for the name take it, whatever their keys, and the receipt names them."""
+    """All runs that wait for the name take a broadcast, whatever their keys, and the receipt lists them."""
     async with make_engine(Order) as engine:
         runs = [await parked(engine, Order, StartOptions(key=f"order-{i}")) for i in range(20)]
         receipt = await engine.signal("paid", {"amount": 5})
@@ -51,7 +51,7 @@ async def test_everybody_who_waits_gets_it(make_engine: MakeEngine) -> None:
 
 
 async def test_nobody_waits(make_engine: MakeEngine) -> None:
-    """A broadcast that nobody waits for is gone: a wait that begins later does not take it."""
+    """A broadcast that no run waits for is dropped: a later wait does not take it."""
     async with make_engine(Order) as engine:
         receipt = await engine.signal("paid", {"amount": 5})
         assert (receipt.state, receipt.delivered, receipt.rejected) == ("none", [], {})
@@ -63,7 +63,7 @@ async def test_nobody_waits(make_engine: MakeEngine) -> None:
 
 
 async def test_some_reject_it(make_engine: MakeEngine) -> None:
-    """Those it fits take it, the others say why not and wait on."""
+    """Runs that a broadcast fits take it; the others are listed as rejected, with the reason, and wait on."""
 
     @workflow("broadcasts-text")
     class Text:
@@ -91,7 +91,7 @@ async def test_some_reject_it(make_engine: MakeEngine) -> None:
 
 
 async def test_copy_dies_with_the_wait_it_was_made_for(make_engine: MakeEngine, log: list[Any]) -> None:
-    """Of two broadcasts at once each run takes what its present wait is for, and no copy is kept for a later wait."""
+    """Of concurrent broadcasts a run takes only those for its current wait, and no copy is kept for a later one."""
     async with make_engine(Order) as engine:
         runs = [await parked(engine, Order, times=3) for _ in range(5)]
         receipts = await asyncio.gather(engine.signal("paid"), engine.signal("go"), engine.signal("go"))
@@ -106,7 +106,7 @@ async def test_copy_dies_with_the_wait_it_was_made_for(make_engine: MakeEngine, 
 
 
 async def test_each_broadcast_is_taken_once(make_engine: MakeEngine) -> None:
-    """A run that waits again after each takes broadcasts one by one."""
+    """A run that waits again after each broadcast takes them one by one."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order, times=10)
         for amount in range(10):
@@ -118,7 +118,7 @@ async def test_each_broadcast_is_taken_once(make_engine: MakeEngine) -> None:
 
 
 async def test_broadcast_with_an_id_is_sent_once(make_engine: MakeEngine) -> None:
-    """A broadcast with a signal_id reaches those who wait at the first call alone, and the second tells who they were."""
+    """A broadcast with a signal_id is sent once: a second call sends nothing and gives the first receipt."""
     async with make_engine(Order) as engine:
         one = await parked(engine, Order)
         first = await engine.signal("paid", signal_id="once")
@@ -132,7 +132,7 @@ async def test_broadcast_with_an_id_is_sent_once(make_engine: MakeEngine) -> Non
 
 
 async def test_client_broadcasts(make_engine: MakeEngine) -> None:
-    """A broadcast from a client reaches the runs of a worker, also if the client knows no code of theirs."""
+    """A broadcast from a client reaches the runs of a worker, even if the client does not know their workflow."""
     async with make_engine(Order) as engine:
         for workflows in ([Order], [Other]):
             runs = [await parked(engine, Order) for _ in range(3)]
@@ -145,7 +145,7 @@ async def test_client_broadcasts(make_engine: MakeEngine) -> None:
 
 @workflow("broadcasts-other")
 class Other:
-    """All that a client knows."""
+    """The only workflow that the client knows."""
 
     class Context(BaseModel):
         pass

@@ -1,4 +1,4 @@
-"""Cancelling runs: in every status, against every race, from any engine."""
+"""Cancelling runs: in every status, with races, and from any engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Nothing(BaseModel):
 
 
 async def test_step_that_runs_is_cancelled(make_engine: MakeEngine) -> None:
-    """An async step gets a CancelledError; the run is cancelled with its reason, and the step's changes are dropped."""
+    """An async step of a cancelled run gets a CancelledError, and its changes are discarded; the run has the reason."""
     inside, seen = asyncio.Event(), []
 
     @workflow("cancel-running")
@@ -66,7 +66,7 @@ async def test_step_that_runs_is_cancelled(make_engine: MakeEngine) -> None:
 
 
 async def test_thread_of_a_cancelled_run_is_left_alone(make_engine: MakeEngine) -> None:
-    """A sync step cannot be stopped: it runs on, and what it returns is dropped."""
+    """A sync step of a cancelled run goes on in its thread, and its result is discarded."""
     gate, path = threading.Event(), []
 
     @workflow("cancel-thread")
@@ -112,7 +112,7 @@ async def test_thread_of_a_cancelled_run_is_left_alone(make_engine: MakeEngine) 
 
 
 async def test_run_can_cancel_itself(make_engine: MakeEngine) -> None:
-    """A step that has its own run cancelled is stopped like any other, and others go on."""
+    """A step may cancel its own run, and is then stopped; other runs go on."""
 
     @workflow("cancel-itself")
     class Flow:
@@ -144,7 +144,7 @@ async def test_run_can_cancel_itself(make_engine: MakeEngine) -> None:
 
 @workflow("cancel-waits", default_retry=Retry(base_delay=HOUR, max_delay=HOUR))
 class Waits:
-    """Waits as it is told; it must never go on."""
+    """Waits in the way that its Context says, and fails if it goes on."""
 
     class Context(BaseModel):
         way: str
@@ -173,7 +173,7 @@ class Waits:
 async def test_waiting_run_is_cancelled_and_its_timer_never_fires(
     make_engine: MakeEngine, clock: ShiftedClock, way: str, waiting_for: str, client: bool
 ) -> None:
-    """A run that waits, whatever for, is cancelled by any engine; when its time comes nothing happens."""
+    """A waiting run, whatever it waits for, can be cancelled by any engine, and its timer then does nothing."""
     options = StartOptions(delay=HOUR) if way == "start" else StartOptions()
     async with make_engine(Waits) as engine, make_engine(Waits, worker=False) as other:
         run = await engine.start(Waits, options, way=way)
@@ -195,7 +195,7 @@ async def test_waiting_run_is_cancelled_and_its_timer_never_fires(
 
 
 async def test_cancelled_runs_timer_does_not_hide_others(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Of many runs that are due at once the cancelled ones stay where they are, and all others go on."""
+    """Of many runs due at once, cancelled ones stay cancelled, and all others wake."""
     async with make_engine(Waits) as engine:
         runs = [await engine.start(Waits, way="sleep") for _ in range(60)]
         for run in runs:
@@ -212,7 +212,7 @@ async def test_cancelled_runs_timer_does_not_hide_others(make_engine: MakeEngine
 
 
 async def test_ended_run_is_left_alone(make_engine: MakeEngine) -> None:
-    """Cancel says False of a run that has ended, however it ended, and changes nothing."""
+    """Cancelling a run that has ended, in whatever way, returns False and changes nothing."""
     async with make_engine(Waits) as engine:
         completed = await run_of(engine, Waits, way="on")
         cancelled = await engine.start(Waits, way="sleep")
@@ -227,7 +227,7 @@ async def test_ended_run_is_left_alone(make_engine: MakeEngine) -> None:
 
 
 async def test_cancel_wants_an_id_and_a_reason(make_engine: MakeEngine) -> None:
-    """An unknown run is RunNotFound, a reason that is no text a TypeError."""
+    """Cancelling an unknown run is RunNotFound, and a reason that is no string is a TypeError."""
     async with make_engine(Waits) as engine:
         with pytest.raises(errors.RunNotFound, match=r"^There is no run 4711 in this store\."):
             await engine.cancel(4711, "gone")
@@ -241,7 +241,7 @@ async def test_cancel_wants_an_id_and_a_reason(make_engine: MakeEngine) -> None:
     ("reason", "kept"), [("", ""), ("two\nlines ✓", "two\nlines ✓"), ("a\0b", "a\\0b"), ("\ud800", "\\ud800")]
 )
 async def test_reason_is_kept(make_engine: MakeEngine, reason: str, kept: str) -> None:
-    """Run.error and the history row have the reason, as text that every store can hold."""
+    """``run.error`` and the history have the reason, as text that every store can hold."""
     async with make_engine(Waits) as engine:
         run = await engine.start(Waits, way="sleep")
         assert await engine.cancel(run.id, reason)
@@ -251,7 +251,7 @@ async def test_reason_is_kept(make_engine: MakeEngine, reason: str, kept: str) -
 
 
 async def test_only_one_of_many_cancels_counts(make_engine: MakeEngine) -> None:
-    """Of fifty that cancel a run at once, from two engines, one is told True, and its reason is kept."""
+    """Of fifty concurrent cancels of a run, from two engines, one returns True, and its reason is stored."""
     async with make_engine(Waits) as engine, make_engine(Waits, worker=False) as other:
         run = await engine.start(Waits, way="sleep")
         calls = [(engine, other)[number % 2].cancel(run.id, str(number)) for number in range(50)]

@@ -1,4 +1,4 @@
-"""Cancels that race steps, timers and other engines: whoever comes first, everything tells the same story."""
+"""Cancels that race with steps, timers and other engines: row, history and return value always agree."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Sleeper:
 
 @pytest.mark.parametrize("first", ["step", "cancel"])
 async def test_cancel_races_a_step_that_ends(make_engine: MakeEngine, first: str) -> None:
-    """Whichever comes first, the row, the history and what cancel returned tell the same story."""
+    """If a cancel races with the end of a step, the row, the history and the returned value agree."""
     gates: dict[int, asyncio.Event] = {}
 
     @workflow("cancel-race")
@@ -90,7 +90,7 @@ async def test_cancel_races_a_step_that_ends(make_engine: MakeEngine, first: str
 
 
 async def test_cancel_races_a_timer(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Of runs that are cancelled just as they are due, each ends once: cancelled, or on its way before that."""
+    """Runs that are cancelled just as they are due each end once, cancelled or completed."""
     async with make_engine(Sleeper) as engine:
         runs = [await engine.start(Sleeper) for _ in range(100)]
         for run in runs:
@@ -129,7 +129,7 @@ async def _cancelled_from_a_client(make_engine: MakeEngine, flow: type, begun: C
 
 
 async def test_client_cancels_a_run_that_executes_elsewhere(make_engine: MakeEngine) -> None:
-    """An engine stops a step whose run another engine has cancelled, also one that would never end by itself."""
+    """A step is stopped if another engine cancels its run, even if the step would never end."""
     inside, seen = asyncio.Event(), []
 
     @workflow("cancel-afar")
@@ -150,7 +150,7 @@ async def test_client_cancels_a_run_that_executes_elsewhere(make_engine: MakeEng
 
 
 async def test_step_that_ends_after_a_cancel_from_afar_is_refused(make_engine: MakeEngine) -> None:
-    """A step that ends before its engine has heard of the cancel commits nothing."""
+    """A step that ends after another engine has cancelled its run commits nothing."""
     gate, inside, went_on = asyncio.Event(), asyncio.Event(), []
 
     @workflow("cancel-afar-ends")

@@ -1,4 +1,4 @@
-"""Engines whose task is cancelled: while they are open, while they close, and while they open."""
+"""Engines whose task is cancelled: while they are open, closing or opening."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Order:
 
 
 async def test_engine_in_a_cancelled_scope_closes(make_engine: MakeEngine) -> None:
-    """An anyio scope that is cancelled around an engine lets it drain: steps that end in time are committed."""
+    """If an anyio scope around an engine is cancelled, the engine drains: steps that end in time are committed."""
     slow = Slow()
     engine = make_engine(slow.workflow)
     with anyio.CancelScope() as scope:
@@ -49,7 +49,7 @@ async def test_engine_in_a_cancelled_scope_closes(make_engine: MakeEngine) -> No
 
 
 async def test_engine_whose_task_is_cancelled_again_and_again_closes(make_engine: MakeEngine) -> None:
-    """A task that is cancelled, also while it closes the engine, closes it to the end and is cancelled then."""
+    """A task that is cancelled repeatedly, even while it closes the engine, closes it first and is then cancelled."""
     slow = Slow()
     engine = make_engine(slow.workflow)
 
@@ -74,7 +74,7 @@ async def test_engine_whose_task_is_cancelled_again_and_again_closes(make_engine
 
 @pytest.mark.parametrize("how", ["task", "task again and again", "scope"])
 async def test_open_that_is_cancelled_leaves_nothing(make_engine: MakeEngine, how: str) -> None:
-    """Wherever an opening is cancelled, it opens or leaves nothing behind, and the engine can be opened again."""
+    """Wherever an opening is cancelled, the engine is open or nothing is left, and it can be opened again."""
     engine = make_engine(Order)
     before = asyncio.all_tasks()
 
@@ -84,7 +84,7 @@ async def test_open_that_is_cancelled_leaves_nothing(make_engine: MakeEngine, ho
                 pass
 
     async def opened(turns: int) -> int:
-        """Cancel the opening after so many turns of the loop; how many turns it took in all."""
+        """Cancel the opening after this many turns of the loop; returns how many turns it took."""
         scope = anyio.CancelScope()
         task = asyncio.ensure_future(opens(scope))
         taken = 0
@@ -106,7 +106,7 @@ async def test_open_that_is_cancelled_leaves_nothing(make_engine: MakeEngine, ho
 
 
 class Opens(MemoryStore):
-    """Opens, fails to open, and closes, when it is let."""
+    """A store whose opening and closing wait until the test lets them go on, and whose opening may fail."""
 
     def __init__(self, *, fails: bool) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Opens(MemoryStore):
 
 
 async def test_scope_around_an_opening_catches_its_own() -> None:
-    """An anyio scope whose time is over, or that was cancelled before, ends an opening as it ends anything."""
+    """An anyio scope that times out, or was cancelled before, also ends the opening of an engine."""
     store = Opens(fails=False)
     with anyio.move_on_after(0.01) as scope:
         async with Engine(store):
@@ -148,7 +148,7 @@ async def test_scope_around_an_opening_catches_its_own() -> None:
 
 @pytest.mark.parametrize("native", [True, False], ids=["task", "scope"])
 async def test_undoing_an_opening_is_not_cut_short(native: bool) -> None:
-    """Who is cancelled while an opening that has failed closes its store is so when that is closed."""
+    """If an opening fails and its task is cancelled, the store is closed before the task ends."""
     store = Opens(fails=True)
     scope = anyio.CancelScope()
 

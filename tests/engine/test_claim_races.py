@@ -1,4 +1,4 @@
-"""What a worker is told of its runs, when meanwhile it has gone on with them."""
+"""Races between a worker and what the store tells it of its runs: claims, commits and leases that are late."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support import wait_until
 
 
 class SlowClaims(MemoryStore):
-    """A store that claims in two halves, when it is told to: it waits before it looks, and before it answers."""
+    """A store whose next claim, when ``slow`` is set, waits before it looks and before it answers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class SlowClaims(MemoryStore):
 
 
 class LosingRuns(MemoryStore):
-    """A store that loses the reply to a goto, and has given the run to another worker when it is asked again."""
+    """A store that loses the reply to a goto, and by then has given the run to another worker."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class LosingRuns(MemoryStore):
 
 
 class LosingLeases(MemoryStore):
-    """A store under which ``engine`` loses its lease, once, while a transition of a kind is being committed."""
+    """A store that makes ``engine`` lose its lease, once, when a transition of this kind is being committed."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class LosingLeases(MemoryStore):
         self.lost, self.go_on = asyncio.Event(), asyncio.Event()
 
     def is_lost_by(self, changes: Sequence[Change]) -> bool:
-        """Whether the lease was lost just now, for these."""
+        """Whether the lease was lost just now, as these changes were being committed."""
         concerns = any(isinstance(change, Move) and change.transition.kind == self.kind for change in changes)
         if not concerns or self.engine is None or self.lost.is_set():
             return False
@@ -94,7 +94,7 @@ class LosingLeases(MemoryStore):
 
 
 class LateCommits(LosingLeases):
-    """It takes its time then to commit it."""
+    """Then commits the transition only when the test lets it."""
 
     async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
         if self.is_lost_by(changes):
@@ -103,7 +103,7 @@ class LateCommits(LosingLeases):
 
 
 class LateAnswers(LosingLeases):
-    """It commits it at once then, and takes its time to say so."""
+    """Then commits the transition at once, but answers only when the test lets it."""
 
     async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
         lost = self.is_lost_by(changes)
@@ -114,7 +114,7 @@ class LateAnswers(LosingLeases):
 
 
 class TakenOver(LateAnswers):
-    """Another has the run by then."""
+    """And another worker has claimed the run by then."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
@@ -128,7 +128,7 @@ class TakenOver(LateAnswers):
 
 
 class LateAndTaken(LosingLeases):
-    """It takes its time then to commit it, and another has the run when it says so; after that it tells of nobody's runs."""
+    """Then commits late, and another worker has the run by the answer; later claims fail."""
 
     async def claim(self, worker: int, **arguments: Any) -> Claim:
         if self.go_on.is_set():
@@ -147,11 +147,11 @@ class LateAndTaken(LosingLeases):
 
 
 class Calls(BaseModel):
-    """A Context of nothing."""
+    """A Context without fields."""
 
 
 async def test_a_claim_that_comes_late_does_not_repeat_a_step() -> None:
-    """A run that began and parked between the store's look and its answer is not taken for one that was lost."""
+    """A run that started and parked between a claim's read and its answer is not started again by that claim."""
     calls: list[object] = []
     go_on = asyncio.Event()
 
@@ -178,7 +178,7 @@ async def test_a_claim_that_comes_late_does_not_repeat_a_step() -> None:
 
 
 async def test_a_run_that_was_taken_over_is_not_gone_on_with() -> None:
-    """A commit whose reply was lost tells, offered again, of a run that has another owner, and that one's fence."""
+    """If the reply to a commit is lost and another worker has the run by then, the first does not go on with it."""
     calls: list[object] = []
 
     async def first(self: object) -> Command:
@@ -201,7 +201,7 @@ async def test_a_run_that_was_taken_over_is_not_gone_on_with() -> None:
 
 
 async def test_a_worker_without_its_lease_begins_nothing() -> None:
-    """What it was committing may be applied; it goes on with the run once it works again, not before."""
+    """A worker that loses its lease during a commit goes on with the run only once it has a lease again."""
     working: list[bool] = []
 
     async def first(self: object) -> Command:
@@ -223,7 +223,7 @@ async def test_a_worker_without_its_lease_begins_nothing() -> None:
 
 
 async def test_a_claim_that_comes_late_gets_no_slot_that_was_promised_since() -> None:
-    """Of a run that was claimed and one that was started before the claim was answered, one waits for the other."""
+    """With one slot, a claimed run and one started before the claim was answered execute one after the other."""
     inside: list[object] = []
     most: list[int] = []
     gate = asyncio.Event()
@@ -257,7 +257,7 @@ async def test_a_claim_that_comes_late_gets_no_slot_that_was_promised_since() ->
 
 
 async def test_what_waits_for_a_slot_is_given_back_at_the_end() -> None:
-    """An engine that closes does not wait for a run that has no slot, and leaves it to the next."""
+    """A claimed run that has no slot when the engine closes is given back, and the next engine runs it."""
     begun: list[int] = []
     gate = asyncio.Event()
 
@@ -289,7 +289,7 @@ async def test_what_waits_for_a_slot_is_given_back_at_the_end() -> None:
 
 
 async def test_who_begins_to_work_has_a_whole_lease(clock: ShiftedClock) -> None:
-    """However long the store took to answer, nobody takes over from a worker that has just begun."""
+    """A worker that has just opened holds its whole lease, even if the store took most of it to answer."""
     begun = asyncio.Event()
 
     async def first(self: object) -> Command:
@@ -319,7 +319,7 @@ async def test_who_begins_to_work_has_a_whole_lease(clock: ShiftedClock) -> None
 
 
 async def test_a_step_whose_run_has_gone_on_is_stopped() -> None:
-    """A step that was begun anew, as it was not known that the first one's transition would be committed, is in vain."""
+    """A step begun a second time, as its transition was not known to be committed, is stopped once that is known."""
     calls: list[str] = []
 
     async def first(self: object) -> Command:
@@ -336,7 +336,7 @@ async def test_a_step_whose_run_has_gone_on_is_stopped() -> None:
 
     store, order = LateCommits("sleep"), flow(Calls, first)
     async with Engine(store) as engine:
-        await ended(engine, order)  # so that nothing else is to be committed when it loses its lease
+        await ended(engine, order)  # so that nothing else is committed when it loses its lease
         store.engine = engine
         run = await engine.start(order)
         await wait_until(lambda: len(calls) == 3)
@@ -349,7 +349,7 @@ async def test_a_step_whose_run_has_gone_on_is_stopped() -> None:
 
 
 def in_vain(calls: list[str]) -> Callable[[Any], Any]:
-    """A step that ends the first run, leads the second one on, and does not end when it is begun anew."""
+    """A step that completes the first run, sends the second one on, and blocks the third time, until it is stopped."""
 
     async def first(self: object) -> Command:
         calls.append("first")
@@ -366,7 +366,7 @@ def in_vain(calls: list[str]) -> Callable[[Any], Any]:
 
 
 async def test_a_run_that_was_begun_anew_goes_on_from_where_it_has_come_to() -> None:
-    """So does one that has gone on to its next step meanwhile: that begins once, and the step before it is stopped."""
+    """A step begun a second time is stopped once its goto is known, and the run goes on with the next step, once."""
     calls: list[str] = []
 
     async def second(self: object) -> Command:
@@ -386,7 +386,7 @@ async def test_a_run_that_was_begun_anew_goes_on_from_where_it_has_come_to() -> 
 
 
 async def test_a_step_whose_run_has_gone_on_elsewhere_is_stopped() -> None:
-    """Also where the run is at its next step and somebody else's, by the answer that tells of the first one's transition."""
+    """A step begun a second time is also stopped if the run is by then at its next step in another worker."""
     calls: list[str] = []
 
     async def second(self: object) -> Command:
@@ -404,7 +404,7 @@ async def test_a_step_whose_run_has_gone_on_elsewhere_is_stopped() -> None:
 
 
 async def test_an_answer_that_outlives_the_lease_begins_nothing() -> None:
-    """A transition that is known only when its worker has lost its lease and has another: the run may be somebody else's."""
+    """If a worker has lost its lease before a goto's answer comes, it does not begin the next step."""
     calls: list[str] = []
 
     async def first(self: object) -> Command:
@@ -417,7 +417,7 @@ async def test_an_answer_that_outlives_the_lease_begins_nothing() -> None:
 
     store, order = TakenOver("goto"), flow(Calls, first, second)
     async with Engine(store) as engine:
-        await ended(engine, order)  # so that nothing else is to be committed meanwhile
+        await ended(engine, order)  # so that nothing else is committed meanwhile
         store.engine = engine
         run = await engine.start(order)
         await wait_until(lambda: store.taken and engine._worker is not None and engine._worker.working)
@@ -429,7 +429,7 @@ async def test_an_answer_that_outlives_the_lease_begins_nothing() -> None:
 
 
 async def test_old_news_of_a_run_stops_no_step() -> None:
-    """A wait that was over before it was known here: the step that it has led to goes on."""
+    """A late answer about a wait does not stop the step to which that wait has led in the meantime."""
     calls: list[str] = []
     gate = asyncio.Event()
 
