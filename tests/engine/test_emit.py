@@ -1,4 +1,4 @@
-"""Events as callers emit, find and cancel them, on every store."""
+"""Events: how callers emit, find and cancel them, on every store."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from tests.flows import flow
 
 
 class Order(BaseModel):
-    """What events are about."""
+    """An entity."""
 
     id: int
     note: str = ""
 
 
 class Empty(BaseModel):
-    """The Context of runs that need none."""
+    """A Context without fields."""
 
 
 @workflow("emit-waits")
@@ -66,7 +66,7 @@ class Waits:
 
 
 def order_of(first: Any) -> Any:
-    """A workflow whose first step is this, and whose second one ends."""
+    """A workflow with this first step, and a second one that completes the run."""
 
     def second(self: Any) -> Command:
         return complete()
@@ -76,24 +76,24 @@ def order_of(first: Any) -> Any:
 
 
 def parts_of(engine: Engine) -> Any:
-    """What the open engine is made of."""
+    """The parts of the open engine."""
     return engine._open_for("a test")
 
 
 async def planned(engine: Engine) -> int:
-    """How many starts the store has planned."""
+    """How many starts are planned in the store."""
     parts = parts_of(engine)
     return int((await parts.store.stats(parts.clock.micros())).planned)
 
 
 async def listen(engine: Engine, *offsets: timedelta) -> None:
-    """Tell the store, as a worker would, of a workflow that listens to "visit" at these offsets."""
+    """Register a listener to "visit" with these offsets in the store, as a worker would."""
     found = tuple(Listener("visitor", "visit", "*", offset // timedelta(microseconds=1)) for offset in offsets)
     await parts_of(engine).committer.commit(Listen(("visitor",), found))
 
 
 def ids(events: list[Event]) -> list[str]:
-    """Their ids, in their order."""
+    """The ids of the events, in order."""
     return [event.id for event in events]
 
 
@@ -101,7 +101,7 @@ def ids(events: list[Event]) -> list[str]:
 
 
 async def test_an_event_is_recorded(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """What emit returns is what every process reads: the entity as its type, instants in UTC, occurred now."""
+    """``emit`` returns the event as every process reads it: typed entity, instants in UTC, occurred now."""
     before = clock.now()
     async with make_engine(Waits) as engine:
         event = await engine.emit("paid", Order(id=7, note="n"), event_id="e1", namespace="north")
@@ -114,7 +114,7 @@ async def test_an_event_is_recorded(make_engine: MakeEngine, clock: ShiftedClock
 
 
 async def test_what_is_to_come_is_pending(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """With ``at`` in the future the event is pending, exact to the microsecond; in the past it has occurred."""
+    """With ``at`` in the future an event is pending, exact to the microsecond; with a past one it has occurred."""
     at = clock.now() + timedelta(days=3, microseconds=1)
     async with make_engine(Waits) as engine:
         event = await engine.emit("visit", at=at)
@@ -124,7 +124,7 @@ async def test_what_is_to_come_is_pending(make_engine: MakeEngine, clock: Shifte
 
 
 async def test_ids_are_made_where_none_is_given(make_engine: MakeEngine) -> None:
-    """Each event without an event_id has one of its own, which finds it, over restarts too."""
+    """An event without an event_id gets a unique one, by which it is found, even after a restart."""
     made: list[str] = []
     for _ in range(2):
         async with make_engine(Waits) as engine:
@@ -136,7 +136,7 @@ async def test_ids_are_made_where_none_is_given(make_engine: MakeEngine) -> None
 
 @pytest.mark.parametrize("entity_id", ["a", 7, UUID(int=7)], ids=lambda each: type(each).__name__)
 async def test_the_id_of_what_it_is_about(make_engine: MakeEngine, entity_id: Any) -> None:
-    """entity_id is a string, whatever it was, and finds the event as either."""
+    """entity_id is stored as a string, and the event is found by the original value and by the string."""
     async with make_engine(Waits) as engine:
         event = await engine.emit("paid", {"id": entity_id})
         assert event.entity_id == str(entity_id)
@@ -144,7 +144,7 @@ async def test_the_id_of_what_it_is_about(make_engine: MakeEngine, entity_id: An
 
 
 async def test_the_first_one_stays(make_engine: MakeEngine) -> None:
-    """A second emit with the same event_id changes nothing, and returns the event as it stands."""
+    """A second emit with the same event_id returns the first event unchanged, and one with another name is IdTaken."""
     async with make_engine(Waits) as engine, make_engine(Waits, worker=False) as other:
         first = await engine.emit("paid", Order(id=1), event_id="e")
         assert await engine.emit("paid", Order(id=2), event_id="e", namespace="n") == first
@@ -160,7 +160,7 @@ async def test_the_first_one_stays(make_engine: MakeEngine) -> None:
 
 
 async def test_many_at_once_are_one(make_engine: MakeEngine) -> None:
-    """Of many emits of one event_id at the same time, from two engines, all return the same event."""
+    """Many concurrent emits of one event_id, from two engines, all return the same event."""
     async with make_engine(Waits) as engine, make_engine(Waits, worker=False) as other:
         events = await asyncio.gather(
             *(one.emit("paid", {"n": n}, event_id="e") for n in range(50) for one in (engine, other))
@@ -171,7 +171,7 @@ async def test_many_at_once_are_one(make_engine: MakeEngine) -> None:
 
 
 async def test_replace_moves_an_event(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """replace=True changes everything but the id and when it was first recorded, and is a new occurrence."""
+    """``replace=True`` changes everything but the id and when the event was first recorded, and is a new occurrence."""
     at = clock.now() + timedelta(days=1)
     async with make_engine(Waits) as engine:
         first = await engine.emit("visit", Order(id=1), event_id="e", at=at)
@@ -185,7 +185,7 @@ async def test_replace_moves_an_event(make_engine: MakeEngine, clock: ShiftedClo
 
 
 async def test_a_lost_reply_emits_once(clock: ShiftedClock) -> None:
-    """A store that loses the reply to a commit is offered the same event again, and records it once."""
+    """If the reply to an emit's commit is lost, the event is offered again and recorded once."""
     faults: list[str] = []
 
     class Losing(MemoryStore):
@@ -207,7 +207,7 @@ async def test_a_lost_reply_emits_once(clock: ShiftedClock) -> None:
 
 
 async def test_emitting_plans_the_starts(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Any client's emit plans one start for each listener and offset; replacing plans them anew, cancelling drops them."""
+    """An emit plans a start for each listener and offset; a replacement plans them anew, and a cancel drops them."""
     at = clock.now() + timedelta(days=3)
     async with make_engine(Waits, worker=False) as engine:
         await listen(engine, timedelta(0), timedelta(hours=-1))
@@ -222,7 +222,7 @@ async def test_emitting_plans_the_starts(make_engine: MakeEngine, clock: Shifted
 
 
 async def test_a_workflow_defined_while_the_engine_works(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """An event that is emitted right after its workflow was defined starts it: no look at the registry is waited for."""
+    """An event emitted right after its workflow was defined is planned for it at once."""
     async with make_engine() as engine:
 
         @event_workflow("emit.defined-late", name="emit-defined-late")
@@ -239,7 +239,7 @@ async def test_a_workflow_defined_while_the_engine_works(make_engine: MakeEngine
 
 
 async def test_cancelling_an_event(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """The first call cancels it, another one tells that it was; an event that is not there is an error."""
+    """cancel_event returns True the first time and False the next; for an unknown event it is EventNotFound."""
     async with make_engine(Waits) as engine:
         event = await engine.emit("visit", Order(id=3), event_id="e", at=clock.now() + timedelta(1))
         assert await engine.cancel_event("e") is True
@@ -252,7 +252,7 @@ async def test_cancelling_an_event(make_engine: MakeEngine, clock: ShiftedClock)
 
 
 async def started_by(engine: Engine, event_id: str, count: int) -> list[int]:
-    """So many waiting runs that the event has started."""
+    """This many waiting runs with this event_id."""
     parts = parts_of(engine)
     runs = []
     for _ in range(count):
@@ -265,7 +265,7 @@ async def started_by(engine: Engine, event_id: str, count: int) -> list[int]:
 
 @pytest.mark.parametrize("again", [False, True])
 async def test_cancelling_an_event_with_its_runs(make_engine: MakeEngine, again: bool) -> None:
-    """runs=True ends the live runs of this event, of more than a page, also when the event was cancelled before."""
+    """``runs=True`` cancels all live runs of this event alone, even if the event was cancelled before."""
     async with make_engine(Waits) as engine:
         await engine.emit("visit", event_id="e")
         mine = await started_by(engine, "e", 1_100)
@@ -283,7 +283,7 @@ async def test_cancelling_an_event_with_its_runs(make_engine: MakeEngine, again:
 
 
 async def test_cancelling_an_event_alone_leaves_its_runs(make_engine: MakeEngine) -> None:
-    """Without runs=True what the event has started goes on."""
+    """Without ``runs=True`` the runs that the event has started go on."""
     async with make_engine(Waits) as engine:
         await engine.emit("visit", event_id="e")
         (run_id,) = await started_by(engine, "e", 1)
@@ -295,7 +295,7 @@ async def test_cancelling_an_event_alone_leaves_its_runs(make_engine: MakeEngine
 
 
 async def test_filters(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Each filter takes one value or several; all of them hold together; instants are exclusive."""
+    """A filter takes one value or several; filters are combined with "and"; instants are exclusive bounds."""
     now = clock.now() + timedelta(hours=1)
     hours = [now + timedelta(hours=n) for n in range(4)]
     async with make_engine(Waits) as engine:
@@ -333,7 +333,7 @@ async def test_filters(make_engine: MakeEngine, clock: ShiftedClock) -> None:
 
 @pytest.mark.parametrize("order", ["id", "-id"])
 async def test_pages(make_engine: MakeEngine, order: str) -> None:
-    """Page after page, by the last event or its id, gives every event once, whatever is replaced meanwhile."""
+    """Pages after an event or its id give every event once, even if one is replaced meanwhile."""
     async with make_engine(Waits) as engine:
         for n in range(7):
             await engine.emit("a", {"n": n}, event_id=f"e{n}")
@@ -346,12 +346,12 @@ async def test_pages(make_engine: MakeEngine, order: str) -> None:
         assert ids(found) == (expected if order == "id" else expected[::-1])
 
 
-# ---- emitted by steps
+# ---- events emitted by steps
 
 
 @pytest.mark.parametrize("sync", [False, True])
 async def test_a_step_emits(make_engine: MakeEngine, clock: ShiftedClock, sync: bool) -> None:
-    """Sync and async steps emit, and what they emit is there when the run goes on."""
+    """Sync and async steps emit, and the events are there when the run goes on."""
     at = clock.now() + timedelta(days=1)
 
     def orders() -> Command:
@@ -375,7 +375,7 @@ async def test_a_step_emits(make_engine: MakeEngine, clock: ShiftedClock, sync: 
 
 
 async def test_an_attempt_that_fails_emits_nothing(make_engine: MakeEngine) -> None:
-    """What an attempt that failed has emitted is discarded; the one that succeeds emits it once."""
+    """What a failed attempt emitted is discarded, and what the successful one emitted is recorded once."""
 
     async def first(self: Any) -> Command:
         get_run().emit("paid", {"attempt": get_run().attempt})
@@ -390,7 +390,7 @@ async def test_an_attempt_that_fails_emits_nothing(make_engine: MakeEngine) -> N
 
 
 async def test_one_event_id_in_one_step(make_engine: MakeEngine) -> None:
-    """Of several events with one event_id the first is emitted, or the last that replaces; one that exists stays."""
+    """Of several emits of one event_id in a step, the first counts, or the last with replace=True; old events stay."""
 
     async def first(self: Any) -> Command:
         emit = get_run().emit
@@ -418,7 +418,7 @@ async def test_one_event_id_in_one_step(make_engine: MakeEngine) -> None:
 
 
 async def test_events_beside_starts_and_signals(make_engine: MakeEngine) -> None:
-    """A key, a signal_id and an event_id that are the same text do not get in each other's way."""
+    """A key, a signal_id and an event_id with the same text do not interfere."""
 
     async def first(self: Any) -> Command:
         me = get_run()
@@ -436,7 +436,7 @@ async def test_events_beside_starts_and_signals(make_engine: MakeEngine) -> None
 
 
 async def test_what_a_step_cannot_emit(make_engine: MakeEngine) -> None:
-    """A wrong argument raises in the step, at its line; the 1001st order, and one after the end, are refused."""
+    """emit with a wrong argument, beyond the limit of orders, or after the step has returned raises at that line."""
     problems: list[Exception] = []
     kept: list[Any] = []
 
@@ -467,7 +467,7 @@ async def test_what_a_step_cannot_emit(make_engine: MakeEngine) -> None:
 
 
 async def test_a_step_that_repeats_emits_each_time(make_engine: MakeEngine) -> None:
-    """Each visit of a step emits events of its own, where it gives no event_id."""
+    """Each visit of a step that emits without an event_id emits an event of its own."""
 
     @workflow("order", default_retry=Retry(max_attempts=1))
     class Twice:
@@ -490,7 +490,7 @@ async def test_a_step_that_repeats_emits_each_time(make_engine: MakeEngine) -> N
 
 
 async def test_the_mail_ids_are_the_signals_own(make_engine: MakeEngine) -> None:
-    """An event's mail_id is from the ids of signals, so that no copy of it is taken for a signal."""
+    """An event's mail_id is taken from the ids of signals, so none of its copies can be mistaken for a signal."""
     async with make_engine(Waits) as engine:
         await engine.signal("one", key="k")
         await engine.emit("paid", event_id="e")

@@ -1,4 +1,4 @@
-"""What a workflow is given of an event's entity: its own type, a fresh one from a loader, or a mapping."""
+"""The entity of an event that a workflow gets: of its own type, fresh from a loader, or a mapping."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine, ShiftedClock
 from tests.support import wait_until
 
-#: What another process knows and does: its own class has the name "elsewhere-order", too, and one that is known there alone.
+#: The other process: its class has the entity type "elsewhere-order" too, and it has another one of its own.
 ELSEWHERE = """
 import asyncio, sys
 from pydantic import BaseModel
@@ -63,14 +63,14 @@ asyncio.run(main())
 
 @entity_type("elsewhere-order")
 class OurOrder(BaseModel):
-    """The entity, as this process has it: the other one's fields, but for one that it does not know."""
+    """The entity type in this process: with the other's fields, except one."""
 
     id: int
     total: float
 
 
 async def test_events_of_other_processes(tmp_path: Path) -> None:
-    """Three emit the same at once: each event starts one run, with an entity of our own type, or a mapping of theirs."""
+    """Each event that three other processes emit starts one run, with its entity of our type or as a mapping."""
     given: dict[str, Any] = {}
     begun: Counter[str] = Counter()
 
@@ -116,14 +116,14 @@ async def test_events_of_other_processes(tmp_path: Path) -> None:
 
 
 class Account(BaseModel):
-    """An entity that is loaded."""
+    """An entity with a loader."""
 
     id: str
     balance: int = 0
 
 
 class Loaded(BaseModel):
-    """The Context of a run that was told of an account."""
+    """A Context with the balances of an account."""
 
     balance: int = -1
     again: int = -1
@@ -131,7 +131,7 @@ class Loaded(BaseModel):
 
 @pytest.mark.parametrize("later", [False, True], ids=["sync", "async"])
 async def test_a_loader_gives_the_entity_as_it_is_now(make_engine: MakeEngine, later: bool) -> None:
-    """To should_run_for_event, create_context and each step, whatever was emitted; the engine's own calls load nothing."""
+    """create_context and each step get a fresh entity from the loader, which the engine's own calls do not use."""
     balances = iter(range(1, 99))
     threads: set[threading.Thread] = set()
 
@@ -172,7 +172,7 @@ async def test_a_loader_gives_the_entity_as_it_is_now(make_engine: MakeEngine, l
 async def test_a_loader_that_raises(
     make_engine: MakeEngine, clock: ShiftedClock, log: list[EventDict], where: str
 ) -> None:
-    """It is tried again: as a start is that raises, or as the step is that wants the event, by its own policy."""
+    """If a loader raises, the start is retried with back-off, or the step by its own policy."""
     asked: list[str] = []
 
     def load(account_id: str) -> Account:
@@ -232,7 +232,7 @@ async def test_a_loader_that_raises(
 
 
 async def test_an_entity_that_fits_its_class_no_more(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A start waits, seen in stats(), until the class takes what was stored."""
+    """If an entity no longer validates, its start fails and is retried until the class accepts it again."""
 
     def release(fields: Callable[[], type[BaseModel]]) -> type[BaseModel]:
         made = fields()
@@ -266,7 +266,7 @@ async def test_an_entity_that_fits_its_class_no_more(make_engine: MakeEngine, cl
         at = clock.now() + timedelta(hours=1)
         event = await engine.emit("fits-sent", parcel(id=7), at=at)
         release(second)
-        assert (await engine.events())[0].entity == {"id": 7}  # shown all the same
+        assert (await engine.events())[0].entity == {"id": 7}  # it is shown all the same
         clock.shift(timedelta(hours=2))
         await wait_until(lambda: _failing(engine))
         assert (await engine.events(event_id=event.id))[0].status == "occurred"

@@ -40,7 +40,7 @@ MINUTE = timedelta(minutes=1)
 
 
 class Path(BaseModel):
-    """The Context of runs that wait: where they have been, and for what."""
+    """The Context of runs that record their path, and of what the event tells them."""
 
     path: list[str] = []
     event_id: str | None = None
@@ -51,7 +51,7 @@ class Path(BaseModel):
 def listener(
     name: str, told: list[Event] | None = None, *, event: str = "ev-visit", body: Any = None, **how: Any
 ) -> type:
-    """A workflow that events start: it completes, and ``told`` has each event that it was given."""
+    """A workflow that events start: it completes, and appends each event that it gets to ``told``."""
 
     async def begin(self: object, event: Event) -> Command:
         if told is not None:
@@ -64,7 +64,7 @@ def listener(
 
 
 async def started(engine: Engine, event_id: str, count: int) -> list[WorkflowRun[Any]]:
-    """The runs of an event, once so many have ended."""
+    """The runs of an event, once this many have ended."""
     await wait_until(lambda: _all_ended(engine, event_id, count), what=f"{count} runs of {event_id}")
     return await engine.runs(event_id=event_id)
 
@@ -78,7 +78,7 @@ def _told(run: WorkflowRun[Any]) -> tuple[Any, ...]:
 
 
 async def nothing_planned(engine: Engine) -> None:
-    """Until every planned start is made, or refused."""
+    """Wait until no start is planned any more."""
 
     async def none() -> bool:
         return (await engine.stats()).planned == 0
@@ -87,7 +87,7 @@ async def nothing_planned(engine: Engine) -> None:
 
 
 async def parked(engine: Engine, workflow: Any, **context: Any) -> WorkflowRun[Any]:
-    """A run that has begun to wait."""
+    """Start a run; returns it once it is parked."""
     return await (await engine.start(workflow, **context)).wait(5, until="parked")
 
 
@@ -95,7 +95,7 @@ async def parked(engine: Engine, workflow: Any, **context: Any) -> WorkflowRun[A
 
 
 async def test_all_who_listen_start(make_engine: MakeEngine) -> None:
-    """Each workflow of the event's name starts one run, which is told of the event and bears its id; no other does."""
+    """Each workflow that listens to the event's name gets one run, which has the event and its id; others get none."""
     told: list[Event] = []
     flows = [listener("ev-one", told), listener("ev-two", told), listener("ev-other", told, event="other")]
     async with make_engine(*flows) as engine:
@@ -109,7 +109,7 @@ async def test_all_who_listen_start(make_engine: MakeEngine) -> None:
 
 
 async def test_namespaces(make_engine: MakeEngine) -> None:
-    """Those who listen to all namespaces start from every event, those of one only from its own."""
+    """A listener to all namespaces starts from every event, and a listener to one only from events of that one."""
     flows = [listener("ev-all"), listener("ev-north", namespace="north"), listener("ev-south", namespace="south")]
     async with make_engine(*flows) as engine:
         found = {}
@@ -122,7 +122,7 @@ async def test_namespaces(make_engine: MakeEngine) -> None:
 
 
 async def test_one_run_for_each_occurrence_and_offset(make_engine: MakeEngine) -> None:
-    """However often and from however many engines it is emitted: one run for each workflow, offset and occurrence."""
+    """However often an event is emitted, from two engines, each workflow has one run per offset and occurrence."""
     offsets = [timedelta(0), -HOUR, -MINUTE]
     flows = [listener("ev-thrice", offsets=offsets), listener("ev-once")]
     async with make_engine(*flows) as engine, make_engine(*flows, worker=False) as client:
@@ -145,7 +145,7 @@ async def test_one_run_for_each_occurrence_and_offset(make_engine: MakeEngine) -
 
 
 async def test_an_offset_after_the_event(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A start that is planned for later is made then, and not before."""
+    """A start with a later offset is made then and not before."""
     async with make_engine(listener("ev-after", offset_minutes=30)) as engine:
         await engine.emit("ev-visit", event_id="e")
         assert await engine.process_scheduled() == 0
@@ -158,7 +158,7 @@ async def test_an_offset_after_the_event(make_engine: MakeEngine, clock: Shifted
 
 @pytest.mark.parametrize("later", [False, True], ids=["sync", "async"])
 async def test_a_workflow_may_decline(make_engine: MakeEngine, later: bool) -> None:
-    """should_run_for_event, sync or async, is asked with the event before create_context, and its answer is final."""
+    """should_run_for_event, sync or async, is called before create_context, and if it returns False, no run starts."""
     made: list[str] = []
 
     def says(cls: type, event: Event) -> bool:
@@ -186,7 +186,7 @@ async def test_a_workflow_may_decline(make_engine: MakeEngine, later: bool) -> N
 async def test_code_that_raises_is_tried_again(
     make_engine: MakeEngine, clock: ShiftedClock, log: list[EventDict], what: str, later: bool
 ) -> None:
-    """Others start meanwhile; it is tried again, later and later, seen in stats() and the log, until it succeeds."""
+    """A start whose code raises is counted, logged and retried with back-off until it succeeds; others go ahead."""
     asked: list[timedelta] = []
     begun = clock.now()
 
@@ -226,12 +226,12 @@ async def test_code_that_raises_is_tried_again(
 
 @pytest.mark.parametrize("year", [None, 1965, 1])
 async def test_an_event_outlives_the_engine(make_engine: MakeEngine, year: int | None) -> None:
-    """What a client emits while nobody works is started once, by whoever works next, however long it is past."""
+    """An event that a client emits while no worker is open starts its run once, however far it is past."""
     told: list[Event] = []
     flows = [listener("ev-patient", told, offsets=[timedelta(days=-36_000)])]
     at = None if year is None else datetime(year, 1, 2, tzinfo=UTC)
     async with make_engine(*flows):
-        pass  # tells the store who listens
+        pass  # registers the listeners in the store
     async with make_engine(*flows, worker=False) as client:
         await client.emit("ev-visit", event_id="e", at=at)
         assert ((await client.stats()).planned, await client.count()) == (1, 0)
@@ -244,7 +244,7 @@ async def test_an_event_outlives_the_engine(make_engine: MakeEngine, year: int |
 
 @pytest.mark.parametrize("raises", [False, True])
 async def test_an_engine_that_ends_in_create_context(make_engine: MakeEngine, *, raises: bool) -> None:
-    """A start that its engine did not live to make is made by the next one, once, also if it raised as it was stopped."""
+    """A start that was interrupted by the engine's close is made once by the next engine, even if it raised then."""
     begun: list[int] = []
     gate = asyncio.Event()
 
@@ -270,7 +270,7 @@ async def test_an_engine_that_ends_in_create_context(make_engine: MakeEngine, *,
 
 
 async def test_a_client_does_what_is_due(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """process_scheduled makes the starts that are due, which a worker then runs, and lets events occur."""
+    """process_scheduled of a client makes the due starts, which a worker then runs, and lets the event occur."""
     flows = [listener("ev-scheduled", offsets=[-HOUR, timedelta(0)])]
     async with make_engine(*flows):
         pass
@@ -288,8 +288,8 @@ async def test_a_client_does_what_is_due(make_engine: MakeEngine, clock: Shifted
 
 @pytest.mark.parametrize("by", ["engine", "step"])
 async def test_a_class_defined_after_the_engine_was_opened(make_engine: MakeEngine, by: str) -> None:
-    """What a worker knows when it emits an event, it starts from it."""
-    name = f"ev-fresh-{uuid4()}"  # no engine has ever known it
+    """A workflow defined after the engine was opened is started by an event that the engine or a step then emits."""
+    name = f"ev-fresh-{uuid4()}"  # no engine has known it before
 
     def emits(self: Any) -> Command:
         listener(name, event=name)
@@ -311,7 +311,7 @@ async def test_a_class_defined_after_the_engine_was_opened(make_engine: MakeEngi
 
 
 async def test_what_a_failing_step_emits_is_not_emitted(make_engine: MakeEngine) -> None:
-    """get_run().emit is committed with the transition: once, however often the step was tried, and not if it fails."""
+    """What a step emits is committed with its transition: once after retries, and not at all if the run fails."""
 
     def emits(self: Any) -> Command:
         get_run().emit("ev-visit", {"attempt": get_run().attempt}, event_id=f"e-{get_run().id}")
@@ -331,7 +331,7 @@ async def test_what_a_failing_step_emits_is_not_emitted(make_engine: MakeEngine)
 
 
 async def test_a_start_by_an_event_without_an_entity(make_engine: MakeEngine) -> None:
-    """A Context that takes no None for entity_id has its own default."""
+    """A Context whose entity_id does not accept None has its default if the event has no entity."""
     flows = [listener("ev-named", body={"Context": Named})]
     async with make_engine(*flows) as engine:
         event = await engine.emit("ev-visit")
@@ -343,7 +343,7 @@ async def test_a_start_by_an_event_without_an_entity(make_engine: MakeEngine) ->
 
 
 def waiter(command: Callable[[Any], Command], context: type[BaseModel] = Path) -> Any:
-    """A workflow that stands still until it is signalled "go", waits by this command, and does so once more."""
+    """A workflow that waits for "go", then with ``command``, and with it again after each event."""
     context.model_rebuild()
 
     def begin(self: Any) -> Command:
@@ -368,7 +368,7 @@ def waiter(command: Callable[[Any], Command], context: type[BaseModel] = Path) -
 
 
 def for_entity(self: Any) -> Command:
-    """Waits for the payment of order 17."""
+    """Waits for a payment of order 17."""
     return wait.any(on.event("paid", entity_id=17, then=self.came), on("stop", then=self.signalled))
 
 
@@ -378,14 +378,14 @@ def for_any(self: Any) -> Command:
 
 
 async def path_after_stop(engine: Engine, run: WorkflowRun[Any]) -> list[str]:
-    """Where it has been, once it was told to stop."""
+    """Send "stop"; returns the path of the run once it has ended."""
     await engine.signal("stop", run_id=run.id)
     path: list[str] = (await run.wait(5)).data["path"]
     return path
 
 
 async def has_come(run: WorkflowRun[Any], count: int) -> None:
-    """Until so many events have come, and it waits for the next."""
+    """Wait until this many events have resumed the run, and it waits again."""
 
     async def there() -> bool:
         await run.refresh()
@@ -395,7 +395,7 @@ async def has_come(run: WorkflowRun[Any], count: int) -> None:
 
 
 async def test_a_wait_for_an_entity_takes_what_came_before(make_engine: MakeEngine) -> None:
-    """With an entity_id: what occurred since the run started, each once and in order; nothing from before, no other's."""
+    """A wait with an entity_id takes events about it since the run's start, each once and in order, but no others."""
     order = waiter(for_entity)
     async with make_engine(order) as engine:
         await engine.emit("paid", entity_id=17, event_id="early")
@@ -412,7 +412,7 @@ async def test_a_wait_for_an_entity_takes_what_came_before(make_engine: MakeEngi
 
 
 async def test_a_wait_for_any_takes_only_what_comes(make_engine: MakeEngine) -> None:
-    """Without an entity_id only what occurs while the run waits counts, whatever it is about."""
+    """A wait without an entity_id takes only events that occur while the run waits, about any entity."""
     order = waiter(for_any)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -427,7 +427,7 @@ async def test_a_wait_for_any_takes_only_what_comes(make_engine: MakeEngine) -> 
 
 
 async def test_an_occurrence_to_come_is_waited_for(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """An event that is recorded for later ends a wait when it occurs; a cancelled one does not."""
+    """A pending event resumes a run when it occurs, and a cancelled one does not."""
     order = waiter(for_entity)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -444,7 +444,7 @@ async def test_an_occurrence_to_come_is_waited_for(make_engine: MakeEngine, cloc
 
 
 async def test_a_client_s_event_ends_the_waits_of_many(make_engine: MakeEngine) -> None:
-    """One event goes to every run that waits for it, whoever emits it."""
+    """One event resumes every run that waits for it, whichever engine emits it."""
     order = waiter(for_any)
     async with make_engine(order) as engine, make_engine(order, worker=False) as client:
         runs = [await parked(engine, order) for _ in range(20)]
@@ -457,7 +457,7 @@ async def test_a_client_s_event_ends_the_waits_of_many(make_engine: MakeEngine) 
 
 
 class Strict(BaseModel):
-    """Forbids what it does not declare, and declares one key of an event."""
+    """A Context that forbids undeclared names, and declares one key of an event."""
 
     model_config = ConfigDict(extra="forbid")
     path: list[str] = []
@@ -465,7 +465,7 @@ class Strict(BaseModel):
 
 
 async def test_a_context_that_forbids_other_keys(make_engine: MakeEngine) -> None:
-    """It is told of the keys that it declares, and of no other."""
+    """A Context that forbids undeclared names gets only the keys of the event that it declares."""
     order = waiter(for_entity, Strict)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -477,7 +477,7 @@ async def test_a_context_that_forbids_other_keys(make_engine: MakeEngine) -> Non
 
 
 class Named(BaseModel):
-    """Takes only text for the id of an entity."""
+    """A Context whose entity_id accepts only strings."""
 
     path: list[str] = []
     event_id: str = ""
@@ -485,7 +485,7 @@ class Named(BaseModel):
 
 
 async def test_an_event_without_an_entity(make_engine: MakeEngine) -> None:
-    """A Context that takes no None for entity_id keeps what it has, and is told of the rest."""
+    """If the event has no entity, a Context whose entity_id does not accept None keeps its value, and gets the rest."""
     order = waiter(for_any, Named)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -498,14 +498,14 @@ async def test_an_event_without_an_entity(make_engine: MakeEngine) -> None:
 
 
 class Numbered(BaseModel):
-    """Takes no event's id."""
+    """A Context whose event_id accepts only numbers."""
 
     path: list[str] = []
     event_id: int = 0
 
 
 async def test_an_event_that_is_rejected(make_engine: MakeEngine, log: list[EventDict]) -> None:
-    """The run waits on, and the log and the history say why."""
+    """An event that the Context does not accept is rejected: the run waits on, and log and history have the reason."""
     order = waiter(for_any, Numbered)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -527,7 +527,7 @@ async def test_an_event_that_is_rejected(make_engine: MakeEngine, log: list[Even
 
 @workflow("ev-executed-again")
 class Again:
-    """Goes on with an event, and its step is executed twice."""
+    """Its step blocks the first time, so that it runs again after a restart."""
 
     Context = Path
     seen: ClassVar[list[Event]] = []
@@ -546,7 +546,7 @@ class Again:
 
 
 async def test_a_step_that_is_executed_again_is_given_the_same(make_engine: MakeEngine) -> None:
-    """After a restart the step has the event as it was when it resumed the run, though that was replaced since."""
+    """A step that runs again after a restart gets the event as it was, even if that was replaced meanwhile."""
     Again.seen.clear()
     Again.gate = asyncio.Event()
     async with make_engine(Again, shutdown_timeout=timedelta(0)) as engine:
@@ -566,7 +566,7 @@ class Room(str, enum.Enum):  # noqa: UP042 - one whose str() is not its value
 
 
 async def test_the_entity_of_a_wait_is_the_one_of_the_event(make_engine: MakeEngine) -> None:
-    """An id means the same to who emits and to who waits, whatever bears it."""
+    """An entity id that is an enum member is the same for the wait and for the event."""
 
     def first(self: Any) -> Command:
         return wait_for_event("booked", entity_id=Room.BLUE, then="done")
@@ -582,12 +582,12 @@ async def test_the_entity_of_a_wait_is_the_one_of_the_event(make_engine: MakeEng
 
 
 def for_both(self: Any) -> Command:
-    """Waits for any payment, and for that of order 17 above all."""
+    """Waits for a payment of order 17 or of any."""
     return wait.any(on.event("paid", then=self.late), on.event("paid", entity_id=17, then=self.came))
 
 
 async def test_the_arm_of_the_entity_comes_first(make_engine: MakeEngine) -> None:
-    """What occurred before the wait is for it alone, and what is about its entity is, too; the rest is for any arm."""
+    """An arm with an entity_id takes events about it, from before the wait too; all others go to the other arm."""
     order = waiter(for_both)
     async with make_engine(order) as engine:
         run = await parked(engine, order)

@@ -1,4 +1,4 @@
-"""The Context of the first step: it is that which was stored, though the process that started the run need not read it."""
+"""The first step gets the Context as it was stored, even if the same process has started the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.flows import PATIENCE
 
 
 class Given(BaseModel):
-    """Has a list, and what is not stored."""
+    """A Context with a list and a private attribute."""
 
     items: list[int]
     seen: bool = False
@@ -23,13 +23,13 @@ class Given(BaseModel):
 
 @workflow("first-given")
 class Takes:
-    """Tells what its first step gets."""
+    """Records what its first step gets."""
 
     Context = Given
 
     @classmethod
     def create_context(cls, items: list[int]) -> Given:
-        """One with something hidden."""
+        """A Context whose private attribute is set."""
         given = Given(items=items)
         given._hidden = "set before"
         return given
@@ -44,14 +44,14 @@ ITEMS = [1, 2]
 
 
 async def test_nothing_but_what_is_stored_comes_to_the_first_step(make_engine: MakeEngine) -> None:
-    """Neither the caller's own list, nor a private attribute that create_context set."""
+    """The first step gets neither the caller's own list nor a private attribute that ``create_context`` has set."""
     async with make_engine() as engine:
         context = await (await engine.start(Takes, items=ITEMS)).result(PATIENCE)
     assert (context.items, context.seen) == ([1, 2], True)
 
 
 def version(text: str) -> Any:
-    """The workflow, as a new edition of its file defines it: a Context of its own."""
+    """The workflow, as an edited version of its file defines it, with this Context."""
 
     @workflow("first-edition")
     class Edition:
@@ -67,7 +67,7 @@ def version(text: str) -> Any:
 
 
 class Redefines:
-    """An instrument that defines the workflow anew as soon as its run is committed."""
+    """An instrument that redefines the workflow once its run is committed."""
 
     def committed(self, run: Run, transition: Transition) -> None:
         if transition.kind == "start":
@@ -81,7 +81,7 @@ class Redefines:
 
 
 async def test_code_that_is_defined_anew_reads_what_is_stored(make_engine: MakeEngine) -> None:
-    """A run that was started by the code before begins with a Context of the code that runs its first step."""
+    """If the workflow is redefined once its run is committed, the first step gets a Context of the new class."""
     first = version("first")
     async with make_engine() as engine:
         engine.instruments.append(Redefines())

@@ -20,7 +20,7 @@ HOUR = timedelta(hours=1)
 
 @workflow("history-all", default_retry=Retry(max_attempts=2, base_delay=timedelta(0)))
 class All:
-    """Makes every kind of transition that a run can make by itself."""
+    """A workflow that makes every kind of transition that a run can make by itself."""
 
     class Context(BaseModel):
         later: bool = True
@@ -45,7 +45,7 @@ class All:
 
 
 async def test_history_tells_every_transition(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A row for each transition: seq without gaps, when, which step, which attempt, what kind, which error."""
+    """Each transition has a row with its time, step, attempt, kind and error, and their seq has no gaps."""
     before = clock.now()
     async with make_engine(All) as engine:
         run = await engine.start(All, StartOptions(delay=HOUR))
@@ -74,7 +74,7 @@ async def test_history_tells_every_transition(make_engine: MakeEngine, clock: Sh
 
 
 async def test_duration_is_that_of_the_step(make_engine: MakeEngine) -> None:
-    """A transition that a step made tells how long the step ran; others took no time."""
+    """A step's transition has the duration of the step, and other transitions have none."""
     gate = asyncio.Event()
 
     @workflow("history-duration")
@@ -104,7 +104,7 @@ async def test_duration_is_that_of_the_step(make_engine: MakeEngine) -> None:
 
 
 async def test_duration_is_without_the_wait_for_a_thread(make_engine: MakeEngine) -> None:
-    """A sync step that waited until another left its thread has run for as long as its own code took."""
+    """The duration of a sync step does not include the wait for a free thread."""
     held, gate = threading.Event(), threading.Event()
 
     @workflow("history-thread")
@@ -129,7 +129,7 @@ async def test_duration_is_without_the_wait_for_a_thread(make_engine: MakeEngine
 
 
 async def test_history_is_read_in_pages(make_engine: MakeEngine) -> None:
-    """After= and limit= give any part of a history, in order."""
+    """``after=`` and ``limit=`` select any part of a history, in order."""
     async with make_engine(All) as engine:
         run = await run_of(engine, All)
         rows = await engine.history(run.id)
@@ -145,7 +145,7 @@ async def test_history_is_read_in_pages(make_engine: MakeEngine) -> None:
 
 
 async def test_history_wants_numbers(make_engine: MakeEngine) -> None:
-    """A limit out of its range, and what is no number, is refused with a text."""
+    """A limit out of range, and an argument that is no number, are refused."""
     async with make_engine(All, worker=False) as engine:
         run = await engine.start(All)
         with pytest.raises(ValueError, match=r"^limit must be from 1 to 10000, got 0\."):
@@ -157,7 +157,7 @@ async def test_history_wants_numbers(make_engine: MakeEngine) -> None:
 
 
 async def test_history_outlives_a_restart(make_engine: MakeEngine) -> None:
-    """What one engine recorded another reads, and goes on with."""
+    """Another engine reads the history and goes on with it."""
 
     @workflow("history-restart")
     class Flow:
