@@ -1,4 +1,4 @@
-"""Hostile steps that need more than a line to tell: each with the household around it, for whom nothing has happened."""
+"""Hostile steps that need a test of their own, run in the household of test_hostile_matrix."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tests.support import wait_until
 SHORT = timedelta(milliseconds=50)
 
 
-# ---- what a step awaits, returns and leaves
+# ---- what a step awaits
 
 
 class Garbage:
-    """Awaits what no event loop knows."""
+    """An awaitable that yields what no event loop accepts."""
 
     def __await__(self) -> Generator[object, None, None]:
         yield 42
 
 
 async def test_step_that_awaits_what_nobody_can_wait_for_fails(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """An awaitable that yields garbage, and a future of another loop, fail the step at that line."""
+    """Awaiting an object that yields garbage, or a future of another loop, fails the step."""
 
     @workflow("hostile-awaits", default_retry=ONCE)
     class Flow:
@@ -65,7 +65,7 @@ async def test_step_that_awaits_what_nobody_can_wait_for_fails(make_engine: Make
 
 
 async def test_scope_that_a_step_left_open_cancels_nobody(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A deadline that a step left behind in its task hits no later step, neither of its run nor of others."""
+    """A cancel scope that a step left open in its task cancels no later step."""
 
     @workflow("hostile-scope", default_retry=ONCE)
     class Flow:
@@ -93,7 +93,7 @@ async def test_scope_that_a_step_left_open_cancels_nobody(make_engine: MakeEngin
 async def test_step_that_was_left_behind_leaves_the_next_one_its_own(
     make_engine: MakeEngine, clock: ShiftedClock, timeout: timedelta | None
 ) -> None:
-    """When it ends at last, the later step of its run keeps its timeout, and may still cancel itself."""
+    """A step that ignored its timeout and ends later does not disturb its run's next step and that step's timeouts."""
     free, freed = asyncio.Event(), asyncio.Event()
 
     @workflow("hostile-left", default_retry=ONCE)
@@ -137,7 +137,7 @@ async def test_step_that_was_left_behind_leaves_the_next_one_its_own(
 
 @dataclass
 class Session:
-    """Two of one user are equal, whatever else they hold."""
+    """Two sessions of one user are equal, whatever their tokens."""
 
     user: str = "anonymous"
     token: str = field(default="", compare=False)
@@ -147,7 +147,7 @@ session: ContextVar[Session] = ContextVar("session")
 
 
 async def test_what_validators_and_steps_set_no_other_run_sees(make_engine: MakeEngine) -> None:
-    """Neither what a validator sets as the Context is read, nor what is equal to what was there before."""
+    """ContextVars that a step or validator sets are not seen by other runs, even if the value equals the old one."""
     seen: list[str] = []
 
     @workflow("hostile-sets", default_retry=ONCE)
@@ -184,7 +184,7 @@ async def test_what_validators_and_steps_set_no_other_run_sees(make_engine: Make
 
 
 async def test_who_waits_for_the_end_of_a_steps_task_hears_of_it(make_engine: MakeEngine) -> None:
-    """A callback that a step adds to its task is called when the step has ended, not when the engine does."""
+    """A done callback that a step adds to its task is called when the step has ended, not when the engine closes."""
     called: list[str] = []
 
     @workflow("hostile-callback", default_retry=ONCE)
@@ -208,7 +208,7 @@ async def test_who_waits_for_the_end_of_a_steps_task_hears_of_it(make_engine: Ma
 
 
 async def test_interrupt_within_a_step_is_its_own_failure(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A KeyboardInterrupt that Python itself raises while a step computes is recorded as any other."""
+    """A KeyboardInterrupt that SIGINT raises inside a step is recorded as that step's failure."""
 
     @workflow("hostile-interrupted", default_retry=ONCE)
     class Flow:
@@ -231,7 +231,7 @@ async def test_interrupt_within_a_step_is_its_own_failure(make_engine: MakeEngin
 
 @pytest.mark.parametrize("where", ["coroutine", "thread", "loop"])
 async def test_step_can_end_the_service(make_engine: MakeEngine, where: str) -> None:
-    """A step that sends its own process SIGTERM ends and commits; then ``run_forever`` closes the engine."""
+    """A step that sends SIGTERM to its own process is committed, and then ``run_forever`` closes the engine."""
 
     @workflow("hostile-ends")
     class Flow:
@@ -270,7 +270,7 @@ async def test_step_can_end_the_service(make_engine: MakeEngine, where: str) -> 
 
 
 async def test_step_that_closes_the_loop_fails(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """asyncio refuses to close a loop that runs, and that is the step's error."""
+    """A step that tries to close the running loop fails with asyncio's RuntimeError."""
 
     @workflow("hostile-closes-loop", default_retry=ONCE)
     class Flow:
@@ -287,7 +287,7 @@ async def test_step_that_closes_the_loop_fails(make_engine: MakeEngine, clock: S
 
 
 async def test_step_that_swallows_everything_costs_its_slot_alone(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Beside a step that swallows every cancellation, beyond its timeout and at the shutdown, all others go on."""
+    """If a step swallows every cancellation, at its timeout and at shutdown, other runs go on and the engine closes."""
     gate, inside, swallowed = asyncio.Event(), asyncio.Event(), []
 
     @workflow("hostile-stubborn", default_retry=ONCE)

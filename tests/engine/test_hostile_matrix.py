@@ -1,6 +1,6 @@
-"""Whatever a step does, from wherever: its own run tells of it; siblings, timers, the next run and the shutdown do not.
+"""Whatever a step does, in a coroutine, a thread or on the loop: only its own run is affected.
 
-The other files of this name have what does not fit into the table, with the same household around it.
+The other files of this name have the cases that do not fit into the table, with the same household around them.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from tests.support import wait_until
 
 ONCE = Retry(max_attempts=1)
 HOUR = timedelta(hours=1)
-#: Seconds in which an engine closes that nothing keeps: a machine may be busy.
+#: Seconds in which an engine closes if nothing holds it up, on a busy machine.
 CLOSES_WITHIN = 3.0
 
 secret: ContextVar[str] = ContextVar("secret", default="unset")
 
 
 class Nothing(BaseModel):
-    """A Context."""
+    """A Context without fields."""
 
 
-# ---- the household
+# ---- the household: runs that must not be affected
 
 
 @workflow("hostile-sleeper")
@@ -73,13 +73,13 @@ class Waiter:
         return complete()
 
 
-#: Lets the runs of Threaded and of Coroutine go on.
+#: The gates of runs of Threaded: for their first and second step.
 gates: dict[int, tuple[threading.Event, asyncio.Event]] = {}
 
 
 @workflow("hostile-threaded", default_retry=ONCE)
 class Threaded:
-    """Is in its thread until it is let go on, and then on the loop."""
+    """Blocks in a thread until its gate opens, and then on the loop."""
 
     Context = Nothing
 
@@ -96,7 +96,7 @@ class Threaded:
 
 @workflow("hostile-probe", default_retry=ONCE)
 class Probe:
-    """Tells what it finds, on the loop and in a thread."""
+    """Records any foreign state that it finds, on the loop and in a thread."""
 
     class Context(BaseModel):
         found: list[str] = []
@@ -128,7 +128,7 @@ class Probe:
 async def household(
     make_engine: MakeEngine, clock: ShiftedClock, *flows: type, **options: Any
 ) -> AsyncIterator[Engine]:
-    """An engine where one run sleeps, one waits and one is in a thread, for whom nothing else has happened."""
+    """An engine with a sleeping run, a waiting one and one in a thread, which are checked to go on as usual."""
     loop = asyncio.get_running_loop()
     engine = make_engine(Sleeper, Waiter, Threaded, Probe, *flows, **options)
     async with engine:
@@ -168,7 +168,7 @@ async def idle(engine: Engine) -> bool:
     return (await engine.stats()).running_here == 0
 
 
-# ---- what steps do: plain functions, for every place
+# ---- what steps do: plain functions, for each place
 
 
 def _raises(make: Callable[[], BaseException]) -> Callable[[], object]:
@@ -191,19 +191,19 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _hostile(name: str, member: object) -> Callable[[], object]:
-    """Raises an exception, one member of which is not what it should be."""
+    """Raises an exception with one broken member."""
     return _raises(lambda: type("Hostile", (Exception,), {name: member})("text"))
 
 
 class Text(str):
-    """A string that will not be handled as one."""
+    """A string most of whose methods raise."""
 
     __slots__ = ()
     __len__ = __bool__ = __format__ = __str__ = __getitem__ = encode = replace = _refuse  # type: ignore[assignment]
 
 
 class Meta(type):
-    """The class of an exception class that does not tell its name."""
+    """The metaclass of an exception class whose name cannot be read."""
 
     __instancecheck__ = __subclasscheck__ = _refuse
 
@@ -218,7 +218,7 @@ class Nameless(Exception, metaclass=Meta):
 
 
 class Unreasonable(GiveUp):
-    """Gives up for no reason."""
+    """A GiveUp without a reason."""
 
     def __init__(self) -> None:
         Exception.__init__(self)
@@ -266,7 +266,7 @@ def _notes() -> BaseException:
 
 MUCH = 10_000_000
 
-#: What is raised: from a coroutine, a thread and a sync step on the loop; and how the error that is recorded begins.
+#: What is raised, in a coroutine, a thread and a sync step on the loop, and how the recorded error begins.
 RAISED: dict[str, tuple[Callable[[], object], str]] = {
     "ValueError": (_raises(lambda: ValueError("plain")), "ValueError: plain"),
     "a class": (_raise_class, "KeyError"),
@@ -304,13 +304,13 @@ RAISED: dict[str, tuple[Callable[[], object], str]] = {
     "metaclass": (_raises(Nameless), "Nameless"),
     "GiveUp without a reason": (_raises(Unreasonable), ""),
 }
-#: Texts that there is no way to learn.
+#: Exceptions whose text cannot be read.
 UNKNOWN = {"metaclass"}
 
 
 @workflow("hostile-does", default_retry=ONCE)
 class Does:
-    """Does what it is told, where it is told."""
+    """Performs the act that its Context names, in the step that it names."""
 
     class Context(BaseModel):
         what: str
@@ -355,7 +355,7 @@ class Does:
 async def test_whatever_a_step_raises_is_its_own_runs_failure(
     make_engine: MakeEngine, clock: ShiftedClock, what: str, where: str
 ) -> None:
-    """It is recorded once as bounded text, with a traceback; all others live as if it had not been."""
+    """The error is recorded once, as bounded text with a traceback, and no other run is affected."""
     async with household(make_engine, clock, Does) as engine:
         run = await run_of(engine, Does, what=what, where=where)
         assert (run.status, run.current_step, run.data["changed"]) == ("failed", where, False)
@@ -518,7 +518,7 @@ def _threads() -> None:
 
 EVERYWHERE = ("coroutine", "thread", "loop")
 ON_THE_LOOP = ("coroutine", "loop")
-#: What is done, and by which steps: all of them go well.
+#: What is done, and in which places; each of these steps succeeds.
 DONE: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "variables": (_variables, EVERYWHERE),
     "cleared log": (clear_contextvars, EVERYWHERE),
@@ -550,7 +550,7 @@ ACTS: dict[str, Callable[[], object]] = {name: act for name, (act, _) in (RAISED
 
 @pytest.fixture(autouse=True)
 def _loop_as_it_was(anyio_backend: str) -> Iterator[None]:
-    """Steps may leave something in the loop that the test runs in, too."""
+    """Close what steps have left open in the test's loop."""
     yield
     left_open.clear()
 
@@ -559,7 +559,7 @@ def _loop_as_it_was(anyio_backend: str) -> Iterator[None]:
 async def test_whatever_a_step_leaves_behind_stays_with_its_run(
     make_engine: MakeEngine, clock: ShiftedClock, what: str, where: str
 ) -> None:
-    """The run itself completes, each step run once; all others live as if it had not been."""
+    """The run itself completes, with each step run once, and no other run is affected."""
     loop = asyncio.get_running_loop()
     try:
         async with household(make_engine, clock, Does) as engine:

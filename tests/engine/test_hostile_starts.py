@@ -1,4 +1,4 @@
-"""What the classmethods of an event workflow may do to their engine: nothing. The start is put off, all others go on."""
+"""Whatever the classmethods of an event workflow do: their start is retried later, and all other runs go on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support import wait_until
 
 
 class Mute(Exception):
-    """One that cannot be told."""
+    """An exception whose ``__str__`` raises."""
 
     def __str__(self) -> str:
         raise ValueError("no text")
@@ -75,7 +75,7 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
 async def test_a_hostile_create_context_is_put_off(
     make_engine: MakeEngine, clock: ShiftedClock, log: list[EventDict], what: str, later: bool
 ) -> None:
-    """It is logged, counted and tried again with back-off; the event's other workflow starts, and the engine closes."""
+    """A failed start is logged, counted and retried with back-off, and another workflow of the event starts at once."""
     act, text = HOSTILE[what]
     asked: list[int] = []
 
@@ -102,7 +102,7 @@ async def test_a_hostile_create_context_is_put_off(
 
     @event_workflow("hostile-told", name="hostile-start")
     class Hostile(Body):
-        """Does its worst twice."""
+        """Misbehaves twice."""
 
     @event_workflow("hostile-told", name="easy-start")
     class Easy:
@@ -133,7 +133,7 @@ async def test_a_hostile_create_context_is_put_off(
 async def test_a_create_context_that_never_ends(
     make_engine: MakeEngine, clock: ShiftedClock, log: list[EventDict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More of them than may be under way at once hold nobody up for ever: each is stopped, and tried again later."""
+    """A create_context that never ends is stopped and retried later, and even 250 of them do not block other starts."""
     monkeypatch.setattr("aioflow.planner.LONGEST_ASK", 0.05)
     ends = False
 
@@ -169,7 +169,7 @@ async def test_a_create_context_that_never_ends(
 
 
 async def test_a_start_that_cancelled_its_task_is_put_off_once(clock: ShiftedClock) -> None:
-    """However long the store takes to note it: nobody asks again meanwhile."""
+    """A start whose code cancels its own task is put off once, even if the store is slow to record it."""
     asked: list[str] = []
     noted, free = asyncio.Event(), asyncio.Event()
 
@@ -193,7 +193,7 @@ async def test_a_start_that_cancelled_its_task_is_put_off_once(clock: ShiftedClo
         await engine.emit("hostile-told", event_id="e")
         await noted.wait()
         assert engine._parts is not None
-        assert not engine._parts.planner.idle  # so that no look takes it for one that nobody cares for
+        assert not engine._parts.planner.idle  # so that it does not count as abandoned
         free.set()
         await wait_until(lambda: _failing(engine))
         assert asked == ["e"]

@@ -1,4 +1,4 @@
-"""Steps that raise or do their worst: it is their own run's failure, and nobody else notices."""
+"""Steps that raise or do their worst: only their own run fails, and other runs are not affected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import wait_until
 
 
 class Nothing(BaseModel):
-    """A Context."""
+    """A Context without fields."""
 
 
 def _recurse() -> None:
@@ -30,7 +30,7 @@ def _raise(error: BaseException) -> None:
     raise error
 
 
-#: What a step may raise, and the error that its run records.
+#: What a step may raise, and the error that is recorded.
 WORST: dict[str, tuple[Callable[[], object], str]] = {
     "CancelledError": (lambda: _raise(asyncio.CancelledError("mine")), "CancelledError: mine"),
     "KeyboardInterrupt": (lambda: _raise(KeyboardInterrupt()), "KeyboardInterrupt"),
@@ -50,7 +50,7 @@ WORST: dict[str, tuple[Callable[[], object], str]] = {
 
 @workflow("hostile-raises", default_retry=Retry(max_attempts=1))
 class Raises:
-    """Raises the worst, from wherever it is told."""
+    """Raises in the step that its Context names."""
 
     class Context(BaseModel):
         worst: str
@@ -87,7 +87,7 @@ class Raises:
 
 @pytest.mark.parametrize("worst", WORST)
 async def test_worst_that_a_step_can_raise_is_its_runs_failure(make_engine: MakeEngine, worst: str) -> None:
-    """Whatever is raised, from a coroutine or a thread, is recorded; runs beside and after it are unharmed."""
+    """Whatever a coroutine or a sync step raises is recorded, and runs beside and after it are not affected."""
     gate = asyncio.Event()
 
     @workflow("hostile-sibling")
@@ -119,7 +119,7 @@ async def test_worst_that_a_step_can_raise_is_its_runs_failure(make_engine: Make
 
 
 async def test_all_of_the_worst_at_once(make_engine: MakeEngine) -> None:
-    """Forty runs that raise the worst at the same time are forty failures."""
+    """When runs raise all of these at the same time, each of them fails."""
     async with make_engine(Raises) as engine:
         places = [(worst, where) for worst in WORST for where in ("coroutine", "awaiting", "thread", "loop")]
         runs = [await engine.start(Raises, worst=worst, where=where) for worst, where in places]
@@ -183,7 +183,7 @@ class Cancels:
 async def test_step_that_cancels_its_task_harms_only_itself(
     make_engine: MakeEngine, way: str, status: str, error: str | None
 ) -> None:
-    """A command that such a step returns counts, an error that it raises too; the next step has a clean task."""
+    """If a step cancels its own task, its command or error still counts, and the next step has a clean task."""
     async with make_engine(Cancels) as engine:
         runs = [await engine.start(Cancels, way=way) for _ in range(5)]
         for run in runs:
@@ -193,7 +193,7 @@ async def test_step_that_cancels_its_task_harms_only_itself(
 
 
 async def test_sync_step_that_cancels_the_task_it_runs_in_harms_only_itself(make_engine: MakeEngine) -> None:
-    """A sync step on the loop can get at its task too: its command counts, and the next step has a clean task."""
+    """If a sync step on the loop cancels its task, its command still counts, and the next step has a clean task."""
 
     @workflow("hostile-cancels-sync", default_retry=Retry(max_attempts=1))
     class Flow:
@@ -221,7 +221,7 @@ async def test_sync_step_that_cancels_the_task_it_runs_in_harms_only_itself(make
 
 
 async def test_step_that_swallows_a_cancel_is_cancelled_all_the_same(make_engine: MakeEngine) -> None:
-    """What a step returns after its run was cancelled is dropped."""
+    """What a step returns after its run was cancelled is discarded."""
     inside, swallowed = asyncio.Event(), asyncio.Event()
 
     @workflow("hostile-swallows")
@@ -251,7 +251,7 @@ async def test_step_that_swallows_a_cancel_is_cancelled_all_the_same(make_engine
 
 
 async def test_step_that_never_stops_holds_its_own_slot_alone(make_engine: MakeEngine, log: list[Any]) -> None:
-    """A step that ignores every cancellation is left behind: its slot is written off until it ends, others go on."""
+    """A step that ignores all cancellations keeps its slot until it ends, which is logged, and then others get it."""
     gate, inside = asyncio.Event(), asyncio.Event()
 
     @workflow("hostile-stays")
@@ -285,18 +285,18 @@ async def test_step_that_never_stops_holds_its_own_slot_alone(make_engine: MakeE
         for _ in range(50):
             await asyncio.sleep(0)
         await other.refresh()
-        assert (other.status, other.row.owner) == ("running", None)  # there is no slot for it
+        assert (other.status, other.row.owner) == ("running", None)  # no slot is free for it
         gate.set()
         assert (await other.wait(5)).status == "completed"
         assert await kinds_of(engine, run) == ["start", "cancel"]
 
 
-#: Set by steps: nobody else may see it.
+#: Set by steps, which other runs must not see.
 secret: ContextVar[str] = ContextVar("secret", default="unset")
 
 
 async def test_context_variables_of_a_step_stay_in_its_run(make_engine: MakeEngine) -> None:
-    """What a step sets in ContextVars, or binds to its log, no other run sees; nor does a run see its caller's."""
+    """ContextVars and bound log values of a step are not seen by other runs, nor are those of the caller by a run."""
     seen: list[tuple[str, Any]] = []
 
     @workflow("hostile-variables")
@@ -339,7 +339,7 @@ async def test_context_variables_of_a_step_stay_in_its_run(make_engine: MakeEngi
 
 
 async def test_log_of_a_step_tells_its_run(make_engine: MakeEngine) -> None:
-    """The step's own log lines carry run_id, workflow, step and attempt, also in a thread."""
+    """The log lines of a step have run_id, workflow, step and attempt, also in a thread."""
     bound: list[dict[str, Any]] = []
 
     @workflow("hostile-log", default_retry=Retry(max_attempts=2, base_delay=timedelta(0)))

@@ -1,4 +1,4 @@
-"""Steps that end the engine's own tasks, and what the engine itself cannot follow: the others live on."""
+"""Steps that cancel the engine's own tasks, or break what it needs to record a result: other runs go on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOOPS = {f"aioflow {name}" for name in ("committer", "worker", "scheduler", "del
 
 
 def cancel_the_engine(*, names: set[str] = LOOPS) -> int:
-    """Cancel all of the engine's loops: how many those were."""
+    """Cancel these tasks of the engine; returns how many."""
     found = [task for task in asyncio.all_tasks() if task.get_name() in names]
     return sum(task.cancel() for task in found)
 
@@ -33,7 +33,7 @@ def is_of_a_run(task: asyncio.Task[object]) -> bool:
 
 @workflow("tasks-cancels", default_retry=ONCE)
 class Cancels:
-    """Cancels the engine's loops, and itself if it is told to."""
+    """Cancels the engine's tasks, and its own if its Context says so."""
 
     class Context(BaseModel):
         itself: bool
@@ -59,14 +59,14 @@ class Cancels:
 async def test_step_that_cancels_the_engines_tasks_ends_nothing(
     make_engine: MakeEngine, clock: ShiftedClock, itself: bool
 ) -> None:
-    """They are begun again, and a fault tells of each; what the step came to is recorded; timers and signals go on."""
+    """The engine's tasks are restarted, each with an error in the log; the step is recorded, and other runs go on."""
     await _cancels_the_engine(make_engine, clock, itself)
 
 
 async def test_the_engines_tasks_are_its_own_whoever_makes_the_others(
     make_engine: MakeEngine, clock: ShiftedClock
 ) -> None:
-    """So it is in a loop whose tasks somebody else makes."""
+    """The engine's tasks are also restarted in a loop with a task factory of another library."""
     loop = asyncio.get_running_loop()
     loop.set_task_factory(lambda loop, coroutine, **named: asyncio.Task(coroutine, loop=loop, **named))
     try:
@@ -90,7 +90,7 @@ async def _cancels_the_engine(make_engine: MakeEngine, clock: ShiftedClock, itse
 
 @workflow("tasks-cancels-all", default_retry=ONCE)
 class CancelsAll:
-    """Cancels every task of aioflow that it finds."""
+    """Cancels every task of the engine, including those of runs."""
 
     class Context(BaseModel):
         cancelled: int = 0
@@ -102,13 +102,13 @@ class CancelsAll:
         return complete()
 
 
-#: Told by the step of ``Waits``: futures of the event loop that runs it.
+#: Set by the step of ``Waits``, which has begun: futures of the test's event loop.
 entered: list[asyncio.Future[None]] = []
 
 
 @workflow("tasks-waits", default_retry=Retry(max_attempts=3, base_delay=timedelta(0), retry_on=(BaseException,)))
 class Waits:
-    """Tries again whatever comes; waits in its first attempt until it is cancelled."""
+    """Retries after any error; its second step blocks in the first attempt until it is cancelled."""
 
     Context = Nothing
 
@@ -129,7 +129,7 @@ class Waits:
 
 
 async def test_runs_whose_tasks_a_step_cancels_go_on(make_engine: MakeEngine) -> None:
-    """A run that computes meanwhile has its attempt fail, as any does; those about to begin, or being committed, go on."""
+    """If a step cancels the tasks of other runs, an executing one is retried, and all runs end."""
     entered.append(asyncio.Future())
     async with make_engine(CancelsAll, Waits, Probe) as engine:
         waits = await engine.start(Waits)
@@ -146,7 +146,7 @@ async def test_runs_whose_tasks_a_step_cancels_go_on(make_engine: MakeEngine) ->
 
 
 async def test_task_that_is_cancelled_before_it_begins_is_begun_again(make_engine: MakeEngine) -> None:
-    """A run whose task is cancelled in the very turn in which it was made completes all the same."""
+    """A run completes even if its task is cancelled in the same turn of the loop in which it was created."""
 
     @workflow("tasks-early", default_retry=ONCE)
     class Early:
@@ -183,7 +183,7 @@ async def test_task_that_is_cancelled_before_it_begins_is_begun_again(make_engin
 
 
 async def test_step_that_cancels_even_the_closing_lets_the_engine_close(make_engine: MakeEngine) -> None:
-    """While the engine waits for its last steps one of them cancels everything: the store is closed as ever."""
+    """If the last step of a closing engine cancels all its tasks, the engine closes, and can be opened again."""
 
     @workflow("tasks-last", default_retry=ONCE)
     class Last:
@@ -211,7 +211,7 @@ async def test_step_that_cancels_even_the_closing_lets_the_engine_close(make_eng
 
 
 async def test_loop_that_cancels_all_its_tasks_fails_no_run(make_engine: MakeEngine) -> None:
-    """Who cancels all tasks, as a program does at its end, is no step: the runs stay as they were, for the next life."""
+    """If not a step but the program cancels all tasks, no run fails, and the next engine executes it."""
 
     @workflow("tasks-closed")
     class Flow:
@@ -241,12 +241,12 @@ async def test_loop_that_cancels_all_its_tasks_fails_no_run(make_engine: MakeEng
         assert await kinds_of(engine, again) == ["start", "complete"]
 
 
-# ---- what cannot be followed
+# ---- what cannot be followed or recorded
 
 
 @workflow("tasks-keeps", default_retry=ONCE)
 class Keeps:
-    """Keeps the task of its step, as a button that cancels it would, or as the key of a session."""
+    """Keeps the task of its step, as a cancel button would, or as the key of a session."""
 
     class Context(BaseModel):
         waits: bool = False
@@ -269,7 +269,7 @@ class Keeps:
 
 
 async def test_task_that_a_step_has_kept_serves_no_other(make_engine: MakeEngine) -> None:
-    """What belongs to a task that is over is nobody else's, and to cancel it then does nothing to another run."""
+    """A task that a step has kept is not reused for other runs, so that cancelling it later harms none."""
     Keeps.kept.clear()
     Keeps.gate, Keeps.began = asyncio.Event(), asyncio.Event()
     async with make_engine(Keeps) as engine:
@@ -290,7 +290,7 @@ async def test_task_that_a_step_has_kept_serves_no_other(make_engine: MakeEngine
 
 @workflow("tasks-notes", default_retry=ONCE)
 class Notes:
-    """Notes the tasks of its steps, and keeps none: of one task there is one weak reference."""
+    """Keeps only weak references to the tasks of its steps."""
 
     class Context(BaseModel):
         pass
@@ -315,7 +315,7 @@ class Notes:
 
 
 async def test_task_that_nobody_keeps_serves_the_next(make_engine: MakeEngine) -> None:
-    """Steps that leave nothing behind share a few tasks, run after run."""
+    """The tasks of steps that are not referenced any more are reused for other runs."""
     Notes.seen.clear()
     async with make_engine(Notes) as engine:
         for _ in range(20):
@@ -326,7 +326,7 @@ async def test_task_that_nobody_keeps_serves_the_next(make_engine: MakeEngine) -
 
 @workflow("tasks-tampered", default_retry=ONCE)
 class Tampered:
-    """Returns a command that no function of ours would make."""
+    """Returns a command with a value that the public function would refuse."""
 
     Context = Nothing
 
@@ -338,7 +338,7 @@ class Tampered:
 
 
 async def test_command_that_was_tampered_with_fails_its_step(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """It cannot be followed: that is the step's failure, told once, and no other run hears of it."""
+    """A command that was tampered with fails its step, which is logged once, and no other run is affected."""
     with capture_logs() as logged:
         async with household(make_engine, clock, Tampered) as engine:
             run = await run_of(engine, Tampered)
@@ -350,7 +350,7 @@ async def test_command_that_was_tampered_with_fails_its_step(make_engine: MakeEn
 
 
 async def test_run_that_cannot_even_fail_is_left_as_it_is(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """With its retry policy in ruins no transition can be made of a failure: a fault says so, and all others live."""
+    """If a broken retry policy makes it impossible to record a failure, an error is logged and the run left alone."""
     policy = Retry(max_attempts=2)
 
     @workflow("tasks-ruined", default_retry=policy)
@@ -369,7 +369,7 @@ async def test_run_that_cannot_even_fail_is_left_as_it_is(make_engine: MakeEngin
             await wait_until(lambda: [entry for entry in logged if entry["event"] == bug])
             assert (await engine.get(run.id)).status == "running"
             assert await kinds_of(engine, run) == ["start"]
-            object.__setattr__(policy, "max_attempts", 1)  # the code is mended
+            object.__setattr__(policy, "max_attempts", 1)  # the policy is valid again
             await engine.cancel(run.id)
     told = [entry for entry in logged if entry["event"] == bug]
     assert told[0]["run_id"] == run.id
