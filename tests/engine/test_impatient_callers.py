@@ -1,4 +1,4 @@
-"""Callers that are cancelled in the middle of a call: whatever they called, nobody else notices."""
+"""Callers that are cancelled in the middle of a call: neither the engine nor other callers are affected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOUR = timedelta(hours=1)
 
 @workflow("impatient-order")
 class Order:
-    """Sleeps."""
+    """A workflow that sleeps."""
 
     class Context(BaseModel):
         number: int = 0
@@ -52,7 +52,7 @@ CALLS: dict[str, Callable[[Engine, WorkflowRun[Any]], Awaitable[Any]]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_call_that_is_given_up_harms_nobody(make_engine: MakeEngine, call: str) -> None:
-    """A call may be cancelled at any point; the store and the engine answer everybody else as before."""
+    """A call may be cancelled at any point; other calls and all runs go on as usual."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order, StartOptions(key="first"))
         await run.wait(5, until="parked")
@@ -75,7 +75,7 @@ async def test_call_that_is_given_up_harms_nobody(make_engine: MakeEngine, call:
 
 
 async def test_cancel_that_is_given_up_cancels_or_not(make_engine: MakeEngine) -> None:
-    """A cancel whose caller is cancelled has happened wholly or not at all."""
+    """A cancel whose caller is cancelled has been committed or not, and never in part."""
     async with make_engine(Order) as engine:
         for turns in range(20):
             run = await engine.start(Order)
@@ -92,7 +92,7 @@ async def test_cancel_that_is_given_up_cancels_or_not(make_engine: MakeEngine) -
 
 
 async def test_steps_may_call_the_engine(make_engine: MakeEngine) -> None:
-    """A step may start runs and wait for them: an async one directly, a sync one through anyio's from_thread."""
+    """A step may start runs and wait for them: an async one directly, a sync one with anyio's from_thread."""
 
     @workflow("impatient-child")
     class Child:

@@ -1,4 +1,4 @@
-"""Instruments: told of everything, and unable to break anything."""
+"""Instruments: they are told of everything, and cannot disturb a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.engine.conftest import MakeEngine, kinds_of, run_of
 
 @workflow("instruments-order", default_retry=Retry(max_attempts=2, base_delay=timedelta(0)))
 class Order:
-    """Fails once."""
+    """A workflow whose first attempt fails."""
 
     class Context(BaseModel):
         secret: str = "s3cret"
@@ -34,7 +34,7 @@ class Order:
 
 
 class Recorder:
-    """Writes down what it is told."""
+    """An instrument that records its calls."""
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
@@ -51,7 +51,7 @@ class Recorder:
 
 
 class Broken(Recorder):
-    """Raises whatever it is told."""
+    """An instrument that records its calls and then raises."""
 
     def __init__(self, error: type[BaseException]) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ TOLD = [
 
 
 async def test_instruments_are_told_of_everything(make_engine: MakeEngine, log: list[Any]) -> None:
-    """An instrument hears of every transition and every step, in order; the log has no value of a Context."""
+    """An instrument gets every transition and every step, in order, and the log has no values of the Context."""
     engine = make_engine(Order)
     recorder = Recorder()
     engine.instruments.append(recorder)
@@ -103,7 +103,7 @@ async def test_instruments_are_told_of_everything(make_engine: MakeEngine, log: 
 async def test_instrument_that_raises_breaks_no_run(
     make_engine: MakeEngine, log: list[Any], error: type[BaseException]
 ) -> None:
-    """Whatever an instrument raises, runs complete, other instruments are told, and it is logged once."""
+    """If an instrument raises, runs complete, other instruments get every call, and it is logged once."""
     engine = make_engine(Order, shutdown_timeout=timedelta(0))
     broken, recorder = Broken(error), Recorder()
     engine.instruments[:0] = [broken]
@@ -116,7 +116,7 @@ async def test_instrument_that_raises_breaks_no_run(
                 assert (await run.wait(3)).status == "completed"
             assert await kinds_of(engine, run) == ["start", "retry", "wake", "goto", "complete"]
 
-    task = asyncio.ensure_future(program())  # what it raises must not get at the test itself
+    task = asyncio.ensure_future(program())  # so that what it raises does not cancel the test itself
     await asyncio.wait([task], timeout=10)
     assert task.done()
     assert not task.cancelled()
@@ -127,7 +127,7 @@ async def test_instrument_that_raises_breaks_no_run(
 
 
 async def test_instrument_need_not_be_whole(make_engine: MakeEngine) -> None:
-    """An instrument that lacks a method breaks no run either."""
+    """An instrument without the methods does not disturb a run."""
     engine = make_engine(Order)
     engine.instruments.append(object())
     async with engine:

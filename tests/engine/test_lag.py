@@ -1,4 +1,4 @@
-"""The engine says that the event loop was blocked: all runs wait then, and no lease is renewed."""
+"""The engine warns if the event loop was blocked: then no run goes on and no lease is renewed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support import wait_until
 
 @workflow("holds-the-loop-up")
 class HoldsUp:
-    """Its step blocks."""
+    """Its step blocks the event loop."""
 
     class Context(BaseModel):
         seconds: float
@@ -26,7 +26,7 @@ class HoldsUp:
 
 
 async def test_a_block_is_told_with_its_length() -> None:
-    """One of most of a lease is logged as a warning, once, with the seconds."""
+    """If the loop was blocked for most of a lease, one warning with the seconds is logged."""
     with capture_logs() as logs:
         async with Engine("memory://", workflows=[HoldsUp], lease=timedelta(seconds=1)) as engine:
             await (await engine.start(HoldsUp, seconds=0.9)).wait()

@@ -1,4 +1,4 @@
-"""The end of an engine, and its beginning: what becomes of steps that run, and what is left behind (nothing)."""
+"""Closing an engine: what happens to steps that run, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHORT = timedelta(milliseconds=30)
 
 @workflow("lifecycle-order")
 class Order:
-    """Ends at once."""
+    """A workflow that ends at once."""
 
     class Context(BaseModel):
         number: int = 0
@@ -35,7 +35,7 @@ class Order:
 
 
 async def test_close_lets_steps_end_and_begins_no_other(make_engine: MakeEngine) -> None:
-    """A step that runs while the engine closes ends and commits; the next is left to the next engine."""
+    """A step that runs while the engine closes is committed, and the next step runs in the next engine."""
     slow = Slow()
     engine = make_engine(slow.workflow)
     async with engine:
@@ -63,7 +63,7 @@ async def test_close_lets_steps_end_and_begins_no_other(make_engine: MakeEngine)
 
 
 async def test_close_lets_threads_end(make_engine: MakeEngine) -> None:
-    """A sync step that runs while the engine closes ends and commits."""
+    """A sync step that runs while the engine closes is committed."""
     gate, inside = threading.Event(), threading.Event()
 
     @workflow("lifecycle-thread")
@@ -88,7 +88,7 @@ async def test_close_lets_threads_end(make_engine: MakeEngine) -> None:
 
 
 async def test_step_that_takes_too_long_is_stopped_and_stays_as_it_was(make_engine: MakeEngine) -> None:
-    """Beyond shutdown_timeout a step is stopped; that is no failure: it runs again, with the same key and Context."""
+    """A step that runs beyond shutdown_timeout is stopped, does not count as failed, and runs again with its key."""
     slow = Slow()
     engine = make_engine(slow.workflow, shutdown_timeout=SHORT)
     async with engine:
@@ -108,7 +108,7 @@ async def test_step_that_takes_too_long_is_stopped_and_stays_as_it_was(make_engi
 
 
 async def test_thread_that_takes_too_long_is_left_behind(make_engine: MakeEngine) -> None:
-    """The engine closes without a thread that does not end; what it returns is dropped, and the step runs again."""
+    """The engine closes without a thread that does not end; its result is discarded, and the step runs again."""
     gate, seen = threading.Event(), []
 
     @workflow("lifecycle-late-thread")
@@ -141,7 +141,7 @@ async def test_thread_that_takes_too_long_is_left_behind(make_engine: MakeEngine
 
 
 async def test_step_that_ignores_its_cancellation_does_not_keep_the_engine(make_engine: MakeEngine) -> None:
-    """The engine closes in bounded time without a step that will not stop, whose run the next engine carries on."""
+    """The engine closes in bounded time even if a step ignores its cancellation, and the next engine runs it again."""
     gate, seen = asyncio.Event(), []
 
     @workflow("lifecycle-stubborn")
@@ -179,7 +179,7 @@ async def test_step_that_ignores_its_cancellation_does_not_keep_the_engine(make_
 
 
 async def test_step_that_ends_well_when_it_is_stopped_is_committed(make_engine: MakeEngine) -> None:
-    """A step that is told to stop at shutdown and returns a command instead has ended."""
+    """A step that returns a command when it is cancelled at shutdown is committed."""
     inside = asyncio.Event()
 
     @workflow("lifecycle-graceful")
@@ -208,7 +208,7 @@ async def test_step_that_ends_well_when_it_is_stopped_is_committed(make_engine: 
 
 
 async def test_starts_that_race_a_close_are_whole_or_refused(make_engine: MakeEngine) -> None:
-    """Callers that go on starting runs do not keep an engine from closing; each start is in the store, or an error."""
+    """Callers that keep starting runs do not keep an engine from closing, and each start is stored or raises."""
     engine = make_engine(Order, max_running=1)
     began: list[int] = []
 
@@ -244,7 +244,7 @@ async def test_starts_that_race_a_close_are_whole_or_refused(make_engine: MakeEn
 
 
 async def test_many_runs_outlive_a_restart_in_the_middle(make_engine: MakeEngine) -> None:
-    """A hundred runs that are cut off by a close, wherever they are, all complete, each step once."""
+    """A hundred runs that are interrupted by a close all complete in the next engine, with each step run once."""
     steps: list[tuple[int, int]] = []
 
     @workflow("lifecycle-many")
@@ -275,7 +275,7 @@ async def test_many_runs_outlive_a_restart_in_the_middle(make_engine: MakeEngine
 
 @pytest.mark.parametrize("worker", [True, False])
 async def test_nothing_is_left_after_a_close(make_engine: MakeEngine, worker: bool) -> None:
-    """After a close there is no task and no thread of the engine."""
+    """After a close, no task and no thread of the engine is left."""
     tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
     engine = make_engine(Order, worker=worker)
     async with engine:
@@ -286,7 +286,7 @@ async def test_nothing_is_left_after_a_close(make_engine: MakeEngine, worker: bo
 
 
 async def test_error_in_the_body_comes_through(make_engine: MakeEngine) -> None:
-    """A program that crashes inside ``async with engine`` sees its own error, and the engine is closed."""
+    """An error in the body of ``async with engine`` is raised unchanged, and the engine is closed."""
     slow = Slow()
     engine = make_engine(slow.workflow, shutdown_timeout=SHORT)
 
@@ -302,7 +302,7 @@ async def test_error_in_the_body_comes_through(make_engine: MakeEngine) -> None:
 
 
 async def test_successor_takes_over_at_once(make_engine: MakeEngine, store_url: str | Store) -> None:
-    """When a worker closes, another that is open beside it carries its runs on within seconds."""
+    """When a worker closes, another open worker runs its runs within seconds."""
     slow = Slow()
     first, second = make_engine(slow.workflow, shutdown_timeout=SHORT), make_engine(slow.workflow)
     async with first:

@@ -1,4 +1,4 @@
-"""Addressed signals are kept until somebody takes them: in the order of sending, each once, as long as they live."""
+"""Addressed signals are kept until a run takes them: in the order of sending, each once, until they expire."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOUR = timedelta(hours=1)
 
 @workflow("mailbox-loop")
 class Loop:
-    """Takes so many signals, and remembers their numbers."""
+    """Takes as many signals as its Context says, and records their numbers."""
 
     class Context(BaseModel):
         wanted: int = 1
@@ -66,14 +66,14 @@ class Own:
 
 
 async def parked(engine: Engine, order: Any, options: StartOptions | None = None, **context: Any) -> WorkflowRun[Any]:
-    """A new run, as soon as it waits."""
+    """Start a run; returns it once it is parked."""
     run: WorkflowRun[Any] = await engine.start(order, options or StartOptions(), **context)
     return await run.wait(5, until="parked")
 
 
 @pytest.mark.parametrize("how", ["run", "key", "workflow and key", "name and key"])
 async def test_ways_to_address_a_run(make_engine: MakeEngine, how: str) -> None:
-    """A signal finds its run by id, by the run's own key, and by workflow and key."""
+    """A signal reaches a run by id, by the run's own key, and by workflow and key."""
     async with make_engine(Own, Loop) as engine:
         run = await parked(engine, Own, StartOptions(key="order-1"))
         other = await parked(engine, Own, StartOptions(key="order-2"))
@@ -90,7 +90,7 @@ async def test_ways_to_address_a_run(make_engine: MakeEngine, how: str) -> None:
 
 
 async def test_wait_with_a_key_is_not_reached_by_the_runs_own(make_engine: MakeEngine) -> None:
-    """A wait's key= takes the place of the run's own key; by workflow and key, and by id, the run is reached still."""
+    """A wait with key= is not reached by the run's own key, but still by workflow and key, and by id."""
     async with make_engine(Loop) as engine:
         run = await parked(engine, Loop, StartOptions(key="own"), wanted=3)
         assert (await engine.signal("number", {"number": 1}, key="own")).state == "buffered"
@@ -102,7 +102,7 @@ async def test_wait_with_a_key_is_not_reached_by_the_runs_own(make_engine: MakeE
 
 
 async def test_signals_wait_for_a_run_that_is_not_there_yet(make_engine: MakeEngine) -> None:
-    """A signal to a key is kept until a run waits with it, also across a restart."""
+    """A signal to a key is kept until a run waits with it, even over a restart."""
     async with make_engine(Own) as engine:
         assert (await engine.signal("number", {"number": 4}, key="order-9")).state == "buffered"
         assert (await engine.stats()).mailbox == 1
@@ -113,7 +113,7 @@ async def test_signals_wait_for_a_run_that_is_not_there_yet(make_engine: MakeEng
 
 
 async def test_signals_wait_for_a_run_that_does_something_else(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A run that has not begun, runs, sleeps or waits for its retry gets its signals in their order when it waits."""
+    """A run that is delayed, running, sleeping or retrying takes its signals in order once it waits."""
     gate, inside = asyncio.Event(), asyncio.Event()
 
     @workflow("mailbox-busy", default_retry=Retry(base_delay=HOUR))
@@ -167,7 +167,7 @@ async def test_signals_wait_for_a_run_that_does_something_else(make_engine: Make
 
 
 async def test_oldest_wait_comes_first(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Runs that wait with one key are served in the order in which they began to wait, a signal each."""
+    """Runs that wait with the same key get a signal each, in the order in which they began to wait."""
     async with make_engine(Loop) as engine:
         runs = []
         for _ in range(5):
@@ -179,7 +179,7 @@ async def test_oldest_wait_comes_first(make_engine: MakeEngine, clock: ShiftedCl
 
 
 async def test_fifty_signals_for_fifty_runs(make_engine: MakeEngine) -> None:
-    """Sent all at once to one key that 50 runs wait with, 50 signals are taken by a run each."""
+    """Fifty concurrent signals to a key that fifty runs wait with are taken by one run each."""
     async with make_engine(Loop) as engine:
         runs = [await parked(engine, Loop) for _ in range(50)]
         receipts = await asyncio.gather(
@@ -196,7 +196,7 @@ async def test_fifty_signals_for_fifty_runs(make_engine: MakeEngine) -> None:
 @pytest.mark.parametrize("address", ["run", "key"])
 @pytest.mark.parametrize("engines", [1, 2])
 async def test_loop_takes_all_in_order(make_engine: MakeEngine, address: str, engines: int) -> None:
-    """200 signals sent without waiting to a run that waits again and again are all taken, once, in order."""
+    """200 concurrent signals to a run that waits again and again are all taken, once and in order."""
     async with make_engine(Loop) as engine, make_engine(Loop, worker=False) as client:
         run = await engine.start(Loop, wanted=200)
         sender = engine if engines == 1 else client
@@ -211,7 +211,7 @@ async def test_loop_takes_all_in_order(make_engine: MakeEngine, address: str, en
 async def test_keyed_signal_expires(
     make_engine: MakeEngine, clock: ShiftedClock, log: list[Any], ttl: timedelta | None
 ) -> None:
-    """A signal to a key that nobody takes for its ttl, or 7 days, is gone, which is logged and counted."""
+    """A signal to a key expires after its ttl, or 7 days, which is logged and counted."""
     life = ttl or timedelta(days=7)
     async with make_engine(Own) as engine:
         await engine.signal("number", {"number": 77_771}, key="early", ttl=ttl, signal_id="s")
@@ -236,7 +236,7 @@ async def test_keyed_signal_expires(
 async def test_signal_to_a_run_lives_as_long_as_the_run(
     make_engine: MakeEngine, clock: ShiftedClock, log: list[Any]
 ) -> None:
-    """Without a ttl a signal to a run, also by workflow and key, outlives years, and expires when the run has ended."""
+    """A signal to a run without a ttl does not expire while the run lives, and expires when it ends."""
 
     async with make_engine(Own, Loop) as engine:
         run = await parked(engine, Own, StartOptions(key="k"))
@@ -255,7 +255,7 @@ async def test_signal_to_a_run_lives_as_long_as_the_run(
 
 
 async def test_many_that_expire_at_once(make_engine: MakeEngine, clock: ShiftedClock, log: list[Any]) -> None:
-    """They are taken out a thousand at a time, each is counted, and the log has a line for each name, not for each signal."""
+    """Many signals that expire at once are removed in batches of a thousand, counted, and logged by name."""
     async with make_engine(Own) as engine:
         sent = [("number", 1_100), ("other", 100)]
         keys = [(name, str(number)) for name, count in sent for number in range(count)]
@@ -272,7 +272,7 @@ async def test_many_that_expire_at_once(make_engine: MakeEngine, clock: ShiftedC
 
 
 async def test_many_that_do_not_fit_are_in_nobodys_way(make_engine: MakeEngine) -> None:
-    """A hundred signals that do not fit are removed one after the other, and the one behind them is taken."""
+    """A hundred signals that do not validate are removed one by one, and the one behind them is taken."""
     async with make_engine(Own) as engine:
         await asyncio.gather(*(engine.signal("number", {"number": "x"}, key="k") for _ in range(100)))
         await engine.signal("number", {"number": 3}, key="k")
@@ -283,7 +283,7 @@ async def test_many_that_do_not_fit_are_in_nobodys_way(make_engine: MakeEngine) 
 
 
 async def test_step_that_sends_by_the_engine(make_engine: MakeEngine) -> None:
-    """A step may await engine.signal(), also to its own run, which takes it when it waits."""
+    """A step may await engine.signal(), even to its own run, which takes the signal when it waits."""
 
     @workflow("mailbox-inner")
     class Inner:
@@ -305,7 +305,7 @@ async def test_step_that_sends_by_the_engine(make_engine: MakeEngine) -> None:
 
 
 async def test_order_of_sending_outlives_a_clock_set_back(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """What one engine sends is taken in that order, though the machine's clock goes back an hour in between."""
+    """Signals sent by one engine are taken in order, even if the machine's clock is set back in between."""
     async with make_engine(Loop) as engine:
         run = await engine.start(Loop, wanted=3)
         for number in range(3):
@@ -317,7 +317,7 @@ async def test_order_of_sending_outlives_a_clock_set_back(make_engine: MakeEngin
 async def test_order_is_kept_in_the_mailbox_when_the_clock_is_set_back(
     make_engine: MakeEngine, clock: ShiftedClock
 ) -> None:
-    """Likewise when nobody takes them before all are there."""
+    """Signals are also taken in order if they are buffered while the clock is set back."""
     async with make_engine(Loop) as engine:
         for number in range(3):
             assert (await engine.signal("number", {"number": number}, key="shared")).state == "buffered"
@@ -327,7 +327,7 @@ async def test_order_is_kept_in_the_mailbox_when_the_clock_is_set_back(
 
 
 async def test_clock_set_back_makes_no_signal_late(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A signal for a wait that is not over is taken, though the clock was set back since the last one was sent."""
+    """A signal sent in time resumes a wait with a timeout, even if the clock was set back after an earlier signal."""
 
     @workflow("mailbox-timed")
     class Timed:

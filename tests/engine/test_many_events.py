@@ -1,4 +1,4 @@
-"""Many events that are due at one instant: worked off in batches, beside which everything else goes on."""
+"""Many events that are due at one instant: they are processed in batches, and other runs go on meanwhile."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Asked:
 
 
 async def test_what_is_due_at_one_instant_holds_nobody_up(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A few starts at a time; signals are answered between them; each event starts each workflow once and occurs."""
+    """Starts are made a few at a time, signals are handled in between, and each event makes each start exactly once."""
     begun: Counter[str] = Counter()
     under_way = most = 0
     some = asyncio.Event()
@@ -88,7 +88,7 @@ async def test_what_is_due_at_one_instant_holds_nobody_up(make_engine: MakeEngin
 
 
 async def test_events_of_next_month_are_rows_alone(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Only what is due within the horizon is in memory, two entries an event, now and after a restart; all start in time."""
+    """Only events within the horizon are in memory, with two entries each, and all runs start in time."""
 
     @event_workflow("many-later", name="many-later")
     class Later:

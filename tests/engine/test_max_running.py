@@ -1,4 +1,4 @@
-"""max_running: no more runs execute at once, and those beyond have their turn."""
+"""max_running: the number of runs that execute at once is bounded, and the others follow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOUR = timedelta(hours=1)
 
 
 class Crowd:
-    """Which runs are inside, and how many ever were at once."""
+    """Counts the runs that execute now, and the most that ever did."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,14 +41,14 @@ class Crowd:
 
 
 async def all_completed(runs: list[Any]) -> None:
-    """Every run must complete."""
+    """Check that every run completes."""
     for run in runs:
         assert (await run.wait(30)).status == "completed"
 
 
 @pytest.mark.parametrize("bound", [1, 7])
 async def test_burst_is_executed_a_few_at_a_time(make_engine: MakeEngine, bound: int) -> None:
-    """Of 500 runs started at once never more than max_running execute, and all complete, each step once."""
+    """Of 500 runs started at once, at most max_running execute at a time, and all complete, with each step run once."""
     crowd = Crowd()
 
     @workflow("max-burst")
@@ -79,7 +79,7 @@ async def test_burst_is_executed_a_few_at_a_time(make_engine: MakeEngine, bound:
 
 
 async def test_runs_beyond_the_bound_wait_in_the_store(make_engine: MakeEngine) -> None:
-    """What has no slot is running without an owner in the store, and begins as soon as there is room."""
+    """A run without a slot is stored as running without an owner, and is executed once a slot is free."""
     gate, crowd = asyncio.Event(), Crowd()
 
     @workflow("max-queue")
@@ -108,7 +108,7 @@ async def test_runs_beyond_the_bound_wait_in_the_store(make_engine: MakeEngine) 
 
 
 async def test_woken_runs_mind_the_bound(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A hundred runs that are due at one instant, in each way of waiting, execute a few at a time."""
+    """Runs that are due at one instant, after sleeps, retries and delays, execute at most max_running at a time."""
     crowd = Crowd()
 
     @workflow("max-woken", default_retry=Retry(max_attempts=2, base_delay=HOUR, max_delay=HOUR))
@@ -143,7 +143,7 @@ async def test_woken_runs_mind_the_bound(make_engine: MakeEngine, clock: Shifted
 
 
 async def test_bound_holds_for_runs_of_a_predecessor(make_engine: MakeEngine) -> None:
-    """An engine that finds many runs in its store executes a few at a time."""
+    """Runs that an engine finds in its store when it opens execute at most max_running at a time."""
     crowd = Crowd()
 
     @workflow("max-found")
@@ -166,7 +166,7 @@ async def test_bound_holds_for_runs_of_a_predecessor(make_engine: MakeEngine) ->
 
 
 async def test_bound_holds_when_callers_of_start_give_up(make_engine: MakeEngine) -> None:
-    """Slots of starts whose callers were cancelled meanwhile are counted once, whether or not the run came to be."""
+    """A start whose caller is cancelled takes at most one slot, whether its run was committed or not."""
     gate, crowd = asyncio.Event(), Crowd()
 
     @workflow("max-given-up")
@@ -199,7 +199,7 @@ async def test_bound_holds_when_callers_of_start_give_up(make_engine: MakeEngine
 
 
 async def test_slots_of_wakes_whose_caller_gave_up_come_back(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A process_scheduled that is cancelled on its way leaves the engine with all its slots."""
+    """If process_scheduled is cancelled, the engine gets all its slots back."""
     gate, crowd = asyncio.Event(), Crowd()
 
     @workflow("max-wakes")

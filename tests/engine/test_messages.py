@@ -1,4 +1,4 @@
-"""Messages: pydantic models that are handed to the next step's parameter, and stored for whoever runs it again."""
+"""Messages: pydantic models that are passed to a parameter of the next step, and stored for when it runs again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support import wait_until
 
 
 class Paid(BaseModel):
-    """A message with a value that JSON has no word for, an alias and a validator."""
+    """A message with a Decimal, an alias and a validator."""
 
     amount: int
     day: date = date(2024, 2, 29)
@@ -32,11 +32,11 @@ class Paid(BaseModel):
 
 
 class Empty(BaseModel):
-    """The Context of runs that need none."""
+    """A Context without fields."""
 
 
 async def parked(engine: Engine, order: Any, /, **context: Any) -> WorkflowRun[Any]:
-    """A new run, as soon as it waits."""
+    """Start a run; returns it once it is parked."""
     run: WorkflowRun[Any] = await engine.start(order, **context)
     return await run.wait(5, until="parked")
 
@@ -47,7 +47,7 @@ def ask(self: Any) -> Command:
 
 
 def given(paid: object) -> Command:
-    """Complete with what a step was given."""
+    """The command that completes the run with the fields of the message."""
     assert isinstance(paid, Paid | None)
     if paid is None:
         return complete(got=None)
@@ -58,7 +58,7 @@ async def receive(self: Any, paid: Paid) -> Command:
     return given(paid)
 
 
-#: As ``flow`` takes it.
+#: Typed as ``flow`` takes it.
 plain: Any = receive
 
 
@@ -89,7 +89,7 @@ def in_thread(self: Any, paid: Paid) -> Command:
 
 @pytest.mark.parametrize("taker", [plain, optional, defaulted, keyword_only, among_others, unannotated, in_thread])
 async def test_message_is_given_to_the_parameter(make_engine: MakeEngine, taker: Any) -> None:
-    """However the parameter is declared, it gets the message as an object of its class, equal to what was sent."""
+    """However the parameter is declared, it gets the message as an instance of its class, equal to what was sent."""
     order = flow(Empty, ask, taker)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -102,7 +102,7 @@ async def test_message_is_given_to_the_parameter(make_engine: MakeEngine, taker:
 
 
 async def test_wait_by_model_takes_name_and_mapping(make_engine: MakeEngine) -> None:
-    """A mapping sent by the model's name is validated and handed over as the model, by field name."""
+    """A mapping sent under the model's name is validated, by field names, and passed as the model."""
     order = flow(Empty, ask, plain)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -115,7 +115,7 @@ async def test_wait_by_model_takes_name_and_mapping(make_engine: MakeEngine) -> 
 async def test_mapping_that_is_no_such_message_is_rejected(
     make_engine: MakeEngine, payload: dict[str, Any], log: list[Any]
 ) -> None:
-    """A mapping that the model does not accept is rejected with the reason, and the run stays as it was."""
+    """A mapping that the model does not accept is rejected with the reason, and the run waits on unchanged."""
     order = flow(Empty, ask, plain)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -131,7 +131,7 @@ async def test_mapping_that_is_no_such_message_is_rejected(
 
 
 def without(self: Any) -> Command:
-    """A step that has no use for the message."""
+    """A step without parameters for the message."""
     return complete()
 
 
@@ -141,7 +141,7 @@ def with_another(self: Any, note: str = "") -> Command:
 
 @pytest.mark.parametrize("taker", [without, with_another])
 async def test_a_message_that_no_parameter_takes_is_validated(make_engine: MakeEngine, taker: Any) -> None:
-    """The model of the wait says what may come, also where the step only wants to know that it came."""
+    """A message is validated by the wait's model even if the step has no parameter for it."""
     order = flow(Empty, ask, taker)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -154,7 +154,7 @@ async def test_a_message_that_no_parameter_takes_is_validated(make_engine: MakeE
 
 
 async def test_of_two_messages_of_one_name_neither_is_asked_for(make_engine: MakeEngine) -> None:
-    """Where waits for two models of one name lead to one step, it is not known which is meant, and none is refused."""
+    """If waits for two models of the same name lead to one step without parameters, a message is not validated."""
     first = Paid
 
     def other_model() -> type[BaseModel]:
@@ -176,7 +176,7 @@ async def test_of_two_messages_of_one_name_neither_is_asked_for(make_engine: Mak
 
 
 async def test_message_to_a_wait_by_name_is_not_merged(make_engine: MakeEngine) -> None:
-    """A model is the message also where the wait has a name: the step gets it, and the Context stays as it was."""
+    """A model sent to a wait by name is passed to the step as the message, and not merged into the Context."""
 
     def by_name(self: Any) -> Command:
         return wait.for_signal("Paid")
@@ -192,7 +192,7 @@ async def test_message_to_a_wait_by_name_is_not_merged(make_engine: MakeEngine) 
 
 
 async def test_payload_keys_are_parameters(make_engine: MakeEngine) -> None:
-    """A step's parameters get the payload's values of their names, validated, and the payload is merged as well."""
+    """Payload keys that are parameters of the step are validated and passed, and the payload is merged as well."""
     got = []
 
     @workflow("messages-keys")
@@ -227,7 +227,7 @@ async def test_payload_keys_are_parameters(make_engine: MakeEngine) -> None:
 
 
 async def test_retries_get_the_same_message(make_engine: MakeEngine) -> None:
-    """A step that fails gets the message again at each attempt, whatever it did to the object."""
+    """Each attempt gets the message as it was sent, even if the one before changed the object."""
     seen = []
 
     @workflow("messages-retry", default_retry=Retry(max_attempts=3, base_delay=timedelta(0)))
@@ -255,7 +255,7 @@ async def test_retries_get_the_same_message(make_engine: MakeEngine) -> None:
 
 
 async def test_restart_in_the_step_gives_the_same_arguments(make_engine: MakeEngine) -> None:
-    """An engine that closes while the step runs, and the next one, call it with the same message and step key."""
+    """A step interrupted by a close gets the same message and step key in the next engine."""
     gate, seen = asyncio.Event(), []
 
     @workflow("messages-restart")
@@ -286,17 +286,17 @@ async def test_restart_in_the_step_gives_the_same_arguments(make_engine: MakeEng
 
 
 class Numbers(RootModel[list[int]]):
-    """No message: it has no fields."""
+    """Not a message: it has no named fields."""
 
 
 class Hiding(BaseModel):
-    """No message: what is excluded does not arrive."""
+    """Not a message: its excluded field would be lost."""
 
     number: int = Field(default=0, exclude=True)
 
 
 class Keeping(BaseModel):
-    """A message that keeps something to itself."""
+    """A message with a private attribute."""
 
     number: int
     _seen: int = PrivateAttr(default=0)
@@ -308,7 +308,7 @@ class Keeping(BaseModel):
     ids=["RootModel", "excluded field", "invalid value"],
 )
 async def test_message_that_does_not_survive_json_is_refused(make_engine: MakeEngine, message: BaseModel) -> None:
-    """What would not arrive as it was sent is a SignalInvalid, and nothing is sent."""
+    """A model that would not arrive as it was sent is SignalInvalid, and nothing is sent."""
     order = flow(Empty, ask, plain)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -318,7 +318,7 @@ async def test_message_that_does_not_survive_json_is_refused(make_engine: MakeEn
 
 
 async def test_private_attributes_of_a_message_stay_with_the_sender(make_engine: MakeEngine) -> None:
-    """What a message keeps in private attributes is not sent, as that of a Context is not stored, and does no harm."""
+    """A private attribute of a message is not sent."""
     got = []
 
     @workflow("messages-private")

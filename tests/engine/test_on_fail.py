@@ -1,4 +1,4 @@
-"""A step that has failed for good, and where its run goes on, on every store."""
+"""Where a run goes on when a step has failed for good, on every store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ONCE = Retry(max_attempts=1)
 
 
 class Trouble(Exception):
-    """What steps raise here."""
+    """The error that steps raise here."""
 
 
 class Paid(BaseModel):
@@ -28,7 +28,7 @@ class Paid(BaseModel):
 
 
 async def test_step_without_attempts_left_leads_to_its_on_fail(make_engine: MakeEngine) -> None:
-    """After its last attempt the run goes on at the step's on_fail, with what failed and without what it changed."""
+    """After its last attempt a step leads to its on_fail, which gets the failure and the Context before the step."""
     seen: list[Any] = []
 
     @workflow("on-fail-step", default_retry=AT_ONCE, on_fail="rescue")
@@ -68,7 +68,7 @@ async def test_step_without_attempts_left_leads_to_its_on_fail(make_engine: Make
 
 @pytest.mark.parametrize("threaded", [True, False], ids=["thread", "loop"])
 async def test_on_fail_of_the_workflow_is_for_all_others(make_engine: MakeEngine, threaded: bool) -> None:
-    """A step without an on_fail of its own leads to the workflow's, sync or async, and is a new visit there."""
+    """A step without an on_fail leads to the workflow's, sync or async, as a new visit."""
     keys = []
 
     @workflow("on-fail-workflow", default_retry=ONCE, on_fail="rescue")
@@ -96,7 +96,7 @@ async def test_on_fail_of_the_workflow_is_for_all_others(make_engine: MakeEngine
 
 
 async def test_fail_runs_no_on_fail(make_engine: MakeEngine) -> None:
-    """A step that returns fail(reason) ends the run for exactly that reason."""
+    """A step that returns fail(reason) fails the run with exactly that reason, and takes no on_fail."""
 
     @workflow("on-fail-not", on_fail="rescue")
     class Flow:
@@ -119,7 +119,7 @@ async def test_fail_runs_no_on_fail(make_engine: MakeEngine) -> None:
 
 @pytest.mark.parametrize("mistake", ["nothing", "target", "context", "field"])
 async def test_programming_errors_lead_to_on_fail(make_engine: MakeEngine, mistake: str) -> None:
-    """What retrying cannot mend is not retried, and is told as invalid."""
+    """A programming error is not retried and leads to on_fail, with a failure of kind "invalid"."""
 
     @workflow("on-fail-invalid", default_retry=AT_ONCE, on_fail="rescue")
     class Flow:
@@ -156,7 +156,7 @@ async def test_programming_errors_lead_to_on_fail(make_engine: MakeEngine, mista
 
 
 async def test_on_fail_waits_retries_and_sleeps(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """It is an ordinary step: what failed stays with the run through retries, sleeps, waits and a restart."""
+    """An on_fail step may be retried, sleep and wait, and the run keeps the failure, even over a restart."""
     seen: list[Any] = []
 
     @workflow("on-fail-patient", default_retry=ONCE)
@@ -203,7 +203,7 @@ async def test_on_fail_waits_retries_and_sleeps(make_engine: MakeEngine, clock: 
 
 
 async def test_on_fail_that_fails_leads_to_that_of_the_workflow_once(make_engine: MakeEngine) -> None:
-    """A step's on_fail that fails leads to the workflow's; when that fails as well, so has the run."""
+    """If a step's on_fail fails, the workflow's is taken, and if that fails too, the run fails."""
     seen = []
 
     @workflow("on-fail-fails", default_retry=ONCE, on_fail="rescue")
@@ -234,7 +234,7 @@ async def test_on_fail_that_fails_leads_to_that_of_the_workflow_once(make_engine
 
 
 async def test_on_fails_that_fail_into_each_other_end(make_engine: MakeEngine) -> None:
-    """A workflow's on_fail with an on_fail of its own does not go round for ever."""
+    """A workflow's on_fail that has an on_fail of its own is taken only once."""
     seen = []
 
     @workflow("on-fail-circle", default_retry=ONCE, on_fail="rescue", max_transitions=20)
@@ -263,7 +263,7 @@ async def test_on_fails_that_fail_into_each_other_end(make_engine: MakeEngine) -
 
 
 async def test_circle_of_failure_and_goto_ends_at_max_transitions(make_engine: MakeEngine) -> None:
-    """A step whose on_fail goes back to it fails the run in the end, by way of the workflow's on_fail."""
+    """A step whose on_fail goes back to it ends at max_transitions, where the workflow's on_fail is taken once."""
     seen = []
 
     @workflow("on-fail-loop", default_retry=ONCE, on_fail="rescue", max_transitions=9)
@@ -293,7 +293,7 @@ async def test_circle_of_failure_and_goto_ends_at_max_transitions(make_engine: M
 
 
 async def test_step_that_lacks_arguments_leads_to_on_fail(make_engine: MakeEngine) -> None:
-    """A step that is reached without what it needs is a programming error like any other."""
+    """A step that is reached without the arguments it needs is a programming error and leads to on_fail."""
 
     @workflow("on-fail-arguments", default_retry=AT_ONCE, on_fail="rescue")
     class Flow:

@@ -1,4 +1,4 @@
-"""Opening and closing an engine: once at a time, again after a close, and what a closed one says."""
+"""Opening and closing an engine: only once at a time, again after a close, and the errors of a closed one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support import wait_until
 
 @workflow("opening-order")
 class Order:
-    """Ends at once."""
+    """A workflow that ends at once."""
 
     class Context(BaseModel):
         number: int = 0
@@ -35,7 +35,7 @@ async def _first(engine: Engine) -> WorkflowRun[Any]:
     return await anext(aiter(engine.iter_runs()))
 
 
-#: What needs an open engine, and the call that its error names.
+#: Calls that need an open engine, and the call that the error names.
 CALLS: dict[str, tuple[Callable[[Engine, WorkflowRun[Any]], Awaitable[Any]], str]] = {
     "start": (lambda engine, run: engine.start(Order), "engine.start"),
     "get": (lambda engine, run: engine.get(run.id), "engine.get"),
@@ -56,7 +56,7 @@ CALLS: dict[str, tuple[Callable[[Engine, WorkflowRun[Any]], Awaitable[Any]], str
 
 
 async def test_closed_engine_says_how_to_open_it(make_engine: MakeEngine) -> None:
-    """Every call on an engine that is not open is an EngineClosed that names the call and the ways to open it."""
+    """Every call on a closed engine is EngineClosed, which names the call and the ways to open the engine."""
     engine = make_engine(Order)
     async with engine:
         run = await engine.start(Order)
@@ -71,7 +71,7 @@ async def test_closed_engine_says_how_to_open_it(make_engine: MakeEngine) -> Non
 
 
 async def test_what_was_read_stays_readable(make_engine: MakeEngine) -> None:
-    """A run that was read while the engine was open tells what it told, also its typed Context, after the close."""
+    """A run that was read while the engine was open keeps its data and typed Context after the close."""
     async with make_engine(Order) as engine:
         run = await (await engine.start(Order, number=7)).wait(5)
         context = run.context
@@ -80,7 +80,7 @@ async def test_what_was_read_stays_readable(make_engine: MakeEngine) -> None:
 
 
 async def test_engine_that_was_never_open_is_closed(make_engine: MakeEngine) -> None:
-    """A new engine is closed, says so, and its first call does not touch the store."""
+    """A new engine is closed, and its calls raise EngineClosed."""
     engine = make_engine(Order)
     assert repr(engine) == "<Engine closed>"
     with pytest.raises(errors.EngineClosed, match=r"engine\.start\(\) needs an open engine"):
@@ -88,7 +88,7 @@ async def test_engine_that_was_never_open_is_closed(make_engine: MakeEngine) -> 
 
 
 async def test_engine_is_open_once(make_engine: MakeEngine) -> None:
-    """Opening an open engine is refused, and leaves it open."""
+    """Opening an open engine is refused, and it stays open."""
     engine = make_engine(Order)
     async with engine:
         with pytest.raises(errors.UsageError) as raised:
@@ -99,7 +99,7 @@ async def test_engine_is_open_once(make_engine: MakeEngine) -> None:
 
 
 async def test_engine_that_is_opened_twice_at_once_is_opened_once(make_engine: MakeEngine) -> None:
-    """Of two tasks that open an engine at the same time one does, and the other is refused."""
+    """Of two tasks that open an engine at the same time, one succeeds and the other is refused."""
     engine = make_engine(Order)
     opened = await asyncio.gather(engine.__aenter__(), engine.__aenter__(), return_exceptions=True)
     assert opened.count(engine) == 1
@@ -108,7 +108,7 @@ async def test_engine_that_is_opened_twice_at_once_is_opened_once(make_engine: M
 
 
 async def test_closed_engine_opens_again(make_engine: MakeEngine) -> None:
-    """An engine can be opened as often as it was closed, and finds what it left."""
+    """A closed engine can be opened again, any number of times, and its runs are still there."""
     engine = make_engine(Order)
     ids = []
     for opened in range(3):
@@ -122,7 +122,7 @@ async def test_closed_engine_opens_again(make_engine: MakeEngine) -> None:
 
 
 async def test_closing_twice_is_closing_once(make_engine: MakeEngine) -> None:
-    """To close a closed engine does nothing."""
+    """Closing a closed engine does nothing."""
     engine = make_engine(Order)
     async with engine:
         await engine.__aexit__(None, None, None)
@@ -130,7 +130,7 @@ async def test_closing_twice_is_closing_once(make_engine: MakeEngine) -> None:
 
 
 async def test_two_that_close_at_once_close_once(make_engine: MakeEngine) -> None:
-    """Two tasks may close an engine at the same time: both return when it is closed, and other engines work on."""
+    """If several tasks close an engine at once, all return when it is closed, and other engines go on."""
     gate = asyncio.Event()
 
     @workflow("opening-slow")
@@ -158,7 +158,7 @@ async def test_two_that_close_at_once_close_once(make_engine: MakeEngine) -> Non
 
 
 async def test_engine_that_is_closing_cannot_be_opened_yet(make_engine: MakeEngine) -> None:
-    """An opening is refused until the close is over; from then on the engine works as a new one."""
+    """An engine cannot be opened while it closes, and works as a new one after that."""
     engine = make_engine(Order)
     for _ in range(3):
         await engine.__aenter__()
@@ -179,7 +179,7 @@ async def test_engine_that_is_closing_cannot_be_opened_yet(make_engine: MakeEngi
 
 
 async def test_engine_in_an_engine_is_another_one(make_engine: MakeEngine) -> None:
-    """Two engines on one store see the same runs, and each closes by itself."""
+    """Two engines open on one store see the same runs, and closing one does not close the other."""
     async with make_engine(Order) as engine:
         async with make_engine(Order, worker=False) as client:
             assert repr(client).endswith(", client only>")
@@ -211,7 +211,7 @@ async def test_engine_in_an_engine_is_another_one(make_engine: MakeEngine) -> No
     ],
 )
 def test_arguments_are_checked(options: dict[str, Any], error: type[Exception], text: str) -> None:
-    """What cannot be meant is refused when the engine is made, before anything is opened."""
+    """Wrong arguments are refused when the engine is made."""
     with pytest.raises(error) as raised:
         Engine(**{"url_or_store": "memory://", **options})
     assert str(raised.value).startswith(text)
@@ -219,7 +219,7 @@ def test_arguments_are_checked(options: dict[str, Any], error: type[Exception], 
 
 @pytest.mark.parametrize("url", ["nosuch://host/db", "aioflow.db", "://"])
 async def test_store_that_is_none_is_refused(url: str) -> None:
-    """A URL that names no store is refused when the engine opens, which stays closed."""
+    """A URL that names no store is refused when the engine opens, and the engine stays closed."""
     engine = Engine(url)
     with pytest.raises((errors.BackendUnknown, ValueError)):
         await engine.__aenter__()
@@ -227,7 +227,7 @@ async def test_store_that_is_none_is_refused(url: str) -> None:
 
 
 async def test_file_that_cannot_be_made_is_refused(tmp_path: Any) -> None:
-    """A SQLite file in a folder that does not exist is StoreUnavailable with advice, and the engine stays closed."""
+    """A SQLite file in a missing folder is StoreUnavailable with advice, and the engine stays closed."""
     engine = Engine(f"sqlite:///{tmp_path}/missing/x.db")
     with pytest.raises(errors.StoreUnavailable, match="Check that the directory exists and can be written"):
         await engine.__aenter__()
@@ -238,7 +238,7 @@ async def test_file_that_cannot_be_made_is_refused(tmp_path: Any) -> None:
 
 
 async def test_lifespan_opens_and_closes_the_engine(make_engine: MakeEngine) -> None:
-    """Engine.lifespan is an ASGI lifespan: called with the app, the engine works inside, and is closed after."""
+    """``Engine.lifespan`` is an ASGI lifespan: the engine is open inside, and closed afterwards."""
     engine = make_engine(Order)
     for app in (object(), None):
         async with engine.lifespan(app) as state:
@@ -256,7 +256,7 @@ async def test_lifespan_opens_and_closes_the_engine(make_engine: MakeEngine) -> 
 async def test_run_forever_works_until_it_is_told_to_end(
     make_engine: MakeEngine, number: signal.Signals, is_open: bool
 ) -> None:
-    """run_forever executes runs until SIGTERM or SIGINT, then closes what it opened; the old handlers are back."""
+    """run_forever executes runs until SIGTERM or SIGINT, then closes the engine and restores the signal handlers."""
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     engine = make_engine(Order)
     if is_open:
@@ -277,7 +277,7 @@ async def test_run_forever_works_until_it_is_told_to_end(
 
 
 async def test_engine_without_arguments_reads_the_environment(tmp_path: Path, monkeypatch: Any) -> None:
-    """Engine() looks for AIOFLOW_DATABASE_URL when it is opened, not when it is made."""
+    """Engine() reads AIOFLOW_DATABASE_URL when it is opened, not when it is made."""
     engine = Engine()
     for name in ("one", "two"):
         monkeypatch.setenv("AIOFLOW_DATABASE_URL", f"sqlite:///{tmp_path}/{name}.db")
@@ -292,7 +292,7 @@ async def test_engine_without_arguments_reads_the_environment(tmp_path: Path, mo
 
 
 async def test_engine_without_a_url_makes_a_file_here(tmp_path: Path, monkeypatch: Any) -> None:
-    """Without argument and environment the store is aioflow.db in the working directory, also for aioflow.engine."""
+    """Without argument and environment, the store of Engine() and of aioflow.engine is ./aioflow.db."""
     monkeypatch.delenv("AIOFLOW_DATABASE_URL", raising=False)
     monkeypatch.chdir(tmp_path)
     async with Engine() as engine:
@@ -303,7 +303,7 @@ async def test_engine_without_a_url_makes_a_file_here(tmp_path: Path, monkeypatc
 
 
 async def test_relative_path_has_three_slashes(tmp_path: Path, monkeypatch: Any) -> None:
-    """Three slashes name a file below the working directory, four one anywhere: here, the same one."""
+    """A SQLite URL with three slashes is relative to the working directory, and one with four is absolute."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     async with Engine("sqlite:///data/my runs.db") as engine:
@@ -315,7 +315,7 @@ async def test_relative_path_has_three_slashes(tmp_path: Path, monkeypatch: Any)
 
 @pytest.mark.parametrize("url", ["memory://", "sqlite://"])
 async def test_store_in_memory_is_its_engines_own(url: str) -> None:
-    """Each engine on memory://, or on sqlite:// without a file, has its own runs."""
+    """Every engine on memory://, or on sqlite:// without a file, has a store of its own."""
     async with Engine(url) as one, Engine(url) as other:
         assert (await run_of(one, Order)).status == "completed"
         assert (await one.count(), await other.count()) == (1, 0)

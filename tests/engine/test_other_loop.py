@@ -25,7 +25,7 @@ class Charge:
 
 
 async def test_a_call_in_another_loop_does_nothing_and_says_so() -> None:
-    """From another thread's loop nothing is started, and the error says how to call it."""
+    """A call in another thread's loop is a UsageError, and starts nothing."""
     async with Engine("memory://") as engine:
 
         def elsewhere() -> None:
@@ -37,7 +37,7 @@ async def test_a_call_in_another_loop_does_nothing_and_says_so() -> None:
 
 
 async def test_it_is_not_closed_from_another_loop() -> None:
-    """An engine goes on when somebody closes it in another thread's loop, who hears that it is not his."""
+    """Closing an engine in another thread's loop is a UsageError, and the engine stays open."""
     async with Engine("memory://") as engine:
 
         def elsewhere() -> None:
@@ -49,7 +49,7 @@ async def test_it_is_not_closed_from_another_loop() -> None:
 
 
 async def test_what_is_iterated_over_in_another_loop_says_where_it_may_be() -> None:
-    """What gives no coroutine is not told to be scheduled as one; a call of a run is named as it was written."""
+    """The error for iterating in another loop says where to iterate, and that for ``run.refresh()`` names the call."""
     async with Engine("memory://") as engine:
         run = await engine.start(Charge)
 
