@@ -1,4 +1,4 @@
-"""What a step starts and sends: committed with its transition, once, or not at all."""
+"""What a step starts and sends is committed with its transition, once, or not at all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Paid(BaseModel):
 
 
 class Empty(BaseModel):
-    """The Context of runs that need none."""
+    """A Context without fields."""
 
 
 @workflow("outbox-child", default_retry=AT_ONCE)
@@ -60,7 +60,7 @@ class Child:
 
 
 def order_of(first: Any) -> Any:
-    """A workflow whose first step is this, and whose second one ends."""
+    """A workflow with this first step, and a second one that completes the run."""
 
     def second(self: Any) -> Command:
         return complete()
@@ -76,7 +76,7 @@ async def children(engine: Engine) -> list[Any]:
 
 @pytest.mark.parametrize("sync", [False, True])
 async def test_step_starts_and_signals(make_engine: MakeEngine, sync: bool) -> None:
-    """Sync and async steps start runs, with keys and their own id as parent, and send to a key that one will wait with."""
+    """Sync and async steps start runs, which have their parent's id, and send a signal to the key of one of them."""
 
     def orders() -> Command:
         me = get_run()
@@ -103,7 +103,7 @@ async def test_step_starts_and_signals(make_engine: MakeEngine, sync: bool) -> N
 
 @pytest.mark.parametrize("created", [False, True])
 async def test_a_run_is_started_with_what_its_values_were_then(make_engine: MakeEngine, created: bool) -> None:
-    """What the step makes of a list, a mapping, a set or a model afterwards is not what it has ordered."""
+    """A run is started with the values at the time of the call, even if the step changes the objects later."""
 
     class Line(BaseModel):
         sku: str
@@ -142,7 +142,7 @@ async def test_a_run_is_started_with_what_its_values_were_then(make_engine: Make
 
 
 async def test_failed_attempt_orders_nothing(make_engine: MakeEngine) -> None:
-    """What an attempt that failed has ordered is discarded; the one that succeeds orders it once."""
+    """What a failed attempt started and sent is discarded, and what the successful one does is committed once."""
 
     async def first(self: Any) -> Command:
         get_run().start(Child)
@@ -160,7 +160,7 @@ async def test_failed_attempt_orders_nothing(make_engine: MakeEngine) -> None:
 
 @pytest.mark.parametrize("how", ["raise", "no command", "unknown target", "bad context"])
 async def test_step_that_fails_for_good_orders_nothing(make_engine: MakeEngine, how: str) -> None:
-    """However a step fails, nothing that it ordered is done; fail() is a transition like any other, and does it."""
+    """A step that fails starts and sends nothing, but one that returns fail() does."""
 
     async def first(self: Any) -> Any:
         get_run().start(Child)
@@ -193,7 +193,7 @@ async def test_step_that_fails_for_good_orders_nothing(make_engine: MakeEngine, 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
 async def test_step_that_does_not_commit_orders_nothing(make_engine: MakeEngine, how: str) -> None:
-    """A step that is cancelled orders nothing, and one whose engine went down before the commit orders it next time."""
+    """A cancelled step starts and sends nothing, and one interrupted by a close does so once, when it has run again."""
     gate, inside = asyncio.Event(), []
 
     async def first(self: Any) -> Command:
@@ -220,7 +220,7 @@ async def test_step_that_does_not_commit_orders_nothing(make_engine: MakeEngine,
 
 @pytest.mark.parametrize(("reuse", "starts"), [("never", 1), ("ended", 2)])
 async def test_successor_under_the_same_key(make_engine: MakeEngine, reuse: Any, starts: int) -> None:
-    """A run that completes may hand its key on in the same transition; with reuse="never" the key stays taken."""
+    """A step that completes its run may start one with the same key, unless reuse="never"."""
 
     @workflow("outbox-monthly")
     class Monthly:
@@ -244,7 +244,7 @@ async def test_successor_under_the_same_key(make_engine: MakeEngine, reuse: Any,
 
 
 async def test_key_that_is_taken_starts_nothing(make_engine: MakeEngine) -> None:
-    """A start under a key that a run has is left out, and the rest of the transition happens."""
+    """A start whose key is taken is left out, and the rest of the transition is committed."""
 
     async def first(self: Any) -> Command:
         get_run().start(Child, StartOptions(key="one"), number=2)
@@ -261,7 +261,7 @@ async def test_key_that_is_taken_starts_nothing(make_engine: MakeEngine) -> None
 
 
 async def test_same_key_and_same_id_twice_in_one_step(make_engine: MakeEngine) -> None:
-    """Of several starts under one key, and several signals with one signal_id, a step's first is the one that counts."""
+    """Of several starts with one key, and of several signals with one signal_id, in one step, the first counts."""
 
     async def first(self: Any) -> Command:
         for number in range(3):
@@ -277,7 +277,7 @@ async def test_same_key_and_same_id_twice_in_one_step(make_engine: MakeEngine) -
 
 
 async def test_signal_to_itself(make_engine: MakeEngine) -> None:
-    """A run may send to itself, for a wait that it begins with the same transition or later."""
+    """A step may send a signal to its own run, which takes it when it waits."""
 
     @workflow("outbox-self")
     class Flow:
@@ -301,7 +301,7 @@ async def test_signal_to_itself(make_engine: MakeEngine) -> None:
 
 
 async def test_a_child_is_signalled_by_the_step_that_starts_it(make_engine: MakeEngine) -> None:
-    """A signal to a workflow and key reaches the run that the same step starts under it."""
+    """A signal to a workflow and key reaches the run that the same step starts with that key."""
 
     @workflow("outbox-waiting-child")
     class Waiting:
@@ -329,7 +329,7 @@ async def test_a_child_is_signalled_by_the_step_that_starts_it(make_engine: Make
 
 
 async def test_threads_of_a_step_may_order_at_once(make_engine: MakeEngine) -> None:
-    """None of what they send at the same moment is lost."""
+    """A sync step may send from several threads at once, and no signal is lost."""
     threads = 8
 
     @workflow("outbox-threads")

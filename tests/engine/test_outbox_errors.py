@@ -1,4 +1,4 @@
-"""What is wrong with what a step starts and sends: told where it is written, or the failure of the step."""
+"""Mistakes in what a step starts and sends: raised by the call, or a failure of the step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Paid(BaseModel):
 
 
 class Empty(BaseModel):
-    """The Context of runs that need none."""
+    """A Context without fields."""
 
 
 @workflow("outbox-errors-child", default_retry=AT_ONCE)
@@ -59,7 +59,7 @@ class Child:
 
 
 def order_of(first: Any) -> Any:
-    """A workflow whose first step is this, and whose second one ends."""
+    """A workflow with this first step, and a second one that completes the run."""
 
     def second(self: Any) -> Command:
         return complete()
@@ -74,7 +74,7 @@ async def children(engine: Engine) -> list[Any]:
 
 
 async def test_addresses_that_lead_nowhere(make_engine: MakeEngine) -> None:
-    """A signal to a run that has ended or never was is left out, as is a broadcast to nobody; the step goes on."""
+    """Signals to runs that have ended or do not exist, and broadcasts to none, are dropped; the step is committed."""
 
     async def first(self: Any) -> Command:
         get_run().signal("x", run_id=ended.id)
@@ -114,7 +114,7 @@ async def test_workflow_and_key_without_a_run_fail_the_step(make_engine: MakeEng
 
 @pytest.mark.parametrize("run_id", ["1", [1], 1.5, True, 0, -1, 1 << 70, "nonsense"], ids=repr)
 async def test_run_id_is_checked(make_engine: MakeEngine, run_id: Any) -> None:
-    """What cannot be a run's id is that step's error, reaches nobody, and does not harm what is committed with it."""
+    """A run_id that is no int fails the step, and one that no run can have reaches none; other runs go on as usual."""
 
     async def first(self: Any) -> Command:
         get_run().signal(Paid(amount=1), run_id=run_id)
@@ -136,7 +136,7 @@ async def test_run_id_is_checked(make_engine: MakeEngine, run_id: Any) -> None:
 
 
 async def test_async_create_context_runs_after_the_step(make_engine: MakeEngine) -> None:
-    """create_context of what is started may be async; if it raises, the step has failed, and nothing was ordered."""
+    """An async create_context of a started run is called after the step, and if it raises, the attempt has failed."""
     made: list[int] = []
 
     @workflow("outbox-made")
@@ -172,7 +172,7 @@ async def test_async_create_context_runs_after_the_step(make_engine: MakeEngine)
 
 
 async def test_wrong_arguments_raise_in_the_step(make_engine: MakeEngine) -> None:
-    """What cannot be meant raises where it is written, and a step that catches it goes on with the rest."""
+    """A wrong argument raises at the call, and a step that catches the error goes on with the rest."""
     caught: list[str] = []
 
     async def first(self: Any) -> Command:
@@ -204,7 +204,7 @@ async def test_wrong_arguments_raise_in_the_step(make_engine: MakeEngine) -> Non
 
 
 async def test_orders_after_the_return_are_refused(make_engine: MakeEngine) -> None:
-    """Whoever keeps get_run() beyond the step gets a UsageError that says when to call, and nothing is ordered."""
+    """start and signal after the step has returned are UsageErrors, and nothing is started."""
     kept: list[CurrentRun] = []
 
     async def first(self: Any) -> Command:
@@ -223,7 +223,7 @@ async def test_orders_after_the_return_are_refused(make_engine: MakeEngine) -> N
 
 
 async def test_limit_of_orders(make_engine: MakeEngine) -> None:
-    """A step starts and sends up to 1 000, all in one transition, and one more is a LimitExceeded."""
+    """A step may start and send 1000 in all, and one more is LimitExceeded."""
 
     async def first(self: Any) -> Command:
         for number in range(1000):
@@ -239,7 +239,7 @@ async def test_limit_of_orders(make_engine: MakeEngine) -> None:
 
 
 class Away(MemoryStore):
-    """A store that cannot be asked for ids of signals, so many times."""
+    """A store that fails this many times to reserve ids of signals."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class Away(MemoryStore):
 
 
 async def test_a_store_that_is_away_is_no_failure_of_the_step() -> None:
-    """What a step that has returned is to send waits for the store, and the step's only attempt is not used up."""
+    """If the store is unavailable when a step has returned, its run waits for it without using up an attempt."""
 
     async def first(self: object) -> Command:
         get_run().signal("paid", {"amount": 17}, key="order-1")

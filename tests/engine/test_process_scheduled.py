@@ -1,4 +1,4 @@
-"""process_scheduled: wakes what is due, and says how many that were."""
+"""process_scheduled: wakes what is due, and returns how many runs that were."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDS = 100
 
 @workflow("scheduled-order")
 class Order:
-    """Sleeps for so many hours."""
+    """Sleeps for as many hours as its Context says."""
 
     class Context(BaseModel):
         hours: int = 0
@@ -36,7 +36,7 @@ class Order:
 
 @event_workflow("scheduled-heard")
 class Heard:
-    """Is over at once."""
+    """Completes at once."""
 
     @step(start=True)
     async def begin(self) -> Command:
@@ -44,7 +44,7 @@ class Heard:
 
 
 async def test_it_wakes_what_is_due_and_counts(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Every run that is due is woken, none that is not; a second call finds nothing."""
+    """Every run that is due is woken, and no other; a second call returns 0."""
     async with make_engine(Order) as engine:
         runs = [await engine.start(Order, hours=hours) for hours in (1, 1, 2, 3)]
         for run in runs:
@@ -65,7 +65,7 @@ async def test_it_wakes_what_is_due_and_counts(make_engine: MakeEngine, clock: S
 
 
 async def test_it_wakes_more_than_a_page(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """However many are due, one call wakes them all."""
+    """One call wakes all runs that are due, even if they are more than a page."""
     async with make_engine(Order, worker=False) as client:
         await asyncio.gather(*(client.start(Order, StartOptions(delay=HOUR)) for _ in range(1100)))
         clock.shift(HOUR)
@@ -74,7 +74,7 @@ async def test_it_wakes_more_than_a_page(make_engine: MakeEngine, clock: Shifted
 
 
 async def test_of_many_calls_each_run_is_counted_once(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Calls at the same time, in one engine and in several, wake each run once between them."""
+    """Concurrent calls, in one engine and in several, wake each run once, and their counts add up."""
     async with make_engine(Order, worker=False) as one, make_engine(Order, worker=False) as other:
         runs = await asyncio.gather(*(one.start(Order, StartOptions(delay=HOUR)) for _ in range(50)))
         clock.shift(HOUR)
@@ -85,7 +85,7 @@ async def test_of_many_calls_each_run_is_counted_once(make_engine: MakeEngine, c
 
 
 async def test_working_engine_may_be_asked_as_well(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """In an engine that works, and wakes runs by itself, the call does no harm."""
+    """A call in a worker, which wakes runs by itself, does no harm: each run wakes once."""
     async with make_engine(Order) as engine:
         runs = [await engine.start(Order, hours=1) for _ in range(30)]
         for run in runs:
@@ -98,7 +98,7 @@ async def test_working_engine_may_be_asked_as_well(make_engine: MakeEngine, cloc
 
 
 async def test_calls_and_events_at_once(make_engine: MakeEngine) -> None:
-    """Each call returns, whatever else is in the midst of being fired."""
+    """Calls that run concurrently with events and their starts all return."""
     async with make_engine(Heard) as engine:
 
         async def emit() -> None:
@@ -111,7 +111,7 @@ async def test_calls_and_events_at_once(make_engine: MakeEngine) -> None:
 
 
 async def test_a_call_when_the_engine_is_closed(make_engine: MakeEngine) -> None:
-    """A call that is under way ends with an error, and what it had begun is planned still."""
+    """A call that is interrupted by its engine's close is EngineClosed, and its start is made by a later call."""
     asked, gate = asyncio.Event(), asyncio.Event()
 
     @event_workflow("scheduled-asked", name="scheduled-asks")

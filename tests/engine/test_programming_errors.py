@@ -1,4 +1,4 @@
-"""Steps that are wrong in a way that running them again cannot mend: not retried, and told how to mend it."""
+"""Mistakes in steps that a retry cannot help: they are not retried, and the error says what to write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aioflow import Retry, complete, get_context, goto, sleep, step, workflow
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine, kinds_of, run_of
 
-#: Were they retried, the run would take five attempts.
+#: With this policy, an error that is retried takes five attempts.
 FIVE = Retry(max_attempts=5, base_delay=timedelta(0))
 RETURN_IT = (
     "not a command. Return what happens next: 'return goto(self.next_step)', 'return sleep(...)', "
@@ -32,7 +32,7 @@ class Counted(BaseModel):
 
 @workflow("wrong-other")
 class Other:
-    """Another workflow, with a step of a name that the one below has as well."""
+    """Another workflow, with a step of the same name as one below."""
 
     Context = Counted
 
@@ -46,12 +46,12 @@ async def _forgotten() -> Command:
 
 
 class Mine(Command):
-    """A command that aioflow did not make."""
+    """A command that is not one of aioflow's."""
 
 
 @workflow("wrong-steps", default_retry=FIVE)
 class Wrong:
-    """Goes wrong as it is told; every way in a coroutine and in a thread."""
+    """Makes the mistake that its Context names, in a coroutine or in a thread."""
 
     Context = Counted
 
@@ -130,7 +130,7 @@ WRONG = {
 
 @pytest.mark.parametrize("where", ["async", "sync"])
 async def test_programming_errors_are_not_retried(make_engine: MakeEngine, where: str) -> None:
-    """Each fails the run at the first attempt, with a text that says what to write, and discards its changes."""
+    """Each mistake fails the run at the first attempt, with an error that says what to write, and changes nothing."""
     async with make_engine(Wrong) as engine:
         for how, text in WRONG.items():
             run = await run_of(engine, Wrong, how=f"{where} {how}")
@@ -146,7 +146,7 @@ async def test_programming_errors_are_not_retried(make_engine: MakeEngine, where
 
 @pytest.mark.parametrize("command", ["goto", "complete"])
 async def test_command_that_is_awaited_is_to_be_returned(make_engine: MakeEngine, command: str) -> None:
-    """Who awaits a command is told to return it."""
+    """The error of a step that awaits a command says to return it."""
 
     @workflow("wrong-awaited", default_retry=FIVE)
     class Flow:
@@ -189,7 +189,7 @@ async def test_command_that_is_awaited_is_to_be_returned(make_engine: MakeEngine
 async def test_context_that_no_store_can_hold_fails_its_run_alone(
     make_engine: MakeEngine, value: Any, text: str
 ) -> None:
-    """What cannot be stored, or would come back as something else, is refused by name; other runs do not notice."""
+    """A Context that cannot be stored, or would read back different, fails its run; other runs are not affected."""
 
     @workflow("wrong-limits", default_retry=FIVE)
     class Flow:
@@ -222,7 +222,7 @@ async def test_context_that_no_store_can_hold_fails_its_run_alone(
 
 
 async def test_context_deeper_than_any_store_holds_fails_its_run(make_engine: MakeEngine) -> None:
-    """A Context nested over 64 levels, or without end, is refused with the limit's name."""
+    """A Context nested deeper than 64 levels fails its run, and the error names the limit."""
 
     @workflow("wrong-depth", default_retry=FIVE)
     class Flow:
@@ -249,7 +249,7 @@ async def test_context_deeper_than_any_store_holds_fails_its_run(make_engine: Ma
 
 @dataclass(eq=False)
 class Touchy:
-    """Cannot be compared."""
+    """An object that cannot be compared."""
 
     number: int = 0
 
@@ -261,7 +261,7 @@ class Touchy:
 
 @pytest.mark.parametrize("way", ["compare", "validate", "complete", "serialize"])
 async def test_context_whose_own_code_raises_fails_its_run(make_engine: MakeEngine, way: str) -> None:
-    """A validator, serializer or comparison of the Context that raises is that run's failure; the step ran once."""
+    """A validator, serializer or comparison of the Context that raises fails the run, and the step runs only once."""
     ran = []
 
     @workflow("wrong-own-code", default_retry=FIVE)

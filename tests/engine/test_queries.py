@@ -1,4 +1,4 @@
-"""Finding runs: by id, key and filters, in order, in pages."""
+"""Finding runs: by id, key and filters, in order and in pages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MINUTE = timedelta(minutes=1)
 
 @workflow("queries-order")
 class Order:
-    """Goes as it is told."""
+    """Ends or parks as its Context says."""
 
     class Context(BaseModel):
         way: str
@@ -47,7 +47,7 @@ class Order:
 
 @workflow("queries-trip")
 class Trip:
-    """Ends at once."""
+    """A workflow that ends at once."""
 
     class Context(BaseModel):
         number: int
@@ -58,7 +58,7 @@ class Trip:
 
 
 async def some_runs(engine: Engine, clock: ShiftedClock) -> dict[str, WorkflowRun[Any]]:
-    """A run of each kind, a minute apart: name -> run, in the order they were started."""
+    """Start a run of each kind, a minute apart; returns name -> run, in the order of their starts."""
     ways = {
         "completed": ("complete", {"name": "Ann", "address": {"city": "Bonn", "zip": 53111}}, ["a", "b"]),
         "failed": ("fail", {"name": "Bob", "vip": True}, []),
@@ -86,7 +86,7 @@ async def some_runs(engine: Engine, clock: ShiftedClock) -> dict[str, WorkflowRu
 
 
 async def test_get_reads_a_run_by_its_id(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Get gives the run as it stands, and created tells of start alone."""
+    """get() returns the run as it is stored; its ``created`` is false."""
     async with make_engine() as engine:
         for run in (await some_runs(engine, clock)).values():
             found = await engine.get(run.id)
@@ -96,7 +96,7 @@ async def test_get_reads_a_run_by_its_id(make_engine: MakeEngine, clock: Shifted
 
 @pytest.mark.parametrize("run_id", [4711, 0, -1, 1 << 53, 1 << 80])
 async def test_run_that_does_not_exist_is_not_found(make_engine: MakeEngine, run_id: int) -> None:
-    """Get, history, wait, result and cancel say that there is no such run."""
+    """get, history, wait, result and cancel of an unknown run are RunNotFound."""
     async with make_engine() as engine:
         for call in (engine.get, engine.history, engine.wait, engine.result, engine.cancel):
             with pytest.raises(errors.RunNotFound) as raised:
@@ -110,7 +110,7 @@ async def test_run_that_does_not_exist_is_not_found(make_engine: MakeEngine, run
 
 @pytest.mark.parametrize("run_id", ["1", 1.0, None, True])
 async def test_id_is_an_int(make_engine: MakeEngine, run_id: Any) -> None:
-    """What is no int is a TypeError before anything is asked."""
+    """An id that is no int is a TypeError."""
     async with make_engine() as engine:
         for call in (engine.get, engine.history, engine.wait, engine.result, engine.cancel):
             with pytest.raises(TypeError) as raised:
@@ -119,7 +119,7 @@ async def test_id_is_an_int(make_engine: MakeEngine, run_id: Any) -> None:
 
 
 async def test_find_gives_the_newest_run_of_a_key(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Find goes by workflow, as class or name, and key; of several runs with the key it gives the last started."""
+    """find() takes a workflow, as class or name, and a key, and returns the newest run with that key."""
     async with make_engine() as engine:
         runs = await some_runs(engine, clock)
         assert await engine.find(Order, "failed") == runs["failed"]
@@ -134,7 +134,7 @@ async def test_find_gives_the_newest_run_of_a_key(make_engine: MakeEngine, clock
 
 
 async def test_find_wants_a_workflow_and_a_key(make_engine: MakeEngine) -> None:
-    """What can be no workflow or key is refused with a text that says so."""
+    """find() refuses a wrong workflow or key with an error that says so."""
     async with make_engine() as engine:
         with pytest.raises(TypeError, match=r"^Engine is no workflow\. Pass a class decorated with @workflow"):
             await engine.find(Engine, "a")
@@ -146,7 +146,7 @@ async def test_find_wants_a_workflow_and_a_key(make_engine: MakeEngine) -> None:
 
 # ---- filters
 
-#: A filter, and the runs that it lets through.
+#: A filter, and the runs that match it.
 FILTERS: list[tuple[dict[str, Any], set[str]]] = [
     ({}, {"completed", "failed", "cancelled", "sleeping", "shipping", "delayed", "trip"}),
     ({"workflow": Trip}, {"delayed", "trip"}),
@@ -200,7 +200,7 @@ FILTERS: list[tuple[dict[str, Any], set[str]]] = [
 
 
 async def test_runs_match_every_filter(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A filter takes one value or several, of which any may match; a run must match all filters; count agrees."""
+    """A filter takes one value or several, a run must match all filters, and count() agrees with runs()."""
     async with make_engine() as engine:
         runs = await some_runs(engine, clock)
         names = {run.id: name for name, run in runs.items()}
@@ -214,7 +214,7 @@ async def test_runs_match_every_filter(make_engine: MakeEngine, clock: ShiftedCl
 
 
 async def test_a_filter_may_be_read_once_only(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """An iterator is as good as a list, also one that gives nothing."""
+    """A filter may be an iterator, also an empty one."""
     async with make_engine() as engine:
         await some_runs(engine, clock)
         assert await engine.count(key=iter(["failed", "sleeping"])) == 3  # type: ignore[arg-type]
@@ -223,7 +223,7 @@ async def test_a_filter_may_be_read_once_only(make_engine: MakeEngine, clock: Sh
 
 
 async def test_instants_are_exclusive_bounds(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """created_* and updated_* let through what lies strictly after and before an aware datetime of any zone."""
+    """created_* and updated_* take aware datetimes of any zone, and are exclusive bounds."""
     async with make_engine() as engine:
         runs = await some_runs(engine, clock)
         names = {run.id: name for name, run in runs.items()}
@@ -245,7 +245,7 @@ async def test_instants_are_exclusive_bounds(make_engine: MakeEngine, clock: Shi
 
 
 async def test_runs_come_in_the_order_asked_for(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Order goes by id, created_at or updated_at, upwards or with "-" downwards; the newest first if not said."""
+    """``order`` is id, created_at or updated_at, descending with "-", and "-id" by default."""
     async with make_engine() as engine:
         runs = list((await some_runs(engine, clock)).values())
         assert await engine.runs() == sorted(runs, key=lambda run: run.id, reverse=True)
@@ -260,7 +260,7 @@ async def test_runs_come_in_the_order_asked_for(make_engine: MakeEngine, clock: 
 
 
 class StoppedClock(ShiftedClock):
-    """Stands still."""
+    """A clock that stands still."""
 
     def micros(self) -> Micros:
         return 1_800_000_000_000_000
@@ -268,7 +268,7 @@ class StoppedClock(ShiftedClock):
 
 @pytest.mark.parametrize("order", ["id", "-id", "created_at", "-created_at", "updated_at", "-updated_at"])
 async def test_pages_make_up_the_whole(make_engine: MakeEngine, order: str) -> None:
-    """Each page begins after the last run of the one before, in every order, also where instants are equal."""
+    """Pages, each after the last run of the one before, give every run once in every order, even for equal instants."""
     async with make_engine(Trip, worker=False, clock=StoppedClock()) as engine:
         await asyncio.gather(*(engine.start(Trip, number=number) for number in range(20)))
         for limit in (1, 3, 7, 20):
@@ -286,7 +286,7 @@ async def test_pages_make_up_the_whole(make_engine: MakeEngine, order: str) -> N
 
 
 async def test_pages_keep_their_place_while_runs_come(make_engine: MakeEngine) -> None:
-    """Runs that are started meanwhile neither repeat nor hide what the next page has."""
+    """Runs that are started between two pages do not change what the second page has."""
     async with make_engine(Trip, worker=False) as engine:
         first = [(await engine.start(Trip, number=number)).id for number in range(10)]
         page = await engine.runs(limit=4)
@@ -296,7 +296,7 @@ async def test_pages_keep_their_place_while_runs_come(make_engine: MakeEngine) -
 
 
 async def test_iter_runs_goes_through_every_page(make_engine: MakeEngine) -> None:
-    """All of a thousand runs come out of iter_runs once, in order, with filters."""
+    """iter_runs() gives all of a thousand runs once, in order and with filters."""
     async with make_engine(Trip, worker=False) as engine:
         await asyncio.gather(*(engine.start(Trip, number=number % 2) for number in range(1100)))
         found = [run.id async for run in engine.iter_runs(workflow=Trip)]
@@ -335,7 +335,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 async def test_wrong_filters_are_refused(make_engine: MakeEngine) -> None:
-    """A filter that does not exist, or a value that cannot be meant, is refused with a text that names it."""
+    """A wrong value of a filter is refused, and the error names the filter."""
     async with make_engine() as engine:
         for filters, error, text in WRONG:
             calls: list[Callable[..., Awaitable[Any]]] = [engine.runs]
@@ -358,7 +358,7 @@ async def _first(engine: Engine, **filters: Any) -> WorkflowRun[Any]:
     ids=["datetime", "set", "bytes", "object", "deep"],
 )
 async def test_data_filter_takes_json(make_engine: MakeEngine, value: Any) -> None:
-    """A value that no stored Context can hold is a TypeError that names the filter, on every store."""
+    """A data filter with a value that no Context can hold is a TypeError that names the filter, on every store."""
     async with make_engine(Trip, worker=False) as engine:
         await engine.start(Trip, number=1)
         for call in (engine.runs, engine.count):
@@ -368,7 +368,7 @@ async def test_data_filter_takes_json(make_engine: MakeEngine, value: Any) -> No
 
 @pytest.mark.parametrize("key", ["a b", 'a"b', "a.b", "$", "ü", "a[0]", "", "x'y", "back\\slash", "%"])
 async def test_data_filter_takes_any_key(make_engine: MakeEngine, key: str) -> None:
-    """A key of the data filter is a name, whatever is in it, and never a path."""
+    """A key of the data filter matches literally, whatever characters it has, and is not read as a path."""
 
     @workflow("queries-keys")
     class Keys:
@@ -388,7 +388,7 @@ async def test_data_filter_takes_any_key(make_engine: MakeEngine, key: str) -> N
 
 @pytest.mark.parametrize("call", ["runs", "iter_runs", "count"])
 async def test_unknown_filter_is_named_with_those_that_there_are(make_engine: MakeEngine, call: str) -> None:
-    """A misspelt filter, or one that the call does not take, is refused by the call's own name."""
+    """The error for an unknown filter names the call, the filter, and the filters that exist."""
     async with make_engine(Trip, worker=False) as engine:
         wrong = {"runs": "stauts", "iter_runs": "limit", "count": "order"}[call]
 

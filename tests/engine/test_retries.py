@@ -1,4 +1,4 @@
-"""Failed attempts: how often they are tried again, what is recorded, and what never is tried again."""
+"""Failed attempts: how often they are retried, what is recorded, and what is never retried."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ AT_ONCE = Retry(max_attempts=3, base_delay=timedelta(0))
 
 
 class Trouble(Exception):
-    """What steps raise here."""
+    """The error that steps raise here."""
 
 
 async def test_attempts_of_a_visit_are_counted(make_engine: MakeEngine) -> None:
-    """A step that fails twice runs three times: with a rising attempt, the same step key and the same Context."""
+    """A step that fails twice runs three times, with attempts 1 to 3, the same step key and the same Context."""
     seen: list[tuple[int, str, list[int]]] = []
 
     @workflow("retries-counted", default_retry=AT_ONCE)
@@ -57,7 +57,7 @@ async def test_attempts_of_a_visit_are_counted(make_engine: MakeEngine) -> None:
 
 
 async def test_run_tells_its_attempt_while_it_waits_to_retry(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Between two attempts the run waits for "retry", at its step, with the number of the attempt to come."""
+    """Between two attempts the run waits for "retry" at its step, and ``attempt`` is that of the next one."""
 
     @workflow("retries-waiting", default_retry=Retry(max_attempts=4))
     class Flow:
@@ -83,7 +83,7 @@ async def test_run_tells_its_attempt_while_it_waits_to_retry(make_engine: MakeEn
 
 
 async def test_run_without_attempts_left_has_failed(make_engine: MakeEngine) -> None:
-    """The last failure ends the run with the error's class and text, and its traceback."""
+    """After the last failure the run has failed, with the error's class and text and its traceback."""
 
     @workflow("retries-exhausted", default_retry=AT_ONCE)
     class Flow:
@@ -115,7 +115,7 @@ async def test_run_without_attempts_left_has_failed(make_engine: MakeEngine) -> 
 
 
 async def test_policy_of_the_step_stands_over_that_of_the_workflow(make_engine: MakeEngine) -> None:
-    """A step's own retry= decides for it; the others have the workflow's."""
+    """The retry= of a step replaces the workflow's policy, which holds for the other steps."""
 
     @workflow("retries-policies", default_retry=Retry(max_attempts=1))
     class Flow:
@@ -152,7 +152,7 @@ async def test_policy_of_the_step_stands_over_that_of_the_workflow(make_engine: 
     ids=["retry_on", "give_up_on"],
 )
 async def test_policy_chooses_what_is_tried_again(make_engine: MakeEngine, policy: Retry) -> None:
-    """What retry_on does not name, and what give_up_on names, fails at the first attempt."""
+    """An error that retry_on does not name, or that give_up_on names, fails the run at the first attempt."""
 
     @workflow("retries-chosen", default_retry=policy)
     class Flow:
@@ -172,7 +172,7 @@ async def test_policy_chooses_what_is_tried_again(make_engine: MakeEngine, polic
 
 
 async def test_retry_later_is_no_failure(make_engine: MakeEngine) -> None:
-    """RetryLater runs the step again without counting an attempt, however often, and discards its changes."""
+    """RetryLater runs the step again, any number of times, without counting an attempt, and discards its changes."""
     seen = []
 
     @workflow("retries-later", default_retry=Retry(max_attempts=1))
@@ -226,7 +226,7 @@ async def test_retry_later_waits_as_long_as_it_says(make_engine: MakeEngine, clo
 
 @pytest.mark.parametrize("reason", ["no such card", "", "two\nlines"])
 async def test_give_up_is_never_tried_again(make_engine: MakeEngine, reason: str) -> None:
-    """GiveUp fails the run at once, for exactly its reason, and discards the step's changes."""
+    """GiveUp fails the run at once with exactly its reason, and the step's changes are discarded."""
 
     @workflow("retries-give-up", default_retry=AT_ONCE)
     class Flow:
@@ -247,7 +247,7 @@ async def test_give_up_is_never_tried_again(make_engine: MakeEngine, reason: str
 
 
 async def test_each_visit_has_its_own_attempts_and_key(make_engine: MakeEngine) -> None:
-    """A goto back, and a sleep that is over, are new visits: attempt 1 again, and another step key."""
+    """A goto back to the step, and the end of its sleep, are new visits, with attempt 1 and another step key."""
     seen: list[tuple[int, str]] = []
 
     @workflow("retries-visits", default_retry=AT_ONCE)
@@ -274,7 +274,7 @@ async def test_each_visit_has_its_own_attempts_and_key(make_engine: MakeEngine) 
 
 
 class Unprintable(Exception):
-    """Cannot even be printed."""
+    """An error whose ``__str__`` raises."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -294,7 +294,7 @@ class Unprintable(Exception):
     ids=["empty", "long", "unstorable", "unprintable", "group"],
 )
 async def test_any_error_can_be_recorded(make_engine: MakeEngine, error: Any, text: str) -> None:
-    """Whatever the error's text is, it is recorded as bounded text that every store can hold."""
+    """An error is recorded as bounded text that every store can hold, whatever its own text is."""
 
     @workflow("retries-recorded", default_retry=Retry(max_attempts=1))
     class Flow:

@@ -1,4 +1,4 @@
-"""The time that a whole run may take, and what becomes of it when that is over, on every store."""
+"""The timeout of a whole run, and what happens when it is over, on every store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WAYS = ["sleep", "wait", "timed wait", "retry"]
 
 
 class Trouble(Exception):
-    """What steps raise here."""
+    """The error that steps raise here."""
 
 
 class Parks:
@@ -77,17 +77,17 @@ class Parks:
 
 @workflow("run-timeout", timeout=2 * HOUR, on_timeout="late")
 class Sent(Parks):
-    """Goes to late when its time is over."""
+    """Goes to ``late`` at its deadline."""
 
 
 @workflow("run-timeout-fails", timeout=2 * HOUR)
 class Fails(Parks):
-    """Fails when its time is over."""
+    """Fails at its deadline."""
 
 
 @workflow("run-timeout-on-fail", timeout=2 * HOUR, on_fail="rescue")
 class Rescued(Parks):
-    """Goes to its on_fail when its time is over."""
+    """Goes to its on_fail at its deadline."""
 
 
 async def parked(run: WorkflowRun[Any]) -> None:
@@ -97,7 +97,7 @@ async def parked(run: WorkflowRun[Any]) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_run_out_of_time_goes_to_on_timeout_once(make_engine: MakeEngine, clock: ShiftedClock, way: str) -> None:
-    """However it is parked, the run goes to on_timeout at its deadline, and then takes as long as it likes."""
+    """At its deadline a parked run, however it is parked, goes to on_timeout, where it has no deadline."""
     async with make_engine(Sent) as engine:
         run = await engine.start(Sent, way=way)
         await parked(run)
@@ -123,7 +123,7 @@ async def test_run_out_of_time_goes_to_on_timeout_once(make_engine: MakeEngine, 
 async def test_run_out_of_time_without_on_timeout_has_failed(
     make_engine: MakeEngine, clock: ShiftedClock, way: str
 ) -> None:
-    """The run has failed, and its error says that it was out of time and where it stood."""
+    """Without on_timeout, the run fails at its deadline, and the error names the step."""
     async with make_engine(Fails) as engine:
         run = await engine.start(Fails, way=way)
         await parked(run)
@@ -139,7 +139,7 @@ async def test_run_out_of_time_without_on_timeout_has_failed(
 async def test_run_out_of_time_goes_to_the_on_fail_of_the_workflow(
     make_engine: MakeEngine, clock: ShiftedClock, way: str
 ) -> None:
-    """Without on_timeout, a workflow's on_fail is told of a timeout, and has no deadline itself."""
+    """Without on_timeout, the run goes to the workflow's on_fail at its deadline, and has no deadline there."""
     async with make_engine(Rescued) as engine:
         run = await engine.start(Rescued, way=way)
         await parked(run)
@@ -154,7 +154,7 @@ async def test_run_out_of_time_goes_to_the_on_fail_of_the_workflow(
 async def test_run_whose_time_is_over_while_nobody_works_goes_on_later(
     make_engine: MakeEngine, clock: ShiftedClock, way: str
 ) -> None:
-    """A deadline that passes between two engines is kept as soon as there is one."""
+    """If the deadline passes while no engine is open, the next one sends the run to on_timeout."""
     async with make_engine(Sent) as engine:
         run = await engine.start(Sent, way=way)
         await parked(run)
@@ -169,7 +169,7 @@ async def test_run_whose_time_is_over_while_nobody_works_goes_on_later(
 
 
 async def test_time_of_a_delayed_run_counts_from_its_start(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A run that waits to begin is not late yet: it has all its time once it does."""
+    """The timeout of a delayed run counts from the end of its delay."""
     async with make_engine(Sent) as engine:
         run = await engine.start(Sent, StartOptions(delay=5 * HOUR), way="sleep")
         assert (run.waiting_for, run.wake_at, run.deadline) == (
@@ -188,7 +188,7 @@ async def test_time_of_a_delayed_run_counts_from_its_start(make_engine: MakeEngi
 
 
 async def test_running_step_ends_before_the_run_is_sent_on(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """What runs at the deadline runs on; what would come next does not begin."""
+    """A step that runs at the deadline ends, but the next one does not begin."""
     gate, inside = asyncio.Event(), asyncio.Event()
     seen = []
 
@@ -239,7 +239,7 @@ async def test_running_step_ends_before_the_run_is_sent_on(make_engine: MakeEngi
 
 
 async def test_step_that_fails_out_of_time_is_not_tried_again(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """An attempt that fails after the deadline is the last: the run goes to on_timeout."""
+    """An attempt that fails after the deadline is not retried: the run goes to on_timeout."""
     gate, inside = asyncio.Event(), asyncio.Event()
     seen = []
 
@@ -270,7 +270,7 @@ async def test_step_that_fails_out_of_time_is_not_tried_again(make_engine: MakeE
 
 
 async def test_signal_in_time_is_looked_at(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A signal that came before the deadline resumes the run as if there were none."""
+    """A signal that came before the deadline resumes the run."""
     async with make_engine(Sent) as engine:
         run = await engine.start(Sent, way="wait")
         await parked(run)
@@ -282,7 +282,7 @@ async def test_signal_in_time_is_looked_at(make_engine: MakeEngine, clock: Shift
 
 
 async def test_wait_that_ends_first_goes_to_its_own_on_timeout(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A shorter timeout is kept, and the run's own time goes on counting meanwhile."""
+    """A wait that times out before the deadline goes to its own on_timeout, and the run's deadline stays."""
 
     @workflow("run-timeout-longer", timeout=3 * HOUR, on_timeout="late")
     class Flow:
@@ -321,7 +321,7 @@ async def test_wait_that_ends_first_goes_to_its_own_on_timeout(make_engine: Make
 
 
 async def test_cancel_and_time_do_not_meet(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A run that was cancelled has ended, whatever its time was."""
+    """A run that was cancelled before its deadline stays cancelled."""
     async with make_engine(Sent) as engine:
         run = await engine.start(Sent, way="wait")
         await parked(run)
@@ -333,7 +333,7 @@ async def test_cancel_and_time_do_not_meet(make_engine: MakeEngine, clock: Shift
 
 
 async def test_run_without_a_timeout_has_no_deadline(make_engine: MakeEngine) -> None:
-    """A workflow that says nothing gives its runs all the time there is."""
+    """A run of a workflow without a timeout has no deadline."""
 
     @workflow("run-timeout-none")
     class Flow:
