@@ -1,4 +1,4 @@
-"""Signals between engines: clients send, workers deliver, code comes and goes, runs are cancelled."""
+"""Signals between engines: clients send, workers deliver, code comes and goes, and runs are cancelled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = "clients-order"
 
 
 def release(body: Any, version: str = "1") -> type:
-    """The workflow as one release of the code has it."""
+    """The workflow as one release of the code defines it."""
 
     @workflow(NAME, version=version)
     class Order(body):  # type: ignore[misc]
@@ -27,7 +27,7 @@ def release(body: Any, version: str = "1") -> type:
 
 
 class First:
-    """What the runs begin with."""
+    """The code with which the runs start."""
 
     class Context(BaseModel):
         amount: int = 0
@@ -42,7 +42,7 @@ class First:
 
 
 class Renamed:
-    """The step that the runs are to go on with is gone."""
+    """A release in which the step after the wait is gone."""
 
     Context = First.Context
 
@@ -56,7 +56,7 @@ class Renamed:
 
 
 class Changed(First):
-    """The Context does not take what is stored."""
+    """A release whose Context does not accept what is stored."""
 
     class Context(BaseModel):
         amount: int = 0
@@ -65,7 +65,7 @@ class Changed(First):
 
 @workflow("clients-other")
 class Other:
-    """All that some clients know."""
+    """The only workflow that some clients know."""
 
     class Context(BaseModel):
         pass
@@ -76,13 +76,13 @@ class Other:
 
 
 async def parked(engine: Engine, order: Any, options: StartOptions | None = None, **context: Any) -> WorkflowRun[Any]:
-    """A new run, as soon as it waits."""
+    """Start a run; returns it once it is parked."""
     run: WorkflowRun[Any] = await engine.start(order, options or StartOptions(), **context)
     return await run.wait(5, until="parked")
 
 
 async def test_client_sends_and_worker_goes_on(make_engine: MakeEngine) -> None:
-    """A client that knows the code delivers by itself, and the run goes on where a worker is."""
+    """A client that knows the workflow delivers its signal itself, and the run goes on in a worker."""
     order: Any = release(First)
     async with make_engine(order) as engine, make_engine(order, worker=False) as client:
         run = await parked(engine, order)
@@ -92,7 +92,7 @@ async def test_client_sends_and_worker_goes_on(make_engine: MakeEngine) -> None:
 
 
 async def test_client_delivers_while_nobody_works(make_engine: MakeEngine) -> None:
-    """Without a worker a client's delivery is committed, and the run goes on as soon as one comes."""
+    """If no worker is open, a client's delivery is committed, and the run goes on once a worker opens."""
     order: Any = release(First)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -106,7 +106,7 @@ async def test_client_delivers_while_nobody_works(make_engine: MakeEngine) -> No
 
 @pytest.mark.parametrize("address", ["run", "key"])
 async def test_client_that_does_not_know_the_code(make_engine: MakeEngine, address: str) -> None:
-    """A client that does not know the run's code leaves the signal to a worker that does."""
+    """A client that does not know the workflow leaves the signal to a worker that does."""
     order: Any = release(First)
     where: dict[str, Any] = {"key": "shared"}
     async with make_engine(order) as engine, make_engine(Other, worker=False) as client:
@@ -119,7 +119,7 @@ async def test_client_that_does_not_know_the_code(make_engine: MakeEngine, addre
 
 
 async def test_client_that_does_not_know_the_code_cannot_reject(make_engine: MakeEngine) -> None:
-    """What such a client sends is validated by the worker: it is removed, recorded, and the run waits on."""
+    """A signal from such a client that does not validate is rejected by the worker, and the run waits on."""
     order: Any = release(First)
     async with make_engine(order) as engine, make_engine(Other, worker=False) as client:
         run = await parked(engine, order)
@@ -133,7 +133,7 @@ async def test_client_that_does_not_know_the_code_cannot_reject(make_engine: Mak
 
 
 async def test_version_that_is_not_there(make_engine: MakeEngine) -> None:
-    """A signal to a run of a version that no engine knows is kept, and taken when the version is back."""
+    """A signal to a run of an unknown version is kept, and taken once the version is known again."""
     order, other = release(First), release(First, "2")
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -146,7 +146,7 @@ async def test_version_that_is_not_there(make_engine: MakeEngine) -> None:
 
 
 async def test_code_that_comes_back_while_the_engine_runs(make_engine: MakeEngine) -> None:
-    """Code that is imported into a running engine takes what was buffered for its runs meanwhile."""
+    """Once code that accepts the run is defined again, a running engine delivers the buffered signal."""
     order: Any = release(First)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -158,7 +158,7 @@ async def test_code_that_comes_back_while_the_engine_runs(make_engine: MakeEngin
 
 
 async def test_step_that_is_gone(make_engine: MakeEngine) -> None:
-    """A signal to a run whose next step is gone is taken and the run is blocked, until the step is back."""
+    """A signal to a run whose next step is gone is taken, and the run is blocked until the step is back."""
     order: Any = release(First)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -177,7 +177,7 @@ async def test_step_that_is_gone(make_engine: MakeEngine) -> None:
 
 
 async def test_context_that_does_not_fit_any_more(make_engine: MakeEngine) -> None:
-    """If the code cannot read the run's Context nothing is said about a signal: it is kept until it can."""
+    """A signal to a run whose Context the code cannot read is kept, neither taken nor rejected, until the code can."""
     order: Any = release(First)
     async with make_engine(order) as engine:
         run = await parked(engine, order)
@@ -194,7 +194,7 @@ async def test_context_that_does_not_fit_any_more(make_engine: MakeEngine) -> No
 
 @pytest.mark.parametrize("code", ["gone", "cannot read"])
 async def test_mail_that_nobody_can_take_is_in_nobodys_way(make_engine: MakeEngine, code: str) -> None:
-    """However many runs have mail that no code can take, and keep it, one that code is there for is given its own."""
+    """Even if 600 runs have mail that no code can take, another run gets its own."""
     order: Any = release(First)
     async with make_engine(order) as engine:
         old = await asyncio.gather(*(engine.start(order) for _ in range(600)))
@@ -210,7 +210,7 @@ async def test_mail_that_nobody_can_take_is_in_nobodys_way(make_engine: MakeEngi
 
 
 async def test_cancel_while_waiting(make_engine: MakeEngine, log: list[Any]) -> None:
-    """A run that is cancelled while it waits takes nothing more, and does not stand in another one's way."""
+    """A run that was cancelled while it waited takes no more signals, and another one with the same key takes them."""
     order: Any = release(First)
     async with make_engine(order) as engine:
         one, two = await parked(engine, order), await parked(engine, order)
@@ -228,7 +228,7 @@ async def test_cancel_while_waiting(make_engine: MakeEngine, log: list[Any]) -> 
 
 
 async def test_cancel_against_signal(make_engine: MakeEngine) -> None:
-    """Of a cancellation and a signal at once both are decided: the run ends cancelled or takes the signal, once."""
+    """If a cancel and a signal race, the run ends cancelled or takes the signal, as both callers are told."""
     order: Any = release(First)
     async with make_engine(order) as engine:
         for _ in range(10):
@@ -244,7 +244,7 @@ async def test_cancel_against_signal(make_engine: MakeEngine) -> None:
 
 
 async def test_several_senders_one_taker_each(make_engine: MakeEngine) -> None:
-    """Three engines that send and deliver to the same runs at once deliver each signal once."""
+    """Three engines that send and deliver to the same runs concurrently deliver each signal once."""
 
     @workflow("clients-loop")
     class Loop:

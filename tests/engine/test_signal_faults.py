@@ -1,4 +1,4 @@
-"""Stores that lose replies, engines that close and callers that give up: a signal is taken once, or kept."""
+"""Lost replies, closing engines and cancelled callers: a signal is taken once, or kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support import wait_until
 
 @workflow("faults-order")
 class Order:
-    """Takes so many signals."""
+    """Takes as many signals as its Context says."""
 
     class Context(BaseModel):
         model_config = ConfigDict(extra="forbid")
@@ -44,7 +44,7 @@ class Order:
 
 @workflow("faults-keyed")
 class Keyed:
-    """Takes one signal by a key."""
+    """Takes one signal with a key."""
 
     class Context(BaseModel):
         pass
@@ -59,21 +59,21 @@ class Keyed:
 
 
 def is_post(change: Change) -> bool:
-    """A signal on its way into the mailbox."""
+    """Whether the change puts a signal into the mailbox."""
     return isinstance(change, Post)
 
 
 def is_delivery(change: Change) -> bool:
-    """A run that takes a signal out of the mailbox, or rejects it."""
+    """Whether the change takes a signal from the mailbox, or rejects it."""
     return isinstance(change, Move) and bool(change.takes)
 
 
 def is_straight(change: Change) -> bool:
-    """A run that waits already and is given a signal past the mailbox."""
+    """Whether the change gives a signal to a waiting run without the mailbox."""
     return isinstance(change, Move) and change.transition.kind == "signal" and not change.takes
 
 
-#: Which change is hit, and what makes a signal go that way: one with a signal_id is always posted.
+#: Which change is hit, and whether the signal must go through the mailbox, as one with a signal_id always does.
 WAYS = pytest.mark.parametrize(
     ("bad", "posted"),
     [(is_post, True), (is_delivery, True), (is_straight, False)],
@@ -82,18 +82,18 @@ WAYS = pytest.mark.parametrize(
 
 
 def named(posted: bool, name: object) -> dict[str, Any]:
-    """The keyword that sends a signal through the mailbox."""
+    """The keyword that makes a signal go through the mailbox, if it must."""
     return {"signal_id": f"signal-{name}"} if posted else {}
 
 
 class Losing(MemoryStore):
-    """A store that loses connections around batches in which there is a change of some kind.
+    """A store that loses the connection around batches that contain a certain change.
 
     Attributes:
-        bad: which changes.
+        bad: whether it is such a change.
         when: "before" the commit or "after" it.
-        times: how often.
-        lost: how often it happened.
+        times: how often it will happen.
+        lost: how often it has happened.
     """
 
     def __init__(self, bad: Callable[[Change], bool], when: str, times: int) -> None:
@@ -118,12 +118,12 @@ class Losing(MemoryStore):
 
 
 async def moved_on_to_wait(run: WorkflowRun[Any]) -> None:
-    """The run waits for its next signal."""
+    """Wait until the run is parked."""
     await run.wait(5, until="parked")
 
 
 async def parked(engine: Engine, **context: Any) -> WorkflowRun[Any]:
-    """A new run, as soon as it waits."""
+    """Start a run; returns it once it is parked."""
     return await (await engine.start(Order, **context)).wait(5, until="parked")
 
 
@@ -131,7 +131,7 @@ async def parked(engine: Engine, **context: Any) -> WorkflowRun[Any]:
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("times", [1, 3])
 async def test_lost_replies(bad: Callable[[Change], bool], posted: bool, when: str, times: int) -> None:
-    """Whenever the connection is lost, each signal is taken once, in order, and the receipts are true."""
+    """Whichever change loses its connection, each signal is taken once and in order, and its receipt is correct."""
     store = Losing(bad, when, times)
     async with Engine(store, workflows=[Order]) as engine:
         run = await parked(engine, wanted=5)
@@ -147,7 +147,7 @@ async def test_lost_replies(bad: Callable[[Change], bool], posted: bool, when: s
 
 @WAYS
 async def test_lost_replies_of_many(bad: Callable[[Change], bool], posted: bool) -> None:
-    """Lost replies in the midst of 40 concurrent signals to four runs lose nothing and repeat nothing."""
+    """With lost replies, 40 concurrent signals to four runs are each taken once."""
     store = Losing(bad, "after", 4)
     async with Engine(store, workflows=[Order]) as engine:
         runs = [await parked(engine, wanted=10) for _ in range(4)]
@@ -178,7 +178,7 @@ async def test_lost_reply_of_a_rejection() -> None:
 
 @pytest.mark.parametrize("bad", [is_post, is_delivery])
 async def test_engine_that_dies_after_the_post(bad: Callable[[Change], bool]) -> None:
-    """A signal that was acknowledged, or whose reply never came, is taken once by the engine that comes next."""
+    """A signal whose acknowledgement was lost with its engine is taken once by the next engine."""
     store = Losing(bad, "after", 10_000)
     async with Engine(store, workflows=[Order], shutdown_timeout=timedelta(0)) as engine:
         run = await parked(engine)
@@ -196,7 +196,7 @@ async def test_engine_that_dies_after_the_post(bad: Callable[[Change], bool]) ->
 
 @WAYS
 async def test_caller_that_gives_up(bad: Callable[[Change], bool], posted: bool) -> None:
-    """A caller that is cancelled in signal() does not take the signal back: it is taken once, and others go on."""
+    """A signal whose caller is cancelled is still taken, once, and so are others."""
     store = Losing(bad, "before", 0)
     async with Engine(store, workflows=[Order]) as engine:
         run = await parked(engine, wanted=2)
@@ -212,7 +212,7 @@ async def test_caller_that_gives_up(bad: Callable[[Change], bool], posted: bool)
 
 
 async def test_engine_closed_while_signal_waits() -> None:
-    """signal() that waits for its delivery returns when the engine closes: what it sent is stored, and taken later."""
+    """signal() that waits for its delivery returns when the engine closes, and the next engine delivers the signal."""
     store = Losing(is_delivery, "before", 10_000)
     engine = Engine(store, workflows=[Order], shutdown_timeout=timedelta(0))
     async with engine:
@@ -228,7 +228,7 @@ async def test_engine_closed_while_signal_waits() -> None:
 
 
 class Gated(MemoryStore):
-    """Answers when it is let, once it is told to wait."""
+    """A store that answers only when the test lets it, if ``waits`` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class Gated(MemoryStore):
 
 
 async def refuses(engine: Engine) -> bool:
-    """Whether it takes calls no more."""
+    """Whether the engine refuses calls, as it is closing."""
     try:
         await engine.count()
     except errors.EngineClosed:
@@ -259,7 +259,7 @@ async def refuses(engine: Engine) -> bool:
 
 
 async def test_signal_that_is_posted_while_its_engine_closes() -> None:
-    """Is in the mailbox, and its sender hears so at once: there is nobody left who would deliver it."""
+    """A signal that is posted while its engine closes is buffered, and its sender gets the receipt at once."""
     store = Gated()
     async with Engine(store) as engine:
         runs = [await engine.start(Keyed) for _ in range(2)]
@@ -272,7 +272,7 @@ async def test_signal_that_is_posted_while_its_engine_closes() -> None:
         closing = asyncio.create_task(engine.__aexit__(None, None, None))
         await wait_until(lambda: refuses(engine))
         store.let_ask.set()
-        for _ in range(50):  # turns of the loop, in which they queue what they send
+        for _ in range(50):  # turns of the loop, in which the calls queue their changes
             await asyncio.sleep(0)
         store.let_write.set()
         await closing
@@ -283,7 +283,7 @@ async def test_signal_that_is_posted_while_its_engine_closes() -> None:
 
 
 async def test_merge_that_the_context_forbids(make_engine: MakeEngine) -> None:
-    """Whatever a Context's own code raises at a merge is a rejection, and the engine and the run go on."""
+    """If the Context raises anything when a payload is merged, the signal is rejected, and engine and run go on."""
 
     class Hostile(BaseModel):
         number: int = 0
@@ -319,7 +319,7 @@ async def test_merge_that_the_context_forbids(make_engine: MakeEngine) -> None:
 
 @pytest.mark.parametrize("name", ["__class__", "model_config", "copy", "_private", "self", "model_fields", "__dict__"])
 async def test_odd_names_in_a_payload(make_engine: MakeEngine, name: str) -> None:
-    """Undeclared names that mean something to Python or pydantic are data like any other."""
+    """Payload keys that mean something to Python or pydantic are stored like any others."""
 
     @workflow("faults-odd")
     class Flow:

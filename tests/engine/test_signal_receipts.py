@@ -1,4 +1,4 @@
-"""What ``signal`` answers, that an id makes it idempotent, and what it refuses."""
+"""What ``signal`` returns, how a signal_id makes it idempotent, and what it refuses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Paid(BaseModel):
 
 @workflow("receipts-order")
 class Order:
-    """Takes two signals with amounts."""
+    """Takes as many signals with amounts as its Context says."""
 
     class Context(BaseModel):
         amount: int = 0
@@ -60,12 +60,12 @@ class Order:
 
 
 async def parked(engine: Engine, options: StartOptions | None = None, **context: Any) -> WorkflowRun[Any]:
-    """A new run, as soon as it waits."""
+    """Start a run; returns it once it is parked."""
     return await (await engine.start(Order, options or StartOptions(), **context)).wait(5, until="parked")
 
 
 async def test_id_makes_a_send_idempotent(make_engine: MakeEngine) -> None:
-    """The same signal_id again is nothing new, before it is taken and after, and the receipt tells which."""
+    """Sending a signal_id again, before or after its signal was taken, sends nothing and returns the known state."""
     async with make_engine(Order) as engine:
         for _ in range(2):
             assert await engine.signal("paid", {"amount": 1}, key="k", signal_id="a") == SignalReceipt("buffered")
@@ -88,7 +88,7 @@ async def test_id_makes_a_send_idempotent(make_engine: MakeEngine) -> None:
         assert (await run.wait(5)).data == {"amount": 3, "times": 0}
         assert receipts[0] == SignalReceipt("delivered", [run.id])
         assert {receipt.state for receipt in receipts} <= {"delivered", "buffered"}
-        # The run has ended since: what was sent before is still known, what is new is refused.
+        # The run has ended: a known signal_id still gives its receipt, and a new signal is refused.
         assert (await engine.signal("paid", run_id=run.id, signal_id="b")).delivered == [run.id]
         with pytest.raises(
             errors.IdTaken, match=f"^signal_id 'b' is already used for a signal that run {run.id} has taken"
@@ -99,7 +99,7 @@ async def test_id_makes_a_send_idempotent(make_engine: MakeEngine) -> None:
 
 
 async def test_id_is_known_to_every_engine_for_a_week(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Another engine, also after a restart, knows the signal_id of a taken signal for 7 days, and no longer."""
+    """The signal_id of a taken signal is known to every engine, even after a restart, for 7 days and no longer."""
     async with make_engine(Order) as engine:
         run = await parked(engine, StartOptions(key="k"))
         assert (await engine.signal("paid", key="k", signal_id="a")).state == "delivered"
@@ -116,7 +116,7 @@ async def test_id_is_known_to_every_engine_for_a_week(make_engine: MakeEngine, c
 
 
 async def test_id_of_an_expired_signal_can_be_sent_again(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A signal that has expired is not in the way of one with its signal_id, though nobody has swept it out yet."""
+    """A signal_id can be used again once its signal has expired, even if that has not been removed yet."""
     async with make_engine(Order, worker=False) as client:
         await client.signal("paid", {"amount": 1}, key="k", signal_id="a", ttl=HOUR)
         clock.shift(2 * HOUR)
@@ -127,7 +127,7 @@ async def test_id_of_an_expired_signal_can_be_sent_again(make_engine: MakeEngine
 
 
 async def test_rejected_signal_is_not_taken_for_sent(make_engine: MakeEngine) -> None:
-    """A signal with a signal_id that is rejected is not sent: sent again it is rejected again, and mended it is new."""
+    """A rejected signal does not use up its signal_id: the same one is rejected again, and a corrected one is taken."""
     async with make_engine(Order) as engine:
         run = await parked(engine)
         for _ in range(2):
@@ -138,7 +138,7 @@ async def test_rejected_signal_is_not_taken_for_sent(make_engine: MakeEngine) ->
 
 
 async def test_buffered_signal_that_does_not_fit_is_removed(make_engine: MakeEngine, log: list[Any]) -> None:
-    """What fails validation when it is taken is removed, recorded and logged without its value; the next is taken."""
+    """A buffered signal that does not validate is removed, and recorded and logged without its value."""
     async with make_engine(Order) as engine:
         for amount in ("SECRET", 1, "SECRET", 2):
             assert (await engine.signal("paid", {"amount": amount}, key="k")).state == "buffered"
@@ -155,7 +155,7 @@ async def test_buffered_signal_that_does_not_fit_is_removed(make_engine: MakeEng
 
 
 async def test_errors_about_the_run(make_engine: MakeEngine) -> None:
-    """A run that does not exist or has ended is an error of its own, and nothing is kept."""
+    """A signal to an unknown or ended run is RunNotFound or RunEnded, and is not kept."""
     async with make_engine(Order) as engine:
         run = await parked(engine, StartOptions(key="k"))
         await engine.cancel(run.id)
@@ -174,12 +174,12 @@ async def test_errors_about_the_run(make_engine: MakeEngine) -> None:
         with pytest.raises(errors.RunNotFound, match="workflow 'nonesuch' with key 'k'"):
             await engine.signal("paid", workflow="nonesuch", key="k")
         assert (await engine.stats()).mailbox == 0
-        # To a key alone it may be for a run that is still to come.
+        # A signal to a key alone may be for a run that starts later.
         assert (await engine.signal("paid", key="k")).state == "buffered"
 
 
 async def test_workflow_and_key_mean_the_newest_run(make_engine: MakeEngine) -> None:
-    """Of the runs of a workflow and key the newest is meant."""
+    """A signal to a workflow and key goes to the newest run."""
     async with make_engine(Order) as engine:
         old = await parked(engine, StartOptions(key="k"))
         await engine.cancel(old.id)
@@ -228,7 +228,7 @@ WRONG: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
 async def test_wrong_arguments_are_refused(
     make_engine: MakeEngine, arguments: Any, address: dict[str, Any], error: type[Exception], text: str
 ) -> None:
-    """What cannot be meant, or could not be stored, is refused with a sentence before anything is sent."""
+    """A wrong argument is refused with an error before anything is sent."""
     async with make_engine(Order) as engine:
         with pytest.raises(error, match=text):
             await engine.signal(*arguments, **address)
@@ -236,7 +236,7 @@ async def test_wrong_arguments_are_refused(
 
 
 async def test_payload_may_be_as_deep_and_large_as_the_limit(make_engine: MakeEngine) -> None:
-    """64 levels are taken and 65 refused, just under 1 MiB is taken, and a payload may make a Context too large."""
+    """A payload may have 64 levels, but not 65, and is rejected if it makes the Context too large."""
     deep: Any = 0
     for _ in range(63):
         deep = [deep]
@@ -256,7 +256,7 @@ async def test_payload_may_be_as_deep_and_large_as_the_limit(make_engine: MakeEn
 
 
 async def test_signal_of_a_closed_engine(make_engine: MakeEngine) -> None:
-    """A closed engine says so, before and after it was open."""
+    """signal() of a closed engine is EngineClosed, before it was open and after."""
     engine = make_engine(Order)
     for _ in range(2):
         with pytest.raises(errors.EngineClosed, match=r"engine\.signal\(\) needs an open engine"):

@@ -1,4 +1,4 @@
-"""Timeouts of waits: when they are over, and what is taken of signals that come before and after."""
+"""Timeouts of waits: when they end, and which signals before and after are taken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MINUTE = timedelta(minutes=1)
 
 @workflow("timeouts-order")
 class Order:
-    """Waits an hour for "paid", and then for ever for "last"."""
+    """Waits an hour for "paid", and then without a timeout for "last"."""
 
     class Context(BaseModel):
         model_config = ConfigDict(extra="forbid")
@@ -46,13 +46,13 @@ class Order:
 
 
 async def parked(engine: Engine, order: Any, options: StartOptions | None = None, **context: Any) -> WorkflowRun[Any]:
-    """A new run, as soon as it waits."""
+    """Start a run; returns it once it is parked."""
     run: WorkflowRun[Any] = await engine.start(order, options or StartOptions(), **context)
     return await run.wait(5, until="parked")
 
 
 async def waits_for(engine: Engine, run: WorkflowRun[Any], signal: str) -> WorkflowRun[Any]:
-    """The run, as soon as it waits for this signal."""
+    """Wait until the run waits for this signal; returns the run."""
 
     async def found() -> bool:
         await run.refresh()
@@ -63,7 +63,7 @@ async def waits_for(engine: Engine, run: WorkflowRun[Any], signal: str) -> Workf
 
 
 async def test_run_goes_on_when_the_time_is_over(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A wait that nobody answers ends at its timeout and not before, with on_timeout, which knows."""
+    """A wait times out exactly at its deadline, and goes to on_timeout, where ``timed_out`` is true."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order)
         clock.shift(HOUR - MINUTE)
@@ -77,7 +77,7 @@ async def test_run_goes_on_when_the_time_is_over(make_engine: MakeEngine, clock:
 
 
 async def test_signal_in_time_ends_the_timeout(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A wait that was answered does not time out any more, nor does the next one by mistake."""
+    """A wait that a signal has resumed does not time out later, nor does the next wait."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order)
         await engine.signal("paid", run_id=run.id)
@@ -95,7 +95,7 @@ async def test_signal_in_time_ends_the_timeout(make_engine: MakeEngine, clock: S
 )
 @pytest.mark.parametrize("sent", [False, True])
 async def test_time_that_is_over_already(make_engine: MakeEngine, timeout: Any, sent: bool) -> None:
-    """A wait until what is past times out at once, unless a signal is there already."""
+    """A wait whose timeout is zero or in the past times out at once, unless a signal is there already."""
 
     @workflow("timeouts-past")
     class Flow:
@@ -121,7 +121,7 @@ async def test_time_that_is_over_already(make_engine: MakeEngine, timeout: Any, 
 async def test_signal_that_came_in_time_is_taken_after_it(
     make_engine: MakeEngine, clock: ShiftedClock, address: str
 ) -> None:
-    """A signal sent before the deadline, while no worker was there, is taken by a worker that comes after it."""
+    """A signal sent before the deadline, while no worker was open, is taken by a worker that opens after it."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order, StartOptions(key="k"))
     async with make_engine(worker=False, workflows=[Other]) as client:
@@ -138,7 +138,7 @@ async def test_signal_that_came_in_time_is_taken_after_it(
 
 @workflow("timeouts-other")
 class Other:
-    """Another workflow, all that the client knows."""
+    """The only workflow that the client knows."""
 
     class Context(BaseModel):
         pass
@@ -153,7 +153,7 @@ class Other:
 async def test_signal_that_came_too_late_is_not_taken(
     make_engine: MakeEngine, clock: ShiftedClock, knows: type, address: str
 ) -> None:
-    """A signal sent after the deadline does not end the wait, though nobody has worked since; it waits its turn."""
+    """A signal sent after the deadline does not resume the wait, even if no worker was open, and stays buffered."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order, StartOptions(key="k"))
     clock.shift(HOUR + MINUTE)
@@ -169,7 +169,7 @@ async def test_signal_that_came_too_late_is_not_taken(
 
 
 async def test_worker_that_comes_late_fires_the_timeout(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Without any signal a worker that opens after the deadline fires the timeout."""
+    """Without a signal, a worker that opens after the deadline times the wait out."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order)
     clock.shift(2 * HOUR)
@@ -179,7 +179,7 @@ async def test_worker_that_comes_late_fires_the_timeout(make_engine: MakeEngine,
 
 
 async def test_one_signal_for_two_that_are_due(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Of two runs that are due, one takes the signal that came for either in time, and the other times out."""
+    """Of two runs that are due, one takes the signal that came in time for both, and the other times out."""
     async with make_engine(Keyed) as engine:
         runs = [await parked(engine, Keyed) for _ in range(2)]
     async with make_engine(worker=False, workflows=[Other]) as client:
@@ -192,7 +192,7 @@ async def test_one_signal_for_two_that_are_due(make_engine: MakeEngine, clock: S
 
 @workflow("timeouts-keyed")
 class Keyed:
-    """Runs that wait with one key."""
+    """Waits with a key that all its runs share."""
 
     class Context(BaseModel):
         pass
@@ -209,7 +209,7 @@ class Keyed:
 async def test_signal_that_does_not_fit_does_not_hold_up_the_timeout(
     make_engine: MakeEngine, clock: ShiftedClock
 ) -> None:
-    """A buffered signal that fails validation when it is taken is removed and recorded, and the timeout still comes."""
+    """A buffered signal that does not validate is removed and recorded, and the wait still times out."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order)
     async with make_engine(worker=False, workflows=[Other]) as client:
@@ -223,7 +223,7 @@ async def test_signal_that_does_not_fit_does_not_hold_up_the_timeout(
 
 
 async def test_rejection_keeps_the_deadline(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A signal that is rejected when it is taken neither ends the wait nor moves its deadline."""
+    """A signal that is rejected when a worker looks at it does not end the wait or change its deadline."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order)
         woke = run.wake_at

@@ -1,4 +1,4 @@
-"""Waiting for a signal by its name: what is merged, where the run goes on, what can be seen of it while it waits."""
+"""Waiting for a signal by name: what is merged, where the run goes on, and what is visible while it waits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOUR = timedelta(hours=1)
 
 
 async def parked(engine: Engine, order: Any, /, **context: Any) -> WorkflowRun[Any]:
-    """A new run, as soon as it waits."""
+    """Start a run; returns it once it is parked."""
     run: WorkflowRun[Any] = await engine.start(order, **context)
     return await run.wait(5, until="parked")
 
@@ -35,7 +35,7 @@ def end(self: Any) -> Command:
 
 
 async def test_payload_is_merged_before_the_next_step(make_engine: MakeEngine) -> None:
-    """Declared fields are validated, undeclared ones kept, and the next step reads both as attributes."""
+    """Declared fields of a payload are validated, undeclared ones kept, and the next step reads both as attributes."""
     seen = []
 
     @workflow("signals-merge")
@@ -71,7 +71,7 @@ async def test_payload_is_merged_before_the_next_step(make_engine: MakeEngine) -
 
 @pytest.mark.parametrize("payload", [None, {}])
 async def test_signal_without_payload_changes_nothing(make_engine: MakeEngine, payload: Any) -> None:
-    """A signal may be no more than its name."""
+    """A signal without a payload, or with an empty one, does not change the Context."""
 
     class Context(BaseModel):
         number: int = 3
@@ -84,7 +84,7 @@ async def test_signal_without_payload_changes_nothing(make_engine: MakeEngine, p
 
 
 async def test_context_that_ignores_names_drops_them(make_engine: MakeEngine) -> None:
-    """With extra="ignore" the undeclared keys of a payload are dropped, and the declared ones merged."""
+    """A Context with extra="ignore" drops undeclared keys of a payload, and merges the declared ones."""
 
     class Context(BaseModel):
         model_config = ConfigDict(extra="ignore")
@@ -98,7 +98,7 @@ async def test_context_that_ignores_names_drops_them(make_engine: MakeEngine) ->
 
 
 async def test_context_that_forbids_names_rejects_them(make_engine: MakeEngine) -> None:
-    """With extra="forbid" the sender of an undeclared key gets the error, and the run waits on as it was."""
+    """A Context with extra="forbid" rejects a payload with undeclared keys, and the run waits on unchanged."""
 
     class Context(BaseModel):
         model_config = ConfigDict(extra="forbid")
@@ -120,7 +120,7 @@ async def test_context_that_forbids_names_rejects_them(make_engine: MakeEngine) 
 
 
 async def test_payload_is_read_as_json(make_engine: MakeEngine) -> None:
-    """Values arrive as JSON has them, and become what the Context declares, also where it is strict."""
+    """Values of a payload are validated from JSON to the types that the Context declares, even if it is strict."""
 
     class Strict(BaseModel):
         model_config = ConfigDict(strict=True)
@@ -141,7 +141,7 @@ async def test_payload_is_read_as_json(make_engine: MakeEngine) -> None:
 
 
 async def test_validators_see_the_payload(make_engine: MakeEngine) -> None:
-    """Field and model validators of the Context run on what a signal brings, the latter on all of it at once."""
+    """Field and model validators of the Context run on a payload, model validators on all of it at once."""
 
     class Context(BaseModel):
         low: int = 0
@@ -174,7 +174,7 @@ async def test_validators_see_the_payload(make_engine: MakeEngine) -> None:
 
 
 async def test_payload_keys_are_field_names(make_engine: MakeEngine) -> None:
-    """A payload names fields as the code does; an alias is an undeclared name like any other."""
+    """Payload keys are field names, and an alias counts as an undeclared name."""
 
     class Context(BaseModel):
         amount: int = Field(default=0, alias="theAmount")
@@ -187,7 +187,7 @@ async def test_payload_keys_are_field_names(make_engine: MakeEngine) -> None:
 
 
 async def test_wait_falls_through_to_the_next_step(make_engine: MakeEngine) -> None:
-    """Without then= a wait goes on with the next declared step that is not its own on_timeout."""
+    """Without then=, a wait goes on with the next declared step, except its own on_timeout."""
 
     @workflow("signals-fall")
     class Flow:
@@ -217,7 +217,7 @@ async def test_wait_falls_through_to_the_next_step(make_engine: MakeEngine) -> N
 
 
 async def test_inherited_steps_keep_their_place(make_engine: MakeEngine) -> None:
-    """Steps of base classes come first, and one that is overridden stays where it was."""
+    """An overridden step keeps its place among those of the base class, so a wait goes on with it as the next step."""
 
     class Base:
         class Context(BaseModel):
@@ -248,7 +248,7 @@ async def test_inherited_steps_keep_their_place(make_engine: MakeEngine) -> None
 
 
 async def test_step_that_returned_is_not_run_again(make_engine: MakeEngine) -> None:
-    """However a wait ends, the step that returned it runs no second time, and the next is a visit of its own."""
+    """A signal after a restart does not run the waiting step again; the next step is a visit of its own."""
     seen = []
 
     @workflow("signals-once")
@@ -276,7 +276,7 @@ async def test_step_that_returned_is_not_run_again(make_engine: MakeEngine) -> N
 
 
 async def test_waiting_run_shows_what_it_waits_for(make_engine: MakeEngine) -> None:
-    """While it waits a run tells step, signal, key, on_timeout and wake_at; when it goes on they are gone."""
+    """A waiting run has its step, signal, key, on_timeout and wake_at, which are cleared when it goes on."""
 
     @workflow("signals-seen")
     class Flow:
