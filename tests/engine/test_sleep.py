@@ -1,4 +1,4 @@
-"""Sleeping: how long, and what comes after."""
+"""Sleeping: for how long, and which step comes next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOUR = timedelta(hours=1)
 
 
 async def test_sleep_runs_the_same_step_again(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """The reminder loop: a step that sleeps without then= runs again each time, as a visit of its own."""
+    """A step that sleeps without then= runs again after each sleep, as a visit of its own."""
     keys = []
 
     @workflow("steps-reminder")
@@ -48,7 +48,7 @@ async def test_sleep_runs_the_same_step_again(make_engine: MakeEngine, clock: Sh
 
 
 async def test_sleep_then_goes_on_with_another_step(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """With then= another step follows; until then the run stands at the step that sleeps."""
+    """With then=, another step comes next, and the sleeping one stays the current step until then."""
 
     @workflow("steps-then")
     class Flow:
@@ -91,7 +91,7 @@ async def test_sleep_then_goes_on_with_another_step(make_engine: MakeEngine, clo
 
 
 async def test_sleep_until_an_instant(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A run may sleep until an aware datetime, in whatever time zone."""
+    """A run may sleep until an aware datetime in any time zone."""
     at = (clock.now() + timedelta(days=100)).astimezone()
 
     @workflow("steps-until")
@@ -121,7 +121,7 @@ async def test_sleep_until_an_instant(make_engine: MakeEngine, clock: ShiftedClo
     ids=["nothing", "2020", "1969", "year 1"],
 )
 async def test_sleep_until_what_is_past_goes_on_at_once(make_engine: MakeEngine, until: Any) -> None:
-    """A sleep of nothing, or until an instant that is past, ends at once, however long it is past."""
+    """A sleep of zero, or until an instant in the past, however long ago, ends at once."""
 
     @workflow("steps-past")
     class Flow:
@@ -143,7 +143,7 @@ async def test_sleep_until_what_is_past_goes_on_at_once(make_engine: MakeEngine,
 
 @pytest.mark.parametrize("year", [1, 1969, 2020])
 async def test_sleep_that_is_over_outlives_a_restart(make_engine: MakeEngine, year: int) -> None:
-    """A run whose sleep was over before its engine closed goes on in the next engine, however long it was over."""
+    """A run whose sleep was over when its engine closed goes on in the next engine, however long ago that was."""
     gate, inside = asyncio.Event(), asyncio.Event()
 
     @workflow("steps-past-restart")

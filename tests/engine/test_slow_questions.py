@@ -1,4 +1,4 @@
-"""What users ask of a SQLite file may take long: runs do not wait for it, and it ends when nobody waits for it."""
+"""Slow queries of users on a SQLite file: runs do not wait for them, and they end when nobody waits for them."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def store(tmp_path: Path) -> SQLiteStore:
 
 
 def readers(store: SQLiteStore) -> list[Connection]:
-    """The connections of an open store that do not write."""
+    """The connections of an open store except the writer."""
     found = (value for value in vars(store).values() if isinstance(value, Connection))
     return [connection for connection in found if connection is not store._writer]
 
 
 async def everywhere(store: SQLiteStore, do: Callable[[sqlite3.Connection], object]) -> None:
-    """Do it on all of these."""
+    """Call this with each of these connections."""
     for connection in readers(store):
         await connection.run(do)
 
@@ -72,7 +72,7 @@ QUESTIONS: dict[str, tuple[str, Callable[[Engine, int], Awaitable[object]]]] = {
 
 @pytest.mark.parametrize("question", QUESTIONS)
 async def test_runs_go_on_beside_a_slow_question(store: SQLiteStore, question: str) -> None:
-    """While a user's question is held up a run starts, takes a signal, sleeps and ends; then the question is answered."""
+    """While a user's query is held up, a run starts, takes a signal, sleeps and ends; the query is answered later."""
     text, ask = QUESTIONS[question]
     begun, gate = Event(), Event()
 
@@ -120,7 +120,7 @@ async def test_a_slow_question_does_not_make_the_process_unready(store: SQLiteSt
 
 
 async def test_a_question_that_nobody_waits_for_ends(store: SQLiteStore) -> None:
-    """Of cancelled questions the one under way is ended and the others are not begun: the next one is answered."""
+    """Of cancelled queries, the running one is interrupted and the others never begin; the next query is answered."""
     begun = Event()
     asked: list[str] = []
 
@@ -149,7 +149,7 @@ async def test_a_question_that_nobody_waits_for_ends(store: SQLiteStore) -> None
 
 
 async def test_closing_waits_for_a_question(store: SQLiteStore) -> None:
-    """A question that is under way when the store is closed is answered, and nothing of the store is left."""
+    """A query that runs when the store is closed is answered first."""
     begun, gate = Event(), Event()
     await store.open(0)
 

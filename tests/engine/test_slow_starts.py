@@ -1,4 +1,4 @@
-"""Workflows whose code takes its time to say with what a run starts: nobody but their own starts waits for it."""
+"""Event workflows whose create_context is slow: only their own starts wait for it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests.support import wait_until
 
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
-#: More than a scan looks at together.
+#: More starts than a scan reads at once.
 MANY = 700
 
 
 class Gated:
-    """A workflow whose create_context waits until the test opens the gate: how many are asked, and how often each was."""
+    """A workflow whose create_context waits for ``gate``; counts the current and all calls for each event."""
 
     def __init__(self) -> None:
         self.gate = gate = asyncio.Event()
@@ -70,7 +70,7 @@ class Gated:
 
 @event_workflow("slow-easy", name="slow-easy")
 class Easy:
-    """Starts at once."""
+    """Completes at once."""
 
     @step(start=True)
     async def begin(self) -> Command:
@@ -94,7 +94,7 @@ class Waits:
 
 
 async def ended(engine: Engine, flow: type, count: int) -> None:
-    """Until so many runs have."""
+    """Wait until this many runs have completed."""
 
     async def all_ended() -> bool:
         return await engine.count(workflow=flow, status="completed") == count
@@ -103,7 +103,7 @@ async def ended(engine: Engine, flow: type, count: int) -> None:
 
 
 async def test_others_do_not_wait_for_it(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Other starts, those of clients' events, and what occurs go on beside many that hang; these start once they are let."""
+    """Other starts and waits for events go on beside many starts that hang, and those are made once the gate opens."""
     slow = Gated()
     flows = (slow.workflow, Easy, Waits)
     async with make_engine(*flows) as engine, make_engine(*flows, worker=False) as client:
@@ -125,7 +125,7 @@ async def test_others_do_not_wait_for_it(make_engine: MakeEngine, clock: Shifted
 
 
 async def test_an_engine_that_ends_meanwhile(make_engine: MakeEngine) -> None:
-    """Does not wait for it either: the next one makes the starts."""
+    """An engine that closes does not wait for slow starts, and the next engine makes them."""
     slow = Gated()
     async with make_engine(slow.workflow) as engine:
         await asyncio.gather(*(engine.emit("slow-made") for _ in range(250)))
@@ -138,7 +138,7 @@ async def test_an_engine_that_ends_meanwhile(make_engine: MakeEngine) -> None:
 
 
 async def test_a_client_waits_for_all_that_is_due(make_engine: MakeEngine) -> None:
-    """Its process_scheduled has made every start when it returns."""
+    """process_scheduled of a client returns only when every due start is made."""
     slow = Gated()
     async with make_engine(slow.workflow):
         pass
@@ -153,7 +153,7 @@ async def test_a_client_waits_for_all_that_is_due(make_engine: MakeEngine) -> No
 
 @pytest.mark.parametrize("offset", [0, 60])
 async def test_it_misses_nothing_meanwhile(make_engine: MakeEngine, clock: ShiftedClock, offset: int) -> None:
-    """A run hears what occurs for its entity from when it was due, however late it is made; no more, nor its own event."""
+    """A run that is started late gets all events for its entity since it was due, but none before, nor its own."""
     gate, asked = asyncio.Event(), asyncio.Event()
 
     class Heard(BaseModel):
@@ -209,14 +209,14 @@ class Hung(BaseModel):
 
 
 class Loaded(BaseModel):
-    """An entity whose loader answers."""
+    """An entity whose loader returns at once."""
 
     id: int
 
 
 @pytest.fixture
 def held() -> Iterator[threading.Event]:
-    """What the loader of Hung waits for."""
+    """The event for which the loader of Hung waits."""
     event = threading.Event()
 
     @entity_loader(Hung)
@@ -235,7 +235,7 @@ def held() -> Iterator[threading.Event]:
 async def test_a_loader_that_hangs_in_its_thread(
     make_engine: MakeEngine, clock: ShiftedClock, held: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is left alone after a while, and holds up no other loader and none of the host's own threads."""
+    """A loader that hangs in its thread is given up and retried, and blocks neither other loaders nor other threads."""
     loaded: list[Any] = []
 
     @event_workflow("slow-hung", name="slow-hung")

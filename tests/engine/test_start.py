@@ -1,4 +1,4 @@
-"""Starting runs: what comes back, keys, delays, and what is refused."""
+"""Starting runs: what start returns, keys, delays, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOUR = timedelta(hours=1)
 
 @workflow("start-order")
 class Order:
-    """Ends at once."""
+    """A workflow that ends at once."""
 
     class Context(BaseModel):
         number: int
@@ -32,7 +32,7 @@ class Order:
 
 @workflow("start-ending")
 class Ending:
-    """Ends, or does not, as it is told."""
+    """Ends or parks as its Context says."""
 
     class Context(BaseModel):
         ending: str
@@ -51,7 +51,7 @@ class Ending:
 
 @workflow("start-made")
 class Made:
-    """Has a create_context."""
+    """A workflow with a create_context."""
 
     class Context(BaseModel):
         total: int
@@ -69,11 +69,11 @@ class Made:
         return complete()
 
 
-# ---- what comes back
+# ---- what start returns
 
 
 async def test_start_gives_a_committed_run_at_its_start_step(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """What start returns is in the store already: running, at the start step, with its Context."""
+    """The run that start returns is committed: running, at its start step, with its Context."""
     before = clock.now()
     async with make_engine(Order, worker=False) as engine:
         run = await engine.start(Order, number=7)
@@ -94,7 +94,7 @@ async def test_start_gives_a_committed_run_at_its_start_step(make_engine: MakeEn
 
 
 async def test_start_returns_the_run_as_it_began(make_engine: MakeEngine) -> None:
-    """An engine that executes the run at once still returns it as running at its start step."""
+    """Even if the engine executes the run at once, start returns it as running at its start step."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order, number=1)
         assert (run.status, run.current_step) == ("running", "pay")
@@ -115,7 +115,7 @@ async def test_class_and_name_start_the_same_workflow(make_engine: MakeEngine) -
 
 
 async def test_create_context_makes_the_context(make_engine: MakeEngine) -> None:
-    """The keywords of start go to create_context where there is one."""
+    """If there is a create_context, it gets the keywords of start."""
     async with make_engine(Made, worker=False) as engine:
         run = await engine.start(Made, prices=[1, 2, 3])
         assert run.data == {"total": 6}
@@ -125,7 +125,7 @@ async def test_create_context_makes_the_context(make_engine: MakeEngine) -> None
 
 
 async def test_delayed_run_waits_for_its_start(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """With a delay the run is committed as waiting, and begins when the time has come, not before."""
+    """A delayed run is stored as waiting, and begins when the delay is over, not before."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order, StartOptions(delay=HOUR), number=1)
         assert (run.status, run.waiting_for, run.current_step, run.created) == ("waiting", "start", "pay", True)
@@ -143,7 +143,7 @@ async def test_delayed_run_waits_for_its_start(make_engine: MakeEngine, clock: S
     "options", [StartOptions(delay=timedelta(0)), StartOptions(start_at=datetime(1969, 1, 1, tzinfo=UTC))]
 )
 async def test_what_is_due_starts_at_once(make_engine: MakeEngine, options: StartOptions) -> None:
-    """A delay of nothing, and a start_at that is past, start the run at once."""
+    """With a delay of zero, or a start_at in the past, a run starts at once."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order, options, number=1)
         assert (run.status, run.waiting_for, run.wake_at) == ("running", None, None)
@@ -151,7 +151,7 @@ async def test_what_is_due_starts_at_once(make_engine: MakeEngine, options: Star
 
 
 async def test_start_at_names_the_instant(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """With start_at in the future the run waits for exactly that instant."""
+    """With start_at in the future, a run waits until exactly that instant."""
     at = (clock.now() + timedelta(days=400)).astimezone()
     async with make_engine(Order) as engine:
         run = await engine.start(Order, StartOptions(start_at=at), number=1)
@@ -161,7 +161,7 @@ async def test_start_at_names_the_instant(make_engine: MakeEngine, clock: Shifte
 
 
 async def test_delayed_run_outlives_a_restart(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A delayed run begins in whichever engine is open when its time has come."""
+    """A delayed run begins in whichever engine is open when it is due."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order, StartOptions(delay=HOUR), number=1)
     clock.shift(2 * HOUR)
@@ -173,7 +173,7 @@ async def test_delayed_run_outlives_a_restart(make_engine: MakeEngine, clock: Sh
 
 
 async def test_same_key_gives_the_existing_run(make_engine: MakeEngine) -> None:
-    """A key that is taken gives the run that has it, untouched, with created False."""
+    """A start with a key that is taken returns the existing run unchanged, with ``created`` false."""
     async with make_engine(Order, worker=False) as engine:
         first = await engine.start(Order, StartOptions(key="a"), number=1)
         again = await engine.start(Order, StartOptions(key="a"), number=2)
@@ -183,7 +183,7 @@ async def test_same_key_gives_the_existing_run(make_engine: MakeEngine) -> None:
 
 
 async def test_keys_belong_to_their_workflow(make_engine: MakeEngine) -> None:
-    """Two workflows may each have a run of the same key."""
+    """Runs of two workflows may have the same key."""
     async with make_engine(Order, Made, worker=False) as engine:
         order = await engine.start(Order, StartOptions(key="a"), number=1)
         made = await engine.start(Made, StartOptions(key="a"), prices=[1])
@@ -192,7 +192,7 @@ async def test_keys_belong_to_their_workflow(make_engine: MakeEngine) -> None:
 
 
 async def test_reuse_decides_whether_a_key_names_a_new_run(make_engine: MakeEngine) -> None:
-    """Reuse "never" gives the existing run; "ended" a new one after any end, "failed" after a failure alone."""
+    """A used key gives the existing run, but with reuse="ended" or "failed" a new one after an end, or a failure."""
     may = {
         "never": (),
         "ended": ("completed", "failed", "cancelled"),
@@ -218,7 +218,7 @@ async def test_reuse_decides_whether_a_key_names_a_new_run(make_engine: MakeEngi
 
 
 async def test_reused_key_is_taken_again(make_engine: MakeEngine) -> None:
-    """The run that reused a key has it now: the newest decides about the next."""
+    """Whether a key can be reused depends on the newest run that has it."""
     async with make_engine(Ending) as engine:
         failed = await engine.start(Ending, StartOptions(key="a"), ending="failed")
         await failed.wait(5)
@@ -230,7 +230,7 @@ async def test_reused_key_is_taken_again(make_engine: MakeEngine) -> None:
 
 
 async def test_many_starts_of_one_key_make_one_run(make_engine: MakeEngine) -> None:
-    """Fifty tasks on two engines that start the same key at once get one run, which one of them created."""
+    """Fifty concurrent starts with one key, on two engines, return the same run, which exactly one has created."""
     async with make_engine(Order) as engine, make_engine(Order, worker=False) as other:
         calls = [(engine, other)[number % 2].start(Order, StartOptions(key="a"), number=number) for number in range(50)]
         runs = await asyncio.gather(*calls)
@@ -242,7 +242,7 @@ async def test_many_starts_of_one_key_make_one_run(make_engine: MakeEngine) -> N
 
 
 async def test_start_whose_caller_gave_up_may_have_happened(make_engine: MakeEngine) -> None:
-    """A caller that is cancelled leaves a whole run or none, and the same key tells which."""
+    """A start whose caller is cancelled is committed or not, and a start with the same key tells which."""
     async with make_engine(Order) as engine:
         tasks = [asyncio.ensure_future(engine.start(Order, StartOptions(key=str(n)), number=n)) for n in range(20)]
         for turns, task in enumerate(tasks):
@@ -260,7 +260,7 @@ async def test_start_whose_caller_gave_up_may_have_happened(make_engine: MakeEng
 
 
 async def refused(engine: Engine, error: type[Exception], text: str, *args: Any, **context: Any) -> BaseException:
-    """Start must raise this, with a text that begins so, and start nothing."""
+    """Check that start raises this error, with a text that begins so, and starts nothing."""
     with pytest.raises(error) as raised:
         await engine.start(*args, **context)
     assert str(raised.value).startswith(text)
@@ -269,7 +269,7 @@ async def refused(engine: Engine, error: type[Exception], text: str, *args: Any,
 
 
 async def test_unknown_workflows_are_refused(make_engine: MakeEngine) -> None:
-    """The error names the workflow, those that are known, and what to do."""
+    """The error for an unknown workflow names it and those that are known, and says what to do."""
     async with make_engine(Order, Ending, worker=False) as engine:
         advice = "Import the module that defines it, or add the class to Engine(workflows=[...])."
         for what, name in (("shpi", "shpi"), (Made, "start-made")):
@@ -279,7 +279,7 @@ async def test_unknown_workflows_are_refused(make_engine: MakeEngine) -> None:
 
 
 async def test_what_is_no_workflow_is_refused(make_engine: MakeEngine) -> None:
-    """A class that was not decorated, and anything else, is a TypeError that says what to pass."""
+    """A class that is no workflow, or anything else, is a TypeError that says what to pass."""
     advice = "Pass a class decorated with @workflow(...), or a workflow's name."
     async with make_engine(Order, worker=False) as engine:
         await refused(engine, TypeError, f"ShiftedClock is no workflow. {advice}", ShiftedClock)
@@ -288,7 +288,7 @@ async def test_what_is_no_workflow_is_refused(make_engine: MakeEngine) -> None:
 
 
 async def test_unknown_keywords_are_type_errors_that_mention_start_options(make_engine: MakeEngine) -> None:
-    """Who writes key= among the Context's keywords is told where it belongs."""
+    """An unknown keyword is a TypeError that mentions StartOptions, as users may write key= there."""
     advice = (
         "Keywords of start() fill the Context; key, reuse, delay and start_at go into StartOptions(...), before them."
     )
@@ -297,13 +297,13 @@ async def test_unknown_keywords_are_type_errors_that_mention_start_options(make_
         assert str(await refused(engine, TypeError, text, Order, number=1, key="a")) == text
         text = f"These keywords do not fit Made.create_context: got an unexpected keyword argument 'key'. {advice}"
         assert str(await refused(engine, TypeError, text, Made, prices=[1], key="a")) == text
-        kind = "keyword-only " if sys.version_info >= (3, 12) else ""  # inspect's own words
+        kind = "keyword-only " if sys.version_info >= (3, 12) else ""  # the wording of inspect
         text = f"These keywords do not fit Made.create_context: missing a required {kind}argument: 'prices'. {advice}"
         assert str(await refused(engine, TypeError, text, Made)) == text
 
 
 async def test_what_stands_before_the_keywords_is_start_options(make_engine: MakeEngine) -> None:
-    """Positional values are refused with the way to write them."""
+    """Positional values other than StartOptions are refused with an example of the right call."""
     async with make_engine(Order, worker=False) as engine:
         text = "start() takes StartOptions(...) after the workflow, and the Context's values as keywords; got dict."
         await refused(engine, TypeError, text, Order, {"number": 1})
@@ -325,7 +325,7 @@ async def test_what_stands_before_the_keywords_is_start_options(make_engine: Mak
 async def test_bad_context_starts_nothing(
     make_engine: MakeEngine, context: dict[str, Any], error: type[Exception], text: str
 ) -> None:
-    """Values that make no Context, or none that can be stored, are refused before anything is written."""
+    """Values that do not validate or cannot be stored are refused before anything is written."""
     async with make_engine(Order, worker=False) as engine:
         raised = await refused(engine, error, "", Order, **context)
         assert text in str(raised)
@@ -335,7 +335,7 @@ async def test_bad_context_starts_nothing(
 
 
 async def test_create_context_that_fails_starts_nothing(make_engine: MakeEngine) -> None:
-    """What create_context raises comes through; what it returns must be a Context."""
+    """An error in create_context is raised unchanged, and a result that is no Context is refused."""
     async with make_engine(Made, worker=False) as engine:
         with pytest.raises(Exception, match="there are no prices"):
             await engine.start(Made, prices=[])
@@ -363,7 +363,7 @@ async def test_create_context_that_fails_starts_nothing(make_engine: MakeEngine)
     ],
 )
 def test_options_are_checked(options: dict[str, Any], error: type[Exception], text: str) -> None:
-    """StartOptions that cannot be meant are refused when they are made."""
+    """A wrong value in StartOptions is refused when they are made."""
     with pytest.raises(error) as raised:
         StartOptions(**options)
     assert text in str(raised.value)

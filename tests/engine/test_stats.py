@@ -1,4 +1,4 @@
-"""Stats: what is in the store, in numbers."""
+"""Stats: counts of what is in the store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MINUTE = timedelta(minutes=1)
 
 @workflow("stats-order")
 class Order:
-    """Goes as it is told."""
+    """Ends or parks as its Context says."""
 
     class Context(BaseModel):
         way: str
@@ -41,7 +41,7 @@ class Order:
 
 @workflow("stats-trip")
 class Trip:
-    """Ends at once."""
+    """A workflow that ends at once."""
 
     class Context(BaseModel):
         pass
@@ -52,7 +52,7 @@ class Trip:
 
 
 async def test_stats_count_what_is_there(make_engine: MakeEngine, clock: ShiftedClock, store_url: Any) -> None:
-    """Stats count runs by workflow and status, live ones by step, waiting ones by what for, and what is overdue."""
+    """Stats count runs by workflow and status, live ones by step, waiting ones by what for, and those overdue."""
     async with make_engine(Order, Trip) as engine:
         runs = [await engine.start(Order, way=way) for way in ("complete", "fail", "sleep", "sleep", "ship")]
         runs += [await engine.start(Trip), await engine.start(Trip, StartOptions(delay=3 * HOUR))]
@@ -82,14 +82,14 @@ async def test_stats_count_what_is_there(make_engine: MakeEngine, clock: Shifted
 
 
 async def test_stats_of_an_empty_store_are_zero(make_engine: MakeEngine) -> None:
-    """A store without runs has no counts."""
+    """The stats of an empty store are zero or empty."""
     async with make_engine() as engine:
         stats = await engine.stats()
         assert (stats.runs, stats.steps, stats.waiting, stats.blocked, stats.overdue) == ({}, {}, {}, 0, 0)
 
 
 async def test_stats_tell_what_runs_here(make_engine: MakeEngine) -> None:
-    """running_here is what the engine that is asked executes, not another one."""
+    """running_here counts the runs that the queried engine executes, not those of others."""
     gate = asyncio.Event()
 
     @workflow("stats-gate")

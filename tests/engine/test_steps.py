@@ -1,4 +1,4 @@
-"""What a step returns, and what becomes of the run and its Context."""
+"""What a step returns, and what that does to the run and its Context."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOUR = timedelta(hours=1)
 
 
 async def test_goto_goes_on_with_the_named_step(make_engine: MakeEngine) -> None:
-    """Steps follow each other by method or name, each with the Context that the last one left."""
+    """Steps follow each other by method or name, and each gets the Context that the last one left."""
 
     @workflow("steps-goto")
     class Flow:
@@ -57,7 +57,7 @@ async def test_goto_goes_on_with_the_named_step(make_engine: MakeEngine) -> None
 
 
 async def test_progress_is_kept_until_it_is_said_again(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """The run shows the progress that the last goto with one has told."""
+    """A run keeps the progress of the last goto that had one."""
 
     @workflow("steps-progress")
     class Flow:
@@ -94,7 +94,7 @@ async def test_progress_is_kept_until_it_is_said_again(make_engine: MakeEngine, 
 
 
 async def test_engine_gives_each_step_a_new_instance(make_engine: MakeEngine) -> None:
-    """Nothing but the Context outlives a step: neither attributes of the instance nor private ones of the Context."""
+    """Only the Context is passed on: neither attributes of the instance nor private attributes of the Context are."""
 
     @workflow("steps-instance")
     class Flow:
@@ -124,7 +124,7 @@ async def test_engine_gives_each_step_a_new_instance(make_engine: MakeEngine) ->
 
 
 async def test_complete_merges_its_data(make_engine: MakeEngine) -> None:
-    """What complete is given is laid over the Context; names that it does not declare are kept too."""
+    """complete(**data) is merged into the Context, including names that it does not declare."""
 
     @workflow("steps-complete")
     class Flow:
@@ -146,7 +146,7 @@ async def test_complete_merges_its_data(make_engine: MakeEngine) -> None:
 
 @pytest.mark.parametrize("extra", ["ignore", "forbid"])
 async def test_context_decides_about_undeclared_names(make_engine: MakeEngine, extra: Any) -> None:
-    """A Context that says extra="ignore" drops what it does not declare, one that says "forbid" makes it an error."""
+    """With extra="ignore" complete() drops undeclared names, and with extra="forbid" they are an error."""
 
     @workflow("steps-extra")
     class Flow:
@@ -174,7 +174,7 @@ async def test_context_decides_about_undeclared_names(make_engine: MakeEngine, e
     "reason", ["card declined", "", "ünïcode ✓\n  second line\t", "fail: ValueError('x')", "row 7 " * 9_000]
 )
 async def test_fail_gives_exactly_the_reason(make_engine: MakeEngine, reason: str) -> None:
-    """fail(reason) ends the run with that very text, without retry, and keeps what the step did to the Context."""
+    """fail(reason) fails the run with exactly that text, without a retry, and keeps the step's changes."""
 
     @workflow("steps-fail")
     class Flow:
@@ -197,11 +197,11 @@ async def test_fail_gives_exactly_the_reason(make_engine: MakeEngine, reason: st
         assert (failed.kind, failed.error) == ("fail", bounded(reason, 2_000))
 
 
-# ---- the Context, and what a step can ask
+# ---- the Context, and what a step can ask about its run
 
 
 async def test_next_step_starts_from_what_was_stored(make_engine: MakeEngine) -> None:
-    """A step gets a Context that was read back, not the object that the last one changed."""
+    """A step gets a Context that was read from the store, not the object that the last step changed."""
     live = []
 
     @workflow("steps-parsed")
@@ -219,7 +219,7 @@ async def test_next_step_starts_from_what_was_stored(make_engine: MakeEngine) ->
         @step
         async def second(self) -> Command:
             live.append(get_context())
-            live[0].items.append(2)  # nobody sees this any more
+            live[0].items.append(2)  # a change after the step has no effect
             return complete()
 
     at = datetime(2026, 7, 1, 12, 30, 15, 123456, tzinfo=UTC)
@@ -230,7 +230,7 @@ async def test_next_step_starts_from_what_was_stored(make_engine: MakeEngine) ->
 
 
 async def test_step_can_ask_about_its_run(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """get_run tells who runs: id, workflow, step, attempt, key, step_key, and the engine's time."""
+    """get_run() gives id, workflow, step, attempt, key, step key and the engine's time."""
     asked = []
 
     @workflow("steps-ask")
@@ -264,7 +264,7 @@ async def test_step_can_ask_about_its_run(make_engine: MakeEngine, clock: Shifte
 
 @pytest.mark.parametrize(("ask", "name"), [(get_run, "get_run"), (get_context, "get_context")])
 async def test_nothing_runs_outside_a_step(ask: Any, name: str) -> None:
-    """Asked outside a step, get_run and get_context say where they work."""
+    """Outside a step, get_run and get_context raise UsageError, which says where they work."""
     with pytest.raises(errors.UsageError) as raised:
         ask()
     assert str(raised.value).startswith(f"{name}() works inside a step, while it runs. Nothing runs here. A thread ")
@@ -274,7 +274,7 @@ async def test_nothing_runs_outside_a_step(ask: Any, name: str) -> None:
 
 
 async def test_loop_without_a_wait_is_stopped(make_engine: MakeEngine) -> None:
-    """A run that goes on and on without waiting fails at max_transitions, and the error names the limit."""
+    """A run that goes on without a wait fails at max_transitions, and the error names the limit."""
     seen = []
 
     @workflow("steps-loop", max_transitions=5)
@@ -304,7 +304,7 @@ async def test_loop_without_a_wait_is_stopped(make_engine: MakeEngine) -> None:
 
 
 async def test_wait_makes_a_loop_a_patient_one(make_engine: MakeEngine) -> None:
-    """Transitions count from the last wait on: a loop that sleeps may go on for ever."""
+    """Transitions are counted from the last wait, so a loop that sleeps is not stopped."""
 
     @workflow("steps-patient", max_transitions=3)
     class Flow:

@@ -1,4 +1,4 @@
-"""A store that is away for a while, or silent, as ids are reserved and runs looked for: nobody fails who can wait."""
+"""A store that is unavailable or silent for a while: calls and steps wait for it as long as they may."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.support import wait_until
 
 
 class Away(MemoryStore):
-    """A store that is not there for whoever asks.
+    """A store that is unavailable for reads and for reserving ids.
 
     Attributes:
-        times: how many questions it does not answer; -1 for all.
-        silent: it says nothing at all instead of raising.
-        asked: how many it did not answer.
+        times: how many calls fail; -1 for all.
+        silent: they never answer, instead of raising.
+        asked: how many calls have failed.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Child:
 
 
 def parent_of(store: Away, times: int, attempts: list[int]) -> type:
-    """A workflow that starts a child and sends a number; after the step so many questions have no answer."""
+    """A workflow that starts a child and sends a number; after its step this many calls of the store fail."""
 
     @workflow("down-parent")
     class Parent:
@@ -94,7 +94,7 @@ def parent_of(store: Away, times: int, attempts: list[int]) -> type:
 
 
 async def test_step_that_starts_and_sends_waits_for_the_store() -> None:
-    """While no ids can be had the step's run stays where it is; then all is committed, and the step has run once."""
+    """While no ids can be reserved, the step's run waits; then all is committed, and the step has run once."""
     store, attempts = Away(), list[int]()
     parent = parent_of(store, 3, attempts)
     async with Engine(store, workflows=[parent, Child]) as engine:
@@ -107,7 +107,7 @@ async def test_step_that_starts_and_sends_waits_for_the_store() -> None:
 
 
 async def test_engine_closes_while_a_step_waits_for_the_store() -> None:
-    """A step whose ids cannot be had is stopped at the end as any, and its run stays as it was."""
+    """A step that waits for ids is stopped when the engine closes, and its run goes on in the next engine."""
     store, attempts = Away(), list[int]()
     parent = parent_of(store, -1, attempts)
     async with Engine(store, workflows=[parent, Child], shutdown_timeout=timedelta(milliseconds=50)) as engine:
@@ -130,7 +130,7 @@ CALLS: dict[str, Callable[[Engine], Awaitable[Any]]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_calls_wait_for_the_store_and_then_go_well(call: str) -> None:
-    """A store that comes back in time is no error."""
+    """A call during which the store is available again in time succeeds."""
     store, clock = Away(), QuickClock()
     async with Engine(store, workflows=[Child], worker=False, clock=clock) as engine:
         await _known(engine)
@@ -141,7 +141,7 @@ async def test_calls_wait_for_the_store_and_then_go_well(call: str) -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_calls_give_up_when_their_patience_is_over(call: str) -> None:
-    """A store that stays away is an error after 15 s, and not before."""
+    """A call on a store that stays unavailable raises after about 15 s."""
     store, clock = Away(), QuickClock()
     async with Engine(store, workflows=[Child], worker=False, clock=clock) as engine:
         await _known(engine)
@@ -155,7 +155,7 @@ async def test_calls_give_up_when_their_patience_is_over(call: str) -> None:
 
 
 async def test_silent_store_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that says nothing at all is an error when the patience is over, too."""
+    """A call on a store that never answers raises when its patience is over."""
     monkeypatch.setattr("aioflow.client.PATIENCE", 100_000)
     monkeypatch.setattr("aioflow.sending.PATIENCE", 100_000)
     store = Away()
@@ -171,7 +171,7 @@ async def test_silent_store_is_not_waited_for_for_ever(monkeypatch: pytest.Monke
 
 
 async def _known(engine: Engine) -> int:
-    """A run with a key; the first block of run ids is used up."""
+    """Start a run with a key, and use up the first block of run ids; returns the run's id."""
     run = await engine.start(Child, StartOptions(key="known"))
     assert engine._parts is not None
     ids = engine._parts.office.run_ids
