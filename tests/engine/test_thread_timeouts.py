@@ -1,4 +1,4 @@
-"""Sync steps that are too late, or stopped: their threads cannot be, and keep their place in the pool."""
+"""Timeouts and cancels of sync steps: their threads cannot be stopped, and keep their slots in the pool."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.support import wait_until
 
 
 class Nothing(BaseModel):
-    """A Context."""
+    """A Context without fields."""
 
 
 async def test_thread_that_is_too_late_is_left_alone(make_engine: MakeEngine) -> None:
-    """A sync step beyond its timeout counts as failed and is tried again; what its thread returns later is dropped."""
+    """A sync step beyond its timeout has failed and is retried, and what its thread returns later is discarded."""
     gate, late = threading.Event(), []
 
     @workflow("threads-late")
@@ -65,14 +65,14 @@ async def test_thread_that_is_too_late_is_left_alone(make_engine: MakeEngine) ->
         assert rows[1].duration >= timedelta(milliseconds=300)
         gate.set()
         await wait_until(lambda: late)
-        # A thread that began later has ended, and so has whatever came of the late one.
+        # A thread that began later has ended, so the late one's result has been handled.
         assert (await run_of(engine, Quick)).status == "completed"
         assert await engine.history(run.id) == rows
         assert [key.rsplit(":", 2)[1:] for key in late] == [[str(run.id), "1"]]
 
 
 async def test_slot_of_a_late_thread_is_not_used_again(make_engine: MakeEngine) -> None:
-    """A thread that is left alone keeps its place in the pool until it ends."""
+    """A thread that is beyond its timeout keeps its slot in the pool until it ends."""
     gate, entered = threading.Event(), []
 
     @workflow("threads-slot", default_retry=Retry(max_attempts=1))
@@ -124,7 +124,7 @@ async def test_slot_of_a_late_thread_is_not_used_again(make_engine: MakeEngine) 
 
 @pytest.mark.parametrize("way", ["timeout", "cancel"])
 async def test_thread_that_never_began_gives_its_slot_back(make_engine: MakeEngine, way: str) -> None:
-    """A step that is stopped on its way into a thread, before its code ran, leaves its place in the pool."""
+    """A sync step that is timed out or cancelled before its code runs gives its slot back."""
 
     @workflow("threads-never", default_retry=Retry(max_attempts=1))
     class Never:
@@ -155,7 +155,7 @@ async def test_thread_that_never_began_gives_its_slot_back(make_engine: MakeEngi
 
 
 async def test_waiting_for_a_thread_is_no_part_of_the_timeout(make_engine: MakeEngine) -> None:
-    """A step's timeout begins when its code does: one that finds every thread taken has its whole time."""
+    """The timeout of a sync step begins when its code does, and does not include the wait for a free thread."""
     gate, entered = threading.Event(), []
 
     @workflow("threads-patient", default_retry=Retry(max_attempts=1))
@@ -190,7 +190,7 @@ async def test_waiting_for_a_thread_is_no_part_of_the_timeout(make_engine: MakeE
         taken = await engine.start(Flow, taken=True)
         await wait_until(lambda: entered)
         run = await engine.start(Flow, taken=False)
-        assert (await run_of(engine, Meanwhile)).status == "failed"  # so much time has passed
+        assert (await run_of(engine, Meanwhile)).status == "failed"  # 0.55 s have passed
         gate.set()
         assert (await taken.wait(5)).status == "completed"
         assert ((await run.wait(5)).status, run.error) == ("completed", None)

@@ -15,11 +15,11 @@ from tests.support import wait_until
 
 
 class Nothing(BaseModel):
-    """A Context."""
+    """A Context without fields."""
 
 
 class Crowd:
-    """How many are inside, and how many ever were at once."""
+    """Counts the threads that are inside now, and the most that ever were."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -37,7 +37,7 @@ class Crowd:
 
 
 async def test_sync_steps_run_in_threads(make_engine: MakeEngine) -> None:
-    """An async step runs on the loop, a sync one in a worker thread, and with thread=False on the loop again."""
+    """An async step runs on the loop, a sync one in a thread, and a sync one with thread=False on the loop."""
     threads: dict[str, int] = {}
 
     @workflow("threads-where")
@@ -85,7 +85,7 @@ async def test_sync_steps_run_in_threads(make_engine: MakeEngine) -> None:
 
 
 async def test_loop_goes_on_while_a_thread_works(make_engine: MakeEngine) -> None:
-    """A sync step that blocks its thread holds up nobody else."""
+    """A sync step that blocks its thread does not hold up other runs."""
     gate = threading.Event()
 
     @workflow("threads-blocking")
@@ -114,7 +114,7 @@ async def test_loop_goes_on_while_a_thread_works(make_engine: MakeEngine) -> Non
 
 
 async def test_no_more_threads_than_there_may_be(make_engine: MakeEngine) -> None:
-    """Of many runs in sync steps only as many execute at once as the engine has threads; the others have their turn."""
+    """Sync steps of many runs execute at most as many at a time as the engine has threads, and all complete."""
     gate, crowd = threading.Event(), Crowd()
 
     @workflow("threads-bound")
@@ -173,7 +173,7 @@ async def test_async_steps_need_no_thread(make_engine: MakeEngine) -> None:
 
 
 async def test_every_slot_comes_back(make_engine: MakeEngine) -> None:
-    """However steps end (well, badly, too late, cancelled), the pool is whole again afterwards."""
+    """However sync steps end (completed, failed, timed out, cancelled), all their slots come back."""
     gate, crowd = threading.Event(), Crowd()
 
     @workflow("threads-ways", default_retry=Retry(max_attempts=1))
@@ -222,7 +222,7 @@ async def test_every_slot_comes_back(make_engine: MakeEngine) -> None:
 
 
 async def test_threads_are_used_again_and_end_with_the_engine(make_engine: MakeEngine) -> None:
-    """One step after the other needs one thread; when the engine has closed there is none, also after a busy time."""
+    """Successive steps reuse one thread, and after the engine has closed, no thread is left."""
     gate, crowd = threading.Event(), Crowd()
     used: set[threading.Thread] = set()
 

@@ -1,4 +1,4 @@
-"""Time: deadlines near and far, clocks that are set back, and runs that are due at once."""
+"""Time: near and far deadlines, clocks that are set back, and many runs due at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOUR = timedelta(hours=1)
 
 @workflow("time-sleeper")
 class Sleeper:
-    """Sleeps for so many minutes, and writes down when it went on."""
+    """Sleeps for as many minutes as its Context says, and records when it went on."""
 
     class Context(BaseModel):
         minutes: float
@@ -32,7 +32,7 @@ class Sleeper:
 
 
 async def test_runs_wake_when_they_are_due_and_not_before(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """Runs with deadlines from minutes to a century ahead each go on at their own, across many restarts."""
+    """Runs with deadlines from minutes to a century ahead each wake at their own, across many restarts."""
     minutes = [1, 5, 9, 10, 11, 30, 60, 60, 24 * 60, 365 * 24 * 60, 100 * 365 * 24 * 60]
     async with make_engine(Sleeper) as engine:
         runs = [await engine.start(Sleeper, minutes=each) for each in minutes]
@@ -53,7 +53,7 @@ async def test_runs_wake_when_they_are_due_and_not_before(make_engine: MakeEngin
 
 
 async def test_clock_that_is_set_back_wakes_nobody_early(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A run goes on when its instant has come, however the clock went to and fro before."""
+    """A run does not wake before its instant, however the clock is set back and forth."""
     async with make_engine(Sleeper) as engine:
         run = await engine.start(Sleeper, minutes=60)
         await run.wait(5, until="parked")
@@ -70,7 +70,7 @@ async def test_clock_that_is_set_back_wakes_nobody_early(make_engine: MakeEngine
 
 
 async def test_clock_that_is_set_back_holds_up_nobody(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """After the clock was set back runs start, sleep and end as always, and histories stay in order."""
+    """After the clock was set back, runs start, sleep and end as usual, and histories stay in order."""
     clock.shift(timedelta(days=1000))
     async with make_engine(Sleeper) as engine:
         before = await engine.start(Sleeper, minutes=60)
@@ -89,7 +89,7 @@ async def test_clock_that_is_set_back_holds_up_nobody(make_engine: MakeEngine, c
 
 
 async def test_hundreds_that_are_due_at_once_all_wake_once(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """More runs than one batch holds, due at one instant, each go on once."""
+    """More runs than a batch holds, due at one instant, each wake once."""
     at = clock.now().astimezone(UTC) + HOUR
     async with make_engine(Sleeper, worker=False) as engine:
         runs = [await engine.start(Sleeper, StartOptions(start_at=at), minutes=0) for _ in range(700)]
@@ -102,7 +102,7 @@ async def test_hundreds_that_are_due_at_once_all_wake_once(make_engine: MakeEngi
 
 
 async def test_sleep_beyond_the_calendar_fails_with_its_limit(make_engine: MakeEngine) -> None:
-    """A sleep past the year 9999 is no deadline: the run fails, and the error names the limit."""
+    """A sleep beyond the year 9999 fails the run, and the error names the limit."""
 
     @workflow("time-eternity")
     class Eternity:

@@ -1,4 +1,4 @@
-"""The timeout of an async step: it is cancelled, and the attempt counts as failed."""
+"""The timeout of an async step: the step is cancelled, and the attempt has failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TWICE = Retry(max_attempts=2, base_delay=timedelta(0))
 
 
 async def test_step_that_takes_too_long_is_cancelled_and_tried_again(make_engine: MakeEngine) -> None:
-    """A step beyond its timeout gets a CancelledError; the next attempt has its own time."""
+    """A step beyond its timeout gets a CancelledError, and the next attempt has the whole timeout again."""
     seen = []
 
     @workflow("timeouts-retried")
@@ -48,7 +48,7 @@ async def test_step_that_takes_too_long_is_cancelled_and_tried_again(make_engine
 
 
 async def test_run_whose_step_always_takes_too_long_fails(make_engine: MakeEngine) -> None:
-    """Timeouts count as failures: the last one fails the run with the StepTimeout and where the step was."""
+    """Timeouts count as failed attempts, and the last one fails the run with StepTimeout and the step's traceback."""
 
     @workflow("timeouts-failed")
     class Flow:
@@ -73,7 +73,7 @@ async def test_run_whose_step_always_takes_too_long_fails(make_engine: MakeEngin
 
 
 async def test_step_within_its_timeout_does_not_notice(make_engine: MakeEngine) -> None:
-    """A step that ends in time is left alone, and the steps after it have no timeout left over."""
+    """A step that ends in time is not disturbed, and its timeout does not affect the steps after it."""
 
     @workflow("timeouts-within", default_retry=Retry(max_attempts=1))
     class Flow:
@@ -96,7 +96,7 @@ async def test_step_within_its_timeout_does_not_notice(make_engine: MakeEngine) 
 
 
 async def test_step_that_swallows_its_timeout_has_timed_out(make_engine: MakeEngine) -> None:
-    """What a step returns after it was told to stop does not count."""
+    """A step that catches the cancellation of its timeout and returns has still timed out."""
     went_on = []
 
     @workflow("timeouts-swallowed", default_retry=Retry(max_attempts=1))
@@ -124,7 +124,7 @@ async def test_step_that_swallows_its_timeout_has_timed_out(make_engine: MakeEng
 
 
 async def test_error_on_the_way_out_of_a_timeout_is_a_timeout(make_engine: MakeEngine) -> None:
-    """Whatever a step raises when it is told to stop, it has timed out."""
+    """A step that raises another error when its timeout cancels it has still timed out."""
 
     @workflow("timeouts-error", default_retry=Retry(max_attempts=1))
     class Flow:
@@ -144,7 +144,7 @@ async def test_error_on_the_way_out_of_a_timeout_is_a_timeout(make_engine: MakeE
 
 
 async def test_run_goes_on_without_a_step_that_does_not_stop(make_engine: MakeEngine) -> None:
-    """A step that ignores its timeout is left behind after a second; its run is tried again, and others run."""
+    """A step that ignores its timeout is left behind after a second: its run is retried, and other runs go on."""
     gate, entered, left = asyncio.Event(), [], []
 
     @workflow("timeouts-stubborn")
@@ -178,7 +178,7 @@ async def test_run_goes_on_without_a_step_that_does_not_stop(make_engine: MakeEn
 
 
 async def test_timeouts_within_a_step_are_the_steps_own(make_engine: MakeEngine) -> None:
-    """asyncio.timeout, task groups and cancelled children inside a step work as anywhere, and trouble nobody else."""
+    """asyncio.timeout, task groups and cancelled children inside a step work as usual."""
 
     @workflow("timeouts-own", default_retry=Retry(max_attempts=1))
     class Flow:

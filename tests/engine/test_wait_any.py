@@ -1,4 +1,4 @@
-"""Waits with several arms: the first that is answered wins, whatever it is."""
+"""Waits with several arms: the first arm that is answered decides."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Paid(BaseModel):
 
 @workflow("any-order")
 class Order:
-    """Waits for any of four things."""
+    """Waits with four arms and a timeout."""
 
     class Context(BaseModel):
         by: str = ""
@@ -76,7 +76,7 @@ class Order:
 
 
 async def parked(engine: Engine, order: Any, /, **context: Any) -> WorkflowRun[Any]:
-    """A new run, as soon as it waits."""
+    """Start a run; returns it once it is parked."""
     run: WorkflowRun[Any] = await engine.start(order, **context)
     return await run.wait(5, until="parked")
 
@@ -92,7 +92,7 @@ async def parked(engine: Engine, order: Any, /, **context: Any) -> WorkflowRun[A
     ],
 )
 async def test_arm_that_is_answered_leads_on(make_engine: MakeEngine, signal: Any, address: Any, by: str) -> None:
-    """Each arm leads to its own step, be it a message's or a name's, with a key or without."""
+    """Each arm leads to its own step, for a message or a name, with a key or without."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order)
         assert (run.waiting_signal, run.waiting_key, run.on_timeout) == ("Paid", None, "late")
@@ -102,7 +102,7 @@ async def test_arm_that_is_answered_leads_on(make_engine: MakeEngine, signal: An
 
 
 async def test_time_is_the_last_arm(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """If no arm is answered in time, the run goes on with on_timeout."""
+    """If no arm is answered in time, the run goes to on_timeout."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order)
         clock.shift(HOUR)
@@ -110,7 +110,7 @@ async def test_time_is_the_last_arm(make_engine: MakeEngine, clock: ShiftedClock
 
 
 async def test_first_of_two_signals_wins(make_engine: MakeEngine) -> None:
-    """Of two arms answered at once the one sent first leads on; the other signal stays unread, or finds the run ended."""
+    """Of two signals sent at once the first resumes the run, and the second is buffered or refused with RunEnded."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order)
         first, second = await asyncio.gather(
@@ -124,7 +124,7 @@ async def test_first_of_two_signals_wins(make_engine: MakeEngine) -> None:
 
 
 async def test_first_that_was_buffered_wins(make_engine: MakeEngine) -> None:
-    """A run that parks takes what was sent first of what its arms fit, not what its first arm fits."""
+    """A run that parks takes the signal that was sent first, even if it fits a later arm."""
     async with make_engine(Order) as engine:
         await engine.signal("cancel", {"why": "order"}, key="k")
         await engine.signal(Paid(amount=1), key="k")
@@ -133,7 +133,7 @@ async def test_first_that_was_buffered_wins(make_engine: MakeEngine) -> None:
 
 
 async def test_run_can_wait_for_the_same_again(make_engine: MakeEngine) -> None:
-    """An arm may lead back: the wait is a new one, with a timeout of its own, and takes the next signal."""
+    """An arm may lead back to the wait, which is then a new one with its own deadline, and takes the next signal."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order)
         woke = run.wake_at
@@ -149,7 +149,7 @@ async def test_run_can_wait_for_the_same_again(make_engine: MakeEngine) -> None:
 
 
 async def test_many_arms_with_long_names(make_engine: MakeEngine) -> None:
-    """A wait may have 50 arms with names and keys of 200 characters, and its last arm is as good as its first."""
+    """A wait may have 50 arms with names and keys of 200 characters, of which each can be answered."""
     names = [f"{i:03}" + "ñ" * 197 for i in range(50)]
 
     @workflow("any-many")
@@ -181,7 +181,7 @@ async def test_many_arms_with_long_names(make_engine: MakeEngine) -> None:
 
 
 async def test_arms_of_one_name(make_engine: MakeEngine) -> None:
-    """Arms of one name are told apart by their keys; of those that fit alike the first one leads on."""
+    """Arms with one name are distinguished by their keys, and of several that fit the first counts."""
 
     @workflow("any-one-name")
     class Flow:
@@ -212,7 +212,7 @@ async def test_arms_of_one_name(make_engine: MakeEngine) -> None:
 
 
 async def test_then_and_on_timeout_may_be_one_step(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """One step may follow both ways, and get_run().timed_out tells which it was, also after a retry and a goto."""
+    """then= and on_timeout= may name one step, which learns from timed_out which it was, also in a retry."""
     seen: list[tuple[str, int, bool]] = []
 
     @workflow("any-both")
@@ -259,7 +259,7 @@ async def test_then_and_on_timeout_may_be_one_step(make_engine: MakeEngine, cloc
 
 
 async def test_runs_are_found_by_what_they_wait_for(make_engine: MakeEngine) -> None:
-    """The filters waiting_signal and waiting_key match any arm, together one and the same arm, singly or several."""
+    """waiting_signal and waiting_key match a run by any arm, and together by one and the same arm."""
 
     @workflow("any-found")
     class Flow:

@@ -1,4 +1,4 @@
-"""Waiting for runs: until they end or park, from the engine that executes them and from any other."""
+"""Waiting for runs until they end or park, in the engine that executes them and in others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOUR = timedelta(hours=1)
 
 @workflow("waiting-order")
 class Order:
-    """Goes as it is told."""
+    """Ends or parks as its Context says."""
 
     class Context(BaseModel):
         way: str = "complete"
@@ -48,7 +48,7 @@ class Order:
 
 
 class Gated:
-    """A workflow whose step waits until the test lets it go on."""
+    """A workflow whose step waits for a gate."""
 
     def __init__(self, name: str) -> None:
         self.gate = gate = asyncio.Event()
@@ -67,17 +67,17 @@ class Gated:
 
 
 def waiting(engine: Engine) -> int:
-    """For how many runs somebody waits in this engine."""
+    """How many runs have waiters in this engine."""
     assert engine._parts is not None
     return len(engine._parts.waiters.run_ids)
 
 
-# ---- until it has ended
+# ---- until the run has ended
 
 
 @pytest.mark.parametrize(("way", "status"), [("complete", "completed"), ("fail", "failed")])
 async def test_wait_gives_the_run_as_it_ended(make_engine: MakeEngine, way: str, status: str) -> None:
-    """Wait returns the run whatever its status; run.wait updates the object itself and returns it."""
+    """wait() returns the run whatever its status, and run.wait() updates the object itself and returns it."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order, way=way)
         assert run.status == "running"
@@ -89,7 +89,7 @@ async def test_wait_gives_the_run_as_it_ended(make_engine: MakeEngine, way: str,
 
 
 async def test_run_that_has_ended_is_given_at_once(make_engine: MakeEngine) -> None:
-    """A run that ended long before is given at once, also with a timeout of nothing, and after a restart."""
+    """wait() for a run that has ended returns at once, even with a timeout of zero and after a restart."""
     async with make_engine(Order) as engine:
         run = await run_of(engine, Order)
         for timeout in (None, 5, 0, 0.0, timedelta(0)):
@@ -101,7 +101,7 @@ async def test_run_that_has_ended_is_given_at_once(make_engine: MakeEngine) -> N
 
 
 async def test_wait_until_parked_is_over_when_the_run_waits(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """With until="parked" a run that sleeps, or waits to start, is enough, and so is one that has ended."""
+    """wait(until="parked") returns when the run sleeps or waits for its start, and also when it has ended."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order, way="sleep")
         assert (await engine.wait(run.id, 5, until="parked")).waiting_for == "sleep"
@@ -115,7 +115,7 @@ async def test_wait_until_parked_is_over_when_the_run_waits(make_engine: MakeEng
 
 
 async def test_wait_is_over_at_the_end_not_before(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A wait for the end goes on through sleeps and steps."""
+    """wait() does not return before the run has ended, through sleeps and steps."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order, way="sleep")
         waiter = asyncio.ensure_future(engine.wait(run.id))
@@ -151,7 +151,7 @@ async def test_wait_that_takes_too_long_is_a_timeout(
 
 
 async def test_result_can_time_out(make_engine: MakeEngine) -> None:
-    """Result has the timeout of wait."""
+    """result() takes the same timeout as wait()."""
     gated = Gated("result")
     async with make_engine(gated.workflow) as engine:
         run = await engine.start(gated.workflow)
@@ -175,7 +175,7 @@ async def test_result_can_time_out(make_engine: MakeEngine) -> None:
 async def test_arguments_of_wait_are_checked(
     make_engine: MakeEngine, arguments: dict[str, Any], error: type[Exception], text: str
 ) -> None:
-    """What cannot be meant is refused with a text, and nothing is left waiting."""
+    """A wrong argument is refused with an error, and no waiter is left."""
     async with make_engine(Order, worker=False) as engine:
         run = await engine.start(Order)
         with pytest.raises(error) as raised:
@@ -186,7 +186,7 @@ async def test_arguments_of_wait_are_checked(
 
 @pytest.mark.parametrize("timeout", [float("inf"), timedelta.max, 10**9])
 async def test_timeout_may_be_very_long(make_engine: MakeEngine, timeout: Any) -> None:
-    """A timeout that is longer than anybody lives is none."""
+    """A very long timeout counts as none."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order)
         assert (await run.wait(timeout)).status == "completed"
@@ -196,7 +196,7 @@ async def test_timeout_may_be_very_long(make_engine: MakeEngine, timeout: Any) -
 
 
 async def test_result_is_the_final_context(make_engine: MakeEngine) -> None:
-    """Result gives the typed Context of a completed run, with what complete added."""
+    """result() returns the typed Context of a completed run, with the data of complete()."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order)
         result = await run.result(5)
@@ -206,7 +206,7 @@ async def test_result_is_the_final_context(make_engine: MakeEngine) -> None:
 
 
 async def test_result_of_a_failed_run_raises(make_engine: MakeEngine) -> None:
-    """RunFailed tells which run, workflow and step, and the recorded error."""
+    """result() of a failed run is RunFailed, with the run, workflow, step and the recorded error."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order, way="fail")
         for call in (lambda: engine.result(run.id, 5), run.result):
@@ -224,7 +224,7 @@ async def test_result_of_a_failed_run_raises(make_engine: MakeEngine) -> None:
 
 @pytest.mark.parametrize("reason", ["no longer wanted", None])
 async def test_result_of_a_cancelled_run_raises(make_engine: MakeEngine, reason: str | None) -> None:
-    """RunCancelled tells which run and step, and the reason if there is one."""
+    """result() of a cancelled run is RunCancelled, with the run, the step, and the reason if there is one."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order, way="long")
         waiter = asyncio.ensure_future(run.result(5))
@@ -237,11 +237,11 @@ async def test_result_of_a_cancelled_run_raises(make_engine: MakeEngine, reason:
         assert (raised.value.run_id, raised.value.reason) == (run.id, reason)
 
 
-# ---- several who wait
+# ---- several waiters
 
 
 async def test_many_wait_for_one_run(make_engine: MakeEngine) -> None:
-    """Everybody who waits for a run is told, and nothing of it is left."""
+    """All who wait for one run are told, and no waiter is left."""
     gated = Gated("many")
     async with make_engine(gated.workflow) as engine, make_engine(gated.workflow, worker=False) as client:
         run = await engine.start(gated.workflow)
@@ -254,7 +254,7 @@ async def test_many_wait_for_one_run(make_engine: MakeEngine) -> None:
 
 
 async def test_waiter_that_gives_up_leaves_nothing_behind(make_engine: MakeEngine) -> None:
-    """Of those who wait for a run any may be cancelled; the others are told, and nothing is left."""
+    """Some waiters for a run may be cancelled; the others are told, and no waiter is left."""
     gated = Gated("gives-up")
     async with make_engine(gated.workflow) as engine:
         run = await engine.start(gated.workflow)
@@ -272,7 +272,7 @@ async def test_waiter_that_gives_up_leaves_nothing_behind(make_engine: MakeEngin
 
 
 async def test_refresh_reads_the_run_again_in_place(make_engine: MakeEngine) -> None:
-    """Refresh changes the object and returns nothing; another object of the same run stays as it was read."""
+    """refresh() updates the object and returns None; other objects of the same run do not change."""
     gated = Gated("refresh")
     async with make_engine(gated.workflow) as engine:
         run = await engine.start(gated.workflow)
@@ -288,11 +288,11 @@ async def test_refresh_reads_the_run_again_in_place(make_engine: MakeEngine) -> 
         assert hash(run) == hash(other)
 
 
-# ---- the end of the engine
+# ---- closing the engine
 
 
 async def test_engine_that_closes_tells_those_who_wait(make_engine: MakeEngine) -> None:
-    """Who waits while the engine closes gets EngineClosed, each of them, also who comes while it closes."""
+    """All who wait while the engine closes get EngineClosed, even if they begin to wait only then."""
     gated = Gated("closes")
     engine = make_engine(gated.workflow, shutdown_timeout=timedelta(0))
     async with engine:
@@ -324,7 +324,7 @@ async def test_engine_that_closes_tells_those_who_wait(make_engine: MakeEngine) 
 
 
 async def test_client_waits_for_what_a_worker_executes(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """A run that a client starts is executed by the engine that works, and the client's wait returns."""
+    """A run that a client starts is executed by a worker, and the client's wait returns."""
     async with make_engine(Order) as worker, make_engine(Order, worker=False) as client:
         run = await client.start(Order)
         assert (await run.wait(5)).status == "completed"
@@ -337,7 +337,7 @@ async def test_client_waits_for_what_a_worker_executes(make_engine: MakeEngine, 
 
 
 async def test_client_that_comes_first_waits_for_the_worker(make_engine: MakeEngine) -> None:
-    """What a client starts stays in the store until there is an engine that works, and is then executed."""
+    """A run that a client starts stays in the store until a worker opens and executes it."""
     async with make_engine(Order, worker=False) as client:
         run = await client.start(Order)
         waiter = asyncio.ensure_future(run.wait(10))
@@ -348,7 +348,7 @@ async def test_client_that_comes_first_waits_for_the_worker(make_engine: MakeEng
 
 
 async def test_client_need_not_know_the_workflow(make_engine: MakeEngine) -> None:
-    """A client without the code can wait for a run and read its data, but not its typed Context."""
+    """A client without the code can wait for a run and read its data, but not get its typed Context."""
     async with make_engine(Order) as worker, make_engine(worker=False, workflows=[]) as client:
         run = await worker.start(Order)
         found: WorkflowRun[Any] = await client.wait(run.id, 5)
@@ -359,7 +359,7 @@ async def test_client_need_not_know_the_workflow(make_engine: MakeEngine) -> Non
 
 
 async def test_wait_ends_when_another_worker_ends_the_run(make_engine: MakeEngine) -> None:
-    """Who waits in one engine is told of a run that another one finished after the first has given it back."""
+    """wait() in a client returns when a second worker ends the run that the first has given back."""
     gated = Gated("taken-over")
     async with make_engine(gated.workflow, worker=False) as client:
         async with make_engine(gated.workflow, shutdown_timeout=timedelta(0)) as first:
@@ -373,7 +373,7 @@ async def test_wait_ends_when_another_worker_ends_the_run(make_engine: MakeEngin
 
 
 class Asked(MemoryStore):
-    """Reads runs when it is let."""
+    """A store that reads runs only when the test lets it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -386,7 +386,7 @@ class Asked(MemoryStore):
 
 
 async def test_timeout_counts_what_the_store_takes() -> None:
-    """A wait is over in time though the store has not answered yet; one of no time waits for that alone."""
+    """The timeout of wait() includes the time that the store takes, but a timeout of zero still reads the run."""
     store = Asked()
     async with Engine(store, workflows=[Order]) as engine:
         run = await engine.start(Order, way="sleep")

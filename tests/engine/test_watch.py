@@ -1,4 +1,4 @@
-"""Watching runs: each transition once, in order, as it commits, from the engine that executes and from any other."""
+"""Watching runs: each transition once, in order, as it is committed, in the engine that executes and in others."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HOUR = timedelta(hours=1)
 
 @workflow("watch-loop", max_transitions=10_000)
 class Loop:
-    """Takes as many turns as it is told, and ends as it is told."""
+    """Makes as many transitions as its Context says, and then completes or fails."""
 
     class Context(BaseModel):
         turns: int = 0
@@ -55,7 +55,7 @@ class Loop:
 
 @workflow("watch-patient")
 class Patient:
-    """Waits for a signal, sleeps, and completes."""
+    """Waits for a signal, sleeps and completes."""
 
     class Context(BaseModel):
         by: str = ""
@@ -74,7 +74,7 @@ class Patient:
 
 
 class Observed:
-    """A store that counts what it is asked for, and may be down."""
+    """A store that counts its loads, and that may be down."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -95,7 +95,7 @@ class Observed:
 
 
 class Watcher:
-    """Watches a run in a task of its own, and keeps what it has seen."""
+    """Watches a run in a task of its own, and records what it gets."""
 
     def __init__(self, engine: Engine, run_id: int, after: int = 0) -> None:
         self.seen: list[Transition] = []
@@ -113,16 +113,16 @@ class Watcher:
 
 
 def waiting(engine: Engine) -> list[int]:
-    """The runs that somebody waits for in this engine."""
+    """The runs that have waiters in this engine."""
     assert engine._parts is not None
     return engine._parts.waiters.run_ids
 
 
 @pytest.mark.parametrize("ends", [True, False])
 async def test_watch_gives_what_history_gives(make_engine: MakeEngine, ends: bool) -> None:
-    """From its first transition to its last, each once and in order, also for a run that has ended long ago."""
+    """watch() gives the same as history(), from the first transition to the last, even if the run has ended before."""
     async with make_engine(Loop) as engine:
-        run = await engine.start(Loop, turns=700, ends=ends)  # more than is read at once
+        run = await engine.start(Loop, turns=700, ends=ends)  # more than one page
         seen = [transition async for transition in engine.watch(run.id)]
         assert seen == await engine.history(run.id)
         assert [transition.seq for transition in seen] == list(range(1, 702))
@@ -132,7 +132,7 @@ async def test_watch_gives_what_history_gives(make_engine: MakeEngine, ends: boo
 
 
 async def test_watch_is_told_as_it_happens(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """What a signal, a timer and a step do is seen as soon as it is committed, and nothing before."""
+    """A transition by a signal, a timer or a step is seen once it is committed, and not before."""
     async with make_engine(Patient) as engine:
         run = await engine.start(Patient)
         watcher = Watcher(engine, run.id)
@@ -147,7 +147,7 @@ async def test_watch_is_told_as_it_happens(make_engine: MakeEngine, clock: Shift
 
 
 async def test_watch_ends_when_the_run_is_cancelled(make_engine: MakeEngine) -> None:
-    """A cancellation is a transition like others, and the last."""
+    """A cancel is the last transition that a watcher gets."""
     async with make_engine(Patient) as engine:
         run = await engine.start(Patient)
         watcher = Watcher(engine, run.id)
@@ -158,7 +158,7 @@ async def test_watch_ends_when_the_run_is_cancelled(make_engine: MakeEngine) -> 
 
 
 async def test_watch_goes_on_after_what_was_seen(make_engine: MakeEngine) -> None:
-    """With after= it begins behind that seq; behind the last one there is nothing, and it ends at once."""
+    """With after=, watching starts behind that seq, and ends at once if the run ended before it."""
     async with make_engine(Loop) as engine:
         run = await run_of(engine, Loop, turns=5)
         for after in range(6):
@@ -168,7 +168,7 @@ async def test_watch_goes_on_after_what_was_seen(make_engine: MakeEngine) -> Non
 
 
 async def test_watch_behind_the_last_waits_for_the_next(make_engine: MakeEngine) -> None:
-    """Whoever has seen all that there is gets what comes next, and only that."""
+    """A watcher that starts after the last transition gets only those that follow."""
     async with make_engine(Patient) as engine:
         run = await engine.start(Patient)
         await run.wait(5, until="parked")
@@ -181,7 +181,7 @@ async def test_watch_behind_the_last_waits_for_the_next(make_engine: MakeEngine)
 
 
 async def test_client_watches_what_another_engine_executes(make_engine: MakeEngine, clock: ShiftedClock) -> None:
-    """An engine that executes nothing, and knows no workflow, sees every transition of the one that works."""
+    """A client that knows no workflow gets every transition of a run that a worker executes."""
     async with make_engine(Patient, Loop) as worker, make_engine(worker=False, workflows=[]) as client:
         run = await worker.start(Patient)
         watcher = Watcher(client, run.id)
@@ -195,7 +195,7 @@ async def test_client_watches_what_another_engine_executes(make_engine: MakeEngi
 
 
 async def test_watch_of_a_run_that_nobody_executes_yet(make_engine: MakeEngine) -> None:
-    """A watcher that comes before any worker sees the start, and the rest when there is one."""
+    """A watcher that starts before any worker is open gets the start, and later the rest."""
     async with make_engine(Loop, worker=False) as client:
         run = await client.start(Loop, turns=2)
         watcher = Watcher(client, run.id)
@@ -206,7 +206,7 @@ async def test_watch_of_a_run_that_nobody_executes_yet(make_engine: MakeEngine) 
 
 
 async def test_many_watch_one_run(make_engine: MakeEngine) -> None:
-    """Everybody sees the same, whenever they come, and whoever leaves in the middle leaves nothing behind."""
+    """All watchers of a run get the same, and when some are cancelled, no waiter is left."""
     async with make_engine(Loop, Patient) as engine, make_engine(Patient, worker=False) as client:
         run = await engine.start(Patient)
         watchers = [Watcher(who, run.id) for who in (engine, client) for _ in range(20)]
@@ -223,7 +223,7 @@ async def test_many_watch_one_run(make_engine: MakeEngine) -> None:
 
 
 async def test_watcher_that_leaves_holds_nothing(make_engine: MakeEngine) -> None:
-    """Between two transitions nothing is registered, so that a loop may be left by break."""
+    """Between two transitions a watcher is not registered, so its loop may be left by break."""
     async with make_engine(Loop) as engine:
         run = await run_of(engine, Loop, turns=3)
         async with aclosing(engine.watch(run.id)) as watching:
@@ -237,7 +237,7 @@ async def test_watcher_that_leaves_holds_nothing(make_engine: MakeEngine) -> Non
 async def test_watchers_of_many_runs_share_a_query(
     make_engine: MakeEngine, store_url: str | Store, clock: ShiftedClock
 ) -> None:
-    """What other processes do is noticed by one question for all who wait, however many watch."""
+    """Transitions made by other processes are found by one query for all watched runs, whatever their watchers."""
 
     async with make_engine(Patient) as worker:
         runs = [await worker.start(Patient, StartOptions(key=str(number))) for number in range(10)]
@@ -248,7 +248,7 @@ async def test_watchers_of_many_runs_share_a_query(
             watchers = [Watcher(client, run.id) for run in runs for _ in range(5)]
             await wait_until(lambda: all(len(watcher.seen) == 2 for watcher in watchers))
             await wait_until(lambda: len(waiting(client)) == 10)
-            # Each has looked once for itself; from then on there are the polls, for nothing happens.
+            # Each watcher has looked once by itself; after that only the shared query runs, as nothing happens.
             await wait_until(lambda: counting.loads[-3:] == [10, 10, 10], timeout=10)
             assert counting.loads.count(1) == 50
             for run in runs:
@@ -261,7 +261,7 @@ async def test_watchers_of_many_runs_share_a_query(
 
 
 async def test_watch_of_no_run(make_engine: MakeEngine) -> None:
-    """An id that the store does not hold is RunNotFound, and leaves nothing behind."""
+    """Watching an unknown run is RunNotFound, and no waiter is left."""
     async with make_engine(Loop) as engine:
         with pytest.raises(errors.RunNotFound, match=r"^There is no run 4711 in this store"):
             await anext(engine.watch(4711))
@@ -282,7 +282,7 @@ async def test_watch_of_no_run(make_engine: MakeEngine) -> None:
 async def test_arguments_of_watch_are_checked_at_once(
     make_engine: MakeEngine, arguments: tuple[Any, ...], error: type[Exception], text: str
 ) -> None:
-    """What cannot be meant is refused by the call itself, not by the first turn of the loop."""
+    """A wrong argument is refused by the call itself, not by the first iteration."""
     async with make_engine(Loop, worker=False) as engine:
         with pytest.raises(error) as raised:
             engine.watch(arguments[0], **dict(zip(("after",), arguments[1:], strict=False)))
@@ -290,7 +290,7 @@ async def test_arguments_of_watch_are_checked_at_once(
 
 
 async def test_watch_needs_an_open_engine(make_engine: MakeEngine) -> None:
-    """A closed engine says so at once; one that closes tells those who watch."""
+    """watch() of a closed engine raises at once, and all watchers get EngineClosed when the engine closes."""
     engine = make_engine(Patient)
     with pytest.raises(errors.EngineClosed, match=r"^engine\.watch\(\) needs an open engine\."):
         engine.watch(1)
@@ -306,7 +306,7 @@ async def test_watch_needs_an_open_engine(make_engine: MakeEngine) -> None:
 async def test_watch_of_a_store_that_is_down_can_be_taken_up_again(
     make_engine: MakeEngine, store_url: str | Store
 ) -> None:
-    """StoreUnavailable ends the iteration; another one goes on after the last seq that was seen."""
+    """If the store is down, watching raises StoreUnavailable, and can be resumed after the last seq seen."""
 
     failing = Observed(find_store(store_url))
     async with Engine(cast("Store", failing), workflows=[Patient]) as engine:
@@ -324,7 +324,7 @@ async def test_watch_of_a_store_that_is_down_can_be_taken_up_again(
 
 
 async def test_watch_tells_of_a_transition_while_the_run_goes_on(make_engine: MakeEngine) -> None:
-    """A run that goes from step to step is told of at once, not when it parks or ends."""
+    """A watcher gets each transition of a run that goes from step to step at once, not only when it parks or ends."""
     gates = [asyncio.Event(), asyncio.Event()]
 
     @workflow("watch-busy")

@@ -1,4 +1,4 @@
-"""What the log says of a step that fails: where, and no value of a Context; and of mail that a run cannot take."""
+"""What is logged: tracebacks of failed steps, but no values of a Context, and mail and orders without effect."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ SECRET = "4111 1111 1111 1111"
 
 
 class Large(Exception):
-    """One that can be watched."""
+    """An exception that can be weakly referenced."""
 
 
-#: What ``Failing`` has raised that is not to be kept.
+#: Exceptions raised by ``Failing`` that should be garbage collected.
 RAISED: list[weakref.ref[Large]] = []
 SOON = Retry(max_attempts=2, base_delay=timedelta(0))
 
 
 @workflow("logged-failing", default_retry=SOON)
 class Failing:
-    """Fails as it is told, at each attempt."""
+    """Fails in the way that its Context says, at each attempt."""
 
     class Context(BaseModel):
         how: str
@@ -63,7 +63,7 @@ class Failing:
 
 
 def of(entries: list[Any], run_id: int) -> list[tuple[str, str | None]]:
-    """The warnings about a run: what they say, and the traceback."""
+    """The warnings about a run: event and traceback."""
     return [
         (entry["event"], entry.get("exception"))
         for entry in entries
@@ -75,7 +75,7 @@ def of(entries: list[Any], run_id: int) -> list[tuple[str, str | None]]:
 async def test_a_failed_attempt_is_logged_with_its_traceback(
     make_engine: MakeEngine, log: list[Any], how: str, where: str
 ) -> None:
-    """Each attempt's, also where an on_fail step goes on, after which the run itself has none."""
+    """Each failed attempt is logged with its traceback, even if an on_fail step then completes the run."""
     async with make_engine() as engine:
         run = await (await engine.start(Failing, how=how)).wait(PATIENCE)
     assert run.data["rescued"] is True
@@ -88,14 +88,14 @@ async def test_a_failed_attempt_is_logged_with_its_traceback(
 
 @pytest.mark.parametrize("how", ["given up", "no command"])
 async def test_what_says_all_in_a_sentence_has_no_traceback(make_engine: MakeEngine, log: list[Any], how: str) -> None:
-    """GiveUp, and aioflow's own errors."""
+    """GiveUp and aioflow's own errors are logged without a traceback."""
     async with make_engine() as engine:
         run = await (await engine.start(Failing, how=how)).wait(PATIENCE)
     assert of(log, run.id) == [("step failed, goes on with on_fail", None)]
 
 
 async def test_what_was_raised_is_forgotten_once_it_is_committed(make_engine: MakeEngine) -> None:
-    """An exception keeps its frames alive, and all that they hold."""
+    """An exception of a step is not referenced any more once it is recorded."""
     async with make_engine() as engine:
         RAISED.clear()
         await (await engine.start(Failing, how="kept")).wait(PATIENCE)
@@ -105,7 +105,7 @@ async def test_what_was_raised_is_forgotten_once_it_is_committed(make_engine: Ma
 
 @workflow("logged-assigning", default_retry=Retry(max_attempts=1))
 class Assigning:
-    """Puts a secret where a number belongs."""
+    """Assigns a secret to a number."""
 
     class Context(BaseModel):
         card: str
@@ -119,7 +119,7 @@ class Assigning:
 
 
 async def test_a_refused_assignment_tells_no_value(make_engine: MakeEngine, log: list[Any]) -> None:
-    """Neither the log nor the run's error has what was assigned."""
+    """Neither the log nor the run's error and traceback contain the refused value."""
     async with make_engine() as engine:
         run = await (await engine.start(Assigning, card=SECRET)).wait(PATIENCE)
     assert run.error is not None
@@ -129,7 +129,7 @@ async def test_a_refused_assignment_tells_no_value(make_engine: MakeEngine, log:
 
 
 class Shows(BaseModel):
-    """Asks for its values in errors."""
+    """A Context that allows values in errors."""
 
     model_config = ConfigDict(hide_input_in_errors=False)
     card: str
@@ -138,7 +138,7 @@ class Shows(BaseModel):
 
 @workflow("logged-showing", default_retry=Retry(max_attempts=1))
 class Showing:
-    """As it asks for it itself."""
+    """The same with a Context that allows values in errors."""
 
     Context = Shows
 
@@ -150,14 +150,14 @@ class Showing:
 
 
 async def test_a_context_may_ask_for_its_values_in_errors(make_engine: MakeEngine) -> None:
-    """What its own model_config says holds."""
+    """With hide_input_in_errors=False in the Context's config, the run's error contains the refused value."""
     async with make_engine() as engine:
         run = await (await engine.start(Showing, card="12 34")).wait(PATIENCE)
     assert "12 34" in str(run.error)
 
 
 def release(context: type[BaseModel]) -> Any:
-    """The workflow as one release of the code has it."""
+    """The workflow as one release of the code defines it."""
 
     @workflow("logged-waiting")
     class Waiting:
@@ -175,17 +175,17 @@ def release(context: type[BaseModel]) -> Any:
 
 
 class Old(BaseModel):
-    """As it was."""
+    """The Context of old runs."""
 
 
 class New(BaseModel):
-    """Has a field that old runs lack."""
+    """A Context with a required field that old runs lack."""
 
     needed: int
 
 
 async def test_mail_that_a_run_cannot_take_is_logged_once(make_engine: MakeEngine, log: list[Any]) -> None:
-    """The run waits on and keeps it, the log says why; with code that can take it the run goes on."""
+    """A signal that the code cannot deliver to its run is kept and logged once, and is taken once the code can."""
     async with make_engine() as engine:
         run = await engine.start(release(Old))
         await run.wait(PATIENCE, until="parked")
@@ -205,13 +205,13 @@ async def test_mail_that_a_run_cannot_take_is_logged_once(make_engine: MakeEngin
 
 
 def kept(entries: list[Any]) -> list[Any]:
-    """What was said of mail that is kept."""
+    """The log entries about mail that is kept."""
     return [entry for entry in entries if entry["event"].startswith("a waiting run has mail, and keeps it")]
 
 
 @workflow("logged-ordering")
 class Ordering:
-    """Orders what cannot be done."""
+    """Starts, sends and emits what has no effect."""
 
     class Context(BaseModel):
         ended: int
@@ -231,7 +231,7 @@ class Ordering:
 
 
 async def test_what_a_step_orders_in_vain_is_logged(make_engine: MakeEngine, log: list[Any]) -> None:
-    """A signal to nobody is a warning; to a run that has ended, or what is there already, is told to who looks for it."""
+    """A signal to an unknown run is logged as a warning; other orders of a step without effect are logged as info."""
     async with make_engine(Ordering) as engine:
         await engine.emit("seen", event_id="before-that")
         ended = await (await engine.start(Ordering, StartOptions(key="taken"), ended=1)).wait(PATIENCE)

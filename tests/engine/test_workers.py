@@ -1,4 +1,4 @@
-"""Several workers on one store: who runs what, and who has what another leaves."""
+"""Several workers on one store: which of them runs what, and who takes over what another leaves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ shared = pytest.mark.parametrize("store_url", ["memory", "postgres"], indirect=T
 
 
 def versioned(version: str, ran: list[tuple[str, int]]) -> type:
-    """A workflow that waits, in one of its versions."""
+    """A workflow that waits, in this version."""
 
     @workflow("versioned", version=version)
     class Versioned:
@@ -41,7 +41,7 @@ def versioned(version: str, ran: list[tuple[str, int]]) -> type:
 
 @shared
 async def test_two_versions_of_the_code_work_side_by_side(store_url: Any) -> None:
-    """Each worker runs what was started with its version, whoever starts and whoever signals."""
+    """Each worker runs the runs of the version that it knows, whoever starts and signals them."""
     ran: list[tuple[str, int]] = []
     old, new = versioned("1", ran), versioned("2", ran)
     async with Engine(store_url, workflows=[old]) as one, Engine(store_url, workflows=[new]) as two:
@@ -58,7 +58,7 @@ async def test_two_versions_of_the_code_work_side_by_side(store_url: Any) -> Non
 
 @workflow("napping")
 class Napping:
-    """Sleeps a little."""
+    """Sleeps for a moment."""
 
     class Context(BaseModel):
         pass
@@ -74,7 +74,7 @@ class Napping:
 
 @shared
 async def test_a_client_wakes_what_its_code_cannot_take(store_url: Any) -> None:
-    """process_scheduled of a client that does not know the workflow leaves the run to whoever does."""
+    """process_scheduled of a client that does not know the workflow wakes the run, and leaves it to workers that do."""
     async with (
         Engine(store_url, workflows=[Napping], worker=False) as starting,
         Engine(store_url, workflows=[versioned("1", [])], worker=False) as client,
@@ -91,7 +91,7 @@ async def test_a_client_wakes_what_its_code_cannot_take(store_url: Any) -> None:
 
 @shared
 async def test_a_worker_leaves_to_others_what_its_code_cannot_take(store_url: Any) -> None:
-    """Whose time comes is woken by the worker that has its code, and is not blocked by the one that has not."""
+    """A run that is due is woken by the worker that knows its workflow, and not blocked by the one that does not."""
     async with (
         Engine(store_url, workflows=[Napping]) as one,
         Engine(store_url, workflows=[versioned("1", [])]) as other,
@@ -108,7 +108,7 @@ async def test_a_worker_leaves_to_others_what_its_code_cannot_take(store_url: An
 
 
 def gated(gates: dict[str, asyncio.Event], begun: list[int]) -> type:
-    """A workflow whose step lasts until its gate opens."""
+    """A workflow whose step waits for a gate."""
 
     @workflow("gated")
     class Gated:
@@ -126,7 +126,7 @@ def gated(gates: dict[str, asyncio.Event], begun: list[int]) -> type:
 
 @shared
 async def test_new_runs_spread_over_workers_with_free_slots(store_url: Any) -> None:
-    """What the starting worker has no room for, another one begins at once."""
+    """Runs for which the starting worker has no slot are begun by another worker at once."""
     gates, begun = {"gate": asyncio.Event()}, list[int]()
     flow = gated(gates, begun)
     async with (
@@ -145,7 +145,7 @@ async def test_new_runs_spread_over_workers_with_free_slots(store_url: Any) -> N
 
 @shared
 async def test_a_call_with_a_request_waits_for_a_slot_of_its_own_worker(store_url: Any) -> None:
-    """Another worker that has room could run the step, but not with the request."""
+    """A call with a request waits for a slot of its own worker, even if another worker has room."""
     gate, holds = asyncio.Event(), asyncio.Event()
 
     @workflow("asked")
@@ -170,7 +170,7 @@ async def test_a_call_with_a_request_waits_for_a_slot_of_its_own_worker(store_ur
         await full.start(Asked, hold=True)
         await holds.wait()
         call = asyncio.create_task(full.act(Asked.review, run.id, request="mine"))
-        for _ in range(5):  # the other one looks for what it may run
+        for _ in range(5):  # the other worker takes the runs that it may
             await (await full.start(Asked)).wait(10, until="parked")
         assert not call.done()
         gate.set()
@@ -179,7 +179,7 @@ async def test_a_call_with_a_request_waits_for_a_slot_of_its_own_worker(store_ur
 
 @shared
 async def test_a_worker_that_drains_gives_its_runs_back_at_once(store_url: Any) -> None:
-    """However long its lease is, another has them when it has closed, and no death is counted."""
+    """A worker that closes gives its runs back at once, whatever its lease, and they do not count as crashed."""
     gates, begun = {"gate": asyncio.Event()}, list[int]()
     flow = gated(gates, begun)
     lease = timedelta(hours=1)
@@ -196,7 +196,7 @@ async def test_a_worker_that_drains_gives_its_runs_back_at_once(store_url: Any) 
 
 @pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
 async def test_the_clock_is_the_stores(store_url: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that is a day ahead writes the server's time, and its lease counts by it."""
+    """A worker whose machine's clock is a day ahead uses the server's time."""
 
     right = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: right() + 86_400 * 1_000_000_000)
