@@ -190,7 +190,7 @@ def test_an_action_is_not_retried() -> None:
     )
 
 
-def test_an_action_needs_what_its_input_has() -> None:
+def test_parameters_that_the_input_lacks_are_refused() -> None:
     """A parameter that the input cannot fill is refused: an unknown field, an Event, or a type without a schema."""
 
     class Flow:
@@ -225,7 +225,7 @@ def test_an_action_needs_what_its_input_has() -> None:
     assert found[3].startswith("action 'needs_type' (step 'fourth') has a signature that no input can be made of: ")
 
 
-def test_a_step_that_is_none_is_told_of_once() -> None:
+def test_a_static_or_class_method_is_refused_once() -> None:
     """An action that is a static or class method is refused for that reason alone."""
 
     class Flow:

@@ -133,7 +133,7 @@ def test_a_goto_to_an_action_parks_the_run_there(target: Any, deadline: Micros |
     assert returned(goto(target)).run.progress == 0.25
 
 
-def test_an_action_ends_the_count_of_hops() -> None:
+def test_an_action_does_not_count_against_max_transitions() -> None:
     """A run that has used up its max_transitions can still go to an action, where it waits."""
     assert returned(goto("review"), RUN._replace(hops=ORDER.max_transitions)).run.status == "waiting"
 
@@ -229,7 +229,7 @@ def test_a_call_does_not_overtake_mail() -> None:
     assert not called(SENT).unless_mail
 
 
-def test_only_a_call_is_one() -> None:
+def test_call_of_finds_only_calls() -> None:
     """``call_of`` finds no call in the input of a run that something else has resumed."""
     assert call_of(RUN._replace(input=None)) is None
     assert call_of(RUN) is None

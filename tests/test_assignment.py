@@ -70,7 +70,7 @@ CONFIGS: dict[str, ConfigDict] = {
 }
 
 
-def come_to(context: BaseModel, value: Any) -> tuple[Any, ...]:
+def assign(context: BaseModel, value: Any) -> tuple[Any, ...]:
     """Assign the value; returns what is stored and its class, or the error, and which fields are set."""
     try:
         context.value = value
@@ -103,7 +103,7 @@ def test_assignment_is_what_pydantic_makes_of_it(field: str, config: str) -> Non
             assert field in {"bounded", "strict", "left to right"}
             continue
         for value in VALUES:
-            assert come_to(live, value) == come_to(checked, value), (annotation, value)
+            assert assign(live, value) == assign(checked, value), (annotation, value)
             compared += 1
     assert compared >= 3 * len(VALUES)
 
@@ -111,12 +111,12 @@ def test_assignment_is_what_pydantic_makes_of_it(field: str, config: str) -> Non
 def test_a_validator_of_the_field_runs() -> None:
     """A field's validator runs even if the value is already of the field's class."""
     live, checked = twins(Upper)
-    assert come_to(live, "abc") == come_to(checked, "abc")
+    assert assign(live, "abc") == assign(checked, "abc")
     assert live.value == "ABC"  # type: ignore[attr-defined]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["value", "other"]), st.integers() | st.floats(allow_nan=False) | st.none())))
-def test_assignments_add_up(assigned: list[tuple[str, Any]]) -> None:
+def test_successive_assignments_are_what_pydantic_makes_of_them(assigned: list[tuple[str, Any]]) -> None:
     """After each of several assignments, both fields and the set of fields are the same as with pydantic."""
     context = create_model("Context", value=(int | None, 1), other=(float, 2.0))
     live, checked = twins(context)

@@ -69,7 +69,7 @@ def test_the_last_instant_can_be_told_in_every_time_zone() -> None:
         datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(timedelta(hours=-14))),
     ],
 )
-def test_an_instant_that_utc_cannot_tell_is_refused(instant: datetime) -> None:
+def test_an_instant_out_of_range_in_utc_is_refused(instant: datetime) -> None:
     """An aware datetime that is out of range in UTC is a ValueError that names the argument."""
     with pytest.raises(ValueError, match=r"^at= must be within the years 1 to 9999 in UTC, got .*[+-]\d\d:\d\d\.$"):
         to_micros(instant, "at=")
@@ -152,7 +152,7 @@ async def test_an_event_that_stays_away_is_waited_for_until_the_timeout(timeout:
 
 
 @pytest.mark.parametrize("timeout", [-1, 0])
-async def test_no_time_is_enough_for_what_is_about_to_happen(timeout: int) -> None:
+async def test_a_wait_without_time_lets_other_tasks_run(timeout: int) -> None:
     """Even a wait with a timeout of zero or less lets other tasks run once, so a loop of such waits starves none."""
     event = asyncio.Event()
     asyncio.get_running_loop().call_soon(event.set)

@@ -167,7 +167,7 @@ def test_undeclared_names_may_be_ignored() -> None:
     assert codec.encode(merged)[0] == '{"total":3}'
 
 
-def test_all_that_does_not_validate_is_told() -> None:
+def test_all_invalid_values_are_reported() -> None:
     """A merge reports every value that does not validate in one error, even if a message contains braces."""
 
     class Two(BaseModel):
@@ -295,7 +295,7 @@ def test_why_a_context_cannot_be_written(
         write()
 
 
-def test_an_error_that_cannot_be_told_is_named() -> None:
+def test_an_error_whose_text_raises_is_named() -> None:
     """An error whose ``__str__`` raises is reported by its class."""
     assert explain(Mute()) == "Mute: <its __str__ raised>"
 
@@ -361,7 +361,7 @@ def test_a_model_with_a_post_init_is_adopted_with_it() -> None:
     assert codec_of(Counting).adopt(Counting(total=4))._twice == 8  # type: ignore[attr-defined]
 
 
-def test_a_context_that_nobody_validated_is_refused_with_the_words_of_the_validator() -> None:
+def test_an_unvalidated_context_is_refused_with_the_validators_message() -> None:
     """A Context made without validation is refused with the validator's message, not with the serializer's."""
     codec = codec_of(Total)
     with pytest.raises(Unstorable, match="it does not read back: total: Input should be a valid integer"):
@@ -369,7 +369,7 @@ def test_a_context_that_nobody_validated_is_refused_with_the_words_of_the_valida
 
 
 @pytest.mark.parametrize(("extra", "more"), [("allow", True), ("ignore", True), ("forbid", False), (None, True)])
-def test_what_a_context_does_with_more(extra: Any, more: bool) -> None:
+def test_which_contexts_take_undeclared_names(extra: Any, more: bool) -> None:
     """Undeclared names may be merged into every Context but one that forbids them."""
     config = ConfigDict() if extra is None else ConfigDict(extra=extra)
     assert codec_of(type("Told", (BaseModel,), {"model_config": config})).takes_more is more

@@ -152,7 +152,7 @@ async def test_signals_are_batched_by_their_id(desk: Desk) -> None:
     assert await wait_until(lambda: desk.committer.idle)
 
 
-async def test_what_a_step_starts_shares_no_batch_with_its_key(desk: Desk) -> None:
+async def test_a_start_by_a_step_shares_no_batch_with_its_key(desk: Desk) -> None:
     """A move whose step starts a run with a key waits until the batch with another start of that key is committed."""
     await desk.commit(*starts(1, 2))
     named = [starting(a_run(run_id, key="a")) for run_id in (3, 4, 5)]
@@ -256,7 +256,7 @@ async def test_changes_of_one_run_are_never_under_way_together(wide_desk: Desk) 
     assert (await row(wide_desk.store, 1)).seq == 3
 
 
-async def test_a_lost_reply_holds_up_only_what_it_is_about(wide_desk: Desk) -> None:
+async def test_a_lost_reply_holds_up_only_its_own_runs(wide_desk: Desk) -> None:
     """While a batch is offered again, other batches are committed, but no change of its runs is."""
     wide_desk.store.faults.extend(["after"])
     with wide_desk.store.held():
@@ -380,7 +380,7 @@ async def test_a_later_change_does_not_overtake(desk: Desk) -> None:
 # ---- the hook
 
 
-async def test_the_hook_hears_before_those_who_wait(desk: Desk) -> None:
+async def test_the_hook_is_called_before_futures_are_resolved(desk: Desk) -> None:
     """The hook is called with a whole batch, in its order, before any future of the batch is resolved."""
     order: list[Any] = []
     futures = desk.submit(*starts(2, 1))
@@ -391,7 +391,7 @@ async def test_the_hook_hears_before_those_who_wait(desk: Desk) -> None:
     assert [result for _, result in desk.heard] == [Result("applied", a_run(1)), Result("applied", a_run(2))]
 
 
-async def test_the_hook_hears_of_what_was_applied_alone(desk: Desk) -> None:
+async def test_the_hook_gets_only_applied_changes(desk: Desk) -> None:
     """The hook is not called for stale changes, nor for starts whose key is taken."""
     await desk.commit(starting(a_run(1, key="a")))
     outcomes = await desk.commit(moving(a_run(2)), starting(a_run(3, key="a")), marking(a_run(4)), *starts(5))
@@ -412,7 +412,7 @@ async def test_a_hook_that_raises_is_reported_and_the_result_delivered(desk: Des
     assert await desk.commit(*starts(4)) == ["applied"]
 
 
-async def test_a_listener_that_raises_keeps_nobody_from_hearing(desk: Desk) -> None:
+async def test_a_listener_that_raises_does_not_affect_others(desk: Desk) -> None:
     """If a listener raises, every other listener and the hook are still told once, and the committer goes on."""
     listeners = [Listening(raises=number == 2) for number in (1, 2, 3)]
     for number, listener in enumerate(listeners, 1):
@@ -469,7 +469,7 @@ async def test_an_unknown_outcome_is_offered_again(desk: Desk, fault: Any, times
     assert desk.heard_of == [1, 1, 2, 3]
 
 
-async def test_a_lost_reply_is_made_up_for_by_the_row(desk: Desk) -> None:
+async def test_changes_whose_reply_was_lost_are_recognised(desk: Desk) -> None:
     """If the reply is lost, every kind of change is recognised when offered again: applied, with the row it wrote."""
     await desk.commit(*starts(1, 2, 3))
     desk.store.faults.append("after")
@@ -481,7 +481,7 @@ async def test_a_lost_reply_is_made_up_for_by_the_row(desk: Desk) -> None:
     assert len(await log(desk.store, 3)) == 2
 
 
-async def test_others_wait_while_an_outcome_is_unknown(desk: Desk) -> None:
+async def test_new_changes_wait_while_an_outcome_is_unknown(desk: Desk) -> None:
     """A batch is offered again unchanged: changes submitted meanwhile wait for the next one."""
     desk.store.faults.extend(["after", "before"])
     with desk.store.held():
@@ -491,7 +491,7 @@ async def test_others_wait_while_an_outcome_is_unknown(desk: Desk) -> None:
     assert desk.store.batches == [[900], [900], [900], [1, 2]]
 
 
-async def test_offers_become_rarer_up_to_every_two_seconds(desk: Desk) -> None:
+async def test_delays_between_offers_grow_up_to_two_seconds(desk: Desk) -> None:
     """The delays between offers double from 20 ms up to two seconds, and start again at 20 ms for the next failure."""
     desk.store.faults.extend(["before"] * 10)
     await desk.commit(*starts(1))
@@ -502,7 +502,7 @@ async def test_offers_become_rarer_up_to_every_two_seconds(desk: Desk) -> None:
     assert desk.store.instants[-1] == NOW + sum(desk.clock.slept)
 
 
-async def test_trouble_is_logged_when_it_begins_and_when_it_ends(desk: Desk) -> None:
+async def test_failing_commits_are_logged_at_begin_and_end(desk: Desk) -> None:
     """However often a batch is offered, one warning is logged when commits begin to fail, and one when they succeed."""
     desk.store.faults.extend(["before", "after", "before"])
     with capture_logs() as logged:
@@ -566,7 +566,7 @@ async def test_a_caller_that_has_left_does_not_mind_a_refusal(desk: Desk) -> Non
     assert sick.cancelled()
 
 
-async def test_trouble_in_the_middle_of_the_search_is_survived(desk: Desk) -> None:
+async def test_unknown_outcomes_while_a_batch_is_split_are_handled(desk: Desk) -> None:
     """Unknown outcomes while a refused batch is split are handled: each valid change is applied once."""
     desk.store.poison = {3}
     desk.store.faults.extend([None, "after", "before", None, "before", "after", None, "after"])
@@ -579,7 +579,7 @@ async def test_trouble_in_the_middle_of_the_search_is_survived(desk: Desk) -> No
 # ---- patience
 
 
-async def test_who_has_no_patience_left_is_told(desk: Desk) -> None:
+async def test_a_caller_whose_patience_is_over_gets_an_error(desk: Desk) -> None:
     """A caller whose patience is over gets StoreUnavailable, while more patient ones of the same batch go on."""
     desk.store.faults.extend(["before"] * 5)
     hasty, calm = desk.submit(*starts(1), patience=30_000)[0], desk.submit(*starts(2))[0]
@@ -591,7 +591,7 @@ async def test_who_has_no_patience_left_is_told(desk: Desk) -> None:
     assert desk.clock.slept == [20_000, 40_000, 80_000, 160_000, 320_000]
 
 
-async def test_patience_of_nothing_is_one_offer(desk: Desk) -> None:
+async def test_without_patience_there_is_one_offer(desk: Desk) -> None:
     """With patience=0 the first error is raised, and a successful commit is not affected."""
     desk.store.faults.append("after")
     [hasty] = desk.submit(*starts(1), patience=0)
@@ -640,7 +640,7 @@ async def test_patience_ends_while_the_store_is_silent(desk: Desk) -> None:
     assert isinstance(hasty.exception(), StoreUnavailable)
 
 
-async def test_a_change_that_is_refused_after_patience_ended_was_told_of_once(desk: Desk) -> None:
+async def test_a_refusal_after_patience_is_over_is_not_reported_again(desk: Desk) -> None:
     """A listener that was told that the outcome is unknown is not told again when the store then refuses the change."""
     desk.store.poison = {1}
     listener = Listening()
@@ -652,10 +652,10 @@ async def test_a_change_that_is_refused_after_patience_ended_was_told_of_once(de
     assert [type(each) for each in listener.heard] == [StoreUnavailable]
 
 
-# ---- what is decided
+# ---- settled
 
 
-async def test_whoever_asked_hears_that_a_change_is_settled(desk: Desk) -> None:
+async def test_settled_is_called_once_for_every_outcome(desk: Desk) -> None:
     """``settled`` is called once for each change, whatever its outcome, after the hook and before the future."""
     order: list[Any] = []
     desk.store.poison = {6}
@@ -682,7 +682,7 @@ async def test_whoever_asked_hears_that_a_change_is_settled(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("fault", ["before", NotImplementedError()], ids=["patience", "contract"])
-async def test_what_is_given_up_is_settled(desk: Desk, fault: Any) -> None:
+async def test_changes_that_are_given_up_are_settled(desk: Desk, fault: Any) -> None:
     """``settled`` is called for a change that was given up, because patience was over or the store raised a bug."""
     order: list[int] = []
     desk.store.faults.append(fault)
@@ -692,7 +692,7 @@ async def test_what_is_given_up_is_settled(desk: Desk, fault: Any) -> None:
     assert future.exception() is not None
 
 
-async def test_what_comes_too_late_is_settled(desk: Desk) -> None:
+async def test_changes_given_up_by_stop_or_later_are_settled(desk: Desk) -> None:
     """``settled`` is called for changes that stop() gives up, and for those submitted afterwards."""
     order: list[int] = []
     desk.store.down = True
@@ -758,18 +758,18 @@ async def test_nothing_is_taken_in_after_the_end(desk: Desk) -> None:
     assert desk.store.offers == []
 
 
-async def test_stop_may_be_said_twice(desk: Desk) -> None:
+async def test_a_second_stop_does_nothing(desk: Desk) -> None:
     """A second stop() does nothing."""
     await desk.committer.stop(SECOND)
     await desk.committer.stop(SECOND)
 
 
-async def test_stop_before_the_start_is_nothing() -> None:
+async def test_stop_before_start_does_nothing() -> None:
     """stop() of a committer that was never started does nothing."""
     await Desk().committer.stop(SECOND)
 
 
-async def test_a_cancelled_task_lets_nobody_hang(desk: Desk) -> None:
+async def test_a_cancelled_task_fails_all_pending_changes(desk: Desk) -> None:
     """If the committer's task is cancelled, every pending change gets StoreUnavailable, and so do later ones."""
     run = a_run(1)
     with desk.store.held():
@@ -787,7 +787,7 @@ async def test_a_cancelled_task_lets_nobody_hang(desk: Desk) -> None:
     await desk.committer.stop(SECOND)
 
 
-async def test_both_tasks_cancelled_let_nobody_hang(wide_desk: Desk) -> None:
+async def test_two_cancelled_tasks_fail_all_pending_changes(wide_desk: Desk) -> None:
     """If the tasks of both batches in flight are cancelled, every pending change gets StoreUnavailable."""
     with wide_desk.store.held():
         futures = [await wide_desk.busy(), await wide_desk.busy(), *wide_desk.submit(*starts(1, 2))]
@@ -811,7 +811,7 @@ def cancel_as_a_step(task: asyncio.Task[Any]) -> None:
     task.cancel()
 
 
-async def test_a_task_that_a_step_cancels_is_begun_again(desk: Desk) -> None:
+async def test_a_task_that_a_step_cancels_is_restarted(desk: Desk) -> None:
     """If a step cancels the committer's task, it is started again; each change is applied, and reported once."""
     told = 0
     with capture_logs() as logged:
@@ -832,7 +832,7 @@ async def test_a_task_that_a_step_cancels_is_begun_again(desk: Desk) -> None:
     ] * 3
 
 
-async def test_error_that_nobody_waits_for_is_not_printed(desk: Desk) -> None:
+async def test_an_error_without_a_waiter_is_not_printed(desk: Desk) -> None:
     """If the caller of a failed change has gone, asyncio prints nothing about it, and ``settled`` is called."""
     desk.store.poison = set(range(1, 10))
     printed: list[dict[str, Any]] = []
@@ -1064,7 +1064,7 @@ def test_commit_ids_are_one_workers_own() -> None:
     assert max(map(max, made)) < 2**63
 
 
-# ---- those who wait for a run
+# ---- waiters
 
 
 ENDED = [an_ended(1, status) for status in ("completed", "failed", "cancelled")]
@@ -1072,7 +1072,7 @@ ENDED = [an_ended(1, status) for status in ("completed", "failed", "cancelled")]
 
 @pytest.mark.parametrize("until", ["ended", "parked"])
 @pytest.mark.parametrize("run", ENDED, ids=lambda run: run.status)
-async def test_who_waits_hears_of_the_end(run: Run, until: Until) -> None:
+async def test_waiters_are_resolved_by_the_end(run: Run, until: Until) -> None:
     """Every waiter gets the run when it has ended, with any status, and later rows do not change that."""
     waiters = Waiters()
     future = waiters.add(1, until)
@@ -1081,7 +1081,7 @@ async def test_who_waits_hears_of_the_end(run: Run, until: Until) -> None:
     assert await future == run
 
 
-async def test_who_waits_for_a_run_to_park_hears_of_that() -> None:
+async def test_parked_waiters_are_resolved_by_a_parked_run() -> None:
     """A run that parks resolves waiters for "parked" alone; a running one resolves none."""
     waiters = Waiters()
     ended, parked = waiters.add(1, "ended"), waiters.add(1, "parked")
@@ -1094,7 +1094,7 @@ async def test_who_waits_for_a_run_to_park_hears_of_that() -> None:
     assert await ended == ENDED[0]
 
 
-async def test_who_waits_hears_of_its_own_run_alone() -> None:
+async def test_waiters_are_resolved_by_their_own_run_only() -> None:
     """All waiters for a run are resolved by its end, and by no other run's."""
     waiters = Waiters()
     futures = [waiters.add(1, "ended"), waiters.add(1, "ended"), waiters.add(2, "ended")]
@@ -1105,7 +1105,7 @@ async def test_who_waits_hears_of_its_own_run_alone() -> None:
     assert await futures[2] == an_ended(2)
 
 
-async def test_who_leaves_is_forgotten() -> None:
+async def test_removed_waiters_are_forgotten() -> None:
     """Removing a waiter, even twice, leaves the others alone, and a run without waiters is no longer listed."""
     waiters = Waiters()
     gone, stays = waiters.add(1, "ended"), waiters.add(1, "ended")
@@ -1122,7 +1122,7 @@ async def test_who_leaves_is_forgotten() -> None:
     waiters.tell(ENDED[0])
 
 
-async def test_who_was_cancelled_is_passed_over() -> None:
+async def test_cancelled_waiters_are_skipped() -> None:
     """A cancelled waiter that was not removed yet is skipped."""
     waiters = Waiters()
     gone, stays = waiters.add(1, "ended"), waiters.add(1, "ended")
@@ -1132,7 +1132,7 @@ async def test_who_was_cancelled_is_passed_over() -> None:
     assert await stays == ENDED[0]
 
 
-async def test_the_last_word_fails_all_who_wait() -> None:
+async def test_fail_fails_all_pending_waiters() -> None:
     """fail() raises in all pending waiters but not in resolved or cancelled ones, and no new waiter can be added."""
     waiters = Waiters()
     told, gone, *others = [waiters.add(run_id, "ended") for run_id in (1, 2, 2, 3)]

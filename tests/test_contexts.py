@@ -69,7 +69,7 @@ class CheckedHome(Home):
 
 @pytest.mark.parametrize("name", ["street_name", "streetName"])
 @pytest.mark.parametrize("context", [Home, CheckedHome])
-def test_what_is_merged_may_have_either_name_below(context: type[BaseModel], name: str) -> None:
+def test_nested_values_may_use_names_or_aliases(context: type[BaseModel], name: str) -> None:
     """Values given to complete() for a nested model may use names or aliases, with and without a model validator."""
     codec = codec_of(context)
     merged = codec.merge(codec.adopt(context()), {"address": {name: "x"}})
@@ -182,7 +182,7 @@ async def test_a_field_that_a_validator_assigns_is_told_with_advice() -> None:
     assert (done_.error, done_.data) == (None, {"price": 2, "quantity": 5, "total": 10})
 
 
-def test_what_is_lossy_is_not_put_down_to_a_validator() -> None:
+def test_a_lossy_serializer_is_not_blamed_on_a_validator() -> None:
     """The error for a serializer that loses information does not blame a model validator."""
 
     class Dated(Derived):
@@ -297,7 +297,7 @@ class Joined(BaseModel):
         return data
 
 
-def test_where_a_difference_comes_from_is_not_guessed() -> None:
+def test_no_advice_if_the_context_needs_its_validator() -> None:
     """The error gives no advice about validators if the Context cannot be read without them."""
     codec = codec_of(Joined)
     with pytest.raises(Unstorable, match=r"^reads reads back as another int than was written$"):

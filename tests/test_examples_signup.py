@@ -77,7 +77,9 @@ async def test_a_click_after_the_reminder(
     assert await sign_up(client) == {"created": False, "status": "completed"}
 
 
-async def test_nobody_clicks(flow: TimeMachine, client: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_without_a_click_the_signup_expires(
+    flow: TimeMachine, client: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]
+) -> None:
     """After four days the signup has expired: the link no longer works, and the address may sign up again."""
     await sign_up(client)
     began = flow.now

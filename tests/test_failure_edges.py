@@ -142,13 +142,13 @@ def test_a_failed_step_leads_to_its_own_on_fail() -> None:
     sent_on(RUN, "refund", Failure("pay", "ValueError: no", 3, "exhausted"), raised(ValueError("no")), hops=3)
 
 
-def test_a_failed_step_without_one_leads_to_that_of_the_workflow() -> None:
+def test_a_failed_step_without_on_fail_leads_to_that_of_the_workflow() -> None:
     """A failed step without an on_fail of its own leads to the workflow's."""
     run = at("pack")
     sent_on(run, "rescue", Failure("pack", "ValueError: no", 1, "exhausted"), raised(ValueError("no"), run), hops=0)
 
 
-def test_a_failed_step_without_any_fails_the_run() -> None:
+def test_without_any_on_fail_the_run_fails() -> None:
     """Without any on_fail, the run fails with the step's error and traceback."""
     move = raised(ValueError("no"), at("pack"), BARE)
     assert (move.run.status, move.run.error, move.run.step, move.run.failures) == (
@@ -291,7 +291,7 @@ def test_two_on_fails_that_fail_into_each_other_end() -> None:
     assert path == ["pack", "rescue", "refund", "refund"]
 
 
-def test_a_step_does_not_mend_itself() -> None:
+def test_a_step_is_not_its_own_on_fail() -> None:
     """A step that names itself as its on_fail counts as having none."""
     pack = ORDER.steps["pack"]
     steps = {**ORDER.steps, "pack": replace(pack, options=replace(pack.options, on_fail="pack"))}

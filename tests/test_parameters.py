@@ -97,7 +97,7 @@ def test_a_step_without_parameters_gets_none(resumption: Resumption | None) -> N
 
 
 @pytest.mark.parametrize("resumption", [None, Resumption("timeout"), signal(other=1), message("X", a=1)])
-def test_what_has_a_default_may_get_nothing(resumption: Resumption | None) -> None:
+def test_parameters_with_defaults_may_be_left_out(resumption: Resumption | None) -> None:
     """A parameter that has a default is left out if nothing fills it."""
 
     def ship(self: object, amount: int = 3, *rest: int, note: str = "") -> None: ...
@@ -106,7 +106,7 @@ def test_what_has_a_default_may_get_nothing(resumption: Resumption | None) -> No
 
 
 @pytest.mark.parametrize("resumption", [None, Resumption("timeout"), signal(other=1)])
-def test_what_has_no_default_must_get_something(resumption: Resumption | None) -> None:
+def test_parameters_without_defaults_must_be_filled(resumption: Resumption | None) -> None:
     """A parameter without a default that nothing fills is an error, which names it and says what to do."""
 
     def ship(self: object, amount: int, *, note: str, by: str = "") -> None: ...
@@ -284,7 +284,7 @@ def test_a_message_goes_to_the_only_parameter_without_a_type() -> None:
     assert fill(ship, message()) == {"paid": PAID}
 
 
-def test_a_message_finds_no_place_among_several() -> None:
+def test_a_message_is_not_given_to_one_of_several_untyped_parameters() -> None:
     """Of two parameters without an annotation, neither gets the message, and both are reported as missing."""
 
     def ship(self, one, other): ...  # type: ignore[no-untyped-def]
@@ -293,7 +293,7 @@ def test_a_message_finds_no_place_among_several() -> None:
     assert refusal(ship, message()).startswith("nothing gives its parameters one, other. ")
 
 
-def test_a_message_does_not_fill_what_is_of_another_type() -> None:
+def test_a_message_does_not_go_to_a_parameter_of_another_type() -> None:
     """A parameter of another model, or of a type that is no model, does not get the message."""
 
     def other(self: object, picky: Picky) -> None: ...
@@ -458,7 +458,7 @@ def test_a_failure_stays_while_its_path_waits() -> None:
     assert not Parameters(mend).failure_only()
 
 
-def test_a_sender_cannot_tell_of_a_failure() -> None:
+def test_a_payload_cannot_replace_the_failure() -> None:
     """A payload key ``failure`` does not replace the run's failure."""
 
     def mend(self: object, failure: Failure) -> None: ...

@@ -56,7 +56,7 @@ async def test_calls_go_to_the_stand_in() -> None:
             await run.refresh()
 
 
-async def test_opening_it_is_nothing_while_another_stands_in() -> None:
+async def test_opening_it_does_nothing_while_it_is_replaced() -> None:
     """``async with engine`` and ``engine.lifespan`` neither open nor close the replacement."""
     async with TimeMachine() as flow:
         with engine.replaced_by(flow):

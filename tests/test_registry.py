@@ -89,7 +89,7 @@ async def test_an_engine_may_know_some_workflows_only() -> None:
             )
 
 
-async def test_the_other_version_of_a_known_workflow_is_called_by_its_version() -> None:
+async def test_an_unknown_version_of_a_known_workflow_is_named() -> None:
     """The error for an unknown version of a known workflow names the version."""
     first, second = order_workflow("1"), order_workflow("2")
     async with Engine(MemoryStore(), workflows=[second]) as engine:
@@ -109,7 +109,7 @@ def test_an_engine_takes_workflow_classes(workflow: Any, what: str) -> None:
     assert str(caught.value) == expected
 
 
-def test_a_registry_counts_its_changes() -> None:
+def test_a_registry_counts_its_workflows() -> None:
     """A registry's generation counts the workflows added, and ``get`` gives None for an unknown name or version."""
     known = Registry([definition_of(order_workflow("1")), definition_of(order_workflow("2"))])
     assert known.generation == 2

@@ -161,7 +161,7 @@ def test_modules_are_named_after_what_they_hold() -> None:
     none(name_of(path) for path in PRODUCT + TESTS if path.stem.strip("_") in VAGUE_NAMES)
 
 
-def test_test_files_can_be_told_apart() -> None:
+def test_test_files_are_collected() -> None:
     """A file with tests has a name that starts with ``test_``, so that it is collected."""
     strays = [
         name_of(path)

@@ -156,7 +156,7 @@ def test_another_wait_of_the_same_run_is_another_deadline() -> None:
     assert timers.pop(5, 10) == [Deadline(5, 1, 2), Deadline(5, 1, 4)]
 
 
-def test_what_was_popped_can_be_put_back() -> None:
+def test_a_popped_deadline_can_be_pushed_again() -> None:
     """A popped deadline can be pushed again, and is then due again."""
     timers = filled()
     [deadline] = at(5)
@@ -234,7 +234,7 @@ def test_a_drop_of_what_is_not_held_does_no_harm() -> None:
     assert timers.pop(2, 10) == [two]
 
 
-def test_what_is_dropped_is_let_go_of() -> None:
+def test_dropped_deadlines_free_their_memory() -> None:
     """A heap of which most was dropped shrinks, and still gives the rest."""
     timers = filled(limit=100_000)
     deadlines = at(*range(5, 20), *[20] * 4_000)
@@ -322,7 +322,7 @@ def test_a_refill_in_the_wrong_order_loses_a_wait() -> None:
     assert timers.pop(1000, 10) == []
 
 
-def test_a_refill_that_fails_is_made_up_for() -> None:
+def test_a_refill_after_a_failed_one_reads_from_the_old_edge() -> None:
     """After a failed read, the next refill starts from the old edge at once, and what was pushed is still held."""
     timers = filled(now=0)
     old, _ = timers.raise_edge(12)
@@ -385,7 +385,7 @@ def test_a_heap_whose_edge_was_pulled_in_is_filled_up_again() -> None:
     assert timers.needs_refill(1)
 
 
-def test_a_read_that_fails_leaves_a_full_heap_full() -> None:
+def test_a_failed_refill_of_a_full_heap_is_due_again() -> None:
     """If the refill of a heap whose edge was pulled in fails, it is needed again at once."""
     stored = at(15, 16, 17, 18, 19, 20)
     timers = filled(stored)

@@ -367,7 +367,7 @@ def test_a_limit_of_one_allows_one_step() -> None:
     ],
     ids=["sleep", "retry", "retry later", "block"],
 )
-def test_a_wait_begins_the_count_anew(park: Callable[[Run], Move]) -> None:
+def test_parking_resets_the_count_of_transitions(park: Callable[[Run], Move]) -> None:
     """Whatever parks a run, the count against max_transitions starts anew."""
     assert park(RUN._replace(hops=4)).run.hops == 0
 
@@ -524,7 +524,7 @@ class Later(RetryLater):
 
 
 @pytest.mark.parametrize("delay", [None, 3, timedelta(-1)], ids=["unset", "number", "negative"])
-def test_a_delay_of_no_use_is_a_failed_attempt(delay: Any) -> None:
+def test_an_invalid_delay_is_a_failed_attempt(delay: Any) -> None:
     """A RetryLater without a valid delay is retried by the policy, like any other error."""
     assert_retried(raised(Later(delay), NEW), 10 * SECOND, "Later: later", NEW)
 
@@ -548,7 +548,7 @@ FINAL = [
 
 
 @pytest.mark.parametrize(("error", "text"), FINAL, ids=[type(error).__name__ for error, _ in FINAL])
-def test_what_trying_again_cannot_mend_fails_at_once(error: BaseException, text: str | None) -> None:
+def test_final_errors_fail_at_once(error: BaseException, text: str | None) -> None:
     """An error that a retry cannot help fails the run at once, even if attempts are left."""
     assert_failed(raised(error), str(error) if text is None else text)
 
@@ -633,7 +633,7 @@ def group(*members: Exception) -> ExceptionGroup[Exception]:
     ],
     ids=ascii,
 )
-def test_an_error_is_told_in_a_sentence(error: BaseException, text: str) -> None:
+def test_how_errors_are_described(error: BaseException, text: str) -> None:
     """An error of aioflow is recorded by its text alone, others with their class, even if ``__str__`` raises."""
     assert describe(error) == text
     assert raised(error, RUN._replace(failures=2)).run.error == text
@@ -1022,7 +1022,7 @@ def test_the_history_tells_the_attempts(life: Life) -> None:
             attempt += 1
 
 
-def test_a_group_of_one_is_what_is_in_it() -> None:
+def test_a_group_of_one_error_counts_as_that_error() -> None:
     """GiveUp and RetryLater count in a group if they are its only error, but not beside others."""
     assert raised(group(GiveUp("stolen"))).transition.kind == "fail"
     later = raised(group(group(RetryLater(timedelta(minutes=1)))))

@@ -279,7 +279,7 @@ def test_an_unknown_target_of_a_wait_fails_the_run(command: Command) -> None:
     )
 
 
-def test_a_wait_begins_the_count_of_hops_anew() -> None:
+def test_a_wait_resets_the_count_of_transitions() -> None:
     """A wait starts the count against max_transitions anew."""
     assert returned(wait.for_signal("paid"), RUN._replace(hops=4)).run.hops == 0
 
@@ -318,7 +318,7 @@ def test_whatever_parks_a_run_heeds_its_deadline(park: Any) -> None:
         assert parked.next_step == park(RUN).run.next_step
 
 
-def test_what_is_over_before_the_deadline_is_woken_then() -> None:
+def test_what_ends_before_the_deadline_is_not_prolonged() -> None:
     """A sleep, wait or retry that ends before the run's deadline ends at its own time."""
     run = RUN._replace(deadline=NOW + 3 * HOURS)
     assert returned(sleep(HOUR), run).run.wake_at == NOW + HOURS
@@ -358,13 +358,13 @@ def test_a_workflow_without_a_timeout_has_no_deadline() -> None:
      complete(), fail("no")],
     ids=["goto", "goto itself", "sleep then", "sleep then itself", "wait", "complete", "fail"],
 )  # fmt: skip
-def test_what_leads_elsewhere_forgets_what_resumed_the_run(command: Command) -> None:
+def test_leaving_the_visit_clears_the_input(command: Command) -> None:
     """The run's input is cleared when the step returns a command that leads to another visit or ends the run."""
     assert returned(command).run.input is None
 
 
 @pytest.mark.parametrize("input_", [RESUMED, MESSAGED, TIMED_OUT, None])
-def test_a_step_that_sleeps_keeps_what_resumed_it(input_: str | None) -> None:
+def test_a_step_that_sleeps_keeps_its_input(input_: str | None) -> None:
     """A step that sleeps without then= keeps its input for when it runs again."""
     sleeping = returned(sleep(HOUR), RUN._replace(input=input_)).run
     assert sleeping.input == input_
@@ -372,14 +372,14 @@ def test_a_step_that_sleeps_keeps_what_resumed_it(input_: str | None) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), RetryLater(HOUR)], ids=["retry", "retry later"])
-def test_an_attempt_keeps_what_resumed_the_visit(error: BaseException) -> None:
+def test_a_retry_keeps_the_input_of_the_visit(error: BaseException) -> None:
     """Each attempt of a visit has the same input."""
     retrying = raised(error).run
     assert retrying.input == RESUMED
     assert woken(retrying, now=NOW + HOURS).run.input == RESUMED
 
 
-def test_a_blocked_run_keeps_what_resumed_it() -> None:
+def test_a_blocked_run_keeps_its_input() -> None:
     """A run keeps its input while it is blocked."""
     blocked = block(RUN, "no such step", now=NOW, commit_id=COMMIT).run
     assert blocked.input == RESUMED
@@ -408,7 +408,7 @@ def test_a_wait_whose_time_is_over_goes_to_its_on_timeout(owner: int | None) -> 
 
 @OWNERS
 @pytest.mark.parametrize("run", [WAITING, UNHURRIED, SLEEPING, RETRYING, DELAYED], ids=lambda run: run.waiting_for)
-def test_a_run_whose_own_time_is_over_is_to_be_sent_on(run: Run, owner: int | None) -> None:
+def test_a_run_woken_at_its_deadline_is_marked_out_of_time(run: Run, owner: int | None) -> None:
     """A run woken at its deadline is running at its step, as a new visit marked out of time, and keeps its failures."""
     run = run._replace(deadline=NOW)
     assert woken(run, owner) == after(
@@ -418,7 +418,7 @@ def test_a_run_whose_own_time_is_over_is_to_be_sent_on(run: Run, owner: int | No
     )  # fmt: skip
 
 
-def test_a_wait_that_ends_before_the_run_s_time_is_only_that() -> None:
+def test_what_ends_before_the_deadline_ends_as_usual() -> None:
     """A wait, sleep or retry that ends just before the deadline is handled as usual."""
     assert woken(WAITING._replace(deadline=NOW + 1)).run.step == "late"
     assert woken(SLEEPING._replace(deadline=NOW + 1)).run.step == "ship"

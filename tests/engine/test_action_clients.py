@@ -225,7 +225,7 @@ async def test_a_step_may_call_an_action_of_another_run(make_engine: MakeEngine)
         assert (done.status, done.data["told"]) == ("completed", "ask")
 
 
-async def test_code_that_this_process_does_not_have(make_engine: MakeEngine) -> None:
+async def test_an_action_of_an_unknown_workflow(make_engine: MakeEngine) -> None:
     """act and open_actions of a run whose workflow this engine does not know are WorkflowUnknown."""
 
     @workflow("act-unknown")
@@ -279,7 +279,7 @@ async def test_a_run_that_its_code_cannot_take_is_not_called(make_engine: MakeEn
         assert await kinds_of(engine, run) == ["start"]
 
 
-async def test_an_action_that_is_none_any_more(make_engine: MakeEngine) -> None:
+async def test_an_action_that_the_code_no_longer_has(make_engine: MakeEngine) -> None:
     """An action that the code no longer has is not open, and is open again once the code is back."""
 
     def flow(*, acts: bool) -> Any:

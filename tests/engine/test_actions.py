@@ -330,7 +330,7 @@ async def at_last(engine: Engine, run: WorkflowRun[Any]) -> bool:
 # ---- an action as an arm
 
 
-async def test_an_action_as_an_arm_has_company(make_engine: MakeEngine) -> None:
+async def test_an_action_as_one_of_several_arms(make_engine: MakeEngine) -> None:
     """A run that waits for a signal or one of two actions goes on with whichever comes first."""
     async with make_engine(Armed) as engine:
         runs = [await parked(engine, Armed) for _ in range(3)]
@@ -545,7 +545,7 @@ async def test_a_request_is_handed_on(make_engine: MakeEngine) -> None:
 # ---- an action that raises
 
 
-async def test_what_an_action_raises_is_its_caller_s(make_engine: MakeEngine, log: list[EventDict]) -> None:
+async def test_the_caller_gets_the_error_of_an_action(make_engine: MakeEngine, log: list[EventDict]) -> None:
     """The caller gets the action's own error, history and log have it, and the run waits with its Context unchanged."""
     async with make_engine(Expense) as engine:
         run = await parked(engine, Expense)
@@ -717,7 +717,7 @@ async def test_nothing_is_started_by_an_action_that_fails(make_engine: MakeEngin
         assert [found.key for found in await engine.runs(workflow=Expense)] == ["well"]
 
 
-async def test_a_cancelled_action_tells_its_caller(make_engine: MakeEngine) -> None:
+async def test_cancelling_the_run_fails_the_call(make_engine: MakeEngine) -> None:
     """If the run is cancelled while its action runs, the caller gets ActionFailed with the reason."""
     begun = asyncio.Event()
 
@@ -742,7 +742,7 @@ async def test_a_cancelled_action_tells_its_caller(make_engine: MakeEngine) -> N
             await call
 
 
-async def test_a_caller_who_leaves_stops_nothing(make_engine: MakeEngine) -> None:
+async def test_a_cancelled_caller_does_not_stop_the_action(make_engine: MakeEngine) -> None:
     """An action runs to its end even if its caller is cancelled."""
     gate, begun = asyncio.Event(), asyncio.Event()
 

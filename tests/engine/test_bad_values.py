@@ -249,7 +249,7 @@ async def test_filters_up_to_their_limits_work(make_engine: MakeEngine) -> None:
         assert await engine.runs(key="", step="x" * 200, workflow="") == []
 
 
-async def test_find_and_start_of_what_no_name_can_be(make_engine: MakeEngine) -> None:
+async def test_names_of_megabytes_are_not_repeated(make_engine: MakeEngine) -> None:
     """A name of megabytes is refused, and the error does not repeat it."""
     huge = "x" * (1 << 26)
     async with make_engine(Flow, worker=False) as engine:

@@ -119,7 +119,9 @@ async def test_code_that_is_defined_later_makes_it_at_once(
         assert await counts(engine) == (0, 0, 0)
 
 
-async def test_code_that_comes_while_it_is_being_blocked(make_engine: MakeEngine, store_url: str | Store) -> None:
+async def test_workflow_defined_while_its_start_is_being_blocked(
+    make_engine: MakeEngine, store_url: str | Store
+) -> None:
     """A workflow that is defined while its start is being blocked, or just after, is started."""
     names = [f"bs-{uuid4()}" for _ in range(20)]
     begun: list[str] = []
@@ -149,7 +151,7 @@ async def test_a_client_blocks_nothing(make_engine: MakeEngine) -> None:
         await wait_until(lambda: begun)
 
 
-async def test_what_a_cancelled_or_moved_event_has_blocked(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+async def test_blocked_starts_go_with_a_cancelled_or_moved_event(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """Cancelling or moving an event removes its blocked start; only the new occurrence is started later."""
     begun: list[str] = []
     flow = release("bs-moved", "bs-visit", begun)
@@ -182,7 +184,7 @@ async def test_a_worker_that_has_the_code_makes_what_another_has_blocked(make_en
         assert await counts(other) == (0, 0, 0)
 
 
-async def test_many_are_blocked_and_made(make_engine: MakeEngine) -> None:
+async def test_many_starts_are_blocked_and_made(make_engine: MakeEngine) -> None:
     """More starts than fit into one page are blocked, and each is made once later."""
     begun: list[str] = []
     flow = release("bs-many", "bs-visit", begun)

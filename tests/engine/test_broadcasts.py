@@ -38,7 +38,7 @@ async def parked(engine: Engine, order: Any, options: StartOptions | None = None
     return await run.wait(5, until="parked")
 
 
-async def test_everybody_who_waits_gets_it(make_engine: MakeEngine) -> None:
+async def test_all_waiting_runs_get_a_broadcast(make_engine: MakeEngine) -> None:
     """All runs that wait for the name take a broadcast, whatever their keys, and the receipt lists them."""
     async with make_engine(Order) as engine:
         runs = [await parked(engine, Order, StartOptions(key=f"order-{i}")) for i in range(20)]
@@ -50,7 +50,7 @@ async def test_everybody_who_waits_gets_it(make_engine: MakeEngine) -> None:
         assert (await engine.stats()).mailbox == 0
 
 
-async def test_nobody_waits(make_engine: MakeEngine) -> None:
+async def test_a_broadcast_without_waiters_is_dropped(make_engine: MakeEngine) -> None:
     """A broadcast that no run waits for is dropped: a later wait does not take it."""
     async with make_engine(Order) as engine:
         receipt = await engine.signal("paid", {"amount": 5})
@@ -62,7 +62,7 @@ async def test_nobody_waits(make_engine: MakeEngine) -> None:
         assert (await engine.stats()).mailbox == 0
 
 
-async def test_some_reject_it(make_engine: MakeEngine) -> None:
+async def test_a_broadcast_may_be_rejected_by_some(make_engine: MakeEngine) -> None:
     """Runs that a broadcast fits take it; the others are listed as rejected, with the reason, and wait on."""
 
     @workflow("broadcasts-text")

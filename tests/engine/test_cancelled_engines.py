@@ -147,7 +147,7 @@ async def test_scope_around_an_opening_catches_its_own() -> None:
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["task", "scope"])
-async def test_undoing_an_opening_is_not_cut_short(native: bool) -> None:
+async def test_a_failed_opening_closes_its_store_despite_cancels(native: bool) -> None:
     """If an opening fails and its task is cancelled, the store is closed before the task ends."""
     store = Opens(fails=True)
     scope = anyio.CancelScope()

@@ -192,7 +192,7 @@ async def test_a_run_that_was_taken_over_is_not_gone_on_with() -> None:
     async with Engine(store) as engine:
         run = await engine.start(flow(Calls, first, second))
         await wait_until(lambda: store.again)
-        await ended(engine, flow(Calls, done))  # meanwhile the other would have gone on
+        await ended(engine, flow(Calls, done))  # by now it would have gone on
     assert (store.taken, store.again) == ([run.id], ["applied"])
     assert not calls
     await store.open(0)
@@ -200,7 +200,7 @@ async def test_a_run_that_was_taken_over_is_not_gone_on_with() -> None:
     assert (row.seq, row.step, row.owner) == (2, "second", 99)
 
 
-async def test_a_worker_without_its_lease_begins_nothing() -> None:
+async def test_a_worker_without_its_lease_begins_no_step() -> None:
     """A worker that loses its lease during a commit goes on with the run only once it has a lease again."""
     working: list[bool] = []
 
@@ -256,7 +256,7 @@ async def test_a_claim_that_comes_late_gets_no_slot_that_was_promised_since() ->
     assert most == [1, 1]
 
 
-async def test_what_waits_for_a_slot_is_given_back_at_the_end() -> None:
+async def test_a_claimed_run_without_a_slot_is_given_back_at_close() -> None:
     """A claimed run that has no slot when the engine closes is given back, and the next engine runs it."""
     begun: list[int] = []
     gate = asyncio.Event()
@@ -288,7 +288,7 @@ async def test_what_waits_for_a_slot_is_given_back_at_the_end() -> None:
             assert (await client.wait(claimed.id, PATIENCE)).status == "completed"
 
 
-async def test_who_begins_to_work_has_a_whole_lease(clock: ShiftedClock) -> None:
+async def test_a_worker_that_opens_has_a_whole_lease(clock: ShiftedClock) -> None:
     """A worker that has just opened holds its whole lease, even if the store took most of it to answer."""
     begun = asyncio.Event()
 
@@ -445,7 +445,7 @@ async def test_old_news_of_a_run_stops_no_step() -> None:
     store, order = LateAnswers("wait"), flow(Calls, first, second)
     async with Engine(store) as engine, Engine(store, worker=False) as client:
         store.engine = engine
-        await ended(engine, order)  # so that nothing else is to be committed meanwhile
+        await ended(engine, order)  # so that nothing else is committed meanwhile
         run = await engine.start(order)
         await asyncio.wait_for(store.lost.wait(), PATIENCE)
         await client.signal("go", run_id=run.id)

@@ -143,7 +143,7 @@ async def test_the_id_of_what_it_is_about(make_engine: MakeEngine, entity_id: An
         assert await engine.events(entity_id=entity_id) == await engine.events(entity_id=str(entity_id)) == [event]
 
 
-async def test_the_first_one_stays(make_engine: MakeEngine) -> None:
+async def test_a_second_emit_returns_the_first_event(make_engine: MakeEngine) -> None:
     """A second emit with the same event_id returns the first event unchanged, and one with another name is IdTaken."""
     async with make_engine(Waits) as engine, make_engine(Waits, worker=False) as other:
         first = await engine.emit("paid", Order(id=1), event_id="e")
@@ -389,7 +389,7 @@ async def test_an_attempt_that_fails_emits_nothing(make_engine: MakeEngine) -> N
         assert [event.entity for event in await engine.events()] == [{"attempt": 3}]
 
 
-async def test_one_event_id_in_one_step(make_engine: MakeEngine) -> None:
+async def test_several_emits_of_one_event_id_in_a_step(make_engine: MakeEngine) -> None:
     """Of several emits of one event_id in a step, the first counts, or the last with replace=True; old events stay."""
 
     async def first(self: Any) -> Command:

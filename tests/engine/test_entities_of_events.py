@@ -231,7 +231,7 @@ async def test_a_loader_that_raises(
     assert "the accounts are not there" in str([entry for entry in log if entry["log_level"] == "warning"])
 
 
-async def test_an_entity_that_fits_its_class_no_more(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+async def test_a_start_whose_entity_no_longer_validates(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """If an entity no longer validates, its start fails and is retried until the class accepts it again."""
 
     def release(fields: Callable[[], type[BaseModel]]) -> type[BaseModel]:

@@ -243,7 +243,7 @@ async def test_an_event_outlives_the_engine(make_engine: MakeEngine, year: int |
 
 
 @pytest.mark.parametrize("raises", [False, True])
-async def test_an_engine_that_ends_in_create_context(make_engine: MakeEngine, *, raises: bool) -> None:
+async def test_a_start_interrupted_by_a_close(make_engine: MakeEngine, *, raises: bool) -> None:
     """A start that was interrupted by the engine's close is made once by the next engine, even if it raised then."""
     begun: list[int] = []
     gate = asyncio.Event()
@@ -310,7 +310,7 @@ async def test_a_class_defined_after_the_engine_was_opened(make_engine: MakeEngi
 # ---- steps that emit
 
 
-async def test_what_a_failing_step_emits_is_not_emitted(make_engine: MakeEngine) -> None:
+async def test_a_step_emits_with_its_transition(make_engine: MakeEngine) -> None:
     """What a step emits is committed with its transition: once after retries, and not at all if the run fails."""
 
     def emits(self: Any) -> Command:

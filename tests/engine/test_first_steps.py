@@ -43,7 +43,7 @@ class Takes:
 ITEMS = [1, 2]
 
 
-async def test_nothing_but_what_is_stored_comes_to_the_first_step(make_engine: MakeEngine) -> None:
+async def test_the_first_step_gets_only_what_is_stored(make_engine: MakeEngine) -> None:
     """The first step gets neither the caller's own list nor a private attribute that ``create_context`` has set."""
     async with make_engine() as engine:
         context = await (await engine.start(Takes, items=ITEMS)).result(PATIENCE)

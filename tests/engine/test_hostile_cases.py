@@ -34,7 +34,7 @@ class Garbage:
         yield 42
 
 
-async def test_step_that_awaits_what_nobody_can_wait_for_fails(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+async def test_step_that_awaits_an_invalid_awaitable_fails(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """Awaiting an object that yields garbage, or a future of another loop, fails the step."""
 
     @workflow("hostile-awaits", default_retry=ONCE)
@@ -64,7 +64,7 @@ async def test_step_that_awaits_what_nobody_can_wait_for_fails(make_engine: Make
 # ---- tasks
 
 
-async def test_scope_that_a_step_left_open_cancels_nobody(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+async def test_scope_left_open_cancels_no_later_step(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """A cancel scope that a step left open in its task cancels no later step."""
 
     @workflow("hostile-scope", default_retry=ONCE)
@@ -146,7 +146,7 @@ class Session:
 session: ContextVar[Session] = ContextVar("session")
 
 
-async def test_what_validators_and_steps_set_no_other_run_sees(make_engine: MakeEngine) -> None:
+async def test_context_variables_do_not_leak_to_other_runs(make_engine: MakeEngine) -> None:
     """ContextVars that a step or validator sets are not seen by other runs, even if the value equals the old one."""
     seen: list[str] = []
 
@@ -183,7 +183,7 @@ async def test_what_validators_and_steps_set_no_other_run_sees(make_engine: Make
     assert seen == ["", "", ""]
 
 
-async def test_who_waits_for_the_end_of_a_steps_task_hears_of_it(make_engine: MakeEngine) -> None:
+async def test_done_callback_of_a_steps_task_is_called_when_the_step_ends(make_engine: MakeEngine) -> None:
     """A done callback that a step adds to its task is called when the step has ended, not when the engine closes."""
     called: list[str] = []
 

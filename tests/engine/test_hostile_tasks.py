@@ -56,16 +56,14 @@ class Cancels:
 
 
 @pytest.mark.parametrize("itself", [False, True], ids=["others", "itself, too"])
-async def test_step_that_cancels_the_engines_tasks_ends_nothing(
+async def test_engine_tasks_that_a_step_cancels_are_restarted(
     make_engine: MakeEngine, clock: ShiftedClock, itself: bool
 ) -> None:
     """The engine's tasks are restarted, each with an error in the log; the step is recorded, and other runs go on."""
     await _cancels_the_engine(make_engine, clock, itself)
 
 
-async def test_the_engines_tasks_are_its_own_whoever_makes_the_others(
-    make_engine: MakeEngine, clock: ShiftedClock
-) -> None:
+async def test_engine_tasks_are_restarted_under_a_task_factory(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """The engine's tasks are also restarted in a loop with a task factory of another library."""
     loop = asyncio.get_running_loop()
     loop.set_task_factory(lambda loop, coroutine, **named: asyncio.Task(coroutine, loop=loop, **named))
@@ -128,7 +126,7 @@ class Waits:
         return complete()
 
 
-async def test_runs_whose_tasks_a_step_cancels_go_on(make_engine: MakeEngine) -> None:
+async def test_runs_whose_tasks_a_step_cancels_end(make_engine: MakeEngine) -> None:
     """If a step cancels the tasks of other runs, an executing one is retried, and all runs end."""
     entered.append(asyncio.Future())
     async with make_engine(CancelsAll, Waits, Probe) as engine:
@@ -145,7 +143,7 @@ async def test_runs_whose_tasks_a_step_cancels_go_on(make_engine: MakeEngine) ->
     await closed(engine)
 
 
-async def test_task_that_is_cancelled_before_it_begins_is_begun_again(make_engine: MakeEngine) -> None:
+async def test_task_cancelled_before_it_begins_is_restarted(make_engine: MakeEngine) -> None:
     """A run completes even if its task is cancelled in the same turn of the loop in which it was created."""
 
     @workflow("tasks-early", default_retry=ONCE)
@@ -268,7 +266,7 @@ class Keeps:
         return complete()
 
 
-async def test_task_that_a_step_has_kept_serves_no_other(make_engine: MakeEngine) -> None:
+async def test_task_that_a_step_keeps_is_not_reused(make_engine: MakeEngine) -> None:
     """A task that a step has kept is not reused for other runs, so that cancelling it later harms none."""
     Keeps.kept.clear()
     Keeps.gate, Keeps.began = asyncio.Event(), asyncio.Event()
@@ -314,7 +312,7 @@ class Notes:
         self.seen.append(weakref.ref(task))
 
 
-async def test_task_that_nobody_keeps_serves_the_next(make_engine: MakeEngine) -> None:
+async def test_task_that_no_step_keeps_is_reused(make_engine: MakeEngine) -> None:
     """The tasks of steps that are not referenced any more are reused for other runs."""
     Notes.seen.clear()
     async with make_engine(Notes) as engine:

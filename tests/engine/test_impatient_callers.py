@@ -51,7 +51,7 @@ CALLS: dict[str, Callable[[Engine, WorkflowRun[Any]], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_call_that_is_given_up_harms_nobody(make_engine: MakeEngine, call: str) -> None:
+async def test_cancelled_call_does_not_affect_others(make_engine: MakeEngine, call: str) -> None:
     """A call may be cancelled at any point; other calls and all runs go on as usual."""
     async with make_engine(Order) as engine:
         run = await engine.start(Order, StartOptions(key="first"))

@@ -126,7 +126,7 @@ async def test_instrument_that_raises_breaks_no_run(
     assert [(entry["instrument"], entry["method"]) for entry in reports] == [("Broken", "committed")]
 
 
-async def test_instrument_need_not_be_whole(make_engine: MakeEngine) -> None:
+async def test_instrument_may_lack_methods(make_engine: MakeEngine) -> None:
     """An instrument without the methods does not disturb a run."""
     engine = make_engine(Order)
     engine.instruments.append(object())

@@ -25,7 +25,7 @@ class HoldsUp:
         return complete()
 
 
-async def test_a_block_is_told_with_its_length() -> None:
+async def test_a_blocked_loop_is_logged_with_its_duration() -> None:
     """If the loop was blocked for most of a lease, one warning with the seconds is logged."""
     with capture_logs() as logs:
         async with Engine("memory://", workflows=[HoldsUp], lease=timedelta(seconds=1)) as engine:

@@ -271,7 +271,7 @@ async def test_many_that_expire_at_once(make_engine: MakeEngine, clock: ShiftedC
     assert max(counts["number"]) <= 1_000
 
 
-async def test_many_that_do_not_fit_are_in_nobodys_way(make_engine: MakeEngine) -> None:
+async def test_many_invalid_signals_do_not_hold_up_the_next(make_engine: MakeEngine) -> None:
     """A hundred signals that do not validate are removed one by one, and the one behind them is taken."""
     async with make_engine(Own) as engine:
         await asyncio.gather(*(engine.signal("number", {"number": "x"}, key="k") for _ in range(100)))

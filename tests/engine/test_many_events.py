@@ -34,7 +34,9 @@ class Asked:
         return complete()
 
 
-async def test_what_is_due_at_one_instant_holds_nobody_up(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+async def test_many_events_due_at_one_instant_do_not_hold_up_others(
+    make_engine: MakeEngine, clock: ShiftedClock
+) -> None:
     """Starts are made a few at a time, signals are handled in between, and each event makes each start exactly once."""
     begun: Counter[str] = Counter()
     under_way = most = 0

@@ -262,7 +262,7 @@ async def test_on_fails_that_fail_into_each_other_end(make_engine: MakeEngine) -
         assert (run.status, run.error, seen) == ("failed", "Trouble: third", ["rescue"])
 
 
-async def test_circle_of_failure_and_goto_ends_at_max_transitions(make_engine: MakeEngine) -> None:
+async def test_cycle_of_on_fail_and_goto_ends_at_max_transitions(make_engine: MakeEngine) -> None:
     """A step whose on_fail goes back to it ends at max_transitions, where the workflow's on_fail is taken once."""
     seen = []
 

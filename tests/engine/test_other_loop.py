@@ -36,7 +36,7 @@ async def test_a_call_in_another_loop_does_nothing_and_says_so() -> None:
         assert await engine.count() == 0
 
 
-async def test_it_is_not_closed_from_another_loop() -> None:
+async def test_closing_from_another_loop_is_refused() -> None:
     """Closing an engine in another thread's loop is a UsageError, and the engine stays open."""
     async with Engine("memory://") as engine:
 
@@ -48,7 +48,7 @@ async def test_it_is_not_closed_from_another_loop() -> None:
         assert (await (await engine.start(Charge)).wait(5)).status == "completed"
 
 
-async def test_what_is_iterated_over_in_another_loop_says_where_it_may_be() -> None:
+async def test_iterating_in_another_loop_says_where_to_iterate() -> None:
     """The error for iterating in another loop says where to iterate, and that for ``run.refresh()`` names the call."""
     async with Engine("memory://") as engine:
         run = await engine.start(Charge)

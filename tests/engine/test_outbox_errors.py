@@ -73,7 +73,7 @@ async def children(engine: Engine) -> list[Any]:
     return await engine.runs(workflow=Child, order="id")
 
 
-async def test_addresses_that_lead_nowhere(make_engine: MakeEngine) -> None:
+async def test_signals_without_a_receiver_are_dropped(make_engine: MakeEngine) -> None:
     """Signals to runs that have ended or do not exist, and broadcasts to none, are dropped; the step is committed."""
 
     async def first(self: Any) -> Command:

@@ -269,7 +269,7 @@ async def test_step_that_fails_out_of_time_is_not_tried_again(make_engine: MakeE
         assert (run.status, seen) == ("completed", ["work", "late"])
 
 
-async def test_signal_in_time_is_looked_at(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+async def test_signal_before_the_deadline_resumes_the_run(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """A signal that came before the deadline resumes the run."""
     async with make_engine(Sent) as engine:
         run = await engine.start(Sent, way="wait")
@@ -320,7 +320,7 @@ async def test_wait_that_ends_first_goes_to_its_own_on_timeout(make_engine: Make
         assert (run.status, run.data) == ("completed", {"late": True})
 
 
-async def test_cancel_and_time_do_not_meet(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+async def test_cancelled_run_has_no_timeout(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """A run that was cancelled before its deadline stays cancelled."""
     async with make_engine(Sent) as engine:
         run = await engine.start(Sent, way="wait")

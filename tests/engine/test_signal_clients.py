@@ -193,7 +193,7 @@ async def test_context_that_does_not_fit_any_more(make_engine: MakeEngine) -> No
 
 
 @pytest.mark.parametrize("code", ["gone", "cannot read"])
-async def test_mail_that_nobody_can_take_is_in_nobodys_way(make_engine: MakeEngine, code: str) -> None:
+async def test_undeliverable_mail_does_not_hold_up_others(make_engine: MakeEngine, code: str) -> None:
     """Even if 600 runs have mail that no code can take, another run gets its own."""
     order: Any = release(First)
     async with make_engine(order) as engine:

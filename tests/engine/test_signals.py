@@ -247,7 +247,7 @@ async def test_inherited_steps_keep_their_place(make_engine: MakeEngine) -> None
         assert (await run.wait(5)).data == {"by": "override"}
 
 
-async def test_step_that_returned_is_not_run_again(make_engine: MakeEngine) -> None:
+async def test_waiting_step_is_not_run_again_after_a_restart(make_engine: MakeEngine) -> None:
     """A signal after a restart does not run the waiting step again; the next step is a visit of its own."""
     seen = []
 

@@ -102,7 +102,7 @@ async def ended(engine: Engine, flow: type, count: int) -> None:
     await wait_until(all_ended, 20, what=f"{count} runs of {flow.__name__}")
 
 
-async def test_others_do_not_wait_for_it(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+async def test_other_starts_do_not_wait_for_slow_ones(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """Other starts and waits for events go on beside many starts that hang, and those are made once the gate opens."""
     slow = Gated()
     flows = (slow.workflow, Easy, Waits)
@@ -124,7 +124,7 @@ async def test_others_do_not_wait_for_it(make_engine: MakeEngine, clock: Shifted
     assert set(slow.asked.values()) == {1}
 
 
-async def test_an_engine_that_ends_meanwhile(make_engine: MakeEngine) -> None:
+async def test_closing_does_not_wait_for_slow_starts(make_engine: MakeEngine) -> None:
     """An engine that closes does not wait for slow starts, and the next engine makes them."""
     slow = Gated()
     async with make_engine(slow.workflow) as engine:
@@ -137,7 +137,7 @@ async def test_an_engine_that_ends_meanwhile(make_engine: MakeEngine) -> None:
         assert await engine.count() == 250
 
 
-async def test_a_client_waits_for_all_that_is_due(make_engine: MakeEngine) -> None:
+async def test_process_scheduled_waits_for_slow_starts(make_engine: MakeEngine) -> None:
     """process_scheduled of a client returns only when every due start is made."""
     slow = Gated()
     async with make_engine(slow.workflow):
@@ -152,7 +152,7 @@ async def test_a_client_waits_for_all_that_is_due(make_engine: MakeEngine) -> No
 
 
 @pytest.mark.parametrize("offset", [0, 60])
-async def test_it_misses_nothing_meanwhile(make_engine: MakeEngine, clock: ShiftedClock, offset: int) -> None:
+async def test_a_run_started_late_misses_no_event(make_engine: MakeEngine, clock: ShiftedClock, offset: int) -> None:
     """A run that is started late gets all events for its entity since it was due, but none before, nor its own."""
     gate, asked = asyncio.Event(), asyncio.Event()
 

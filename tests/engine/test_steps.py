@@ -56,7 +56,7 @@ async def test_goto_goes_on_with_the_named_step(make_engine: MakeEngine) -> None
         ]
 
 
-async def test_progress_is_kept_until_it_is_said_again(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+async def test_progress_is_kept_until_it_is_set_again(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """A run keeps the progress of the last goto that had one."""
 
     @workflow("steps-progress")
@@ -303,7 +303,7 @@ async def test_loop_without_a_wait_is_stopped(make_engine: MakeEngine) -> None:
         )
 
 
-async def test_wait_makes_a_loop_a_patient_one(make_engine: MakeEngine) -> None:
+async def test_a_loop_with_a_wait_is_not_stopped(make_engine: MakeEngine) -> None:
     """Transitions are counted from the last wait, so a loop that sleeps is not stopped."""
 
     @workflow("steps-patient", max_transitions=3)

@@ -52,7 +52,7 @@ async def test_runs_wake_when_they_are_due_and_not_before(make_engine: MakeEngin
                     assert (await engine.get(run.id)).waiting_for == "sleep"
 
 
-async def test_clock_that_is_set_back_wakes_nobody_early(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+async def test_clock_that_is_set_back_wakes_no_run_early(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """A run does not wake before its instant, however the clock is set back and forth."""
     async with make_engine(Sleeper) as engine:
         run = await engine.start(Sleeper, minutes=60)
@@ -69,7 +69,7 @@ async def test_clock_that_is_set_back_wakes_nobody_early(make_engine: MakeEngine
         assert await kinds_of(engine, run) == ["start", "sleep", "wake", "complete"]
 
 
-async def test_clock_that_is_set_back_holds_up_nobody(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+async def test_clock_that_is_set_back_holds_up_no_run(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """After the clock was set back, runs start, sleep and end as usual, and histories stay in order."""
     clock.shift(timedelta(days=1000))
     async with make_engine(Sleeper) as engine:

@@ -101,7 +101,7 @@ async def test_arm_that_is_answered_leads_on(make_engine: MakeEngine, signal: An
         assert (await run.wait(5)).data["by"] == by
 
 
-async def test_time_is_the_last_arm(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+async def test_unanswered_arms_lead_to_on_timeout(make_engine: MakeEngine, clock: ShiftedClock) -> None:
     """If no arm is answered in time, the run goes to on_timeout."""
     async with make_engine(Order) as engine:
         run = await parked(engine, Order)

@@ -62,7 +62,7 @@ class Failing:
         return complete(rescued=True)
 
 
-def of(entries: list[Any], run_id: int) -> list[tuple[str, str | None]]:
+def warnings_of(entries: list[Any], run_id: int) -> list[tuple[str, str | None]]:
     """The warnings about a run: event and traceback."""
     return [
         (entry["event"], entry.get("exception"))
@@ -79,7 +79,7 @@ async def test_a_failed_attempt_is_logged_with_its_traceback(
     async with make_engine() as engine:
         run = await (await engine.start(Failing, how=how)).wait(PATIENCE)
     assert run.data["rescued"] is True
-    told = of(log, run.id)
+    told = warnings_of(log, run.id)
     assert [event for event, _ in told] == ["step failed, will be retried", "step failed, goes on with on_fail"]
     for _, trace in told:
         assert trace is not None
@@ -87,14 +87,14 @@ async def test_a_failed_attempt_is_logged_with_its_traceback(
 
 
 @pytest.mark.parametrize("how", ["given up", "no command"])
-async def test_what_says_all_in_a_sentence_has_no_traceback(make_engine: MakeEngine, log: list[Any], how: str) -> None:
+async def test_give_up_and_aioflow_errors_have_no_traceback(make_engine: MakeEngine, log: list[Any], how: str) -> None:
     """GiveUp and aioflow's own errors are logged without a traceback."""
     async with make_engine() as engine:
         run = await (await engine.start(Failing, how=how)).wait(PATIENCE)
-    assert of(log, run.id) == [("step failed, goes on with on_fail", None)]
+    assert warnings_of(log, run.id) == [("step failed, goes on with on_fail", None)]
 
 
-async def test_what_was_raised_is_forgotten_once_it_is_committed(make_engine: MakeEngine) -> None:
+async def test_exceptions_are_freed_once_recorded(make_engine: MakeEngine) -> None:
     """An exception of a step is not referenced any more once it is recorded."""
     async with make_engine() as engine:
         RAISED.clear()
@@ -230,7 +230,7 @@ class Ordering:
         return complete()
 
 
-async def test_what_a_step_orders_in_vain_is_logged(make_engine: MakeEngine, log: list[Any]) -> None:
+async def test_orders_without_effect_are_logged(make_engine: MakeEngine, log: list[Any]) -> None:
     """A signal to an unknown run is logged as a warning; other orders of a step without effect are logged as info."""
     async with make_engine(Ordering) as engine:
         await engine.emit("seen", event_id="before-that")
