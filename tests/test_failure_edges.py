@@ -610,7 +610,7 @@ def lives(draw: st.DrawFn) -> Life:
             life.happen(**draw(ENDING))
         elif life.run.status == "running":
             happened = draw(RUNNING)
-            for _ in range(6 if luck < 4 else 1):  # what leads in circles shows when it happens again and again
+            for _ in range(6 if luck < 4 else 1):  # loops show only when the same happens several times
                 life.happen(**happened)
         else:
             life.happen(**draw(RESUMING))

@@ -127,7 +127,7 @@ async def test_its_code_over_http_runs(
     app = importlib.import_module("readme_http").app
     asked = [re.fullmatch(r"(GET|POST) +(\S+) *(.*)", line) for line in requests[1].splitlines()]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://any.where") as client:
-        for line in sorted(asked, key=lambda line: line is not None and line[1], reverse=True):  # first what is done
+        for line in sorted(asked, key=lambda line: line is not None and line[1], reverse=True):  # POST before GET
             assert line is not None
             body = json.JSONDecoder().raw_decode(line[3])[0] if line[1] == "POST" else None
             stranger = await client.request(line[1], line[2], json=body)
