@@ -301,7 +301,7 @@ def test_an_error_whose_text_raises_is_named() -> None:
 
 
 def test_very_many_faults_are_counted() -> None:
-    """Of thousands only the number is told."""
+    """If thousands of values do not validate, the error has only their number."""
     with pytest.raises(ValidationError) as refused:
         TypeAdapter(list[int]).validate_python(["x"] * 2_000)
     assert explain(refused.value) == "Context: 2000 values do not validate"

@@ -173,7 +173,7 @@ async def test_context_whose_keys_become_one_is_not_started(make_engine: MakeEng
 
 
 def far_below(values: int) -> dict[str, Any]:
-    """So many values in a list, below fifty long keys."""
+    """This many values in a list, nested below fifty long keys."""
     inner: Any = [0] * values
     for _ in range(50):
         inner = {"k" * 200: inner}
@@ -182,7 +182,7 @@ def far_below(values: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("started", [False, True], ids=["signal", "start"])
 async def test_many_values_below_long_keys_take_little_memory(make_engine: MakeEngine, started: bool) -> None:
-    """What is looked through for limits takes memory as it is long, not for each value the length of the way to it."""
+    """Checking the limits of many values below long keys takes no memory for the path of each value."""
     async with make_engine(Flow) as engine:
         run = await engine.start(Flow)
         tracemalloc.start()

@@ -99,7 +99,7 @@ async def test_runs_go_on_beside_a_slow_question(store: SQLiteStore, question: s
 
 
 async def test_a_slow_question_does_not_make_the_process_unready(store: SQLiteStore) -> None:
-    """Readiness says whether runs can be read: who may list could else have a process taken out of service."""
+    """While a user's query is held up, /readyz still answers that the process is ready."""
     begun, gate = Event(), Event()
 
     def hold(_: sqlite3.Connection) -> None:
