@@ -140,8 +140,8 @@ def clock() -> ShiftedClock:
     return ShiftedClock()
 
 
-#: The test files that also run on PostgreSQL: those about what the store decides, rather than the engine. All files
-#: would take minutes, and find only what the conformance suite finds.
+#: The test files, here and in tests/http, that also run on PostgreSQL: those about what the store decides, rather than
+#: the engine. All files would take minutes, and find only what the conformance suite finds.
 ON_POSTGRES = (
     "test_action_clients",
     "test_actions",
@@ -167,7 +167,7 @@ ON_POSTGRES = (
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test that needs a store on every store."""
+    """Run each test that needs a store in memory and on SQLite, and on PostgreSQL if its file is listed."""
     given = [mark for mark in metafunc.definition.iter_markers("parametrize") if "store_url" in mark.args[0]]
     if "store_url" in metafunc.fixturenames and not given:
         on_postgres = metafunc.module.__name__.rpartition(".")[2] in ON_POSTGRES
