@@ -175,7 +175,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as directory:
         for number in range(options.rounds):
             pace.append(await tasks())
-            limits.append(raw(Path(directory), 4 * runs // GROUP * GROUP))
+            limits.append(raw(Path(directory), max(4 * runs // GROUP, 1) * GROUP))
             least, found = await bare(Path(directory, f"{number}-bare.db"), runs, outstanding, options.serial)
             bare_rates.append(least)
             bare_alone += found
