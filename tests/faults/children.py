@@ -1,4 +1,4 @@
-"""The parents' side: processes that can be killed, and what they wrote down."""
+"""Processes that tests start and kill, seen from the test's side, and the journal that they write."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tests.support import wait_until
 
 PROGRAM = Path(program.__file__)
 ROOT = PROGRAM.parents[2]
-#: Seconds that a process may take to be up, or gone: the machine may be busy.
+#: Seconds that a process may take to start or to end, on a busy machine.
 PATIENCE = 20.0
 
 
 class Life(NamedTuple):
-    """A process, and the how manieth of its nursery it is."""
+    """A process, with its number among those that its server has forked."""
 
     number: int
     pid: int
 
 
 class Nursery:
-    """A process that has imported everything, and forks: a life costs milliseconds to begin."""
+    """A server that has imported everything and forks a process for each job, within milliseconds."""
 
     def __init__(self, *program: str) -> None:
         self._server = subprocess.Popen(
@@ -44,7 +44,7 @@ class Nursery:
         )
         self._unread = b""
         self._born: list[Life] = []
-        #: Who lives, by pid: pids are given again. How the others ended, by number.
+        #: The living processes by pid, as pids are reused, and the exit codes of the others by number.
         self._lives: dict[int, Life] = {}
         self._ended: dict[int, int] = {}
         self._births = 0
@@ -54,7 +54,7 @@ class Nursery:
             assert self._read(PATIENCE), "the server of lives does not begin"
 
     def bear(self, job: dict[str, Any]) -> Life:
-        """Begin a life."""
+        """Fork a process that does this job."""
         assert self._server.stdin is not None
         with self._lock:
             os.write(self._server.stdin.fileno(), json.dumps(job).encode() + b"\n")
@@ -63,7 +63,7 @@ class Nursery:
             return self._born.pop()
 
     def exit_code(self, number: int, within: float) -> int | None:
-        """How a life of this number ended, minus the signal if that was it; None if it does not within that many seconds."""
+        """The exit code of a process, or minus the signal that killed it; None if it has not ended by then."""
         deadline = time.monotonic() + within
         with self._lock:
             while number not in self._ended:
@@ -92,13 +92,13 @@ class Nursery:
         return True
 
     def close(self) -> None:
-        """End the server; every life has been ended by who began it."""
+        """End the server. Whoever started a process has ended it by now."""
         with self._server:
             pass
 
 
 class Child:
-    """A life in a process of its own. ``life``: its number."""
+    """A forked process. ``life``: its number among those of its store."""
 
     def __init__(self, nursery: Nursery, life: int, process: Life) -> None:
         self._nursery = nursery
@@ -107,30 +107,30 @@ class Child:
         self.pid = process.pid
 
     def exit_code(self, within: float = 0) -> int | None:
-        """How it ended, minus the signal if that was it; None if it does not within that many seconds."""
+        """The exit code, or minus the signal that killed it; None if it does not end within that many seconds."""
         return self._nursery.exit_code(self._number, within)
 
     async def ended(self, within: float = PATIENCE) -> int | None:
-        """See ``exit_code``; the loop goes on meanwhile."""
+        """Like ``exit_code``, without blocking the event loop."""
         return await anyio.to_thread.run_sync(self.exit_code, within)
 
     def is_stopped(self) -> bool:
-        """Whether it was stopped by SIGSTOP."""
+        """Whether the process is stopped by SIGSTOP."""
         return Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T"
 
     def send(self, number: int) -> None:
-        """Send it a signal; it must live."""
+        """Send the process a signal. It must be alive."""
         assert self.exit_code() is None, f"life {self.life} ended by itself"
         os.kill(self.pid, number)
 
     async def kill(self) -> None:
-        """SIGKILL it, and see it dead."""
+        """Send SIGKILL, and wait until the process is dead."""
         self.send(signal.SIGKILL)
         assert await self.ended() == -signal.SIGKILL
 
 
 class Interpreter(Child):
-    """A life that is not forked but run from the command line, with all that belongs to the end of an interpreter."""
+    """A process that is not forked but started from the command line, so that it ends as an interpreter does."""
 
     def __init__(self, life: int, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -146,7 +146,7 @@ class Interpreter(Child):
 
 
 class Journal:
-    """What all lives wrote, in the order in which they did."""
+    """The lines that all processes on a store have written, in the order of writing."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -154,7 +154,7 @@ class Journal:
         self._notes: dict[str, list[dict[str, Any]]] = {}
 
     def notes(self, what: str, **facts: object) -> list[dict[str, Any]]:
-        """The notes of a kind with these facts."""
+        """The notes of this kind that have these facts."""
         if self._path.exists():
             with self._path.open("rb") as file:
                 file.seek(self._read)
@@ -170,7 +170,7 @@ class Journal:
 
 
 class House:
-    """A folder with a store, its journal, and the processes that live on it, in numbered lives."""
+    """A folder with a store, its journal, and the processes that work on it, called lives and numbered."""
 
     def __init__(self, nursery: Nursery, folder: Path) -> None:
         self._nursery = nursery
@@ -182,12 +182,12 @@ class House:
         self.journal = Journal(folder / "journal")
 
     def bear(self, **job: Any) -> Child:
-        """Begin the next life, see ``program.live``."""
+        """Fork the next life. ``job``: see ``program.live``."""
         job |= {"folder": str(self.folder), "life": self.next_life()}
         return self._keep(Child(self._nursery, self._life, self._nursery.bear(job)))
 
     def interpret(self, **job: Any) -> Child:
-        """Begin the next life with an interpreter of its own."""
+        """Start the next life in an interpreter of its own."""
         job |= {"folder": str(self.folder), "life": self.next_life()}
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen([sys.executable, str(PROGRAM), json.dumps(job)], stdout=log, stderr=log)
@@ -198,24 +198,24 @@ class House:
         return child
 
     def enter(self) -> int:
-        """Make this process the next life, so that it can run steps."""
+        """Make the test's process itself the next life, so that it can run steps."""
         self.leave()
         program.enter(self.folder, self.next_life())
         return self._life
 
     def next_life(self) -> int:
-        """Count."""
+        """Count the lives."""
         self._life += 1
         return self._life
 
     def leave(self) -> None:
-        """This process lives here no more."""
+        """Let the test's process be no life any more."""
         if program.world is not None:
             program.world.leave()
             program.world = None
 
     def close(self) -> None:
-        """End who still lives here."""
+        """Kill the processes that are still alive."""
         self.leave()
         for child in self._children:
             if child.exit_code() is None:
@@ -224,7 +224,7 @@ class House:
 
     @contextmanager
     def copy(self) -> Iterator[sqlite3.Connection]:
-        """A copy of the store as it is, sound: to be looked at after a kill, without mending anything."""
+        """A copy of the store as it is, checked to be sound, for a look after a kill that recovers nothing."""
         copy = self.folder / "copy"
         copy.mkdir()
         for name in ("runs.db", "runs.db-wal"):
@@ -236,11 +236,11 @@ class House:
         shutil.rmtree(copy)
 
     def steps(self, **facts: object) -> list[dict[str, Any]]:
-        """The executions of steps, by what the journal says of them."""
+        """The executions of steps that the journal has, with these facts."""
         return self.journal.notes("step", **facts)
 
     async def noted(self, what: str, count: int = 1, within: float = PATIENCE, **facts: object) -> list[dict[str, Any]]:
-        """Wait until the journal has so many notes."""
+        """Wait until the journal has so many notes of this kind."""
         wanted = f"{count} notes of {what} {facts}"
 
         def enough() -> list[dict[str, Any]] | None:

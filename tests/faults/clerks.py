@@ -1,9 +1,10 @@
-"""What the kill test of actions runs: counters whose only step is called from outside, and the clerks who call it.
+"""The program of the kill test of actions: counters whose only action is called from outside, by concurrent clerks.
 
-    python -m tests.faults.clerks    forks a life for each job, as program.py does
+    python -m tests.faults.clerks    forks a process for each job, as program.py does
 
-Each call has a token of its own. A clerk notes it before the call, and what came of it after; the step notes it when it
-runs. Of two clerks at one counter one is served. A life that does not work calls through the one that does.
+Each call has a token of its own. The clerk notes it before the call, and notes the outcome after it; the step notes it
+when it runs. When two clerks call one counter at once, one of them is served. A process that is no worker calls through
+the one that is.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from aioflow.errors import ActionFailed, ActionNotOpen, AioflowError
 from tests.faults import program
 from tests.faults.program import passing, serve
 
-#: How many calls a counter takes.
+#: How many calls complete a counter.
 CALLS = 6
-#: Counters that a life begins with.
+#: How many counters that it finds a process starts with.
 COUNTERS = 6
 
 
 @workflow("kill-counter")
 class Counter:
-    """Takes calls, one after the other: alone, or as an arm of a wait that goes over now and then."""
+    """Waits for calls of its action, alternately on its own and as an arm of a wait that times out now and then."""
 
     class Context(BaseModel):
         done: list[str] = []
@@ -60,7 +61,7 @@ class Counter:
 
 
 async def call(engine: Engine, clerk: str, rng: random.Random, counters: list[int]) -> None:
-    """Call for ever, at one's own counters and at others'."""
+    """Call actions in an endless loop, on the counters of this process and on those that it found."""
     assert program.world is not None
     note = program.world.note
     for number in range(1_000_000):
@@ -75,7 +76,7 @@ async def call(engine: Engine, clerk: str, rng: random.Random, counters: list[in
             note("refused", token=token)
         except (ValueError, ActionFailed) as error:
             note("failed", token=token, error=str(error))
-        except AioflowError as error:  # the end of this life
+        except AioflowError as error:  # this process is shutting down
             note("unknown", token=token, error=str(error))
         else:
             note("served", token=token, run=run.id)
@@ -85,7 +86,7 @@ async def call(engine: Engine, clerk: str, rng: random.Random, counters: list[in
 
 
 async def errands(engine: Engine, seed: int, life: int, clerks: int) -> None:
-    """What a life does beside working."""
+    """What a process does besides running steps."""
     assert program.world is not None
     program.world.note("open")
     rng = random.Random(f"{seed} clerks {life}")
@@ -99,7 +100,7 @@ async def errands(engine: Engine, seed: int, life: int, clerks: int) -> None:
 
 
 async def live(folder: str, life: int, *, seed: int, clerks: int, worker: bool = True) -> None:
-    """One life, until SIGTERM; without clerks it tells when every call has come to its end."""
+    """Be one life until SIGTERM; without clerks, note when no run is running any more."""
     engine = Engine(f"sqlite:///{folder}/runs.db", worker=worker, shutdown_timeout=timedelta(seconds=1))
     async with engine, asyncio.TaskGroup() as group:
         busy = group.create_task(errands(engine, seed, life, clerks))

@@ -1,4 +1,4 @@
-"""Processes to be killed."""
+"""Fixtures: processes that tests start and kill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.faults.children import House, Nursery
 
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
-    """The process that forks the others; it ends with the session."""
+    """The server that forks the processes; it ends with the session."""
     if not hasattr(os, "fork"):
         pytest.skip("there is no fork() and no SIGKILL here")
     nursery = Nursery()
@@ -23,7 +23,7 @@ def nursery() -> Iterator[Nursery]:
 
 @pytest.fixture(scope="session")
 def post_office(nursery: Nursery) -> Iterator[Nursery]:
-    """The same for the lives that send signals."""
+    """The same for the processes that send signals."""
     nursery = Nursery("-m", "tests.faults.letters")
     yield nursery
     nursery.close()

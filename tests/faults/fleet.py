@@ -1,9 +1,9 @@
-"""The program of workers that share a PostgreSQL store, to be killed, stopped and cut off.
+"""The program of workers that share a PostgreSQL store, to be killed, stopped and disconnected.
 
     python -m tests.faults.fleet    forks a worker for each job that it reads from standard input
 
-What a step does to the outside world it notes in a table of its own, outside of any transaction of the store: its key,
-and the worker that did it.
+The external effect of a step is a row in a table of its own, written outside of the store's transactions: the step's
+key, and the pid of the worker.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from aioflow import Engine, complete, get_context, get_run, goto, sleep, step, w
 from aioflow.clock import Clock
 from tests.faults.program import serve
 
-#: This process's connection for what steps do to the outside world.
+#: This process's connections for the external effects of steps.
 outside: asyncpg.Pool[Any] | None = None
-#: Whether this process stops itself in the middle of its first step that is held.
+#: Whether this process stops itself by SIGSTOP in the next Held step.
 stops = False
 
 
 async def note() -> None:
-    """Do something to the outside world, which may be out of reach for a moment."""
+    """Have an external effect. Try again while the server cannot be reached."""
     assert outside is not None
     while True:
         try:
@@ -43,7 +43,7 @@ async def note() -> None:
 
 @workflow("fleet")
 class Fleet:
-    """Four transitions: it goes on at once, sleeps a little, and ends."""
+    """Three steps in five transitions: start, goto, a short sleep, the wake-up, complete."""
 
     class Context(BaseModel):
         path: list[str] = []
@@ -69,14 +69,14 @@ class Fleet:
 
 @workflow("held")
 class Held:
-    """Its step lasts until the outside world has a row that says so, or ends with the stop of a process that stops."""
+    """Its step lasts until ``gates`` has a row for it; if ``stops`` is set, it stops its process, then completes."""
 
     class Context(BaseModel):
         name: str
 
     @step(start=True)
     async def hold(self):
-        global stops  # noqa: PLW0603 - steps can be given nothing
+        global stops  # noqa: PLW0603 - steps take no arguments
         await note()
         assert outside is not None
         if stops:
@@ -90,7 +90,7 @@ class Held:
 
 @workflow("asks")
 class Asks:
-    """It waits for a signal."""
+    """Waits for a signal, then completes."""
 
     class Context(BaseModel):
         answer: int = 0
@@ -109,10 +109,10 @@ ALL = (Fleet, Held, Asks)
 
 
 async def work(job: dict[str, Any]) -> None:
-    """Work until SIGTERM. ``off``: by how many seconds the machine's clock is wrong; ``stops``: see above."""
+    """Work until SIGTERM. ``off``: by how many seconds the machine's clock is wrong; ``stops``: see the global."""
     global outside, stops
     if stops := job.get("stops", False):
-        structlog.configure()  # the log is to have what became of the commit
+        structlog.configure()  # so that the refused commit is logged
     if off := job.get("off"):
         right = time.time_ns
         time.time_ns = lambda: right() + off * 1_000_000_000
@@ -130,7 +130,7 @@ async def work(job: dict[str, Any]) -> None:
 
 
 def live(job: dict[str, Any]) -> None:
-    """One worker."""
+    """Be one worker."""
     asyncio.run(work(job))
 
 

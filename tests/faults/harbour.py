@@ -1,4 +1,4 @@
-"""Several workers on one PostgreSQL store, what they did, and how long the dead ones' runs waited for another."""
+"""Several workers on one PostgreSQL store, their steps' effects, and how long a dead worker's runs stay with it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import asyncpg
 from tests.faults.children import PATIENCE, Child, Nursery
 from tests.postgres import with_options
 
-#: Seconds of a worker's lease, and within which after it another has to have its runs.
+#: Seconds of a worker's lease, and seconds after it within which another worker must have taken its runs.
 LEASE, GRACE = 2, 2
 #: Seconds between two looks.
 _PAUSE = 0.2
 
 
 class Harbour:
-    """A store, its workers, and what they did to the outside world."""
+    """A store, its workers, and the external effects of their steps."""
 
     def __init__(self, shipyard: Nursery, server: str, url: str, folder: Path) -> None:
         self.server = server
@@ -33,7 +33,7 @@ class Harbour:
         self._number = 0
 
     def launch(self, **job: Any) -> Child:
-        """Begin a worker."""
+        """Start a worker."""
         self._number += 1
         job = {"url": self.url, "outside": with_options(self.server, options=f"-csearch_path%3D{self.schema}"), **job}
         child = Child(self._shipyard, self._number, self._shipyard.bear({**job, "folder": str(self._folder)}))
@@ -41,7 +41,7 @@ class Harbour:
         return child
 
     def close(self) -> None:
-        """End all workers."""
+        """Kill all workers that are still alive."""
         for child in self.workers:
             if child.exit_code() is None:
                 os.kill(child.pid, signal.SIGCONT)
@@ -49,7 +49,7 @@ class Harbour:
                 child.exit_code(PATIENCE)
 
     async def ask(self, sql: str, *values: object) -> Any:
-        """One value out of the store's tables."""
+        """Query one value of the store's tables."""
         connection = await asyncpg.connect(self.server)
         try:
             await connection.execute(f"SET search_path TO {self.schema}")
@@ -58,7 +58,7 @@ class Harbour:
             await connection.close()
 
     async def rows(self, sql: str) -> list[Any]:
-        """Rows out of them."""
+        """Query rows of the store's tables."""
         connection = await asyncpg.connect(self.server)
         try:
             await connection.execute(f"SET search_path TO {self.schema}")
@@ -67,12 +67,12 @@ class Harbour:
             await connection.close()
 
     async def prepare(self) -> None:
-        """Make what steps do to the outside world."""
+        """Create the tables for the steps' effects, and for the gates that hold steps."""
         await self.ask("CREATE TABLE effects (step_key text, pid int)")
         await self.ask("CREATE TABLE gates (name text)")
 
     def has(self, workers: int) -> Callable[[], Awaitable[Any]]:
-        """Asks whether there are so many workers."""
+        """A condition that holds while so many workers are registered."""
         return lambda: self.ask("SELECT count(*) = $1 FROM workers WHERE until > 0", workers)
 
     async def live(self) -> int:
@@ -80,11 +80,11 @@ class Harbour:
         return int(await self.ask("SELECT count(*) FROM runs WHERE status IN ('running', 'waiting')"))
 
     async def ended(self) -> bool:
-        """Whether all runs have."""
+        """Whether all runs have ended."""
         return await self.live() == 0
 
     async def check(self, runs: int, transitions: int) -> None:
-        """Every run has ended once, with a history without gaps, and every step was begun."""
+        """Check that every run has completed once, with a history without gaps and with exactly so many transitions."""
         assert await self.ask("SELECT count(*) FROM runs WHERE status = 'completed'") == runs
         assert await self.ask("SELECT count(*) FROM history WHERE kind = 'complete'") == runs
         gaps = "SELECT count(*) FROM (SELECT run_id FROM history GROUP BY 1 HAVING max(seq) <> count(*)) AS gaps"
@@ -102,14 +102,14 @@ class Harbour:
 
 
 class Lookout:
-    """Looks for runs whose owner's lease is over, again and again.
+    """Polls the store for runs whose owner's lease is over.
 
-    The mutable state: when the lease of each owner is over, as was seen last; who was seen to have runs; for how many
-    seconds after his lease somebody had some; how many runs had not ended; and for how long a look was late at the most,
-    as everything is on a machine that has too much to do.
+    The mutable state: when each owner's lease ends, as last seen; which owners were seen with runs; for how many
+    seconds after its lease an owner still had runs, at most; how many runs had not ended; and by how many seconds a
+    look was late, at most, as everything is on an overloaded machine.
 
     Args:
-        harbour: whose runs.
+        harbour: its runs are watched.
     """
 
     def __init__(self, harbour: Harbour) -> None:
@@ -122,7 +122,7 @@ class Lookout:
         self.lag = 0.0
 
     async def look(self) -> None:
-        """Look, if that is not just a moment ago."""
+        """Look, unless the last look was just a moment ago."""
         if time.monotonic() < self._next_look:
             return
         seen = await self._harbour.rows(
@@ -134,7 +134,7 @@ class Lookout:
         )
         for owner, until, runs, now, live in seen:
             self.live = live
-            if until:  # who takes a dead worker's runs makes it one whose lease was over since ever
+            if until:  # the worker that takes a dead one's runs sets its lease's end to 0
                 self._until[owner] = float(until)
             late = float(now) - self._until.setdefault(owner, float(now))
             if runs:

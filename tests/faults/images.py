@@ -1,7 +1,7 @@
-"""Images of a SQLite store as a crash leaves it, and what must be true of them.
+"""Images of a SQLite store as a crash would leave it, and the checks that they must pass.
 
-``take`` copies a live store at whatever moment it is called. ``Acknowledged`` is an instrument that keeps what an
-engine has been told to be committed; ``problems`` holds an image against it.
+``take`` copies a live store at any moment. ``Acknowledged`` is an instrument that records what an engine has reported
+as committed; ``problems`` compares an image with that.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from urllib.parse import quote
 
 from aioflow.model import Run, Transition
 
-#: What a crash leaves. The index of the WAL (-shm) is not of it: it is made anew from the WAL.
+#: The files that a crash leaves. The index of the WAL (-shm) is not one of them: it is rebuilt from the WAL.
 SUFFIXES = ("", "-wal", "-journal")
 
 
 def take(database: Path, folder: Path) -> Path:
-    """Copy a store into an empty folder as a crash would leave it now: the copy's path.
+    """Copy a store into an empty folder as a crash would leave it now, and return the path of the copy.
 
-    From any thread, also in the middle of somebody's transaction or checkpoint. All that was acknowledged before the
-    call is in the image; of what is committed meanwhile, some. No other process may have the store open: to close a
-    file lets go of the locks that SQLite in this process has on it.
+    May be called from any thread, also in the middle of a transaction or checkpoint. Everything that was acknowledged
+    before the call is in the image; what is committed during the call may be. No other process may have the store open:
+    closing a file releases the locks that SQLite in this process has on it.
     """
     with ExitStack() as stack:
-        # A reader keeps what it could read: nobody begins the WAL anew before both files are copied.
+        # An open read transaction keeps the WAL from being restarted before both files are copied.
         reader = stack.enter_context(closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)))
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        # Pages before the WAL: what a checkpoint copies meanwhile is still in the WAL.
+        # The database first: what a checkpoint copies into it meanwhile is still in the WAL.
         for suffix in SUFFIXES:
             path = Path(f"{database}{suffix}")
             if path.exists():
@@ -43,7 +43,7 @@ def take(database: Path, folder: Path) -> Path:
 
 
 class Acknowledged:
-    """An instrument that keeps what was acknowledged: (run, seq) -> commit_id, signals that are in the mailbox, events."""
+    """An instrument that keeps what was acknowledged: (run, seq) -> commit_id, signals in the mailbox, and events."""
 
     def __init__(self) -> None:
         self.transitions: dict[tuple[int, int], int] = {}
@@ -55,7 +55,7 @@ class Acknowledged:
         self.transitions[run.id, transition.seq] = transition.commit_id
 
     def emitted(self, event_id: str) -> None:
-        """An event was."""
+        """Record an acknowledged event."""
         self.events.add(event_id)
 
     def step_started(self, run: Run) -> None:
@@ -65,16 +65,16 @@ class Acknowledged:
         """Nothing."""
 
     def so_far(self) -> Acknowledged:
-        """What was acknowledged up to now, which is not changed any more."""
+        """A snapshot of what has been acknowledged, which does not change any more."""
         snapshot = Acknowledged()
-        # As one operation each: the engine may go on in another thread.
+        # Each copy is one operation, as the engine may go on in another thread.
         snapshot.transitions, snapshot.signals = self.transitions.copy(), self.signals.copy()
         snapshot.events = self.events.copy()
         return snapshot
 
 
 def problems(database: Path, acknowledged: Acknowledged) -> list[str]:
-    """What is wrong with an image, which is opened, and so recovered, by this."""
+    """The problems of an image. Opening it recovers it."""
     try:
         with closing(sqlite3.connect(database)) as db:
             broken = [text for (text,) in db.execute("PRAGMA integrity_check") if text != "ok"]

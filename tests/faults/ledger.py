@@ -1,7 +1,8 @@
-"""What became of every letter: what was noted of it, held against what is in the store. Knows no kills.
+"""Checks what became of every letter: compares what was noted about it with the store. It knows nothing of kills.
 
-A letter that was acknowledged is taken exactly once, or still there, or gone with its run or its time; another one is
-taken once at the most. What readers did is in their Contexts, committed with the doing.
+A letter that was acknowledged is taken exactly once, or still in the mailbox, or gone because its run has ended or its
+ttl is over; one that was not acknowledged is taken at most once. What a reader did is in its Context, which is
+committed with the transition.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Note = Mapping[str, Any]
 
 @dataclass
 class Letter:
-    """A letter as its sender noted it. Instants are microseconds; ``life``: who acknowledged it."""
+    """A letter as its sender noted it. Instants are microseconds; ``life``: that of the acknowledgement."""
 
     token: str
     name: str
@@ -47,7 +48,7 @@ class Letter:
 
 
 class Take(NamedTuple):
-    """A reader took a letter: the visit that it led to."""
+    """A reader took a letter, in this visit."""
 
     run: int
     visit: int
@@ -83,7 +84,7 @@ def letters_of(notes: Iterable[Note]) -> dict[str, Letter]:
 
 
 class Ledger:
-    """All of it. ``left``: token -> the runs in whose mailbox it is, 0 for that of a key."""
+    """All that was noted and stored. ``left``: token -> the runs in whose mailboxes it is, 0 for that of a key."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Ledger:
             for token, visit in reading.data["taken"]:
                 self.takes[token].append(Take(run_id, visit, reading.history[visit - 1].at_micros))
         self.by_key = {reading.row.key: run_id for run_id, reading in self.readers.items() if reading.row.key}
-        #: Letters that could be taken whenever their reader waited, by whom they are for.
+        #: Letters that their reader could take whenever it waited, by address.
         self.addressed: dict[str, list[Letter]] = defaultdict(list)
         for letter in letters.values():
             if letter.acknowledged is not None and letter.valid and letter.ttl is None and not letter.refused:
@@ -112,9 +113,9 @@ class Ledger:
         self.figures: Counter[str] = Counter()
 
     def problems(self) -> Iterator[str]:
-        """What is wrong."""
+        """All problems."""
         broken = [problem for reading in [*self.readers.values(), *self.errands] for problem in self.history(reading)]
-        if broken:  # the rest reads the histories
+        if broken:  # the other checks rely on the histories
             yield from broken
             return
         for reading in self.readers.values():
@@ -129,7 +130,7 @@ class Ledger:
         yield from [f"taken, but never sent: {sorted(unknown)}"] * bool(unknown)
 
     def history(self, reading: Reading) -> Iterator[str]:
-        """It has no gaps, and no run failed or is still on its way."""
+        """A history without gaps, of a run that has not failed and has nothing left to do."""
         row, history = reading.row, reading.history
         if [transition.seq for transition in history] != list(range(1, row.seq + 1)):
             yield f"history of {row.id} has gaps: {[transition.seq for transition in history]}"
@@ -137,7 +138,7 @@ class Ledger:
             yield f"run {row.id} is {row.status}, {row.waiting_for}, {row.error}"
 
     def route(self, reading: Reading) -> Iterator[str]:
-        """Each stop ended once, by a letter or by its time; each letter came by a transition of its own."""
+        """Each stop ended once, by a letter or by its timeout; each letter came by a transition of its own."""
         row, data, history = reading
         kinds = defaultdict(list)
         for transition in history:
@@ -158,7 +159,7 @@ class Ledger:
             yield f"run {row.id} is {row.status} at stop {data['at']} of {stops}, with {ended} behind it"
 
     def timeouts(self, reading: Reading) -> Iterator[str]:
-        """No wait is over before its time, or although a letter for it had been acknowledged by then."""
+        """No wait timed out early, or although a letter for it had been acknowledged before its deadline."""
         row, data, history = reading
         mine = {f"run {row.id}", f"key {row.key}", f"flow {row.key}"}
         addressed = [letter for to in mine for letter in self.addressed.get(to, ())]
@@ -187,7 +188,7 @@ class Ledger:
                     yield f"wait {last} of run {row.id} was over at seq {transition.seq} in spite of {letter}"
 
     def steps(self) -> Iterator[str]:
-        """No two visits saw one letter, and no visit two; what is in a Context was seen by its step."""
+        """No letter was seen by two visits, and no visit saw two; a letter in a Context was seen by its step."""
         seen: dict[str, set[tuple[int, int]]] = defaultdict(set)
         visits: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
         for note in self.took:
@@ -207,7 +208,7 @@ class Ledger:
                 yield f"{token} was taken unseen by {sorted(unseen)}"
 
     def written(self) -> Iterator[str]:
-        """What steps started is there once for each transition that was committed, what they sent is a letter."""
+        """What a committed step started is there exactly once; what it sent is added to the letters."""
         begot = Counter((run_id, visit) for run_id, reading in self.readers.items() for visit in reading.data["begot"])
         found = Counter((errand.data["parent"], errand.data["visit"]) for errand in self.errands)
         if begot != found:
@@ -227,7 +228,7 @@ class Ledger:
                 )
 
     def letter(self, letter: Letter) -> Iterator[str]:
-        """What it came to is what its sender was told."""
+        """What became of a letter agrees with its receipt."""
         takes, left = self.takes.get(letter.token, []), self.left.get(letter.token, set())
         runs = [take.run for take in takes]
         self.count(letter, takes)
@@ -250,7 +251,7 @@ class Ledger:
             yield f"its sender was told {told!r}, the mailbox has it for {left}"
 
     def broadcast(self, letter: Letter, runs: list[int]) -> Iterator[str]:
-        """No run took it twice, and those that were said to took it."""
+        """No run took a broadcast twice, and the runs that its receipt names took it."""
         if len(set(runs)) != len(runs):
             yield "a run took it twice"
         if letter.state == "delivered" and not set(letter.delivered) <= set(runs):
@@ -259,20 +260,20 @@ class Ledger:
             yield "somebody took it"
 
     def reaches(self, letter: Letter, run_id: int) -> bool:
-        """Whether it is for this run."""
+        """Whether the letter is addressed to this run."""
         row = self.readers[run_id].row
         way, _, whom = letter.to.partition(" ")
         return whom == str(run_id) if way == "run" else whom == row.key or whom.startswith("hub-")
 
     def may_be_gone(self, letter: Letter) -> bool:
-        """Whether there is a reason that it is neither taken nor there: its time, its run's end, or what it says."""
+        """Whether it may be neither taken nor in the mailbox: it has a ttl, its run has ended, or it is not valid."""
         way, _, whom = letter.to.partition(" ")
         run_id = int(whom) if way == "run" else self.by_key.get(whom) if way == "flow" else None
         ended = run_id is not None and run_id in self.readers and self.readers[run_id].row.status in ENDED
         return letter.ttl is not None or ended or not letter.valid
 
     def count(self, letter: Letter, takes: list[Take]) -> None:
-        """Which situations there were."""
+        """Count the situations that came up."""
         figures = self.figures
         figures["letters"] += 1
         figures["broadcasts taken"] += letter.everybody and bool(takes)
@@ -294,7 +295,7 @@ class Ledger:
                 figures["sent while the wait began"] += 1
 
     def order(self) -> Iterator[str]:
-        """What one sender sent to one reader, one after the other, was taken in that order."""
+        """Letters that one sender sent to one reader one after the other were taken in that order."""
         queues: dict[tuple[str, str, str], list[Letter]] = defaultdict(list)
         for letter in self.letters.values():
             if letter.tries == 1 and not letter.to.startswith(("key hub", "all")) and letter.token in self.takes:

@@ -1,9 +1,9 @@
-"""What the kill test of signals runs: readers that wait for letters, and those who write to them.
+"""The program of the kill test of signals: readers that wait for letters, and writers that send them.
 
-    python -m tests.faults.letters    forks a life for each job, as program.py does
+    python -m tests.faults.letters    forks a process for each job, as program.py does
 
-A letter is a signal with a token of its own. Whoever sends one notes it before the call, and notes the receipt after
-it; a step that gets one notes the token and its visit. Readers follow a route of waits that their number determines.
+A letter is a signal with a token of its own. Its sender notes it before the call, and notes the receipt after it; a
+step that gets one notes the token and its visit. Each reader follows a route of waits that its number determines.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from tests.faults.program import passing, serve
 
 HUBS = [f"hub-{number}" for number in range(4)]
 RETRY = Retry(max_attempts=3, base_delay=timedelta(milliseconds=2))
-#: What a writer notes of a letter. ``by``: who sends one after the other. ``known``: it has a signal_id.
+#: What a sender notes of a letter. ``by``: the sequential sender. ``known``: whether it has a signal_id.
 SHEET = ("token", "name", "to", "by", "ttl", "valid", "known")
-#: Readers that each life starts at the most.
+#: How many readers each life starts at most.
 READERS = 120
 
 
 class Parcel(BaseModel):
-    """A letter that is a message."""
+    """A letter whose payload is a model."""
 
     token: str
 
 
 class Stop(NamedTuple):
-    """One wait of a route, and what is done with the letter that ends it. Times in milliseconds."""
+    """One wait of a route, and what is done with the letter that ends it. Times are milliseconds."""
 
     names: tuple[str, ...]
-    #: The key that it waits with; None: the reader's own.
+    #: The key that the wait names; None: the reader's own.
     hub: str | None
     timeout: int | None
     takes: int
@@ -52,7 +52,7 @@ class Stop(NamedTuple):
 
 @cache
 def route(seed: int, number: int) -> list[Stop]:
-    """Where the reader of this number waits: the same in every process."""
+    """The route of the reader with this number, the same in every process."""
     rng = random.Random(f"{seed} route {number}")
     return [
         Stop(
@@ -69,18 +69,18 @@ def route(seed: int, number: int) -> list[Stop]:
 
 
 def key_of(number: int) -> str | None:
-    """The key of a reader; some have none."""
+    """The key of the reader with this number; every third has none."""
     return f"reader-{number}" if number % 3 else None
 
 
 def visit_of_step() -> int:
-    """The seq that entered the current step."""
+    """The seq of the transition that led to the current step."""
     return int(get_run().step_key.rpartition(":")[2])
 
 
 @workflow("reader", default_retry=RETRY)
 class Reader:
-    """Waits along its route. What it did is in its Context, committed with the doing."""
+    """Waits along its route. What it did is in its Context, and so is committed with the transition."""
 
     class Context(BaseModel):
         seed: int
@@ -88,9 +88,9 @@ class Reader:
         token: str = ""
         hour: int = 0
         at: int = 0
-        #: Of the letters: token, and the visit that took it.
+        #: For each letter: its token, and the visit that took it.
         taken: list[tuple[str, int]] = []
-        #: Of the waits: the seq that began it, and its place in the route.
+        #: For each wait: the seq of its transition, and its place in the route.
         waits: list[tuple[int, int]] = []
         timeouts: list[int] = []
         begot: list[int] = []
@@ -136,7 +136,7 @@ class Reader:
 
 @workflow("errand", default_retry=RETRY)
 class Errand:
-    """A run that a reader's step starts: it writes back."""
+    """A run that a reader's step starts; it sends a letter back."""
 
     class Context(BaseModel):
         parent: int
@@ -153,7 +153,7 @@ class Errand:
 
 
 def took(token: str) -> Stop:
-    """Note that a letter is in the hands of a step."""
+    """Note that a step has got a letter, and return the stop that the reader is at."""
     assert program.world is not None
     ctx, run = get_context(Reader.Context), get_run()
     program.world.note("took", run=run.id, visit=visit_of_step(), token=token, attempt=run.attempt)
@@ -161,7 +161,7 @@ def took(token: str) -> Stop:
 
 
 def answered(token: str, stop: Stop) -> Command:
-    """Do what the route says; all of it is committed with the step, or none."""
+    """Do what the route says; all of it is committed with the step, or none of it."""
     ctx, run, visit = get_context(Reader.Context), get_run(), visit_of_step()
     if stop.begets:
         run.start(
@@ -182,16 +182,16 @@ def answered(token: str, stop: Stop) -> Command:
 
 
 def go_on(ctx: Any) -> Command:
-    """To the next wait, or the end."""
+    """Go to the next wait, or complete."""
     ctx.at += 1
     return goto("ask") if ctx.at < len(route(ctx.seed, ctx.number)) else complete()
 
 
-# ---- who writes
+# ---- the writers
 
 
 class Writers:
-    """What the writers of one life share: the readers that they know, and the next one to start."""
+    """What the writers of one life share: the readers that they know, and the number of the last one started."""
 
     def __init__(self, engine: Engine, seed: int, life: int) -> None:
         self.engine = engine
@@ -201,12 +201,12 @@ class Writers:
         self.known: list[tuple[int, str | None]] = []
 
     async def look(self) -> None:
-        """Whom can be written to: mostly the newest readers."""
+        """Look for readers that can be written to, mostly the newest."""
         runs = await self.engine.runs(workflow="reader", status=["running", "waiting"], limit=60)
         self.known = [(run.id, run.key) for run in runs]
 
     async def write(self, number: int, pace: float) -> None:
-        """Start readers and send letters, for ever. ``pace``: seconds between two calls, at the most."""
+        """Start readers and send letters in an endless loop. ``pace``: seconds between two calls, at most."""
         rng = random.Random(f"{self.seed} writer {self.life} {number}")
         for count in range(1_000_000):
             if count % 15 == 0:
@@ -220,7 +220,7 @@ class Writers:
             await passing(rng.random() * pace)
 
     async def start(self, rng: random.Random) -> None:
-        """Start the next reader; now and then with a letter to its key before it."""
+        """Start the next reader, now and then after sending a letter to its key."""
         self.next += 1
         number, world = self.next, program.world
         assert world is not None
@@ -231,7 +231,7 @@ class Writers:
         self.known.insert(0, (run.id, key))
 
     def letter(self, rng: random.Random, token: str) -> dict[str, Any]:
-        """A letter to somebody."""
+        """A letter to a random address."""
         name = "letter" if rng.random() < 0.7 else "Parcel"
         ways, ttl = [f"key {rng.choice(HUBS)}"], None
         if self.known:
@@ -247,7 +247,7 @@ class Writers:
         )  # fmt: skip
 
     async def send(self, letter: Mapping[str, Any]) -> None:
-        """Send a letter, and note it before and after."""
+        """Send a letter, with a note before and after."""
         assert program.world is not None
         token = letter["token"]
         program.world.note("sending", **{fact: letter[fact] for fact in SHEET})
@@ -277,7 +277,7 @@ class Writers:
 def sheet(
     token: str, name: str, to: str, by: str, *, ttl: int | None = None, valid: bool = True, known: bool = False
 ) -> dict[str, Any]:
-    """A letter, see SHEET."""
+    """A letter, with the fields of SHEET."""
     return {"token": token, "name": name, "to": to, "by": by, "ttl": ttl, "valid": valid, "known": known}
 
 
@@ -287,7 +287,7 @@ def sheet(
 async def errands(
     engine: Engine, seed: int, life: int, writers: int, pace: float, again: Iterable[Mapping[str, Any]], finish: bool
 ) -> None:
-    """What a life does beside working."""
+    """What a life does besides running steps."""
     assert program.world is not None
     program.world.note("open")
     shared = Writers(engine, seed, life)
@@ -299,7 +299,7 @@ async def errands(
 
 
 async def settled(engine: Engine) -> bool:
-    """Whether nothing will happen any more by itself."""
+    """Whether nothing will happen any more without a call from outside."""
     if await engine.count(status="running") or await engine.count(waiting_for=["sleep", "retry", "start", "blocked"]):
         return False
     async for run in engine.iter_runs(status="waiting"):
@@ -322,7 +322,7 @@ async def live(
     finish: bool = False,
     max_running: int = 1000,
 ) -> None:
-    """One life, until SIGTERM. ``again``: letters of which it is not known whether they were sent."""
+    """Be one life until SIGTERM. ``again``: letters of which it is not known whether they were sent."""
     engine = Engine(
         f"sqlite:///{folder}/runs.db",
         worker=worker,

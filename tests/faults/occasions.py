@@ -1,8 +1,8 @@
-"""What the kill test of events runs: emitters, and the workflows that events start.
+"""The program of the kill test of events: emitters, and the workflows that events start.
 
-    python -m tests.faults.occasions    forks a life for each job, as program.py does
+    python -m tests.faults.occasions    forks a process for each job, as program.py does
 
-Whoever emits an event notes it before the call and after it; a step that an event has started notes that.
+An emitter notes each event before and after the call; a step that an event has started notes that.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from aioflow.commands import Command
 from tests.faults import program
 from tests.faults.program import passing, serve
 
-#: Of each event: workflow -> how many runs it starts.
+#: For each kind of event: workflow -> how many runs it starts.
 VISIT = {"kill-remind": 3, "kill-answer": 1}
 ECHO = {"kill-echoed": 2}
 
 
 def began(event: Event) -> None:
-    """Note that a step has an event in its hands."""
+    """Note that a step of a run that this event started has begun."""
     assert program.world is not None
     program.world.note("began", run=get_run().id, event=event.id)
 
@@ -44,7 +44,7 @@ class Remind:
 
 @event_workflow("kill-visit", name="kill-answer")
 class Answer:
-    """Decides after a while that it starts, and emits another event with its only transition."""
+    """Takes a while to decide that it starts, and emits another event with its only transition."""
 
     @classmethod
     async def should_run_for_event(cls, event: Event) -> bool:
@@ -60,7 +60,7 @@ class Answer:
 
 @event_workflow("kill-echo", offsets=[timedelta(0), timedelta(milliseconds=20)], name="kill-echoed")
 class Echoed:
-    """Starts from what Answer emits."""
+    """Is started by the events that Answer emits."""
 
     @step(start=True)
     async def begin(self, event: Event) -> Command:
@@ -69,7 +69,7 @@ class Echoed:
 
 
 async def emit(engine: Engine, seed: int, life: int, number: int) -> None:
-    """Emit for ever, each event as often as once or three times at once."""
+    """Emit in an endless loop, each event either once or three times concurrently."""
     assert program.world is not None
     rng = random.Random(f"{seed} emitter {life} {number}")
     for count in range(1_000_000):
@@ -85,14 +85,14 @@ async def emit(engine: Engine, seed: int, life: int, number: int) -> None:
 
 
 async def settled(engine: Engine) -> bool:
-    """Whether all that was planned is done."""
+    """Whether nothing that was planned is left to do."""
     live = await engine.count(status=["running", "waiting"])
     stats = await engine.stats()
     return not live and not stats.planned and not stats.events.get("pending")
 
 
 async def errands(engine: Engine, seed: int, life: int, emitters: int) -> None:
-    """What a life does beside working."""
+    """What a life does besides running steps."""
     assert program.world is not None
     program.world.note("open")
     await asyncio.gather(*(emit(engine, seed, life, number) for number in range(emitters)))
@@ -102,7 +102,7 @@ async def errands(engine: Engine, seed: int, life: int, emitters: int) -> None:
 
 
 async def live(folder: str, life: int, *, seed: int, emitters: int) -> None:
-    """One life, until SIGTERM; without emitters it tells when everything is done."""
+    """Be one life until SIGTERM; without emitters, note when everything is done."""
     engine = Engine(f"sqlite:///{folder}/runs.db", shutdown_timeout=timedelta(seconds=1))
     async with engine, asyncio.TaskGroup() as group:
         busy = group.create_task(errands(engine, seed, life, emitters))

@@ -1,10 +1,10 @@
-"""A small life on a store, for faults at each of its moments: orders that are packed, paid, shipped and closed.
+"""A small program on a store, for faults at each of its moments: orders that are packed, paid, shipped and closed.
 
-Each order is due for a visit, which is an event to come, and tells by another event that it is closed; both start runs.
+For each order a visit is announced, an event in the future, and its last step emits another event; both start runs.
 
-    python -m tests.faults.orders    forks a life for each job, as program.py does
+    python -m tests.faults.orders    forks a process for each job, as program.py does
 
-A life begins when its gate is opened, so that a tracer can be there before. What it is told, it notes in the journal.
+A life begins when its gate is opened, so that a tracer can attach before. What is acknowledged it notes in the journal.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tests.faults.program import serve
 from tests.support import wait_until
 
 T = TypeVar("T")
-#: prctl(): whoever likes may trace this process, not its ancestors alone.
+#: For prctl(): any process may trace this one, not only its ancestors.
 PR_SET_PTRACER, ANYBODY = 0x59616D61, ctypes.c_ulong(-1)
 MOMENT = timedelta(milliseconds=1)
 PATH = ["take", "pack", "ship", "close"]
@@ -54,7 +54,7 @@ KINDS = ["start", "goto", "wait", "signal", "sleep", "wake", "complete"]
 
 @workflow("crash-order")
 class Order:
-    """Each step notes in the Context that it was here."""
+    """Each step appends its name to the Context."""
 
     class Context(BaseModel):
         number: int
@@ -89,7 +89,7 @@ class Order:
 
 @event_workflow("crash-closed", offsets=[timedelta(0), 2 * MOMENT], name="crash-bill")
 class Bill:
-    """Starts when an order is closed, and soon after that."""
+    """Starts when an order is closed, and again shortly after."""
 
     @step(start=True)
     async def send(self) -> Command:
@@ -105,7 +105,7 @@ WORKFLOWS = [Order, Bill, Remind]
 
 
 async def insist(call: Callable[[], Awaitable[T]]) -> T:
-    """Call it again, once, if the store was not available: what takes a key or a signal_id is not done twice."""
+    """Call, and once more if the store was not available: what has a key or an id is not done twice."""
     try:
         return await call()
     except StoreUnavailable:
@@ -113,7 +113,7 @@ async def insist(call: Callable[[], Awaitable[T]]) -> T:
 
 
 async def pay(engine: Engine, run_id: int, number: int) -> str:
-    """Pay an order, once however often this is called: the receipt's state."""
+    """Pay an order, once however often this is called, and return the receipt's state."""
     with suppress(RunEnded):
         receipt = await engine.signal("paid", {"paid": 100 + number}, run_id=run_id, signal_id=f"payment-{number}")
         return receipt.state
@@ -128,7 +128,7 @@ async def visit(engine: Engine, number: int) -> Event:
 async def process(
     engine: Engine, acknowledged: Acknowledged, number: int, *, early: bool = False, load: int = 0, events: bool = True
 ) -> None:
-    """An order from its start to its end. ``early``: it is paid before it asks for that. ``load``: what it weighs."""
+    """Process an order from start to end. ``early``: pay before it waits for that. ``load``: its Context's size."""
     options = StartOptions(key=f"order-{number}")
     run = await insist(lambda: engine.start(Order, options, number=number, load="x" * load, events=events))
     if not early:
@@ -142,7 +142,7 @@ async def process(
 
 
 async def go_on(database: Path, within: float = 30) -> list[str]:
-    """Let an engine work what is in a store, and pay what is not paid: what is wrong with how it ends."""
+    """Let an engine finish the work in a store, pay the unpaid orders, and return what is wrong with the results."""
     wrong = []
     async with Engine(f"sqlite:///{database}", workflows=WORKFLOWS) as engine, asyncio.timeout(within):
         async for run in engine.iter_runs(workflow=Order):
@@ -165,7 +165,7 @@ async def go_on(database: Path, within: float = 30) -> list[str]:
 
 
 async def started(engine: Engine) -> list[str]:
-    """What is wrong with the events, and with what they have started, once there is nothing more to come of them."""
+    """Wait until no event has anything left to start, and return what is wrong with what the events have started."""
 
     async def over() -> bool:
         stats = await engine.stats()
@@ -185,11 +185,11 @@ async def started(engine: Engine) -> list[str]:
     return [f"{event}: {count} runs of {name} for it" for (event, name), count in found.items() if count != 2]
 
 
-# ---- a life
+# ---- one life
 
 
 class Noted(Acknowledged):
-    """Writes into the journal what is acknowledged."""
+    """Notes in the journal what is acknowledged."""
 
     def emitted(self, event_id: str) -> None:
         """See Acknowledged."""
@@ -203,7 +203,7 @@ class Noted(Acknowledged):
 
 
 async def live(folder: str, orders: int, load: int = 0, *, events: bool = True) -> None:
-    """One life: these orders one after the other, each from its start to its end."""
+    """Be one life: process so many orders, one after the other, each from start to end."""
     assert program.world is not None
     engine = Engine(f"sqlite:///{folder}/runs.db", workflows=WORKFLOWS, shutdown_timeout=timedelta(seconds=5))
     noted = Noted()
@@ -218,7 +218,7 @@ async def live(folder: str, orders: int, load: int = 0, *, events: bool = True) 
 
 def be_born(job: dict[str, Any]) -> None:
     """Be the life that the job describes, once its gate is open."""
-    with suppress(AttributeError):  # there is no prctl() but on Linux
+    with suppress(AttributeError):  # only Linux has prctl()
         ctypes.CDLL(None).prctl(PR_SET_PTRACER, ANYBODY, 0, 0, 0)
     os.close(os.open(job.pop("gate"), os.O_RDONLY))
     program.enter(job["folder"], job.pop("life"))

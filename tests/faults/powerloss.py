@@ -1,11 +1,12 @@
-"""Power loss under the real SQLite: a VFS that keeps what was synced, and a torn part of what was not.
+"""Power loss under the real SQLite: a VFS that keeps what was synced, and a random part of what was not.
 
-``Disk`` is registered as a VFS with the very library that Python's sqlite3 uses, so a store is put on it by
-``?vfs=<name>`` in its URL. It is SQLite's own VFS but for opening, writing, truncating, syncing and deleting: these are
-noted on their way. The index of the WAL (-shm) is not on the disk, as it is memory.
+``Disk`` registers a VFS with the library that Python's sqlite3 uses, so that ``?vfs=<name>`` in its URL puts a store on
+it. It passes everything on to SQLite's own VFS, and records opening, writing, truncating, syncing and deleting. The
+index of the WAL (-shm) is not on the disk, as it is memory.
 
-What a power loss may do: of the writes since a file was last synced, any may be on the disk, in any order, and of each
-any of its sectors. A file that was made or deleted may be so, or not, until it is synced or its directory is.
+What a power loss may leave: of the writes since the last sync of a file any subset may be on the disk, in any order,
+and of each write any of its sectors. The creation or deletion of a file may be on the disk or not, until the file or
+its directory is synced.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SYNC = ctypes.CFUNCTYPE(c_int, c_void_p, c_int)
 
 
 class Methods(ctypes.Structure):
-    """sqlite3_io_methods: a version, and pointers of which only some are of interest; the rest depends on it."""
+    """sqlite3_io_methods: a version, and function pointers of which only some matter here."""
 
     _fields_ = [("version", c_int)] + [
         (name, c_void_p)
@@ -64,20 +65,20 @@ class OpenFile(ctypes.Structure):
 
 
 class File:
-    """A file's content. ``pending``: writes and truncations since it was synced, as (offset, bytes or None)."""
+    """A file's content. ``pending``: writes and truncations since the last sync, as (offset, bytes or None)."""
 
     def __init__(self) -> None:
         self.synced = bytearray()
         self.pending: list[tuple[int, bytes | None]] = []
 
     def settle(self) -> None:
-        """All that was written is on the disk."""
+        """Sync: what was written is on the disk."""
         for offset, data in self.pending:
             put(self.synced, offset, data)
         self.pending.clear()
 
     def torn(self, rng: random.Random) -> bytes:
-        """What may be on the disk."""
+        """A random state in which a power loss may leave the file."""
         image = bytearray(self.synced)
         survive = rng.choice([0.05, 0.5, 0.95])
         pending = [write for write in self.pending if rng.random() < survive]
@@ -88,7 +89,7 @@ class File:
                 put(image, offset, data)
                 continue
             begin = 0
-            while begin < len(data):  # cut at the borders of sectors, of which any may be on the disk
+            while begin < len(data):  # cut into sectors, any of which may be on the disk
                 end = min(len(data), (offset + begin) // SECTOR * SECTOR + SECTOR - offset)
                 if rng.random() < 0.5:
                     put(image, offset + begin, data[begin:end])
@@ -110,12 +111,12 @@ class Disk:
     """A disk that can lose its power.
 
     Args:
-        watch: called before every operation that is noted, with its name and the file's path. It may take an image
-            (``lose_power``). If it returns True for a "sync", that fails as the kernel fails: what was to be written
-            is dropped, though it still can be read, and the next sync of the file knows nothing of it.
+        watch: called before every recorded operation, with its name and the file's path. It may take an image
+            (``lose_power``). If it returns True for a "sync", the sync fails as in the kernel: the pending writes are
+            dropped, though they can still be read, and the next sync of the file does not retry them.
 
-    The mutable state: ``files``, by path as they are; ``entries``, by path as the directory on the disk has them;
-    who has which file open.
+    The mutable state: ``files``, the current ones by path; ``entries``, by path as the directory on the disk has them;
+    which files are open.
     """
 
     def __init__(self, watch: Callable[[str, str], bool]) -> None:
@@ -132,7 +133,7 @@ class Disk:
         self._real_open, self._real_delete = OPEN(base.open), DELETE(base.delete)
         self._methods: dict[int, Methods] = {}
         self._real: dict[int, dict[str, Any]] = {}
-        # ctypes keeps none of these alive by itself.
+        # ctypes does not keep these alive by itself.
         self._calls = {"open": OPEN(self._on_open), "delete": DELETE(self._on_delete)}
         self._file_calls = {
             "close": CLOSE(self._on_close),
@@ -145,12 +146,12 @@ class Disk:
         assert self._library.sqlite3_vfs_register(byref(self._vfs), 0) == OK
 
     def remove(self) -> None:
-        """Take the VFS away; nothing on it is open."""
+        """Unregister the VFS. Nothing on it may be open."""
         assert not self._open
         self._library.sqlite3_vfs_unregister(byref(self._vfs))
 
     def lose_power(self, rng: random.Random, folder: Path) -> Path:
-        """Write what may be on the disk into an empty folder: the database there."""
+        """Write a state that a power loss may leave into an empty folder, and return the path of the database there."""
         paths = sorted(self.files.keys() | self.entries.keys())
         for path in paths:
             before, now = self.entries.get(path), self.files.get(path)
@@ -159,12 +160,12 @@ class Disk:
                 (folder / Path(path).name).write_bytes(file.torn(rng))
         return folder / Path(min(paths, key=len)).name
 
-    # ---- what SQLite calls, in whatever thread
+    # ---- called by SQLite, in any thread
 
     def _on_open(self, vfs: int, name: int | None, file: int, flags: int, out: Any) -> int:
         code: int = self._real_open(vfs, name, file, flags, out)
         path = cast(name, c_char_p).value.decode() if name else ""  # type: ignore[union-attr]
-        if code != OK or not path:  # a temporary file needs no power
+        if code != OK or not path:  # temporary files do not survive a power loss
             return code
         self._watch("open", path)
         opened = cast(file, POINTER(OpenFile)).contents
@@ -221,7 +222,7 @@ class Disk:
             return IOERR_FSYNC
         content.settle()
         if self.files.get(path) is content and self.entries.get(path) is not content:
-            # SQLite syncs the directory with a new journal or WAL, and its other names with that.
+            # SQLite syncs the directory with a new journal or WAL, which also makes its other entries durable.
             self.entries = dict(self.files) if path.endswith(("-wal", "-journal")) else self.entries | {path: content}
         return OK
 

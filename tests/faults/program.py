@@ -1,10 +1,10 @@
-"""The program that the tests kill: a workflow that does what its Context says, and a server that forks lives of it.
+"""The program that the tests kill: a workflow that does what its Context says, and a server that forks processes.
 
-    python program.py            forks a life for each job that it reads from standard input
-    python program.py '{...}'    is one life
+    python program.py            forks a process for each job that it reads from standard input
+    python program.py '{...}'    is one such process
 
-A *life* is one process on a store. Whatever it does it notes in a journal beside the store, before anything can go
-wrong: a write per line, which a SIGKILL leaves whole. The tests compare the journal with what the engine committed.
+A *life* is one process on a store. It notes what it does in a journal beside the store, before anything can go wrong:
+one write per line, which a SIGKILL leaves whole. The tests compare the journal with what the engine committed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ REASON = "its program says so"
 
 
 class World:
-    """Where this process stands: the number of its life, and the journal that outlives it."""
+    """What is global in a life: its number, and the journal, which outlives it."""
 
     def __init__(self, folder: str | Path, life: int) -> None:
         self.folder = Path(folder)
@@ -61,9 +61,9 @@ class World:
         self._fd = os.open(self.folder / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def note(self, what: str, **facts: object) -> None:
-        """Write a line."""
+        """Append a line to the journal."""
         facts = {"what": what, "life": self.life, "pid": os.getpid(), "wall": time.time_ns() // 1000, **facts}
-        # A newline before it as well: if ever a kill tears a line, the next one stands alone.
+        # Begin with a newline, too: if a kill ever tears a line, the next one stands on its own.
         os.write(self._fd, b"\n%s\n" % json.dumps(facts).encode())
 
     def leave(self) -> None:
@@ -76,7 +76,7 @@ world: World | None = None
 
 def enter(folder: str | Path, life: int) -> World:
     """Make this process a life."""
-    global world  # noqa: PLW0603 - a process has one life, and its steps can be given nothing
+    global world  # noqa: PLW0603 - there is one per process, and steps take no arguments
     world = World(folder, life)
     return world
 
@@ -85,14 +85,14 @@ def enter(folder: str | Path, life: int) -> World:
 
 
 def parse(instruction: str) -> tuple[str, list[tuple[str, int]]]:
-    """Read ``"thread: take 5, flaky 2, sleep 30"``: the step that does it, and what it does; the last is a command."""
+    """Parse ``"thread: take 5, flaky 2, sleep 30"``: the step, and what it does; the last part is its command."""
     name, _, rest = instruction.partition(": ")
     words = [part.split() for part in rest.split(", ")]
     return name, [(word[0], int(word[1]) if len(word) > 1 else 0) for word in words]
 
 
 def advance(total: int, at: int) -> int:
-    """What an instruction does to the total: whoever leaves one out, or does it twice, gets another one."""
+    """The total after an instruction: leaving one out, or doing one twice, leads to another result."""
     return (total * 31 + at + 1) % 1_000_003
 
 
@@ -100,9 +100,9 @@ def advance(total: int, at: int) -> int:
 class Machine:
     """Each step does the instruction ``program[at]``, which names the step that is to do it.
 
-    take n: it takes n milliseconds. flaky n: attempts up to the n-th fail. later n: RetryLater, n times in each life.
-    hold n: in lives before n it never ends. kill n, exit n: in lives up to n the process ends. fork n: in lives up to
-    n the process has a child, which lives on. raise, giveup: it fails for good. Then: goto, sleep n, complete or fail.
+    take n: takes n milliseconds. flaky n: attempts up to the n-th fail. later n: RetryLater, n times in each life. hold
+    n: never ends, in lives before n. kill n, exit n: the process ends, in lives up to n. fork n: the process forks a
+    child that lives on, in lives up to n. raise, giveup: fails for good. Then: goto, sleep n, complete or fail.
     """
 
     class Context(BaseModel):
@@ -148,21 +148,21 @@ class Turn:
         assert name == self.name == self.run.step
 
     def note(self, what: str) -> None:
-        """Write into the journal which execution this is, and with what it began."""
+        """Note in the journal which execution this is, and the Context that it began with."""
         run, ctx = self.run, self.context
         self.world.note(
             what, run=run.id, step=run.step, key=run.step_key, attempt=run.attempt, at=ctx.at, total=ctx.total
         )
 
     def at_once(self) -> Any:
-        """Do the instruction without a loop."""
+        """Do the instruction in a sync step."""
         for word, number in self.actions:
             if (seconds := self.lasts(word, number)) != 0:
                 threading.Event().wait(seconds)
         return self.command()
 
     def lasts(self, word: str, number: int) -> float | None:
-        """Do what takes no time; how long the rest takes, None for ever."""
+        """Do what takes no time, and return for how many seconds to wait; None means for ever."""
         ctx, run, life = self.context, self.run, self.world.life
         before = ctx.total, list(ctx.path)
         ctx.total, ctx.path = -1, ["what a failed attempt leaves"]
@@ -209,19 +209,19 @@ class Turn:
 
 
 async def passing(seconds: float | None) -> None:
-    """Let that much time pass; None is for ever."""
+    """Wait for so many seconds; None means for ever."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await asyncio.Event().wait()
 
 
 def beget(world: World) -> None:
-    """Fork a child that tries for the file's lock, and lives on with all that this process had open."""
+    """Fork a child that tries to take the file's lock, and lives on with all files that this process has open."""
     from aioflow_sqlite.lock import FileLock
 
     if os.fork():
         return
-    signal.alarm(60)  # whatever becomes of the test
+    signal.alarm(60)  # ends it even if the test does not
     with suppress(BaseException):
         world.note("begotten", locked=FileLock(world.folder / "runs.db.worker").acquire())
         while True:
@@ -242,7 +242,7 @@ class Plan(NamedTuple):
 
 
 def planned(seed: int, number: int) -> Plan:
-    """The plan of this number: the same in every process."""
+    """The plan with this number, the same in every process."""
     rng = random.Random(f"{seed} plan {number}")
     names = ["coroutine", *rng.choices(["coroutine", "thread", "inline"], [2, 1, 1], k=rng.randrange(9))]
     program = []
@@ -264,11 +264,11 @@ def planned(seed: int, number: int) -> Plan:
     return Plan(number, program, key, rng.choice([1, 30, 150]) if rng.random() < 0.15 else 0)
 
 
-# ---- a life
+# ---- one life
 
 
 class Ahead(Clock):
-    """A clock that is that many seconds ahead."""
+    """A clock that is so many seconds ahead."""
 
     def __init__(self, seconds: float) -> None:
         self._ahead = int(seconds * 1_000_000)
@@ -297,7 +297,7 @@ class Reaper:
 
 
 async def begin(engine: Engine, plan: Plan) -> None:
-    """Start a run; note it once that is acknowledged."""
+    """Start a run, and note that the start was acknowledged."""
     assert world is not None
     options = StartOptions(key=plan.key, delay=timedelta(milliseconds=plan.delay) if plan.delay else None)
     run = await engine.start(Machine, options, program=plan.program, number=plan.number)
@@ -307,7 +307,7 @@ async def begin(engine: Engine, plan: Plan) -> None:
 async def errands(
     engine: Engine, starts: Sequence[Sequence[Any]], stream: Mapping[str, Any] | None, finish: bool
 ) -> None:
-    """What a life does beside working: start runs, as many as it is told or a stream of them, and see them end."""
+    """What a life does besides running steps: start the given runs or a stream of them, and wait for their ends."""
     assert world is not None
     world.note("open")
     await asyncio.gather(*(begin(engine, Plan(*start)) for start in starts))
@@ -340,7 +340,7 @@ async def live(
     max_running: int = 1000,
     threads: int = 40,
 ) -> None:
-    """One life, until SIGTERM or SIGINT. ``code``: whether it knows the workflow. ``bare``: run_forever alone."""
+    """Be one life until SIGTERM or SIGINT. ``code``: whether it knows the workflow. ``bare``: only run_forever()."""
     assert world is not None
     engine = Engine(
         f"sqlite:///{folder}/runs.db",
@@ -394,9 +394,9 @@ def serve(be_born: Callable[[dict[str, Any]], None]) -> None:
 
 
 def fork_off(be_born: Callable[[dict[str, Any]], None], job: dict[str, Any], others: Iterable[int]) -> None:
-    """Live, in a process that was just forked, and end it."""
+    """Do a job in a process that was just forked, and end the process."""
     code = 1
-    signal.alarm(300)  # whatever becomes of the test
+    signal.alarm(300)  # ends it even if the test does not
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

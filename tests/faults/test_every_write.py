@@ -1,7 +1,7 @@
-"""SIGKILL, EIO and ENOSPC at the writes and syncs of a small life, by strace: nothing acknowledged is lost.
+"""SIGKILL, EIO and ENOSPC injected by strace at the writes and syncs of a small program: nothing acknowledged is lost.
 
-strace counts each system call per thread, and the writes are of one: the thread of the store's writer. Without --slow a
-sample of the places is tried, spread evenly from a random first one.
+strace counts each system call per thread, and only one thread writes: that of the store's writer. Without --slow a
+sample of the places is tried, evenly spread from a random first one.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from tests.faults import orders
 from tests.faults.children import PATIENCE, Child, House, Nursery
 from tests.faults.images import Acknowledged, problems
 
-#: How SQLite writes, and how it syncs.
+#: The system calls by which SQLite writes, and syncs.
 SYNCS = "fdatasync,fsync"
 WRITES = f"pwrite64,ftruncate,{SYNCS}"
 ORDERS = 3
-#: Places to try of each fault without --slow.
+#: How many places are tried for each fault without --slow.
 SAMPLE = 24
 
 
 @pytest.fixture(scope="module")
 def order_office() -> Iterator[Nursery]:
-    """The process that forks lives which can be traced."""
+    """The server that forks processes which can be traced."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     nursery = Nursery("-m", "tests.faults.orders")
@@ -61,7 +61,7 @@ class Houses:
         self._houses: list[House] = []
 
     def build(self) -> House:
-        """A new store; the one before is gone."""
+        """Make a new store, and remove the one before."""
         self.close()
         folder = self._folder / str(len(self._houses))
         folder.mkdir()
@@ -70,7 +70,7 @@ class Houses:
         return self._houses[-1]
 
     def close(self) -> None:
-        """End who lives there, and remove the last store."""
+        """Kill the processes of the last store, and remove it."""
         for house in self._houses[-1:]:
             house.close()
             shutil.rmtree(house.folder, ignore_errors=True)
@@ -78,7 +78,7 @@ class Houses:
 
 @contextmanager
 def traced(child: Child, folder: Path, *options: str) -> Iterator[None]:
-    """Trace a life that has not begun yet, into the file ``trace``; it may begin in the block."""
+    """Trace a process, which waits for its gate, into the file ``trace`` while the block runs, which opens the gate."""
     command = ["strace", "-f", "-y", "-o", str(folder / "trace"), *options, "-p", str(child.pid)]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracer:
         assert tracer.stderr is not None
@@ -95,12 +95,12 @@ def traced(child: Child, folder: Path, *options: str) -> Iterator[None]:
 
 
 async def live(house: House, *options: str, **job: int) -> tuple[int | None, list[str]]:
-    """Let a life be lived under strace, with the arguments of ``orders.live``: its exit code, and what was traced."""
+    """Run one life under strace, with the arguments of ``orders.live``, and return its exit code and the trace."""
     return await to_thread.run_sync(lived, house, options, {"orders": ORDERS, **job})
 
 
 def lived(house: House, options: Sequence[str], job: dict[str, int]) -> tuple[int | None, list[str]]:
-    """See ``live``."""
+    """Like ``live``, synchronously."""
     gate = house.folder / "gate"
     child = house.bear(gate=str(gate), **job)
     with traced(child, house.folder, *options):
@@ -110,7 +110,7 @@ def lived(house: House, options: Sequence[str], job: dict[str, int]) -> tuple[in
 
 
 def acknowledged(house: House) -> Acknowledged:
-    """What the life noted."""
+    """What the life has noted as acknowledged."""
     noted = Acknowledged()
     for note in house.journal.notes("committed"):
         noted.transitions[note["run"], note["seq"]] = note["commit"]
@@ -119,7 +119,7 @@ def acknowledged(house: House) -> Acknowledged:
 
 
 async def check(house: House) -> list[str]:
-    """What is wrong with the store after a life, and after the next one."""
+    """The problems of the store after a life, and after another process has finished its work."""
     if not house.database.exists():
         assert not house.journal.notes("committed")
         return []
@@ -129,13 +129,13 @@ async def check(house: House) -> list[str]:
     return wrong + problems(house.database, acknowledged(house)) + await orders.go_on(house.database)
 
 
-#: A system call, and which one of a life.
+#: A system call's name, and its number among those of that name in a life.
 Place: TypeAlias = tuple[str, int]
 CALL = re.compile(r"^(\d+) +(\w+)\(")
 
 
 def places(trace: list[str]) -> list[Place]:
-    """Every write and sync of a life, in their order."""
+    """Every write and sync of a life, in order."""
     calls = [match.groups() for line in trace if (match := CALL.match(line))]
     assert len({thread for thread, _ in calls}) == 1, "one thread writes"
     counts = Counter[str]()
@@ -147,7 +147,7 @@ def places(trace: list[str]) -> list[Place]:
 
 
 def some(request: pytest.FixtureRequest, rng: random.Random, found: list[Place]) -> list[Place]:
-    """Which of them to try."""
+    """The places to try."""
     if request.config.getoption("--slow"):
         return found
     stride = max(len(found) // SAMPLE, 1)
@@ -161,7 +161,7 @@ FAULTS = ["signal=SIGKILL", "error=EIO", "error=ENOSPC"]
 async def test_fault_at_a_write_or_sync_loses_nothing(
     houses: Houses, rng: random.Random, request: pytest.FixtureRequest, fault: str
 ) -> None:
-    """Whichever write or sync is the last one or fails, what was acknowledged is there, and all orders end."""
+    """Whichever write or sync fails or is killed, what was acknowledged is in the store, and all orders complete."""
     code, trace = await live(houses.build(), "-e", f"trace={WRITES}")
     assert code == 0
     everywhere = places(trace)
@@ -187,9 +187,9 @@ async def test_fault_at_a_write_or_sync_loses_nothing(
 
 
 DESCRIPTOR = re.compile(r"sync\((\d+)<([^>]*)>")
-#: Without events, so that one thing comes after the other, in every life alike.
+#: Without events, so that every life does the same things in the same order.
 LIGHT = {"events": False}
-#: Enough for a life to copy its WAL back into the database while it works, more than once.
+#: Enough for a life to copy its WAL back into the database more than once while it works.
 HEAVY = {"orders": 24, "load": 250_000, "events": False}
 
 
@@ -197,17 +197,17 @@ HEAVY = {"orders": 24, "load": 250_000, "events": False}
 async def test_file_is_opened_anew_after_a_failed_sync(
     houses: Houses, rng: random.Random, suffix: str, job: dict[str, int]
 ) -> None:
-    """After EIO from a sync nobody syncs that descriptor again, its path is opened once more, and all orders end."""
+    """After EIO from a sync that descriptor is never synced again, the file is opened anew, and all orders complete."""
     options = ["-e", "trace=openat,close,fsync,fdatasync"]
     house = houses.build()
     code, trace = await live(house, *options, **job)
     assert code == 0
     found = [path for line in trace if (path := synced(line))]
-    # A worker that takes the file over copies the WAL back; if that fails the engine cannot be opened. From then on it works.
+    # A worker that takes over the file copies the WAL back first; if that fails, the engine cannot be opened.
     first = found.index(str(house.database), found.index(f"{house.database}-wal")) + 1
     places = [n for n, path in enumerate(found, 1) if path == f"{house.database}{suffix}" and n > first]
     assert len(places) > 1, "a life without such a sync"
-    # The last one is of closing the store, when there is nobody left to open it.
+    # The last one is made while the store closes, when nothing is left that would open the file.
     for place in rng.sample(places[:-1], min(len(places) - 1, 3)):
         house = houses.build()
         code, trace = await live(house, *options, "-e", f"inject={SYNCS}:error=EIO:when={place}", **job)
@@ -226,11 +226,11 @@ async def test_file_is_opened_anew_after_a_failed_sync(
 
 
 def synced(line: str) -> str | None:
-    """The path of what is synced in a line of a trace."""
+    """The path of the file that a line of a trace syncs."""
     match = DESCRIPTOR.search(line)
     return match[2] if match else None
 
 
 def closing_of(number: str, path: str, trace: list[str]) -> int:
-    """Where a descriptor is closed."""
+    """The index of the line that closes a descriptor."""
     return next((n for n, line in enumerate(trace) if f" close({number}<{path}>" in line), len(trace))

@@ -1,4 +1,4 @@
-"""The end of a process whose engine had a sync step that never returns."""
+"""The end of a process whose engine has a sync step that never returns."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("how", ["for ever", "timed out", "freed by the end"])
 def test_step_that_blocks_its_thread_for_ever_keeps_no_process_from_ending(tmp_path: Path, how: str) -> None:
-    """The program closes its engine and ends by itself, without a word on stderr."""
+    """A program whose sync step outlasts its engine ends by itself, with exit code 0 and nothing on stderr."""
     command = [sys.executable, "-c", PROGRAM, how, f"sqlite:///{tmp_path}/runs.db"]
     with (tmp_path / "out").open("w+b") as out, (tmp_path / "err").open("w+b") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err)
@@ -63,5 +63,6 @@ def test_step_that_blocks_its_thread_for_ever_keeps_no_process_from_ending(tmp_p
             process.wait()
     said = (tmp_path / "out").read_text()
     status = "failed" if how == "timed out" else "running"
-    assert said.endswith(f"{status} ['aioflow step']\n"), said  # the fault was there as the engine had closed
+    # The thread was still blocked when the engine had closed.
+    assert said.endswith(f"{status} ['aioflow step']\n"), said
     assert (code, (tmp_path / "err").read_text()) == (0, "")

@@ -1,4 +1,4 @@
-"""Crashes by copying the database and its WAL while an engine works: nothing acknowledged is lost, all runs go on."""
+"""Crashes simulated by copying database and WAL while an engine works: nothing acknowledged is lost, all runs go on."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.faults import images, orders
 from tests.faults.images import Acknowledged
 
 IMAGES = 40
-#: Orders that are processed at once, for as long as images are taken.
+#: How many orders are processed concurrently while images are taken.
 AT_ONCE = 20
 
 
 class Bell(Acknowledged):
-    """Tells another thread of what is acknowledged."""
+    """Wakes another thread whenever a transition is acknowledged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,13 +39,13 @@ class Bell(Acknowledged):
 
 
 class Camera(threading.Thread):
-    """Takes one image after the other in a thread of its own: soon after some transition, or after another image.
+    """A thread that takes images one after the other: shortly after a transition, or right after the image before.
 
     Args:
-        database: of what.
-        folder: where the images are put, in a folder each.
-        acknowledged: what the engine on it has been told.
-        rng: decides when, and which images come after a checkpoint, so that they differ in what is where.
+        database: the database to copy.
+        folder: the images are put into it, in a folder each.
+        acknowledged: the instrument of the engine that works on it.
+        rng: decides when, and which images follow a checkpoint, so that the WAL's share of the data varies.
     """
 
     def __init__(self, database: Path, folder: Path, acknowledged: Bell, rng: random.Random) -> None:
@@ -54,7 +54,7 @@ class Camera(threading.Thread):
         self._folder = folder
         self._acknowledged = acknowledged
         self._rng = rng
-        #: The images, and what had been acknowledged before each was begun.
+        #: The images, and what had been acknowledged before each of them was begun.
         self.images: list[tuple[Path, Acknowledged]] = []
         self.error: BaseException | None = None
 
@@ -78,7 +78,7 @@ class Camera(threading.Thread):
 
 
 async def busy(engine: Engine, acknowledged: Acknowledged, camera: Camera) -> int:
-    """Process orders until the camera has taken its images: how many."""
+    """Process orders until the camera has taken its images, and return how many."""
     numbers = iter(range(1_000_000))
     processed = 0
 
@@ -94,7 +94,7 @@ async def busy(engine: Engine, acknowledged: Acknowledged, camera: Camera) -> in
 
 
 async def test_crash_at_any_moment_loses_nothing(tmp_path: Path, rng: random.Random) -> None:
-    """Each of forty images of a busy store holds what was acknowledged before it, whole, and its orders all end."""
+    """Each of forty images of a busy store has all that was acknowledged before it, and its orders all complete."""
     database, acknowledged = tmp_path / "runs.db", Bell()
     engine = Engine(f"sqlite:///{database}", workflows=orders.WORKFLOWS)
     engine.instruments.append(acknowledged)
@@ -121,7 +121,7 @@ async def test_crash_at_any_moment_loses_nothing(tmp_path: Path, rng: random.Ran
 
 
 async def test_damaged_image_is_noticed(tmp_path: Path) -> None:
-    """An image without its WAL, or with rows and histories that do not fit, has problems: the check above can fail."""
+    """An image without its WAL, or whose rows and histories do not match, has problems: the check above can fail."""
     database, acknowledged = tmp_path / "runs.db", Acknowledged()
     engine = Engine(f"sqlite:///{database}", workflows=orders.WORKFLOWS)
     engine.instruments.append(acknowledged)
@@ -131,7 +131,7 @@ async def test_damaged_image_is_noticed(tmp_path: Path) -> None:
         folders = [tmp_path / name for name in ("whole", "short", "torn", "gap", "mail", "events")]
         for folder in folders:
             folder.mkdir()
-        acknowledged = acknowledged.so_far()  # what the last events start goes on
+        acknowledged = acknowledged.so_far()  # the runs of the last events are still committing
         whole, short, torn, gap, mail, events = (images.take(database, folder) for folder in folders)
     assert images.problems(whole, acknowledged) == []
     short.with_name("runs.db-wal").unlink()
@@ -149,7 +149,7 @@ async def test_damaged_image_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [0, 3])
 async def test_image_of_a_store_that_is_closed(tmp_path: Path, count: int) -> None:
-    """A store without a WAL can be copied as well, and the copying leaves it as it is."""
+    """A closed store, which has no WAL, can be copied as well, and copying does not change it."""
     database, acknowledged = tmp_path / "runs.db", Acknowledged()
     engine = Engine(f"sqlite:///{database}", workflows=orders.WORKFLOWS)
     engine.instruments.append(acknowledged)

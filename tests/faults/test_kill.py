@@ -1,7 +1,7 @@
-"""SIGKILL at random moments: nothing acknowledged is lost, nothing committed is done again, nothing is early.
+"""SIGKILL at random moments: nothing acknowledged is lost, nothing committed is repeated, nothing is early.
 
-A process works hundreds of random programs and is killed thirty times, each of its lives on the same file. Then it may
-end its work, and what is in the store and in the journal is held against a model that knows neither kills nor stores.
+Thirty processes, one after the other on the same file, run hundreds of random programs, and each is killed. Then one
+may finish the work, and the store and the journal are compared with a model that knows neither kills nor stores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.faults.children import House
 from tests.faults.program import LATER, REASON, RETRY, Plan, advance, parse, planned
 
 KILLS = 30
-#: Runs that each life starts, if it lives long enough.
+#: How many runs each life starts, if it lives long enough.
 STARTS = 150
 MILLISECOND = 1000
 
@@ -31,7 +31,7 @@ MILLISECOND = 1000
 
 
 class Visit(NamedTuple):
-    """A visit of a step, as the program has it: what it begins with, how often it fails, and how it ends."""
+    """A visit of a step according to the program: the Context that it begins with, its failures, and its command."""
 
     step: str
     at: int
@@ -43,7 +43,7 @@ class Visit(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a program comes to."""
+    """The result of a program."""
 
     visits: list[Visit]
     status: str
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 
 def model(program: list[str]) -> Outcome:
-    """Do the program in a world without faults."""
+    """Execute the program in a model without faults."""
     total, path, visits = 0, [], []
     for at, instruction in enumerate(program):
         step, words = parse(instruction)
@@ -73,28 +73,28 @@ def model(program: list[str]) -> Outcome:
     return Outcome(visits, "completed", None, len(program), total, path)
 
 
-# ---- one run, held against it
+# ---- one run, compared with its model
 
 
 class Wrong(Exception):
-    """What a run should not be like."""
+    """A run differs from its model."""
 
 
 class TakenForPoison(Exception):
-    """A run that every death of its process has hit in one step, until it was held to be the cause: it has failed."""
+    """A run has failed because six deaths of its process hit one step, so that the step was taken for their cause."""
 
 
 def poison_of(row: Run, step: str) -> str | None:
-    """The error of a run that is held to kill its processes in this step."""
+    """The error of a run whose step is taken for the cause of its processes' deaths."""
     move = poison(row._replace(step=step, crashes=POISON_CRASHES), now=0, commit_id=0)
     return move and move.run.error
 
 
 class Account:
-    """A run's history and executions, walked along its model.
+    """A run's history and executions, followed along its model.
 
-    Every execution has a place: between the transition that let it begin and the one that it, or its repetition after
-    a crash, led to. ``repeated`` counts repetitions.
+    Every execution must be between the transition that let it begin and the one that it, or its repetition after a
+    crash, led to. ``repeated`` counts the repetitions.
     """
 
     def __init__(self, plan: Plan, row: Run, history: list[Transition], executions: list[dict[str, Any]]) -> None:
@@ -106,7 +106,7 @@ class Account:
         self.repeated = 0
 
     def check(self, store_id: str) -> None:
-        """Raise Wrong if anything is, TakenForPoison if its end is that."""
+        """Raise Wrong if anything is wrong, TakenForPoison if the run has failed for that reason."""
         plan, row, outcome = self.plan, self.row, model(self.plan.program)
         assert [t.seq for t in self.history] == list(range(1, row.seq + 1)), "history has gaps"
         opened = self.next("start", "coroutine", 1)
@@ -125,7 +125,7 @@ class Account:
             raise Wrong("started early")
 
     def check_context(self, data: dict[str, Any]) -> None:
-        """Raise Wrong if the Context is not what the model says."""
+        """Raise Wrong if the Context is not that of the model."""
         outcome = model(self.plan.program)
         expected = {"program": self.plan.program, "number": self.plan.number}
         expected |= {"at": outcome.at, "total": outcome.total, "path": outcome.path}
@@ -175,14 +175,14 @@ class Account:
         self.repeated += len(lives) - 1
 
     def wake(self, since: Transition, delay: int, step: str, attempt: int) -> Transition:
-        """Find the wake-up, not before its time."""
+        """Find the wake-up, which must not be early."""
         woken = self.next("wake", step, attempt)
         if woken.at_micros < since.at_micros + delay:
             raise Wrong(f"{woken} is early: {delay} microseconds after {since}")
         return woken
 
     def next(self, kind: str, step: str, attempt: int) -> Transition:
-        """Take the next transition, which has to be this."""
+        """Take the next transition, which must be this one."""
         if not self.transitions:
             raise Wrong(f"history ends before {kind} {step}")
         found = self.transitions.popleft()
@@ -190,23 +190,23 @@ class Account:
         return found
 
     def same(self, what: str, found: object, expected: object) -> None:
-        """Compare."""
+        """Raise Wrong unless they are equal."""
         if found != expected:
             raise Wrong(f"{what}: {found!r}, not {expected!r}")
 
 
-# ---- all of them
+# ---- all runs
 
 
 class Hit(NamedTuple):
-    """What a kill hit: runs that had not ended, and steps of that life that began and came to nothing."""
+    """What a kill hit: how many runs had not ended, and how many steps that began in that life had not committed."""
 
     live: int
     steps: int
 
 
 def inspect(house: House, life: int) -> Hit:
-    """Read a copy of the store as a kill left it. Whatever was acknowledged is in it by now."""
+    """Read a copy of the store as a kill left it, and check that it has everything that was acknowledged."""
     with house.copy() as db:
         if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'runs'").fetchone():
             rows = []
@@ -220,7 +220,7 @@ def inspect(house: House, life: int) -> Hit:
 
 
 async def examine(house: House, seed: int) -> tuple[Counter[str], list[str]]:
-    """Hold every run against its model, and every acknowledgement against the runs: figures, and what is wrong."""
+    """Compare every run with its model, and every acknowledgement with the runs: counts, and what is wrong."""
     figures: Counter[str] = Counter()
     problems: list[str] = []
     executions = defaultdict(list)
@@ -251,7 +251,7 @@ async def examine(house: House, seed: int) -> tuple[Counter[str], list[str]]:
 
 
 def check_acknowledged(house: House, numbers: dict[int, int], figures: Counter[str]) -> Iterator[str]:
-    """Each acknowledged start is a run, each key one run, and nothing else is twice."""
+    """Each acknowledged start made its run, each plan one run, and only one start was told that it created the run."""
     acknowledged = house.journal.notes("acknowledged")
     runs_of = defaultdict(set)
     for run_id, number in numbers.items():
@@ -272,13 +272,13 @@ def check_acknowledged(house: House, numbers: dict[int, int], figures: Counter[s
 
 
 def tell(line: str) -> None:
-    """Say something into the test's captured output: ``pytest -s`` shows it, and so does a failure."""
+    """Print to the test's captured output, which ``pytest -s`` and a failure show."""
     sys.stdout.write(f"{line}\n")
 
 
 @pytest.mark.parametrize("lot", [1, *(pytest.param(lot, marks=pytest.mark.slow) for lot in range(2, 11))])
 async def test_nothing_is_lost_doubled_or_early(house: House, rng: random.Random, lot: int) -> None:
-    """Thirty kills in the middle of hundreds of runs leave no trace but steps that began twice."""
+    """Thirty kills in the middle of hundreds of runs lead to nothing but steps that began twice."""
     seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
     tell(f"repeat the programs and the moments with AIOFLOW_TEST_SEED={seed}")
     chance = random.Random(f"{seed} kills")
@@ -286,14 +286,14 @@ async def test_nothing_is_lost_doubled_or_early(house: House, rng: random.Random
     early = chance.sample(range(2, KILLS + 1), KILLS // 10)
     for life in range(1, KILLS + 1):
         numbers = list(range(life * STARTS, (life + 1) * STARTS))
-        # Some of what an earlier life was told to start under a key, whether or not it came to that.
+        # Some numbers of earlier lives that have a key, whether or not those lives got to start them.
         again = [number for number in range(STARTS, life * STARTS) if planned(seed, number).key]
         numbers[:0] = chance.sample(again, min(len(again), 5))
         child = house.bear(
             stream={"seed": seed, "numbers": numbers}, max_running=chance.choice([20, 200, 1000]), shutdown_timeout=1
         )
         assert child.life == life
-        if life in early:  # while it opens the store
+        if life in early:  # killed while it opens the store
             assert await child.ended(chance.uniform(0, 0.1)) is None
         else:
             await house.noted("open", life=life)
@@ -302,7 +302,7 @@ async def test_nothing_is_lost_doubled_or_early(house: House, rng: random.Random
         hits.append(inspect(house, life))
 
     last = house.bear(finish=True)
-    if (code := await last.ended(90)) is None:  # some run does not end: the examination tells which
+    if (code := await last.ended(90)) is None:  # some run does not end: examine() says which
         await last.kill()
     figures, problems = await examine(house, seed)
     tell(f"live runs and interrupted steps at each kill: {[tuple(hit) for hit in hits]}; {dict(figures)}")
@@ -319,7 +319,7 @@ async def test_nothing_is_lost_doubled_or_early(house: House, rng: random.Random
 
 
 def test_a_broken_account_is_noticed() -> None:
-    """The model finds a step that is repeated, early, late, lost or in the wrong place: the check above can fail."""
+    """The model finds a step that is repeated, early, late, missing or misplaced: the check above can fail."""
     plan = Plan(1, ["coroutine: flaky 1, sleep 5", "thread: complete"])
     row = a_row(seq=6, status="completed", updated_at=90_000, ended_at=90_000)
     history = [
@@ -373,7 +373,7 @@ def test_a_broken_account_is_noticed() -> None:
 
 
 def a_row(**changes: Any) -> Run:
-    """A run's row."""
+    """A row of a run."""
     row = Run(
         9, "machine", "1", None, None, None, 10_000, "running", "coroutine", None, 1, 1, None, 1, 0, 0, 0, 0,
         None, None, None, None, None, None, None, "{}", None, None, 10_000, None,

@@ -1,7 +1,8 @@
-"""SIGKILL while actions are called: each call that was acknowledged has happened exactly once, and none that was refused.
+"""SIGKILL while actions are called: each acknowledged call has happened exactly once, and no refused call has.
 
-A worker is killed fifteen times while its own clerks call, and those of a process that only calls, which lives through
-it all: its calls are answered by whoever works next. Then a last life does what is left. The program is in clerks.py.
+A worker is killed fifteen times while actions are called by its own clerks, and by those of a client process, which
+lives through all kills and whose calls the next worker answers. Then a last life finishes the work. The program is in
+clerks.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.faults.children import House, Nursery
 
 KILLS = 15
 CLERKS = 4
-#: What the action's step may make of its run, and what an action that raises makes of it.
+#: The kinds of transition that the action's step may lead to, and the kind that one which raises leads to.
 RETURNED = {"goto", "wait", "complete"}
 RAISED = "reopen"
 
@@ -40,7 +41,7 @@ def bank(tmp_path: Path) -> Iterator[House]:
 
 
 class Hit(NamedTuple):
-    """What a kill hit: calls of act() that were under way, and runs whose action had been claimed."""
+    """What a kill hit: how many calls of act() had no outcome yet, and how many runs an action had claimed."""
 
     calls: int
     claimed: int
@@ -60,7 +61,7 @@ def inspect(house: House, life: int) -> Hit:
 
 
 async def problems_of(house: House) -> tuple[Counter[str], list[str]]:
-    """Hold the store against what was noted: figures, and what is wrong."""
+    """Compare the store with what was noted: counts, and what is wrong."""
     noted = {
         what: {note["token"] for note in house.journal.notes(what)}
         for what in ("calling", "ran", "served", "refused", "failed", "unknown")
@@ -98,7 +99,7 @@ async def problems_of(house: House) -> tuple[Counter[str], list[str]]:
 
 
 async def test_every_acknowledged_call_has_happened_once(bank: House, rng: random.Random) -> None:
-    """Fifteen kills while actions are called, here and through another process: none is lost, and none happens twice."""
+    """Of actions called through fifteen kills, here and from a client process, none is lost or happens twice."""
     seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
     sys.stdout.write(f"repeat the calls and the moments with AIOFLOW_TEST_SEED={seed}\n")
     chance = random.Random(f"{seed} kills")
@@ -117,7 +118,7 @@ async def test_every_acknowledged_call_has_happened_once(bank: House, rng: rando
     assert caller is not None
     before = len(bank.journal.notes("served", life=caller.life))
     last = bank.bear(seed=seed, clerks=0)
-    await bank.noted("served", before + 5, life=caller.life)  # what was called is answered by whoever works now
+    await bank.noted("served", before + 5, life=caller.life)  # the new worker answers them
     caller.send(signal.SIGTERM)
     assert await caller.ended() == 0
     last.send(signal.SIGTERM)

@@ -1,6 +1,6 @@
-"""SIGKILL while events are emitted and start runs: each acknowledged event has its runs, and none has one too many.
+"""SIGKILL while events are emitted and start runs: each acknowledged event has its runs, and no event has one too many.
 
-A worker is killed fifteen times while it emits. Then a last life does what is left. The program is in occasions.py.
+A worker is killed fifteen times while it emits. Then a last life finishes the work. The program is in occasions.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def venue(tmp_path: Path) -> Iterator[House]:
 
 
 class Hit(NamedTuple):
-    """What a kill hit: calls of emit(), starts that were due and not made, and runs that were under way."""
+    """What a kill hit: calls of emit() that had not returned, due starts that were not made, and runs that executed."""
 
     calls: int
     due: int
@@ -45,7 +45,7 @@ class Hit(NamedTuple):
 
 
 def inspect(house: House, life: int) -> Hit:
-    """Read a copy of the store as a kill left it. Whatever was acknowledged is in it by now."""
+    """Read a copy of the store as a kill left it, and check that it has everything that was acknowledged."""
     emitted = {note["event"] for note in house.journal.notes("emitted")}
     calls = {note["event"] for note in house.journal.notes("emitting", life=life)} - emitted
     with house.copy() as db:
@@ -59,7 +59,7 @@ def inspect(house: House, life: int) -> Hit:
 
 
 async def problems_of(house: House) -> tuple[Counter[str], list[str]]:
-    """Hold the store against what was noted: figures, and what is wrong."""
+    """Compare the store with what was noted: counts, and what is wrong."""
     async with Engine(house.url, worker=False) as engine:
         runs = [run.row async for run in engine.iter_runs(order="id")]
         events = await engine.events(limit=10_000)
@@ -91,7 +91,7 @@ async def problems_of(house: House) -> tuple[Counter[str], list[str]]:
 
 
 async def test_every_acknowledged_event_starts_its_runs_once(venue: House, rng: random.Random) -> None:
-    """Fifteen kills while events are emitted, occur and start runs: no start is lost, and none is made twice."""
+    """Of events that are emitted, occur and start runs through fifteen kills, no start is lost or made twice."""
     seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
     sys.stdout.write(f"repeat the events and the moments with AIOFLOW_TEST_SEED={seed}\n")
     chance = random.Random(f"{seed} kills")

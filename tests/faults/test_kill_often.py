@@ -1,10 +1,10 @@
-"""SIGKILL two hundred times, ten thousand with --slow: lives of a few dozen milliseconds, on many stores.
+"""SIGKILL two hundred times, ten thousand times with --slow: lives of a few dozen milliseconds, on many stores.
 
-test_kill.py kills in the middle of hundreds of runs. Here each life is so short that the kills come at every part of it:
-while the store is opened, taken over or first written, and while the runs of the lives before are claimed.
+test_kill.py kills in the middle of hundreds of runs. Here each life is so short that the kills hit every part of it:
+while the store is opened, taken over or first written, and while the runs of earlier lives are claimed.
 
-All ten thousand have been run (on two busy cores, one to four minutes a lot): they interrupted 19 000 steps, and of 94 000
-runs none was lost, doubled or early. The last 3 800 met the batches that are one statement.
+All ten thousand have been run (on two busy cores, one to four minutes a lot): they interrupted 19 000 steps, and of 94
+000 runs none was lost, doubled or early. The last 3 800 met the batches that are one statement.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import pytest
 from tests.faults.children import House, Nursery
 from tests.faults.test_kill import examine, inspect
 
-#: Kills on one store: a run that six lives die of in one step is taken for the cause, and failed.
+#: Kills on one store. A run that is hit in one step by six kills would be taken for their cause, and fail.
 KILLS = 5
 STORES = 40
-#: Runs that each life starts, if it lives long enough.
+#: How many runs each life starts, if it lives long enough.
 STARTS = 15
-#: Seconds after the fork; where the machine is busy, as many times what a life takes to open its store.
+#: Seconds after the fork; on a busy machine, so many times what a life takes to open its store.
 LONGEST_LIFE = 0.15
 OPENINGS = 2
 #: 200 kills in CI, and 9 800 more with --slow.
@@ -37,7 +37,7 @@ LOTS = [0, *(pytest.param(lot, marks=pytest.mark.slow) for lot in range(1, 50))]
 
 @pytest.fixture
 def houses(nursery: Nursery, tmp_path: Path) -> Iterator[list[House]]:
-    """Folders with a store each, one after the other, and one more to begin with."""
+    """Folders for one store each, and one more to measure how long opening takes."""
     houses = [House(nursery, tmp_path / str(number)) for number in range(STORES + 1)]
     yield houses
     for house in houses:
@@ -45,7 +45,7 @@ def houses(nursery: Nursery, tmp_path: Path) -> Iterator[list[House]]:
 
 
 async def longest_life(house: House) -> float:
-    """How long a life may be, so that its kill comes at any part of it."""
+    """The longest time before a kill, so that kills hit every part of a life."""
     house.folder.mkdir()
     began = time.monotonic()
     child = house.bear(stream={"seed": 0, "numbers": []}, shutdown_timeout=1)
@@ -56,7 +56,7 @@ async def longest_life(house: House) -> float:
 
 
 async def kill_often(house: House, seed: int, longest: float, figures: Counter[str]) -> list[str]:
-    """Kill five lives on a store, then let one end the work: what is wrong then."""
+    """Kill five lives on a store, let another finish the work, and return what is wrong then."""
     house.folder.mkdir()
     chance = random.Random(f"{seed} moments")
     for life in range(1, KILLS + 1):
@@ -72,7 +72,7 @@ async def kill_often(house: House, seed: int, longest: float, figures: Counter[s
         figures["steps interrupted"] += hit.steps if hit else 0
     last = house.bear(finish=True)
     code = await last.ended(30)
-    if code is None:  # some run does not end: the examination tells which
+    if code is None:  # some run does not end: examine() says which
         last.send(signal.SIGKILL)
         await last.ended()
     if not house.steps():

@@ -1,8 +1,8 @@
-"""SIGKILL while signals are on their way: every acknowledged one is taken once, by whom it was for, or still there.
+"""SIGKILL while signals are sent: every acknowledged one is taken once, by a run it was for, or is still there.
 
-A worker is killed thirty times while it and another process, a client that lives on, start readers and write to them:
-before they wait, while they do, to their keys before they are there. Then the last life may settle, and what is in the
-store is held against what the senders and the steps noted. The model is in ledger.py.
+A worker is killed thirty times while it and a client process that lives on start readers and write to them: before they
+wait, while they wait, and to their keys before they exist. Then a last life finishes the work, and the store is
+compared with what the senders and the steps noted. The model is in ledger.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def post(post_office: Nursery, tmp_path: Path) -> Iterator[House]:
 
 
 class Hit(NamedTuple):
-    """What a kill hit: calls of signal(), letters in the mailbox of somebody who waits for them, steps with a letter."""
+    """What a kill hit: calls of signal(), letters in the mailbox whose reader waits for them, steps with a letter."""
 
     calls: int
     mail: int
@@ -47,14 +47,14 @@ class Hit(NamedTuple):
 
 
 def letters(house: House) -> dict[str, Letter]:
-    """The letters as they were noted up to now."""
-    # What comes first is read last: others go on writing.
+    """The letters that have been noted so far."""
+    # The first note of a letter is read last, as others go on writing.
     notes = [note for what in ("sent", "refused", "sending") for note in house.journal.notes(what)]
     return letters_of(sorted(notes, key=lambda note: note["wall"]))
 
 
 def cut_off(house: House, life: int) -> list[dict[str, Any]]:
-    """The sends of a life that did not come to anything that it noted."""
+    """The sends of a life that have no outcome in the journal."""
     told = {note["token"] for what in ("sent", "refused") for note in house.journal.notes(what, life=life)}
     return [note for note in house.journal.notes("sending", life=life) if note["token"] not in told]
 
@@ -67,7 +67,7 @@ WHERE s.taken_at IS NULL
 
 
 def inspect(house: House, life: int) -> Hit:
-    """Read a copy of the store as a kill left it. Whatever was acknowledged is in it by now."""
+    """Read a copy of the store as a kill left it, and check that it has everything that was acknowledged."""
     sent = [letter for letter in letters(house).values() if letter.state in ("delivered", "buffered")]
     with house.copy() as db:
         if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'signals'").fetchone():
@@ -75,7 +75,7 @@ def inspect(house: House, life: int) -> Hit:
             return Hit(0, 0, 0)
         there = {token for (token,) in db.execute("SELECT json_extract(payload, '$.token') FROM signals")}
         runs = db.execute("SELECT id, key, visit, status FROM runs").fetchall()
-        # What a run was given past the mailbox resumed it, and then went into its Context.
+        # A letter that resumed its run without the mailbox is in the run's input, and then in its Context.
         given = "".join(text for texts in db.execute("SELECT data, ifnull(input, '') FROM runs") for text in texts)
         (mail,) = db.execute(MAIL).fetchone()
     ended = {name for id_, key, _, status in runs if status in ENDED for name in (f"run {id_}", f"flow {key}")}
@@ -88,7 +88,7 @@ def inspect(house: House, life: int) -> Hit:
 
 
 async def examine(house: House, seed: int) -> tuple[Counter[str], list[str]]:
-    """Hold everything against the model: figures, and what is wrong."""
+    """Compare everything with the model: counts, and what is wrong."""
     async with Engine(house.url, worker=False) as engine:
         readings = [
             Reading(run.row, run.data, await engine.history(run.id)) async for run in engine.iter_runs(order="id")
@@ -97,7 +97,7 @@ async def examine(house: House, seed: int) -> tuple[Counter[str], list[str]]:
 
 
 def compare(house: House, seed: int, readings: list[Reading]) -> tuple[Counter[str], list[str]]:
-    """See ``examine``."""
+    """Like ``examine``, synchronously."""
     left: dict[str, set[int]] = {}
     taken: dict[str, set[int]] = {}
     with house.copy() as db:
@@ -132,13 +132,13 @@ def compare(house: House, seed: int, readings: list[Reading]) -> tuple[Counter[s
 
 
 def tell(line: str) -> None:
-    """Say something into the test's captured output."""
+    """Print to the test's captured output."""
     sys.stdout.write(f"{line}\n")
 
 
 @pytest.mark.parametrize("lot", [1, *(pytest.param(lot, marks=pytest.mark.slow) for lot in range(2, 11))])
 async def test_every_acknowledged_signal_is_taken_once(post: House, rng: random.Random, lot: int) -> None:
-    """Thirty kills while signals are sent, delivered and taken: none is lost, doubled, out of order or overtaken by time."""
+    """Of signals sent and taken through thirty kills none is lost, doubled, out of order or ignored by a timeout."""
     seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
     tell(f"repeat the routes and the moments with AIOFLOW_TEST_SEED={seed}")
     chance = random.Random(f"{seed} kills")
@@ -171,16 +171,16 @@ async def test_every_acknowledged_signal_is_taken_once(post: House, rng: random.
 
 
 async def has_settled(house: House, life: int) -> bool:
-    """Whether the last life comes to an end of what there is to do."""
+    """Whether the last life has finished all work that is left."""
     try:
         await house.noted("settled", within=60, life=life)
-    except AssertionError:  # the examination tells what is left
+    except AssertionError:  # examine() says what is left
         return False
     return True
 
 
 def check_figures(hits: list[Hit], figures: Counter[str]) -> None:
-    """The faults were what the test is about."""
+    """Check that the kills hit what the test is about."""
     assert sum(hit.calls > 0 for hit in hits) >= KILLS - 5, f"too few kills came while signals were sent: {hits}"
     assert sum(hit.mail > 0 for hit in hits) >= KILLS // 5, f"too few kills came between sending and taking: {hits}"
     assert sum(hit.steps > 0 for hit in hits) >= KILLS // 2, f"too few kills came while a letter was read: {hits}"
@@ -188,7 +188,7 @@ def check_figures(hits: list[Hit], figures: Counter[str]) -> None:
         assert figures[what] >= least, f"{what}: {figures[what]}, not {least}: {figures}"
 
 
-#: Situations, and how often each has to have come up.
+#: Situations, and how often each must have come up.
 WANTED = {
     "sent before the start": 2 * KILLS,
     "sent before the wait": 5 * KILLS,
@@ -213,7 +213,7 @@ WANTED = {
 }
 
 
-# ---- whether the check can fail
+# ---- that the check can fail
 
 WAITS_ONCE = next(
     number
@@ -224,7 +224,7 @@ WAITS_ONCE = next(
 
 
 def a_reading(run_id: int, token: str | None, **changes: Any) -> Reading:
-    """A reader that took a letter, or waited in vain until 130 milliseconds."""
+    """A reader that took a letter, or whose wait timed out at 130 milliseconds."""
     kinds = ["start", "goto", "wait", "timeout" if token is None else "signal", "complete"]
     instants = [10, 20, 70, 130 if token is None else 80, 150]
     history = [
@@ -238,7 +238,7 @@ def a_reading(run_id: int, token: str | None, **changes: Any) -> Reading:
 
 
 def test_a_broken_ledger_is_noticed() -> None:
-    """The model finds a letter that is lost, doubled, out of order, in the wrong hands or too late: the check can fail."""
+    """The model finds a letter that is lost, doubled, late, out of order or taken by another: the check can fail."""
     key = f"key {key_of(WAITS_ONCE)}"
     sent = Letter("a", "letter", key, "me", sent=74_000, tries=1, life=1, acknowledged=75_000, state="buffered")
     told = replace(sent, state="delivered", delivered=[9])

@@ -1,4 +1,4 @@
-"""Runs that kill their process: they are caught and failed, and whoever ran beside them is not."""
+"""Runs that kill their process: they are failed after the sixth death, and the runs beside them are not."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.faults.children import PATIENCE, House
 from tests.faults.program import Machine
 
 KILLED, EXITED = -signal.SIGKILL, 1
-#: More lives than any run is given.
+#: More lives than any run gets.
 LIVES = 20
 
 
 class Poison(NamedTuple):
-    """A step that ends its process, and how the process is seen to have ended."""
+    """A step that ends its process, and the exit code that it leads to."""
 
     instruction: str
     code: int
@@ -39,12 +39,12 @@ BYSTANDER = ["coroutine: goto", "thread: take 250, goto", "coroutine: take 250, 
 
 
 def poisoned(poison: Poison) -> list[str]:
-    """A program that gets to its poison by a goto."""
+    """A program that reaches its poison by a goto."""
     return ["coroutine: goto", poison.instruction]
 
 
 async def lives(house: House, starts: Sequence[Sequence[object]] = ()) -> list[int]:
-    """Live until a life ends that no step has ended: how each of them ended."""
+    """Start one life after the other until one ends by itself, and return all exit codes."""
     codes: list[int] = []
     while len(codes) < LIVES:
         child = house.bear(starts=starts if not codes else [], finish=True)
@@ -63,7 +63,7 @@ def executed(house: House, run: WorkflowRun, at: int) -> list[int]:
 
 @pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS)
 async def test_a_run_that_kills_its_process_is_failed(house: House, poison: Poison) -> None:
-    """After the sixth death the run is failed, and its error says how often which step of it killed the process."""
+    """After the sixth death the run is failed, and its error names the step and the number of deaths."""
     assert await lives(house, [[1, poisoned(poison)]]) == [poison.code] * 6 + [0]
     async with Engine(house.url, worker=False) as engine:
         (run,) = await engine.runs()
@@ -84,7 +84,7 @@ async def test_a_run_that_kills_its_process_is_failed(house: House, poison: Pois
 @pytest.mark.parametrize("first", ["poison", "bystander"])
 @pytest.mark.parametrize("poison", [POISONS["async-kill"], POISONS["thread-exit"]], ids=["async-kill", "thread-exit"])
 async def test_a_bystander_is_innocent(house: House, poison: Poison, first: str) -> None:
-    """A run that is beside the poison at each death until both are suspects completes, whoever is taken first."""
+    """A run that is hit by the poison's deaths until both runs are suspects completes, whichever of them runs first."""
     starts = [[1, poisoned(poison)], [2, BYSTANDER]]
     codes = await lives(house, starts if first == "poison" else starts[::-1])
     assert codes == [poison.code] * 6 + [0]
@@ -92,16 +92,16 @@ async def test_a_bystander_is_innocent(house: House, poison: Poison, first: str)
         poison_run, bystander = sorted(await engine.runs(), key=lambda run: run.data["number"])
         assert (poison_run.status, bystander.status) == ("failed", "completed")
         assert bystander.data["path"] == ["coroutine", "thread", "coroutine"]
-        # It was hit by both deaths that every run beside them is counted for ...
+        # It was hit by the two deaths that count for every run which executes then ...
         interrupted = executed(house, bystander, at=1)
         assert interrupted[:SUSPECT_CRASHES] == [1, 2]
-        # ... and from then on runs alone: each of its executions has ended before the next one of the other begins.
+        # ... and then the suspects run one at a time: an execution of one ends before one of the other begins.
         assert executed(house, poison_run, at=1) == [1, 2, 3, 4, 5, 6]
         assert Counter(interrupted) <= Counter([1, 2, 3 if first == "bystander" else 7])
 
 
 async def test_new_runs_beside_a_poison_complete(house: House) -> None:
-    """Runs that come in each life beside a poison complete, though every life but the last is killed."""
+    """Runs that are started in each life beside a poison complete, though six lives are killed."""
     codes = []
     for life in range(1, 9):
         program = poisoned(POISONS["async-kill"]) if life == 1 else BYSTANDER
@@ -117,7 +117,7 @@ async def test_new_runs_beside_a_poison_complete(house: House) -> None:
 
 
 async def test_suspects_run_one_at_a_time(house: House) -> None:
-    """Of many runs that were there at two deaths, no two execute at once, and only the one that runs is counted."""
+    """Of runs that executed at two deaths of their process, no two execute at once in the next life."""
     suspects = 5
     program = ["coroutine: hold 3, take 30, goto", "thread: complete"]
     async with Engine(house.url, worker=False) as engine:
@@ -137,7 +137,7 @@ async def test_suspects_run_one_at_a_time(house: House) -> None:
 
 
 async def test_only_marked_deaths_count(house: House) -> None:
-    """Suspects that wait their turn while another one kills the process again and again are not counted for it."""
+    """Suspects that wait for their turn while another one kills the process again and again are not counted for it."""
     async with Engine(house.url, worker=False) as engine:
         child = house.bear(starts=[[number, ["coroutine: hold 9, complete"]] for number in (1, 2)])
         for life in (1, 2):
@@ -145,7 +145,7 @@ async def test_only_marked_deaths_count(house: House) -> None:
             await child.kill()
             child = house.bear()
         seen = {}
-        for life in (3, 4, 5):  # marked now, and held: whoever has the turn is there when the next kill comes
+        for life in (3, 4, 5):  # the one whose turn it is is marked, and held until the next kill
             (held,) = await house.noted("step", life=life, at=0)
             runs = {run.id: run.row for run in await engine.runs()}
             assert len(runs) == 2
@@ -160,7 +160,7 @@ async def test_only_marked_deaths_count(house: House) -> None:
 
 
 async def test_suspects_that_wait_do_not_begin_while_it_drains(house: House) -> None:
-    """On SIGTERM the suspect that runs may end; those that wait for their turn are given back as they were."""
+    """On SIGTERM the suspect that executes may end; those that wait for their turn are given back unchanged."""
     program = ["coroutine: hold 3, take 400, goto", "thread: complete"]
     async with Engine(house.url, worker=False) as engine:
         for life in (1, 2):
@@ -180,7 +180,7 @@ async def test_suspects_that_wait_do_not_begin_while_it_drains(house: House) -> 
 
 
 async def test_a_suspect_that_is_cancelled_does_not_begin(house: House) -> None:
-    """A run that a client cancels while it waits for its turn is not executed when that comes."""
+    """A run that a client cancels while it waits for its turn is not executed when its turn comes."""
     program = ["coroutine: hold 3, take 1000, goto", "thread: complete"]
     async with Engine(house.url, worker=False) as engine:
         for life in (1, 2):
@@ -197,7 +197,7 @@ async def test_a_suspect_that_is_cancelled_does_not_begin(house: House) -> None:
 
 
 async def test_a_clean_shutdown_counts_nothing(house: House) -> None:
-    """Ten lives that end by SIGTERM in the middle of a step leave the run as it was, and a suspect keeps its count."""
+    """Ten lives that end by SIGTERM in the middle of a step leave the run unchanged, and a suspect keeps its count."""
     async with Engine(house.url, worker=False) as engine:
         run = await engine.start(Machine, program=["coroutine: hold 99, complete"])
 
@@ -228,7 +228,7 @@ async def test_a_clean_shutdown_counts_nothing(house: House) -> None:
 
 
 async def test_a_commit_clears_the_count(house: House) -> None:
-    """Five deaths in one step and five in the next are no six in one: the run completes."""
+    """Five deaths in each of three steps do not add up to six in one: the run completes."""
     program = ["coroutine: kill 5, goto", "thread: kill 10, goto", "inline: kill 15, complete"]
     codes = await lives(house, [[1, program]])
     assert codes == [KILLED] * 15 + [0]
@@ -243,7 +243,7 @@ async def test_a_commit_clears_the_count(house: House) -> None:
 
 @pytest.mark.parametrize("deaths", range(1, POISON_CRASHES + 1))
 async def test_the_sixth_death_is_the_last(house: House, deaths: int) -> None:
-    """A step that stops killing before the sixth death completes, and the sixth is one too many."""
+    """A step that kills fewer than six processes completes its run, and the sixth death fails it."""
     codes = await lives(house, [[1, [f"coroutine: kill {deaths}, complete"]]])
     assert codes == [KILLED] * deaths + [0]
     async with Engine(house.url, worker=False) as engine:

@@ -1,4 +1,4 @@
-"""Several workers on one PostgreSQL server: killed, stopped, cut off, with wrong clocks. Every run ends, and ends once."""
+"""Several workers on one PostgreSQL server: killed, stopped, disconnected, with wrong clocks. Every run ends once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.wire import Wire
 
 @pytest.fixture(scope="module")
 def shipyard() -> Iterator[Nursery]:
-    """The process that forks the workers."""
+    """The server that forks the workers."""
     nursery = Nursery("-m", "tests.faults.fleet")
     yield nursery
     nursery.close()
@@ -31,7 +31,7 @@ def shipyard() -> Iterator[Nursery]:
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[tuple[PostgresServer, Schemas]]:
-    """A server that the tests may treat badly."""
+    """A PostgreSQL server of the tests' own, which they may restart and disconnect."""
     server = PostgresServer("fsync=off", "max_connections=100")
     yield server, Schemas(server.url)
     server.close()
@@ -51,7 +51,7 @@ async def harbour(
 
 
 async def start(harbour: Harbour, runs: int, first: int = 0) -> None:
-    """Start so many, from a process that executes nothing."""
+    """Start so many runs, from a client that executes nothing."""
     async with Engine(harbour.url, workflows=ALL, worker=False) as client:
         await asyncio.gather(
             *(client.start(Fleet, StartOptions(key=f"run-{number}")) for number in range(first, first + runs))
@@ -59,7 +59,7 @@ async def start(harbour: Harbour, runs: int, first: int = 0) -> None:
 
 
 async def test_workers_that_are_killed_lose_and_double_nothing(harbour: Harbour, rng: Random) -> None:
-    """Four workers, 2 000 runs or more, one of them killed each second: every run ends once, taken over within its time."""
+    """With a worker killed each second, 2 000 runs or more end once each, and none waits too long for a takeover."""
     for _ in range(4):
         harbour.launch(lease=LEASE, max_running=50)
     kills, started, lookout = 0, 0, Lookout(harbour)
@@ -86,13 +86,13 @@ async def test_workers_that_are_killed_lose_and_double_nothing(harbour: Harbour,
     async def start_all() -> None:
         nonlocal started
         async with Engine(harbour.url, workflows=ALL, worker=False) as client:
-            # On a slow machine the workers may be idle whenever one is killed: then it takes more runs.
+            # On a slow machine the workers may be idle whenever one is killed: then more runs are needed.
             while started < 2_000 or not await harbour.ask(interrupted):
                 numbers = range(started, started + 100)
                 await asyncio.gather(*(client.start(Fleet, StartOptions(key=f"run-{number}")) for number in numbers))
                 started += 100
                 wanted = min(started // 200, 9)
-                # What is to be taken over is not to wait until there is room for it.
+                # A run to be taken over must not have to wait until a worker has room for it.
                 await wait_until(lambda wanted=wanted: kills >= wanted and lookout.live < 200, timeout=30)
         began.set()
 
@@ -106,7 +106,7 @@ async def test_workers_that_are_killed_lose_and_double_nothing(harbour: Harbour,
 
 
 async def test_a_stopped_worker_writes_nothing_when_it_goes_on(harbour: Harbour, tmp_path: Path) -> None:
-    """SIGSTOP before a commit, past the lease: another has the run by then, and after SIGCONT the commit is refused."""
+    """A worker that SIGSTOP holds past its lease loses its run, and its commit after SIGCONT is refused."""
     stopped, lookout = harbour.launch(lease=LEASE, stops=True), Lookout(harbour)
     async with Engine(harbour.url, workflows=ALL, worker=False) as client:
         run = await client.start(Held, name="gate")
@@ -129,7 +129,7 @@ async def test_a_stopped_worker_writes_nothing_when_it_goes_on(harbour: Harbour,
         assert [row.kind for row in await client.history(run.id)] == ["start", "complete"]
         assert await harbour.ask("SELECT count(DISTINCT step_key) FROM effects") == 1
         assert await harbour.ask("SELECT count(*) FROM effects") == 2
-        # It works again, with a lease of its own.
+        # The stopped worker works again, with a new lease.
         other.send(signal.SIGTERM)
         assert await other.ended() == 0
         again = await client.start(Fleet)
@@ -137,7 +137,7 @@ async def test_a_stopped_worker_writes_nothing_when_it_goes_on(harbour: Harbour,
 
 
 async def test_a_worker_that_drains_leaves_nothing_waiting_for_its_lease(harbour: Harbour) -> None:
-    """After SIGTERM another has the runs at once, uncounted, though the lease was to last for minutes."""
+    """After SIGTERM another worker has the runs at once, with no crash counted, though the lease lasts for minutes."""
     first = harbour.launch(lease=300, shutdown=0.2)
     async with Engine(harbour.url, workflows=ALL, worker=False) as client:
         runs = [await client.start(Held, name="gate") for _ in range(5)]
@@ -156,7 +156,7 @@ async def test_a_worker_that_drains_leaves_nothing_waiting_for_its_lease(harbour
 
 
 async def test_machines_whose_clocks_are_an_hour_apart_agree(harbour: Harbour) -> None:
-    """All go by the server's clock: nobody's lease is over before its time, and nothing is early or an hour late."""
+    """Workers with wrong clocks go by the server's: no lease ends early, and no transition is early or an hour late."""
     for off in (-3_600, 3_600, 0):
         harbour.launch(lease=LEASE, off=off, max_running=20)
     await start(harbour, 200)
@@ -176,7 +176,7 @@ async def test_machines_whose_clocks_are_an_hour_apart_agree(harbour: Harbour) -
 async def test_a_server_that_is_restarted_under_load_costs_nothing(
     harbour: Harbour, own_server: tuple[PostgresServer, Schemas]
 ) -> None:
-    """PostgreSQL stops immediately, as in a crash, and comes back: every run ends, once, within 10 s."""
+    """PostgreSQL is restarted three times in immediate mode under load, and every run ends once, within ten seconds."""
     for _ in range(2):
         harbour.launch(lease=LEASE, max_running=50)
     await wait_until(harbour.has(2), timeout=20)
@@ -193,7 +193,7 @@ async def test_a_server_that_is_restarted_under_load_costs_nothing(
 
 
 async def test_connections_that_are_terminated_at_random_cost_nothing(harbour: Harbour) -> None:
-    """pg_terminate_backend on whichever connection, again and again: every run ends, once."""
+    """Random connections are ended by pg_terminate_backend again and again, and every run ends once."""
     for _ in range(2):
         harbour.launch(lease=LEASE, max_running=50)
     await wait_until(harbour.has(2), timeout=20)
@@ -214,7 +214,7 @@ async def test_connections_that_are_terminated_at_random_cost_nothing(harbour: H
 async def test_a_wire_that_fails_in_every_way_costs_nothing(
     harbour: Harbour, own_server: tuple[PostgresServer, Schemas], rng: Random
 ) -> None:
-    """Cut, slow, half-open on either side, replies to COMMIT lost, all under load: every run ends, once."""
+    """Connections are cut, slow, half-open on either side, and lose replies to COMMIT, and every run ends once."""
     faults = ["cut", "slow", "silent", "deaf", "hang", "lose reply", "lose commit"] * 2
     rng.shuffle(faults)
     async with Wire(own_server[0].socket) as wire:
@@ -227,7 +227,7 @@ async def test_a_wire_that_fails_in_every_way_costs_nothing(
             wire.fail(fault)
 
             def struck(before: int = before, fault: str = fault) -> bool:
-                if fault == "cut" and wire.faults == before:  # there was no connection just then
+                if fault == "cut" and wire.faults == before:  # there was no connection at that moment
                     wire.fail(fault)
                 return wire.faults > before
 

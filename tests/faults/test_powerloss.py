@@ -1,4 +1,4 @@
-"""Power lost at random moments of a store's work: what was acknowledged is there, the file is whole, all runs go on."""
+"""Power loss at random moments of a store's work: what was acknowledged is there, the file is sound, all runs go on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.faults import images, orders
 from tests.faults.images import Acknowledged
 from tests.faults.powerloss import Disk
 
-#: Power losses on one store at the most, and stores of one test.
+#: How many power losses one store has at most, and how many stores a test has.
 LOSSES = 20
 LIVES = 12
 #: 200 power losses in CI, and 20 000 more with --slow.
@@ -31,11 +31,11 @@ ORDERS = 8
 
 
 class Weather:
-    """Takes the power away now and then, and lets syncs fail if it is told to.
+    """Takes images of power losses now and then, and lets syncs fail if it is asked to.
 
     Args:
-        folder: where the images are put.
-        acknowledged: what the engine has been told.
+        folder: the images are put into it.
+        acknowledged: the instrument of the engine.
         rng: decides.
         failing: the chance that a sync fails, once the engine works.
     """
@@ -54,7 +54,7 @@ class Weather:
         """See Disk."""
         name = Path(path).name
         self.figures[f"{operation} {name}"] += 1
-        # Most is at stake before a sync; after it the next operation follows, or an acknowledgement.
+        # Most is at stake before a sync; after it comes the next operation, or an acknowledgement.
         if (
             self.disk.files
             and len(self.images) < LOSSES
@@ -71,7 +71,7 @@ class Weather:
 
 
 async def work(weather: Weather, acknowledged: Acknowledged, url: str, pragma: str) -> None:
-    """Process orders in two lives on the disk, with checkpoints in between. ``pragma``: for the writer."""
+    """Process orders in two lives on the disk, with checkpoints in between. ``pragma``: for the writer's connection."""
     for life in range(2):
         engine = Engine(f"{url}?vfs={weather.disk.name}", workflows=orders.WORKFLOWS)
         engine.instruments.append(acknowledged)
@@ -99,13 +99,13 @@ async def work(weather: Weather, acknowledged: Acknowledged, url: str, pragma: s
 async def lives(
     folder: Path, rng: random.Random, count: int, *, pragma: str = "", failing: float = 0
 ) -> tuple[Counter[str], list[str]]:
-    """Let so many stores lose their power, each many times: figures, and what is wrong with the images."""
+    """Let so many stores lose their power many times each: counts, and what is wrong with the images."""
     figures: Counter[str] = Counter()
     wrong: list[str] = []
     for life in range(count):
         place = folder / str(life)
         place.mkdir()
-        with capture_logs():  # each failed sync has its line
+        with capture_logs():  # each failed sync is logged
             acknowledged = Acknowledged()
             weather = Weather(place, acknowledged, rng, failing)
             await work(weather, acknowledged, f"sqlite:///{place}/runs.db", pragma)
@@ -123,25 +123,25 @@ async def lives(
 
 
 def look_at(image: Path, acknowledged: Acknowledged) -> list[str]:
-    """What is wrong with an image."""
+    """The problems of an image."""
     if not image.exists():  # the power was lost before the file was on the disk
         return ["lost: the file"] if acknowledged.transitions else []
     return images.problems(image, acknowledged)
 
 
 async def examine(image: Path, acknowledged: Acknowledged) -> list[str]:
-    """What is wrong with an image, or with how its orders end."""
+    """The problems of an image, or if there are none, what is wrong with how its orders end."""
     return await to_thread.run_sync(look_at, image, acknowledged) or await orders.go_on(image)
 
 
 def tell(figures: Counter[str]) -> None:
-    """Say what happened."""
+    """Print the counts."""
     sys.stdout.write(f"{dict(sorted(figures.items()))}\n")
 
 
 @pytest.mark.parametrize(("lot", "stores"), LOTS)
 async def test_power_loss_loses_nothing(tmp_path: Path, rng: random.Random, lot: int, stores: int) -> None:
-    """Hundreds of power losses under synchronous=FULL: all that was acknowledged is there, whole, and all orders end."""
+    """After many power losses under synchronous=FULL what was acknowledged is there, and all orders complete."""
     figures, wrong = await lives(tmp_path, rng, stores)
     tell(figures)
     assert not wrong, "\n".join(wrong[:20])
@@ -153,7 +153,7 @@ async def test_power_loss_loses_nothing(tmp_path: Path, rng: random.Random, lot:
 
 
 async def test_power_loss_after_failed_syncs_loses_nothing(tmp_path: Path, rng: random.Random) -> None:
-    """When each tenth sync fails and the kernel drops what it could not write, power losses still lose nothing."""
+    """Power losses lose nothing even if each tenth sync fails and the kernel drops what it could not write."""
     figures, wrong = await lives(tmp_path, rng, LIVES // 2, failing=0.1)
     tell(figures)
     assert not wrong, "\n".join(wrong[:20])
@@ -165,7 +165,7 @@ async def test_power_loss_after_failed_syncs_loses_nothing(tmp_path: Path, rng: 
 async def test_pages_copied_beside_a_reader_outlive_a_sync_that_failed_later(
     tmp_path: Path, rng: random.Random, *, goes_on: bool
 ) -> None:
-    """A checkpoint that a reader stops halfway syncs nothing, but when the next one's sync fails its pages are not lost."""
+    """Pages of a checkpoint that a reader kept from syncing are not lost when the sync of the next checkpoint fails."""
     acknowledged = Acknowledged()
     failing = False
 
@@ -190,7 +190,7 @@ async def test_pages_copied_beside_a_reader_outlive_a_sync_that_failed_later(
             store = engine._parts.store
             assert isinstance(store, SQLiteStore)
             assert store._wal is not None
-            for _ in range(6):  # enough for pages that are not written again
+            for _ in range(6):  # enough that some pages are not written again
                 await some_orders()
             with closing(sqlite3.connect(f"file:{tmp_path}/runs.db?vfs={disk.name}", uri=True)) as reader:
                 reader.execute("BEGIN")
@@ -204,10 +204,10 @@ async def test_pages_copied_beside_a_reader_outlive_a_sync_that_failed_later(
             failing = False
             if goes_on:
                 await store._write(store._wal.copy_back)
-                await some_orders()  # these go to the beginning of the WAL, over what was copied
+                await some_orders()  # they overwrite the WAL from its beginning, which was copied back
                 before = acknowledged.so_far()
                 disk.lose_power(rng, image)
-        if not goes_on:  # the engine has ended as if nothing were wrong
+        if not goes_on:  # the engine has closed without an error
             before = acknowledged.so_far()
             disk.lose_power(rng, image)
         disk.remove()
@@ -217,7 +217,7 @@ async def test_pages_copied_beside_a_reader_outlive_a_sync_that_failed_later(
 
 @pytest.mark.parametrize(("level", "problem"), [("NORMAL", "lost"), ("OFF", "corrupt")])
 async def test_what_is_not_synced_is_lost(tmp_path: Path, rng: random.Random, level: str, problem: str) -> None:
-    """The same with NORMAL loses what was acknowledged, with OFF it damages files: the checks above can fail."""
+    """Power losses lose acknowledged work under NORMAL and damage files under OFF: the checks above can fail."""
     figures, wrong = await lives(tmp_path, rng, LIVES // 2, pragma=f"PRAGMA synchronous = {level}")
     tell(figures)
     assert figures[problem] >= LIVES // 2

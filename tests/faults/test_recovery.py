@@ -17,21 +17,21 @@ from tests.faults.children import House, Nursery
 from tests.faults.program import Machine, advance
 from tests.support import wait_until
 
-#: Seconds in which whatever can go on after a restart has to. A fraction of it is enough on an idle machine.
+#: Seconds within which what can go on after a restart has to. On an idle machine a fraction of it is enough.
 AT_ONCE = 2.0
 
 
 class Case(NamedTuple):
-    """A run that is killed at a moment, and what it has to do in its next life.
+    """A run that is killed at some moment, and what it must do in its next life.
 
     Attributes:
-        program: what it does.
-        dies_on: the kind of transition whose commit is the moment; without, the moment is when instruction ``at`` runs.
+        program: its program.
+        dies_on: the process is killed when a transition of this kind is committed; None: while instruction ``at`` runs.
         at: the first instruction of the next life.
-        attempt: of that.
-        same_visit: whether it had begun in the first life already.
-        waiting_for: what it waits for while it is dead; None if it is running, "ended" if it has ended.
-        delay: milliseconds before it starts.
+        attempt: the attempt of that instruction.
+        same_visit: whether that visit had begun in the first life already.
+        waiting_for: what the run waits for after the kill; None if it is running, "ended" if it has ended.
+        delay: milliseconds of delay of its start.
     """
 
     program: list[str]
@@ -76,7 +76,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 async def test_goes_on_where_it_was(house: House, case: Case) -> None:
-    """A run that is killed at this moment goes on at once in the next life, as it was."""
+    """A run whose process is killed at this moment goes on at once in the next life, where it was."""
     dead = house.bear(starts=[[1, case.program, "the-run", case.delay]], dies_on=[case.dies_on] if case.dies_on else [])
     if case.dies_on:
         assert await dead.ended() == -signal.SIGKILL
@@ -92,7 +92,7 @@ async def test_goes_on_where_it_was(house: House, case: Case) -> None:
         assert (run.status in ("completed", "failed"), run.status == "running") == (ended, case.waiting_for is None)
         kept = run.data
         assert kept["at"] == (len(case.program) if ended else case.at)
-        if run.wake_at:  # down until it is due
+        if run.wake_at:  # no process lives until it is due
             due = run.wake_at.timestamp()
             await wait_until(lambda: time.time() > due)
         born = time.time()
@@ -114,7 +114,7 @@ async def test_goes_on_where_it_was(house: House, case: Case) -> None:
 
 
 def expected_total(instructions: int) -> int:
-    """What a program of that many instructions adds up to."""
+    """The total of a program with so many instructions."""
     total = 0
     for at in range(instructions):
         total = advance(total, at)
@@ -122,7 +122,7 @@ def expected_total(instructions: int) -> int:
 
 
 async def test_blocked_until_its_code_is_back(house: House) -> None:
-    """A run whose code is gone is parked, not failed, and goes on with its visit in the first life that has the code."""
+    """A run whose code is gone is blocked, not failed, and the first life that has the code goes on with its visit."""
     child = house.bear(starts=[[1, ["coroutine: goto", "thread: flaky 1, hold 4, complete"]]])
     (before,) = await house.noted("step", at=1, attempt=2)
     await child.kill()
@@ -152,7 +152,7 @@ async def test_blocked_until_its_code_is_back(house: House) -> None:
 
 
 async def test_five_hundred_interrupted_runs_resume(house: House) -> None:
-    """Five hundred runs that were in the middle of a step are in it again within seconds of opening the file."""
+    """Five hundred runs whose steps a kill interrupted are in the same visits again within five seconds."""
     count = 500
     program = ["coroutine: goto", "coroutine: hold 2, goto", "thread: complete"]
     child = house.bear(starts=[[number, program] for number in range(count)])
@@ -178,7 +178,7 @@ async def test_five_hundred_interrupted_runs_resume(house: House) -> None:
 
 
 async def test_two_thousand_timers_that_came_due_while_down_fire(house: House) -> None:
-    """Sleeps and delayed starts whose time came while no process lived all fire, each once, after the restart."""
+    """Sleeps and delayed starts that came due while no process lived fire after the restart, each once."""
     count, hour = 1000, 3_600_000
     asleep = ["coroutine: sleep 3600000", "coroutine: complete"]
     starts: list[list[Any]] = [[number, asleep] for number in range(count)]
@@ -212,7 +212,7 @@ async def has(engine: Engine, count: int, status: str) -> bool:
 
 
 async def test_killed_while_it_opens_a_new_file(nursery: Nursery, tmp_path: Path, rng: random.Random) -> None:
-    """Whenever a process is killed while it makes a store, the next one can open that and work."""
+    """Whenever a process is killed while it creates a store, the next one can open that store and work."""
     hit = 0
     for place in range(15):
         folder = tmp_path / str(place)
@@ -232,7 +232,7 @@ async def test_killed_while_it_opens_a_new_file(nursery: Nursery, tmp_path: Path
 
 
 async def test_a_start_that_was_acknowledged_survives_the_next_instant(house: House) -> None:
-    """A run whose start returned is there after a kill that follows at once, with its key and Context."""
+    """A run whose start was acknowledged is there after an immediate kill, with its key and Context."""
     acknowledged: list[WorkflowRun] = []
     for _ in range(5):
         child = house.bear(starts=[[1, ["coroutine: hold 99, complete"], "order-1"]], dies_on=["goto"])

@@ -1,4 +1,4 @@
-"""Several processes on one file: one works, the others are its clients, and one of them takes over when it ends."""
+"""Several processes on one file: one works, the others are clients, and one of them takes over when the worker ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.faults.children import Child, House
 from tests.faults.program import Machine
 from tests.support import wait_until
 
-#: Seconds within which another process goes on with the work of one that was killed.
+#: Seconds within which another process takes over from one that was killed.
 TAKEOVER = 2.0
 
 
@@ -29,12 +29,12 @@ async def a_worker(house: House, **job: object) -> Child:
 
 
 async def history_of(run: WorkflowRun, engine: Engine) -> list[tuple[str, str, int]]:
-    """What was committed of the run: kind, step and attempt."""
+    """The run's transitions: kind, step and attempt."""
     return [(t.kind, t.step, t.attempt) for t in await engine.history(run.id)]
 
 
 async def test_a_client_starts_asks_waits_and_cancels(house: House) -> None:
-    """While one process works the file, all calls work from another, and no step runs there."""
+    """While one process works the file, another can start, query, await and cancel runs, and executes no steps."""
     worker = await a_worker(house)
     house.enter()
     async with Engine(house.url) as engine:
@@ -73,13 +73,13 @@ async def test_a_client_cancels_what_another_process_runs(house: House) -> None:
 
 @pytest.mark.parametrize("moment", [0.0, 0.3, 0.7])
 async def test_takeover_after_a_kill(house: House, moment: float) -> None:
-    """When the worker is killed, the other process runs its interrupted steps within two seconds."""
+    """When the worker is killed, another process runs its interrupted step within two seconds."""
     worker = await a_worker(house)
     here = house.enter()
     async with Engine(house.url) as engine:
         run = await engine.start(Machine, program=[f"coroutine: hold {here}, goto", "thread: complete"])
         (before,) = await house.noted("step", run=run.id)
-        assert await worker.ended(moment) is None  # the other asks for the lock each second: at any phase of it
+        assert await worker.ended(moment) is None  # the other tries the lock each second; kill at any phase
         await run.refresh()
         assert (before["pid"], run.status, run.row.crashes) == (worker.pid, "running", 0)
         killed = time.time()
@@ -96,7 +96,7 @@ async def test_takeover_after_a_kill(house: House, moment: float) -> None:
 
 
 async def test_a_kill_is_counted_and_a_clean_end_is_not(house: House) -> None:
-    """A run taken from a worker that was killed has a crash to its name; one that was given back has none."""
+    """A run taken from a killed worker has one crash more; one that its worker gave back has not."""
     async with Engine(house.url, worker=False) as engine:
         run = await engine.start(Machine, program=["coroutine: hold 9, complete"])
         for number, code, crashes in [
@@ -118,7 +118,7 @@ async def test_a_kill_is_counted_and_a_clean_end_is_not(house: House) -> None:
 
 
 async def test_takeover_after_a_clean_end(house: House) -> None:
-    """When the worker ends by SIGTERM its runs are given back uncounted, and the other process goes on with them."""
+    """When the worker ends by SIGTERM it gives back its run, with no crash counted, and another goes on with it."""
     worker = await a_worker(house, shutdown_timeout=0.2)
     here = house.enter()
     async with Engine(house.url) as engine:
@@ -135,7 +135,7 @@ async def test_takeover_after_a_clean_end(house: House) -> None:
 
 
 async def test_one_of_four_processes_works(house: House) -> None:
-    """Four processes that open a new file at once and start runs: one works, all runs end, each step runs once."""
+    """Of four processes that open a new file at once and start runs, one works, and each step runs once."""
     program = ["coroutine: take 2, goto", "thread: sleep 5", "inline: complete"]
     children = [house.bear(starts=[[1000 * n + i, program] for i in range(25)]) for n in range(4)]
     await asyncio.gather(*(house.noted("started", life=child.life) for child in children))
@@ -177,11 +177,11 @@ async def test_every_survivor_takes_its_turn(house: House) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_run_forever_drains(house: House, number: signal.Signals) -> None:
-    """On SIGTERM and SIGINT, steps end and are committed, those that take too long are stopped, and the exit code is 0."""
+    """On SIGTERM and SIGINT, steps may end and commit, those that take too long are stopped, and the exit code is 0."""
     child = house.interpret(bare=True, shutdown_timeout=3.0)
     async with Engine(house.url, worker=False) as engine:
         first = await engine.start(Machine, program=["coroutine: complete"])
-        await first.wait(20)  # it works, and listens to signals
+        await first.wait(20)  # the worker is up, and handles SIGTERM
         ending = [
             await engine.start(Machine, program=["coroutine: take 1500, goto", "thread: complete"]),
             await engine.start(Machine, program=["coroutine: goto", "thread: take 1500, goto", "coroutine: complete"]),
@@ -225,7 +225,7 @@ async def test_run_forever_drains(house: House, number: signal.Signals) -> None:
 
 
 async def test_no_step_begins_while_it_drains(house: House) -> None:
-    """Steps that wait for a thread when the engine begins to end do not begin: their runs are given back."""
+    """Steps that wait for a thread when the shutdown begins are not executed: their runs are given back."""
     child = house.bear(threads=1, starts=[[n, ["coroutine: goto", "thread: take 400, complete"]] for n in range(3)])
     await house.noted("started")
     await house.noted("step", at=1)
@@ -243,7 +243,7 @@ async def has_runs_at(engine: Engine, step: str, count: int) -> bool:
 
 
 async def test_a_thread_that_does_not_end_is_left_behind(house: House) -> None:
-    """A thread step beyond ``shutdown_timeout`` cannot be stopped: its run is given back as it was, and resumes."""
+    """A sync step that outlasts ``shutdown_timeout`` cannot be stopped: its run is given back, and resumes later."""
     child = house.bear(shutdown_timeout=0.2)
     async with Engine(house.url, worker=False) as engine:
         run = await engine.start(
@@ -264,7 +264,7 @@ async def test_a_thread_that_does_not_end_is_left_behind(house: House) -> None:
 
 
 async def test_a_forked_child_has_no_lock(house: House) -> None:
-    """A process that the worker forked neither has its lock nor keeps others from it once the worker is dead."""
+    """A process that the worker has forked does not get the lock, nor keeps it from others once the worker is dead."""
     worker = await a_worker(house)
     here = house.enter()
     async with Engine(house.url) as engine:
@@ -278,7 +278,7 @@ async def test_a_forked_child_has_no_lock(house: House) -> None:
             await worker.kill()
             (after,) = await house.noted("step", life=here)
             assert after["wall"] / 1e6 - killed < TAKEOVER
-            os.kill(begotten["pid"], 0)  # it lives
+            os.kill(begotten["pid"], 0)  # it is alive
             await run.wait(10)
         finally:
             os.kill(begotten["pid"], signal.SIGKILL)
