@@ -35,7 +35,7 @@ class Life(NamedTuple):
     pid: int
 
 
-class Nursery:
+class ForkServer:
     """A server that has imported everything and forks a process for each job, within milliseconds."""
 
     def __init__(self, *program: str) -> None:
@@ -43,24 +43,24 @@ class Nursery:
             [sys.executable, *(program or (str(PROGRAM),))], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self._unread = b""
-        self._born: list[Life] = []
+        self._forked: list[Life] = []
         #: The living processes by pid, as pids are reused, and the exit codes of the others by number.
         self._lives: dict[int, Life] = {}
         self._ended: dict[int, int] = {}
-        self._births = 0
+        self._forks = 0
         self._lock = threading.Lock()
         self._ready = False
         while not self._ready:
             assert self._read(PATIENCE), "the server of lives does not begin"
 
-    def bear(self, job: dict[str, Any]) -> Life:
+    def fork(self, job: dict[str, Any]) -> Life:
         """Fork a process that does this job."""
         assert self._server.stdin is not None
         with self._lock:
             os.write(self._server.stdin.fileno(), json.dumps(job).encode() + b"\n")
-            while not self._born:
+            while not self._forked:
                 assert self._read(PATIENCE), "the server of lives does not fork"
-            return self._born.pop()
+            return self._forked.pop()
 
     def exit_code(self, number: int, within: float) -> int | None:
         """The exit code of a process, or minus the signal that killed it; None if it has not ended by then."""
@@ -83,10 +83,10 @@ class Nursery:
             match line.split():
                 case [b"ready"]:
                     self._ready = True
-                case [b"born", pid]:
-                    self._births += 1
-                    self._lives[int(pid)] = life = Life(self._births, int(pid))
-                    self._born.append(life)
+                case [b"forked", pid]:
+                    self._forks += 1
+                    self._lives[int(pid)] = life = Life(self._forks, int(pid))
+                    self._forked.append(life)
                 case [b"ended", pid, code]:
                     self._ended[self._lives.pop(int(pid)).number] = int(code)
         return True
@@ -100,15 +100,15 @@ class Nursery:
 class Child:
     """A forked process. ``life``: its number among those of its store."""
 
-    def __init__(self, nursery: Nursery, life: int, process: Life) -> None:
-        self._nursery = nursery
+    def __init__(self, fork_server: ForkServer, life: int, process: Life) -> None:
+        self._fork_server = fork_server
         self._number = process.number
         self.life = life
         self.pid = process.pid
 
     def exit_code(self, within: float = 0) -> int | None:
         """The exit code, or minus the signal that killed it; None if it does not end within that many seconds."""
-        return self._nursery.exit_code(self._number, within)
+        return self._fork_server.exit_code(self._number, within)
 
     async def ended(self, within: float = PATIENCE) -> int | None:
         """Like ``exit_code``, without blocking the event loop."""
@@ -169,11 +169,11 @@ class Journal:
         return [note for note in of_kind if all(note.get(fact) == value for fact, value in facts.items())]
 
 
-class House:
+class Sandbox:
     """A folder with a store, its journal, and the processes that work on it, called lives and numbered."""
 
-    def __init__(self, nursery: Nursery, folder: Path) -> None:
-        self._nursery = nursery
+    def __init__(self, fork_server: ForkServer, folder: Path) -> None:
+        self._fork_server = fork_server
         self._life = 0
         self._children: list[Child] = []
         self.folder = folder
@@ -181,12 +181,12 @@ class House:
         self.url = f"sqlite:///{self.database}"
         self.journal = Journal(folder / "journal")
 
-    def bear(self, **job: Any) -> Child:
+    def launch(self, **job: Any) -> Child:
         """Fork the next life. ``job``: see ``program.live``."""
         job |= {"folder": str(self.folder), "life": self.next_life()}
-        return self._keep(Child(self._nursery, self._life, self._nursery.bear(job)))
+        return self._keep(Child(self._fork_server, self._life, self._fork_server.fork(job)))
 
-    def interpret(self, **job: Any) -> Child:
+    def launch_interpreter(self, **job: Any) -> Child:
         """Start the next life in an interpreter of its own."""
         job |= {"folder": str(self.folder), "life": self.next_life()}
         with (self.folder / "log").open("ab") as log:

@@ -8,30 +8,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.children import House, Nursery
+from tests.faults.children import ForkServer, Sandbox
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def fork_server() -> Iterator[ForkServer]:
     """The server that forks the processes; it ends with the session."""
     if not hasattr(os, "fork"):
         pytest.skip("there is no fork() and no SIGKILL here")
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.close()
 
 
 @pytest.fixture(scope="session")
-def post_office(nursery: Nursery) -> Iterator[Nursery]:
+def letter_server(fork_server: ForkServer) -> Iterator[ForkServer]:
     """The same for the processes that send signals."""
-    nursery = Nursery("-m", "tests.faults.letters")
-    yield nursery
-    nursery.close()
+    fork_server = ForkServer("-m", "tests.faults.letters")
+    yield fork_server
+    fork_server.close()
 
 
 @pytest.fixture
-def house(nursery: Nursery, tmp_path: Path) -> Iterator[House]:
+def sandbox(fork_server: ForkServer, tmp_path: Path) -> Iterator[Sandbox]:
     """A folder with a store, and processes on it that end with the test."""
-    house = House(nursery, tmp_path)
-    yield house
-    house.close()
+    sandbox = Sandbox(fork_server, tmp_path)
+    yield sandbox
+    sandbox.close()

@@ -209,10 +209,12 @@ class Ledger:
 
     def written(self) -> Iterator[str]:
         """What a committed step started is there exactly once; what it sent is added to the letters."""
-        begot = Counter((run_id, visit) for run_id, reading in self.readers.items() for visit in reading.data["begot"])
+        started = Counter(
+            (run_id, visit) for run_id, reading in self.readers.items() for visit in reading.data["started"]
+        )
         found = Counter((errand.data["parent"], errand.data["visit"]) for errand in self.errands)
-        if begot != found:
-            yield f"errands begotten and not there {begot - found}, there and not begotten {found - begot}"
+        if started != found:
+            yield f"errands started and not there {started - found}, there and not started {found - started}"
         for errand in self.errands:
             if errand.row.parent_id != errand.data["parent"]:
                 yield f"errand {errand.row.id} has the parent {errand.row.parent_id}"

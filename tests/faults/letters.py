@@ -46,7 +46,7 @@ class Stop(NamedTuple):
     timeout: int | None
     takes: int
     flaky: bool
-    begets: bool
+    starts_errand: bool
     writes_to: str | None
 
 
@@ -61,7 +61,7 @@ def route(seed: int, number: int) -> list[Stop]:
             timeout=rng.choice([1, 5, 20, 60, 300]) if rng.random() < 0.5 else None,
             takes=rng.choice([0, 0, 3, 10]),
             flaky=rng.random() < 0.1,
-            begets=rng.random() < 0.2,
+            starts_errand=rng.random() < 0.2,
             writes_to=rng.choice(["itself", f"reader-{number + rng.randrange(-5, 6)}"]) if rng.random() < 0.2 else None,
         )
         for _ in range(rng.randint(1, 5))
@@ -93,7 +93,7 @@ class Reader:
         #: For each wait: the seq of its transition, and its place in the route.
         waits: list[tuple[int, int]] = []
         timeouts: list[int] = []
-        begot: list[int] = []
+        started: list[int] = []
         wrote: list[tuple[str, str]] = []
 
     @step(start=True)
@@ -163,11 +163,11 @@ def took(token: str) -> Stop:
 def answered(token: str, stop: Stop) -> Command:
     """Do what the route says; all of it is committed with the step, or none of it."""
     ctx, run, visit = get_context(Reader.Context), get_run(), visit_of_step()
-    if stop.begets:
+    if stop.starts_errand:
         run.start(
             Errand, StartOptions(key=f"errand-{run.id}-{visit}" if visit % 2 else None), parent=run.id, visit=visit
         )
-        ctx.begot.append(visit)
+        ctx.started.append(visit)
     if stop.writes_to is not None:
         written = f"step.{run.id}.{visit}"
         if stop.writes_to == "itself":
@@ -335,11 +335,11 @@ async def live(
         busy.cancel()
 
 
-def be_born(job: dict[str, Any]) -> None:
+def run_job(job: dict[str, Any]) -> None:
     """Be the life that the job describes."""
     program.enter(job["folder"], job["life"])
     asyncio.run(live(**job))
 
 
 if __name__ == "__main__":
-    serve(be_born)
+    serve(run_job)

@@ -110,11 +110,11 @@ async def live(folder: str, life: int, *, seed: int, emitters: int) -> None:
         busy.cancel()
 
 
-def be_born(job: dict[str, Any]) -> None:
+def run_job(job: dict[str, Any]) -> None:
     """Be the life that the job describes."""
     program.enter(job["folder"], job["life"])
     asyncio.run(live(**job))
 
 
 if __name__ == "__main__":
-    serve(be_born)
+    serve(run_job)

@@ -216,7 +216,7 @@ async def live(folder: str, orders: int, load: int = 0, *, events: bool = True) 
     program.world.note("closed")
 
 
-def be_born(job: dict[str, Any]) -> None:
+def run_job(job: dict[str, Any]) -> None:
     """Be the life that the job describes, once its gate is open."""
     with suppress(AttributeError):  # only Linux has prctl()
         ctypes.CDLL(None).prctl(PR_SET_PTRACER, ANYBODY, 0, 0, 0)
@@ -226,4 +226,4 @@ def be_born(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    serve(be_born)
+    serve(run_job)

@@ -181,7 +181,7 @@ class Turn:
             case "exit" if life <= number:
                 os._exit(1)
             case "fork" if life <= number:
-                beget(self.world)
+                fork_child(self.world)
         ctx.total, ctx.path = before
         match word:
             case "take":
@@ -215,7 +215,7 @@ async def passing(seconds: float | None) -> None:
             await asyncio.Event().wait()
 
 
-def beget(world: World) -> None:
+def fork_child(world: World) -> None:
     """Fork a child that tries to take the file's lock, and lives on with all files that this process has open."""
     from aioflow_sqlite.lock import FileLock
 
@@ -223,7 +223,7 @@ def beget(world: World) -> None:
         return
     signal.alarm(60)  # ends it even if the test does not
     with suppress(BaseException):
-        world.note("begotten", locked=FileLock(world.folder / "runs.db.worker").acquire())
+        world.note("forked", locked=FileLock(world.folder / "runs.db.worker").acquire())
         while True:
             signal.pause()
     os._exit(1)
@@ -361,24 +361,24 @@ async def live(
     world.note("closed")
 
 
-def be_born(job: dict[str, Any]) -> None:
+def run_job(job: dict[str, Any]) -> None:
     """Be the life that the job describes."""
     enter(job["folder"], job.pop("life"))
     asyncio.run(live(**job))
 
 
-def serve(be_born: Callable[[dict[str, Any]], None]) -> None:
-    """Print ``ready``; fork a life for each job, a line of JSON: ``born <pid>``, then ``ended <pid> <exit code>``."""
-    ear, bell = os.pipe()
-    os.set_blocking(bell, False)
+def serve(run_job: Callable[[dict[str, Any]], None]) -> None:
+    """Print ``ready``; fork a life for each job, a line of JSON: ``forked <pid>``, then ``ended <pid> <exit code>``."""
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(bell)
+    signal.set_wakeup_fd(waker)
     os.write(1, b"ready\n")
     jobs = b""
     while True:
-        ready, _, _ = select.select([0, ear], [], [])
-        if ear in ready:
-            os.read(ear, 4096)
+        ready, _, _ = select.select([0, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
             with suppress(ChildProcessError):
                 while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                     os.write(1, b"ended %d %d\n" % (ended[0], os.waitstatus_to_exitcode(ended[1])))
@@ -388,12 +388,12 @@ def serve(be_born: Callable[[dict[str, Any]], None]) -> None:
             *lines, jobs = (jobs + read).split(b"\n")
             for line in lines:
                 if pid := os.fork():
-                    os.write(1, b"born %d\n" % pid)
+                    os.write(1, b"forked %d\n" % pid)
                     continue
-                fork_off(be_born, json.loads(line), (ear, bell))
+                fork_off(run_job, json.loads(line), (woken, waker))
 
 
-def fork_off(be_born: Callable[[dict[str, Any]], None], job: dict[str, Any], others: Iterable[int]) -> None:
+def fork_off(run_job: Callable[[dict[str, Any]], None], job: dict[str, Any], others: Iterable[int]) -> None:
     """Do a job in a process that was just forked, and end the process."""
     code = 1
     signal.alarm(300)  # ends it even if the test does not
@@ -407,7 +407,7 @@ def fork_off(be_born: Callable[[dict[str, Any]], None], job: dict[str, Any], oth
         os.dup2(log, 2)
         for fd in (*others, log, nothing):
             os.close(fd)
-        be_born(job)
+        run_job(job)
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -418,6 +418,6 @@ def fork_off(be_born: Callable[[dict[str, Any]], None], job: dict[str, Any], oth
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        be_born(json.loads(sys.argv[1]))
+        run_job(json.loads(sys.argv[1]))
     else:
-        serve(be_born)
+        serve(run_job)

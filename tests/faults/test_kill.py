@@ -18,7 +18,7 @@ import pytest
 from aioflow import Engine, Transition
 from aioflow.interventions import poison
 from aioflow.model import POISON_CRASHES, Run
-from tests.faults.children import House
+from tests.faults.children import Sandbox
 from tests.faults.program import LATER, REASON, RETRY, Plan, advance, parse, planned
 
 KILLS = 30
@@ -205,30 +205,30 @@ class Hit(NamedTuple):
     steps: int
 
 
-def inspect(house: House, life: int) -> Hit:
+def inspect(sandbox: Sandbox, life: int) -> Hit:
     """Read a copy of the store as a kill left it, and check that it has everything that was acknowledged."""
-    with house.copy() as db:
+    with sandbox.copy() as db:
         if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'runs'").fetchone():
             rows = []
         else:
             rows = db.execute("SELECT id, visit, failures + 1, status FROM runs").fetchall()
-    lost = {note["run"] for note in house.journal.notes("acknowledged")} - {run_id for run_id, *_ in rows}
+    lost = {note["run"] for note in sandbox.journal.notes("acknowledged")} - {run_id for run_id, *_ in rows}
     assert not lost, f"acknowledged, and not in the store: {sorted(lost)}"
     running = {(run_id, visit, attempt) for run_id, visit, attempt, status in rows if status == "running"}
-    began = {(s["run"], int(s["key"].rpartition(":")[2]), s["attempt"]) for s in house.steps(life=life)}
+    began = {(s["run"], int(s["key"].rpartition(":")[2]), s["attempt"]) for s in sandbox.steps(life=life)}
     return Hit(sum(status in ("running", "waiting") for *_, status in rows), len(running & began))
 
 
-async def examine(house: House, seed: int) -> tuple[Counter[str], list[str]]:
+async def examine(sandbox: Sandbox, seed: int) -> tuple[Counter[str], list[str]]:
     """Compare every run with its model, and every acknowledgement with the runs: counts, and what is wrong."""
     figures: Counter[str] = Counter()
     problems: list[str] = []
     executions = defaultdict(list)
-    for note in house.steps():
+    for note in sandbox.steps():
         executions[note["run"]].append(note)
-    (store_id,) = {note["key"].partition(":")[0] for note in house.steps()}
+    (store_id,) = {note["key"].partition(":")[0] for note in sandbox.steps()}
     numbers: dict[int, int] = {}
-    async with Engine(house.url, worker=False) as engine:
+    async with Engine(sandbox.url, worker=False) as engine:
         async for run in engine.iter_runs(order="id"):
             plan = planned(seed, run.data["number"])
             account = Account(plan, run.row, await engine.history(run.id), executions.pop(run.id, []))
@@ -246,13 +246,13 @@ async def examine(house: House, seed: int) -> tuple[Counter[str], list[str]]:
             figures["repeated steps"] += account.repeated
             figures["failed"] += run.status == "failed"
     problems += [f"executed, but not in the store: {sorted(executions)}"] * bool(executions)
-    problems += check_acknowledged(house, numbers, figures)
+    problems += check_acknowledged(sandbox, numbers, figures)
     return figures, problems
 
 
-def check_acknowledged(house: House, numbers: dict[int, int], figures: Counter[str]) -> Iterator[str]:
+def check_acknowledged(sandbox: Sandbox, numbers: dict[int, int], figures: Counter[str]) -> Iterator[str]:
     """Each acknowledged start made its run, each plan one run, and only one start was told that it created the run."""
-    acknowledged = house.journal.notes("acknowledged")
+    acknowledged = sandbox.journal.notes("acknowledged")
     runs_of = defaultdict(set)
     for run_id, number in numbers.items():
         runs_of[number].add(run_id)
@@ -277,7 +277,7 @@ def tell(line: str) -> None:
 
 
 @pytest.mark.parametrize("lot", [1, *(pytest.param(lot, marks=pytest.mark.slow) for lot in range(2, 11))])
-async def test_nothing_is_lost_doubled_or_early(house: House, rng: random.Random, lot: int) -> None:
+async def test_nothing_is_lost_doubled_or_early(sandbox: Sandbox, rng: random.Random, lot: int) -> None:
     """Thirty kills in the middle of hundreds of runs lead to nothing but steps that began twice."""
     seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
     tell(f"repeat the programs and the moments with AIOFLOW_TEST_SEED={seed}")
@@ -289,22 +289,22 @@ async def test_nothing_is_lost_doubled_or_early(house: House, rng: random.Random
         # Some numbers of earlier lives that have a key, whether or not those lives got to start them.
         again = [number for number in range(STARTS, life * STARTS) if planned(seed, number).key]
         numbers[:0] = chance.sample(again, min(len(again), 5))
-        child = house.bear(
+        child = sandbox.launch(
             stream={"seed": seed, "numbers": numbers}, max_running=chance.choice([20, 200, 1000]), shutdown_timeout=1
         )
         assert child.life == life
         if life in early:  # killed while it opens the store
             assert await child.ended(chance.uniform(0, 0.1)) is None
         else:
-            await house.noted("open", life=life)
+            await sandbox.noted("open", life=life)
             assert await child.ended(chance.uniform(0.1, 0.7)) is None
         await child.kill()
-        hits.append(inspect(house, life))
+        hits.append(inspect(sandbox, life))
 
-    last = house.bear(finish=True)
+    last = sandbox.launch(finish=True)
     if (code := await last.ended(90)) is None:  # some run does not end: examine() says which
         await last.kill()
-    figures, problems = await examine(house, seed)
+    figures, problems = await examine(sandbox, seed)
     tell(f"live runs and interrupted steps at each kill: {[tuple(hit) for hit in hits]}; {dict(figures)}")
     assert not problems, "\n".join(problems[:20])
     assert code == 0

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from aioflow import Engine
-from tests.faults.children import House, Nursery
+from tests.faults.children import ForkServer, Sandbox
 
 KILLS = 15
 CLERKS = 4
@@ -29,15 +29,15 @@ RAISED = "reopen"
 
 
 @pytest.fixture
-def bank(tmp_path: Path) -> Iterator[House]:
+def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
     """A folder with a store, and processes that call actions on it."""
     if not hasattr(os, "fork"):
         pytest.skip("there is no fork() and no SIGKILL here")
-    nursery = Nursery("-m", "tests.faults.clerks")
-    house = House(nursery, tmp_path)
-    yield house
-    house.close()
-    nursery.close()
+    fork_server = ForkServer("-m", "tests.faults.clerks")
+    sandbox = Sandbox(fork_server, tmp_path)
+    yield sandbox
+    sandbox.close()
+    fork_server.close()
 
 
 class Hit(NamedTuple):
@@ -47,29 +47,29 @@ class Hit(NamedTuple):
     claimed: int
 
 
-def inspect(house: House, life: int) -> Hit:
+def inspect(sandbox: Sandbox, life: int) -> Hit:
     """Read a copy of the store as a kill left it."""
     answered = {
-        note["token"] for what in ("served", "refused", "failed", "unknown") for note in house.journal.notes(what)
+        note["token"] for what in ("served", "refused", "failed", "unknown") for note in sandbox.journal.notes(what)
     }
-    calls = {note["token"] for note in house.journal.notes("calling", life=life)} - answered
-    with house.copy() as db:
+    calls = {note["token"] for note in sandbox.journal.notes("calling", life=life)} - answered
+    with sandbox.copy() as db:
         (claimed,) = db.execute(
             "SELECT count(*) FROM runs WHERE status = 'running' AND input LIKE '[\"action\"%'"
         ).fetchone()
     return Hit(len(calls), claimed)
 
 
-async def problems_of(house: House) -> tuple[Counter[str], list[str]]:
+async def problems_of(sandbox: Sandbox) -> tuple[Counter[str], list[str]]:
     """Compare the store with what was noted: counts, and what is wrong."""
     noted = {
-        what: {note["token"] for note in house.journal.notes(what)}
+        what: {note["token"] for note in sandbox.journal.notes(what)}
         for what in ("calling", "ran", "served", "refused", "failed", "unknown")
     }
     problems: list[str] = []
     committed: Counter[str] = Counter()
     transitions: Counter[str] = Counter()
-    async with Engine(house.url, worker=False) as engine:
+    async with Engine(sandbox.url, worker=False) as engine:
         runs = [run async for run in engine.iter_runs(order="id")]
         for run in runs:
             done = [str(token) for token in run.data["done"]]  # type: ignore[union-attr]
@@ -98,7 +98,7 @@ async def problems_of(house: House) -> tuple[Counter[str], list[str]]:
     return figures, problems
 
 
-async def test_every_acknowledged_call_has_happened_once(bank: House, rng: random.Random) -> None:
+async def test_every_acknowledged_call_has_happened_once(sandbox: Sandbox, rng: random.Random) -> None:
     """Of actions called through fifteen kills, here and from a client process, none is lost or happens twice."""
     seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
     sys.stdout.write(f"repeat the calls and the moments with AIOFLOW_TEST_SEED={seed}\n")
@@ -106,28 +106,28 @@ async def test_every_acknowledged_call_has_happened_once(bank: House, rng: rando
     hits: list[Hit] = []
     caller = None
     for _ in range(KILLS):
-        child = bank.bear(seed=seed, clerks=CLERKS)
-        await bank.noted("open", life=child.life)
+        child = sandbox.launch(seed=seed, clerks=CLERKS)
+        await sandbox.noted("open", life=child.life)
         if caller is None:
-            caller = bank.bear(seed=seed, clerks=CLERKS, worker=False)
-            await bank.noted("served", life=caller.life)
-        await bank.noted("served", chance.randint(1, 30), life=child.life)
+            caller = sandbox.launch(seed=seed, clerks=CLERKS, worker=False)
+            await sandbox.noted("served", life=caller.life)
+        await sandbox.noted("served", chance.randint(1, 30), life=child.life)
         assert await child.ended(chance.uniform(0, 0.1)) is None
         await child.kill()
-        hits.append(inspect(bank, child.life))
+        hits.append(inspect(sandbox, child.life))
     assert caller is not None
-    before = len(bank.journal.notes("served", life=caller.life))
-    last = bank.bear(seed=seed, clerks=0)
-    await bank.noted("served", before + 5, life=caller.life)  # the new worker answers them
+    before = len(sandbox.journal.notes("served", life=caller.life))
+    last = sandbox.launch(seed=seed, clerks=0)
+    await sandbox.noted("served", before + 5, life=caller.life)  # the new worker answers them
     caller.send(signal.SIGTERM)
     assert await caller.ended() == 0
     last.send(signal.SIGTERM)
     assert await last.ended() == 0
-    end = bank.bear(seed=seed, clerks=0)
-    await bank.noted("settled", within=60, life=end.life)
+    end = sandbox.launch(seed=seed, clerks=0)
+    await sandbox.noted("settled", within=60, life=end.life)
     end.send(signal.SIGTERM)
     assert await end.ended() == 0
-    figures, problems = await problems_of(bank)
+    figures, problems = await problems_of(sandbox)
     sys.stdout.write(f"calls and claimed runs that each kill hit: {[tuple(hit) for hit in hits]}\n{dict(figures)}\n")
     assert not problems, "\n".join(problems[:20])
     assert before > KILLS, "the process that only calls was hardly served"

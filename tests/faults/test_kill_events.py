@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from aioflow import Engine
-from tests.faults.children import House, Nursery
+from tests.faults.children import ForkServer, Sandbox
 from tests.faults.occasions import ECHO, VISIT
 
 KILLS = 15
@@ -25,15 +25,15 @@ EMITTERS = 4
 
 
 @pytest.fixture
-def venue(tmp_path: Path) -> Iterator[House]:
+def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
     """A folder with a store, and processes that emit events on it."""
     if not hasattr(os, "fork"):
         pytest.skip("there is no fork() and no SIGKILL here")
-    nursery = Nursery("-m", "tests.faults.occasions")
-    house = House(nursery, tmp_path)
-    yield house
-    house.close()
-    nursery.close()
+    fork_server = ForkServer("-m", "tests.faults.occasions")
+    sandbox = Sandbox(fork_server, tmp_path)
+    yield sandbox
+    sandbox.close()
+    fork_server.close()
 
 
 class Hit(NamedTuple):
@@ -44,11 +44,11 @@ class Hit(NamedTuple):
     runs: int
 
 
-def inspect(house: House, life: int) -> Hit:
+def inspect(sandbox: Sandbox, life: int) -> Hit:
     """Read a copy of the store as a kill left it, and check that it has everything that was acknowledged."""
-    emitted = {note["event"] for note in house.journal.notes("emitted")}
-    calls = {note["event"] for note in house.journal.notes("emitting", life=life)} - emitted
-    with house.copy() as db:
+    emitted = {note["event"] for note in sandbox.journal.notes("emitted")}
+    calls = {note["event"] for note in sandbox.journal.notes("emitting", life=life)} - emitted
+    with sandbox.copy() as db:
         there = {event_id for (event_id,) in db.execute("SELECT event_id FROM events")}
         (due,) = db.execute(
             "SELECT count(*) FROM plans WHERE workflow <> '' AND due <= (SELECT max(updated_at) FROM runs)"
@@ -58,9 +58,9 @@ def inspect(house: House, life: int) -> Hit:
     return Hit(len(calls), due, runs)
 
 
-async def problems_of(house: House) -> tuple[Counter[str], list[str]]:
+async def problems_of(sandbox: Sandbox) -> tuple[Counter[str], list[str]]:
     """Compare the store with what was noted: counts, and what is wrong."""
-    async with Engine(house.url, worker=False) as engine:
+    async with Engine(sandbox.url, worker=False) as engine:
         runs = [run.row async for run in engine.iter_runs(order="id")]
         events = await engine.events(limit=10_000)
     started = Counter((run.event_id, run.workflow) for run in runs)
@@ -77,12 +77,12 @@ async def problems_of(house: House) -> tuple[Counter[str], list[str]]:
         if started[key] != wanted[key]
     ]
     known = {event.id for event in events}
-    emitted = {note["event"] for note in house.journal.notes("emitted")}
+    emitted = {note["event"] for note in sandbox.journal.notes("emitted")}
     problems += [f"event {lost} was acknowledged, and is not there" for lost in emitted - known]
     echoes = {event.id for event in events if event.name == "kill-echo"}
     if echoes != {f"echo of {event.id}" for event in events if event.name == "kill-visit"}:
         problems.append("a step's event is lost, or was emitted by none")
-    if unknown := {run.id for run in runs} - {note["run"] for note in house.journal.notes("began")}:
+    if unknown := {run.id for run in runs} - {note["run"] for note in sandbox.journal.notes("began")}:
         problems.append(f"completed, and never begun: {unknown}")
     figures = Counter(
         acknowledged=len(emitted), events=len(events), runs=len(runs), unknown=len(known - emitted - echoes)
@@ -90,23 +90,23 @@ async def problems_of(house: House) -> tuple[Counter[str], list[str]]:
     return figures, problems
 
 
-async def test_every_acknowledged_event_starts_its_runs_once(venue: House, rng: random.Random) -> None:
+async def test_every_acknowledged_event_starts_its_runs_once(sandbox: Sandbox, rng: random.Random) -> None:
     """Of events that are emitted, occur and start runs through fifteen kills, no start is lost or made twice."""
     seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
     sys.stdout.write(f"repeat the events and the moments with AIOFLOW_TEST_SEED={seed}\n")
     chance = random.Random(f"{seed} kills")
     hits: list[Hit] = []
     for _ in range(KILLS):
-        child = venue.bear(seed=seed, emitters=EMITTERS)
-        await venue.noted("emitted", chance.randint(1, 30), life=child.life)
+        child = sandbox.launch(seed=seed, emitters=EMITTERS)
+        await sandbox.noted("emitted", chance.randint(1, 30), life=child.life)
         assert await child.ended(chance.uniform(0, 0.1)) is None
         await child.kill()
-        hits.append(inspect(venue, child.life))
-    last = venue.bear(seed=seed, emitters=0)
-    await venue.noted("settled", within=60, life=last.life)
+        hits.append(inspect(sandbox, child.life))
+    last = sandbox.launch(seed=seed, emitters=0)
+    await sandbox.noted("settled", within=60, life=last.life)
     last.send(signal.SIGTERM)
     assert await last.ended() == 0
-    figures, problems = await problems_of(venue)
+    figures, problems = await problems_of(sandbox)
     sys.stdout.write(
         f"calls, due starts and runs that each kill hit: {[tuple(hit) for hit in hits]}\n{dict(figures)}\n"
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.children import House, Nursery
+from tests.faults.children import ForkServer, Sandbox
 from tests.faults.test_kill import examine, inspect
 
 #: Kills on one store. A run that is hit in one step by six kills would be taken for their cause, and fail.
@@ -36,62 +36,64 @@ LOTS = [0, *(pytest.param(lot, marks=pytest.mark.slow) for lot in range(1, 50))]
 
 
 @pytest.fixture
-def houses(nursery: Nursery, tmp_path: Path) -> Iterator[list[House]]:
+def sandboxes(fork_server: ForkServer, tmp_path: Path) -> Iterator[list[Sandbox]]:
     """Folders for one store each, and one more to measure how long opening takes."""
-    houses = [House(nursery, tmp_path / str(number)) for number in range(STORES + 1)]
-    yield houses
-    for house in houses:
-        house.close()
+    sandboxes = [Sandbox(fork_server, tmp_path / str(number)) for number in range(STORES + 1)]
+    yield sandboxes
+    for sandbox in sandboxes:
+        sandbox.close()
 
 
-async def longest_life(house: House) -> float:
+async def longest_life(sandbox: Sandbox) -> float:
     """The longest time before a kill, so that kills hit every part of a life."""
-    house.folder.mkdir()
+    sandbox.folder.mkdir()
     began = time.monotonic()
-    child = house.bear(stream={"seed": 0, "numbers": []}, shutdown_timeout=1)
-    await house.noted("open", life=child.life)
+    child = sandbox.launch(stream={"seed": 0, "numbers": []}, shutdown_timeout=1)
+    await sandbox.noted("open", life=child.life)
     opening = time.monotonic() - began
     await child.kill()
     return max(LONGEST_LIFE, OPENINGS * opening)
 
 
-async def kill_often(house: House, seed: int, longest: float, figures: Counter[str]) -> list[str]:
+async def kill_often(sandbox: Sandbox, seed: int, longest: float, figures: Counter[str]) -> list[str]:
     """Kill five lives on a store, let another finish the work, and return what is wrong then."""
-    house.folder.mkdir()
+    sandbox.folder.mkdir()
     chance = random.Random(f"{seed} moments")
     for life in range(1, KILLS + 1):
         numbers = list(range(life * STARTS, (life + 1) * STARTS))
-        child = house.bear(stream={"seed": seed, "numbers": numbers}, shutdown_timeout=1)
+        child = sandbox.launch(stream={"seed": seed, "numbers": numbers}, shutdown_timeout=1)
         assert await child.ended(chance.uniform(0.001, longest)) is None
         await child.kill()
-        hit = inspect(house, life) if house.database.exists() else None
-        opened = bool(house.journal.notes("open", life=life))
+        hit = inspect(sandbox, life) if sandbox.database.exists() else None
+        opened = bool(sandbox.journal.notes("open", life=life))
         figures["kills"] += 1
         figures["while it opens"] += not opened
         figures["while it works"] += opened and hit is not None and hit.live > 0
         figures["steps interrupted"] += hit.steps if hit else 0
-    last = house.bear(finish=True)
+    last = sandbox.launch(finish=True)
     code = await last.ended(30)
     if code is None:  # some run does not end: examine() says which
         last.send(signal.SIGKILL)
         await last.ended()
-    if not house.steps():
+    if not sandbox.steps():
         return []
-    found, problems = await examine(house, seed)
+    found, problems = await examine(sandbox, seed)
     figures += found
     return problems + [f"the last life ended with {code}"] * (code != 0)
 
 
 @pytest.mark.parametrize("lot", LOTS)
-async def test_kills_at_every_part_of_a_life_lose_nothing(houses: list[House], rng: random.Random, lot: int) -> None:
+async def test_kills_at_every_part_of_a_life_lose_nothing(
+    sandboxes: list[Sandbox], rng: random.Random, lot: int
+) -> None:
     """After two hundred short lives on forty stores, nothing acknowledged is lost, and nothing is doubled or early."""
     seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
     sys.stdout.write(f"repeat the programs and the moments with AIOFLOW_TEST_SEED={seed}\n")
     figures: Counter[str] = Counter()
-    *houses, first = houses
+    *sandboxes, first = sandboxes
     longest = await longest_life(first)
-    for number, house in enumerate(houses):
-        wrong = await kill_often(house, seed + number, longest, figures)
+    for number, sandbox in enumerate(sandboxes):
+        wrong = await kill_often(sandbox, seed + number, longest, figures)
         assert not wrong, "\n".join([f"store {number}:", *wrong[:20]])
     sys.stdout.write(f"{dict(figures)}\n")
     assert figures["kills"] == KILLS * STORES

@@ -21,7 +21,7 @@ import pytest
 from anyio import to_thread
 
 from aioflow import Engine, Transition
-from tests.faults.children import House, Nursery
+from tests.faults.children import ForkServer, Sandbox
 from tests.faults.ledger import ENDED, Ledger, Letter, Reading, letters_of
 from tests.faults.letters import key_of, route
 from tests.faults.test_kill import a_row
@@ -31,11 +31,11 @@ WRITERS = 8
 
 
 @pytest.fixture
-def post(post_office: Nursery, tmp_path: Path) -> Iterator[House]:
+def sandbox(letter_server: ForkServer, tmp_path: Path) -> Iterator[Sandbox]:
     """A folder with a store, and processes that send signals on it."""
-    house = House(post_office, tmp_path)
-    yield house
-    house.close()
+    sandbox = Sandbox(letter_server, tmp_path)
+    yield sandbox
+    sandbox.close()
 
 
 class Hit(NamedTuple):
@@ -46,17 +46,17 @@ class Hit(NamedTuple):
     steps: int
 
 
-def letters(house: House) -> dict[str, Letter]:
+def letters(sandbox: Sandbox) -> dict[str, Letter]:
     """The letters that have been noted so far."""
     # The first note of a letter is read last, as others go on writing.
-    notes = [note for what in ("sent", "refused", "sending") for note in house.journal.notes(what)]
+    notes = [note for what in ("sent", "refused", "sending") for note in sandbox.journal.notes(what)]
     return letters_of(sorted(notes, key=lambda note: note["wall"]))
 
 
-def cut_off(house: House, life: int) -> list[dict[str, Any]]:
+def cut_off(sandbox: Sandbox, life: int) -> list[dict[str, Any]]:
     """The sends of a life that have no outcome in the journal."""
-    told = {note["token"] for what in ("sent", "refused") for note in house.journal.notes(what, life=life)}
-    return [note for note in house.journal.notes("sending", life=life) if note["token"] not in told]
+    told = {note["token"] for what in ("sent", "refused") for note in sandbox.journal.notes(what, life=life)}
+    return [note for note in sandbox.journal.notes("sending", life=life) if note["token"] not in told]
 
 
 MAIL = """
@@ -66,10 +66,10 @@ WHERE s.taken_at IS NULL
 """
 
 
-def inspect(house: House, life: int) -> Hit:
+def inspect(sandbox: Sandbox, life: int) -> Hit:
     """Read a copy of the store as a kill left it, and check that it has everything that was acknowledged."""
-    sent = [letter for letter in letters(house).values() if letter.state in ("delivered", "buffered")]
-    with house.copy() as db:
+    sent = [letter for letter in letters(sandbox).values() if letter.state in ("delivered", "buffered")]
+    with sandbox.copy() as db:
         if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'signals'").fetchone():
             assert not sent
             return Hit(0, 0, 0)
@@ -83,24 +83,24 @@ def inspect(house: House, life: int) -> Hit:
     lost = [s.token for s in missing if s.ttl is None and not s.everybody and s.to not in ended]
     assert not lost, f"acknowledged, and not in the store: {lost}"
     running = {(run_id, visit) for run_id, _, visit, status in runs if status == "running"}
-    took = {(note["run"], note["visit"]) for note in house.journal.notes("took", life=life)}
-    return Hit(len(cut_off(house, life)), mail, len(running & took))
+    took = {(note["run"], note["visit"]) for note in sandbox.journal.notes("took", life=life)}
+    return Hit(len(cut_off(sandbox, life)), mail, len(running & took))
 
 
-async def examine(house: House, seed: int) -> tuple[Counter[str], list[str]]:
+async def examine(sandbox: Sandbox, seed: int) -> tuple[Counter[str], list[str]]:
     """Compare everything with the model: counts, and what is wrong."""
-    async with Engine(house.url, worker=False) as engine:
+    async with Engine(sandbox.url, worker=False) as engine:
         readings = [
             Reading(run.row, run.data, await engine.history(run.id)) async for run in engine.iter_runs(order="id")
         ]
-    return await to_thread.run_sync(compare, house, seed, readings)
+    return await to_thread.run_sync(compare, sandbox, seed, readings)
 
 
-def compare(house: House, seed: int, readings: list[Reading]) -> tuple[Counter[str], list[str]]:
+def compare(sandbox: Sandbox, seed: int, readings: list[Reading]) -> tuple[Counter[str], list[str]]:
     """Like ``examine``, synchronously."""
     left: dict[str, set[int]] = {}
     taken: dict[str, set[int]] = {}
-    with house.copy() as db:
+    with sandbox.copy() as db:
         (fitting,) = db.execute(MAIL + " AND s.expires_at IS NULL").fetchone()
         posted: set[str] = set()
         for token, run_id, taken_by, alive in db.execute(
@@ -111,7 +111,7 @@ def compare(house: House, seed: int, readings: list[Reading]) -> tuple[Counter[s
                 left.setdefault(token, set()).add(run_id)
             elif taken_by is not None:
                 taken.setdefault(token, set()).add(taken_by)
-    noted, took = letters(house), house.journal.notes("took")
+    noted, took = letters(sandbox), sandbox.journal.notes("took")
     ledger = Ledger(seed, noted, readings, left, took)
     problems = list(ledger.problems())
     if fitting:
@@ -119,7 +119,7 @@ def compare(house: House, seed: int, readings: list[Reading]) -> tuple[Counter[s
     for token, takes in ledger.takes.items():
         if token in posted and taken.get(token, set()) != {take.run for take in takes}:
             problems.append(f"{token} was taken by {takes}, the mailbox says {taken.get(token)}")
-    if lost := {note["run"] for note in house.journal.notes("acknowledged")} - ledger.readers.keys():
+    if lost := {note["run"] for note in sandbox.journal.notes("acknowledged")} - ledger.readers.keys():
         problems.append(f"acknowledged, and not there: {lost}")
     lives = {(note["run"], note["visit"]): note["life"] for note in took}
     for letter in noted.values():
@@ -137,31 +137,33 @@ def tell(line: str) -> None:
 
 
 @pytest.mark.parametrize("lot", [1, *(pytest.param(lot, marks=pytest.mark.slow) for lot in range(2, 11))])
-async def test_every_acknowledged_signal_is_taken_once(post: House, rng: random.Random, lot: int) -> None:
+async def test_every_acknowledged_signal_is_taken_once(sandbox: Sandbox, rng: random.Random, lot: int) -> None:
     """Of signals sent and taken through thirty kills none is lost, doubled, out of order or ignored by a timeout."""
     seed = int(os.environ.get("AIOFLOW_TEST_SEED") or rng.randrange(2**32))
     tell(f"repeat the routes and the moments with AIOFLOW_TEST_SEED={seed}")
     chance = random.Random(f"{seed} kills")
-    client = post.bear(seed=seed, worker=False, writers=3, pace=0.05)
+    client = sandbox.launch(seed=seed, worker=False, writers=3, pace=0.05)
     hits: list[Hit] = []
     again: dict[str, dict[str, Any]] = {}
     for _ in range(KILLS):
-        child = post.bear(seed=seed, writers=WRITERS, again=list(again.values()), max_running=chance.choice([20, 1000]))
-        await post.noted("sent", chance.randint(1, 60), life=child.life)
+        child = sandbox.launch(
+            seed=seed, writers=WRITERS, again=list(again.values()), max_running=chance.choice([20, 1000])
+        )
+        await sandbox.noted("sent", chance.randint(1, 60), life=child.life)
         assert await child.ended(chance.uniform(0, 0.4)) is None
         await child.kill()
-        hits.append(await to_thread.run_sync(inspect, post, child.life))
-        told = {note["token"] for what in ("sent", "refused") for note in post.journal.notes(what)}
-        again |= {note["token"]: note for note in cut_off(post, child.life) if note["known"]}
+        hits.append(await to_thread.run_sync(inspect, sandbox, child.life))
+        told = {note["token"] for what in ("sent", "refused") for note in sandbox.journal.notes(what)}
+        again |= {note["token"]: note for note in cut_off(sandbox, child.life) if note["known"]}
         again = {token: note for token, note in again.items() if token not in told}
     client.send(signal.SIGTERM)
     assert await client.ended() == 0
 
-    last = post.bear(seed=seed, again=list(again.values()), finish=True)
-    settled = await last.ended(0) is None and await has_settled(post, last.life)
+    last = sandbox.launch(seed=seed, again=list(again.values()), finish=True)
+    settled = await last.ended(0) is None and await has_settled(sandbox, last.life)
     last.send(signal.SIGTERM)
     code = await last.ended()
-    figures, problems = await examine(post, seed)
+    figures, problems = await examine(sandbox, seed)
     tell(f"calls cut off, letters and steps on their way at each kill: {[tuple(hit) for hit in hits]}")
     tell(str(dict(figures)))
     assert not problems, "\n".join(problems[:20])
@@ -170,10 +172,10 @@ async def test_every_acknowledged_signal_is_taken_once(post: House, rng: random.
     check_figures(hits, figures)
 
 
-async def has_settled(house: House, life: int) -> bool:
+async def has_settled(sandbox: Sandbox, life: int) -> bool:
     """Whether the last life has finished all work that is left."""
     try:
-        await house.noted("settled", within=60, life=life)
+        await sandbox.noted("settled", within=60, life=life)
     except AssertionError:  # examine() says what is left
         return False
     return True
@@ -231,7 +233,7 @@ def a_reading(run_id: int, token: str | None, **changes: Any) -> Reading:
         Transition(run_id, seq, at * 1000, "ask", 1, kind, 0, None, seq)  # type: ignore[arg-type]
         for seq, (kind, at) in enumerate(zip(kinds, instants, strict=True), 1)
     ]
-    data = {"number": WAITS_ONCE, "at": 1, "waits": [[3, 0]], "begot": [], "wrote": []}
+    data = {"number": WAITS_ONCE, "at": 1, "waits": [[3, 0]], "started": [], "wrote": []}
     data |= {"taken": [[token, 4]] if token else [], "timeouts": [] if token else [4]} | changes
     row = a_row(id=run_id, workflow="reader", seq=5, status="completed", key=key_of(WAITS_ONCE))
     return Reading(row, data, history)
@@ -269,7 +271,7 @@ def test_a_broken_ledger_is_noticed() -> None:
         problems([sent], reader, steps=(took, took | {"run": 10})),
         problems([sent], reader, steps=(took, took | {"token": "b"})),
         problems([sent], reader, a_reading(10, "a"), steps=(took, took | {"run": 10})),
-        problems([sent], a_reading(9, "a", begot=[4])),
+        problems([sent], a_reading(9, "a", started=[4])),
         problems([sent], a_reading(9, "a", wrote=[["step.9.4", "key hub-1"]])),
         problems([sent], a_reading(9, "a", taken=[["a", 3]])),
         problems([sent], reader._replace(history=reader.history[:2] + reader.history[3:])),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from aioflow import Engine, WorkflowRun
-from tests.faults.children import House, Nursery
+from tests.faults.children import ForkServer, Sandbox
 from tests.faults.program import Machine, advance
 from tests.support import wait_until
 
@@ -75,17 +75,19 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-async def test_goes_on_where_it_was(house: House, case: Case) -> None:
+async def test_goes_on_where_it_was(sandbox: Sandbox, case: Case) -> None:
     """A run whose process is killed at this moment goes on at once in the next life, where it was."""
-    dead = house.bear(starts=[[1, case.program, "the-run", case.delay]], dies_on=[case.dies_on] if case.dies_on else [])
+    dead = sandbox.launch(
+        starts=[[1, case.program, "the-run", case.delay]], dies_on=[case.dies_on] if case.dies_on else []
+    )
     if case.dies_on:
         assert await dead.ended() == -signal.SIGKILL
     else:
-        await house.noted("step", at=case.at, attempt=case.attempt)
+        await sandbox.noted("step", at=case.at, attempt=case.attempt)
         await dead.kill()
-    before = house.steps(at=case.at)
+    before = sandbox.steps(at=case.at)
 
-    async with Engine(house.url, worker=False) as engine:
+    async with Engine(sandbox.url, worker=False) as engine:
         run = await engine.find(Machine, "the-run")
         ended = case.waiting_for == "ended"
         assert run.waiting_for == (None if ended else case.waiting_for)
@@ -95,16 +97,16 @@ async def test_goes_on_where_it_was(house: House, case: Case) -> None:
         if run.wake_at:  # no process lives until it is due
             due = run.wake_at.timestamp()
             await wait_until(lambda: time.time() > due)
-        born = time.time()
-        assert await house.bear(finish=True).ended() == 0
-        assert house.journal.notes("open", life=2)[0]["wall"] / 1e6 - born < AT_ONCE
+        launched = time.time()
+        assert await sandbox.launch(finish=True).ended() == 0
+        assert sandbox.journal.notes("open", life=2)[0]["wall"] / 1e6 - launched < AT_ONCE
         await run.refresh()
         if ended:
-            assert house.steps(life=2) == []
+            assert sandbox.steps(life=2) == []
             assert run.data == kept
             return
-        first = house.steps(life=2)[0]
-        assert first["wall"] / 1e6 - born < AT_ONCE
+        first = sandbox.steps(life=2)[0]
+        assert first["wall"] / 1e6 - launched < AT_ONCE
         assert (first["at"], first["attempt"], first["total"]) == (case.at, case.attempt, kept["total"])
         keys = {note["key"] for note in before}
         assert (first["key"] in keys) is case.same_visit
@@ -121,17 +123,17 @@ def expected_total(instructions: int) -> int:
     return total
 
 
-async def test_blocked_until_its_code_is_back(house: House) -> None:
+async def test_blocked_until_its_code_is_back(sandbox: Sandbox) -> None:
     """A run whose code is gone is blocked, not failed, and the first life that has the code goes on with its visit."""
-    child = house.bear(starts=[[1, ["coroutine: goto", "thread: flaky 1, hold 4, complete"]]])
-    (before,) = await house.noted("step", at=1, attempt=2)
+    child = sandbox.launch(starts=[[1, ["coroutine: goto", "thread: flaky 1, hold 4, complete"]]])
+    (before,) = await sandbox.noted("step", at=1, attempt=2)
     await child.kill()
-    async with Engine(house.url, worker=False) as engine:
+    async with Engine(sandbox.url, worker=False) as engine:
         (run,) = await engine.runs()
         kept = run.data
         for life in (2, 3):
-            child = house.bear(code=False)
-            await house.noted("open", life=life)
+            child = sandbox.launch(code=False)
+            await sandbox.noted("open", life=life)
             if life == 2:
                 await run.wait(10, until="parked")
             await run.refresh()
@@ -140,9 +142,9 @@ async def test_blocked_until_its_code_is_back(house: House) -> None:
             assert "knows no workflow 'machine'" in run.error
             assert (await engine.stats()).blocked == 1
             await child.kill()
-        assert house.steps(life=2) == house.steps(life=3) == []
-        assert await house.bear(finish=True).ended() == 0
-        (after,) = house.steps(life=4)
+        assert sandbox.steps(life=2) == sandbox.steps(life=3) == []
+        assert await sandbox.launch(finish=True).ended() == 0
+        (after,) = sandbox.steps(life=4)
         assert [after[name] for name in ("key", "attempt", "total")] == [
             before[name] for name in ("key", "attempt", "total")
         ]
@@ -151,50 +153,50 @@ async def test_blocked_until_its_code_is_back(house: House) -> None:
         assert [t.kind for t in await engine.history(run.id)][-3:] == ["block", "unblock", "complete"]
 
 
-async def test_five_hundred_interrupted_runs_resume(house: House) -> None:
+async def test_five_hundred_interrupted_runs_resume(sandbox: Sandbox) -> None:
     """Five hundred runs whose steps a kill interrupted are in the same visits again within five seconds."""
     count = 500
     program = ["coroutine: goto", "coroutine: hold 2, goto", "thread: complete"]
-    child = house.bear(starts=[[number, program] for number in range(count)])
-    await house.noted("step", count, at=1, within=60)
+    child = sandbox.launch(starts=[[number, program] for number in range(count)])
+    await sandbox.noted("step", count, at=1, within=60)
     await child.kill()
-    before = {note["run"]: note["key"] for note in house.steps(at=1)}
+    before = {note["run"]: note["key"] for note in sandbox.steps(at=1)}
 
-    born = time.time()
-    child = house.bear(finish=True)
-    again = await house.noted("step", count, at=1, life=2)
-    opened = house.journal.notes("open", life=2)[0]["wall"] / 1e6
-    took = max(note["wall"] for note in again) / 1e6 - born
+    launched = time.time()
+    child = sandbox.launch(finish=True)
+    again = await sandbox.noted("step", count, at=1, life=2)
+    opened = sandbox.journal.notes("open", life=2)[0]["wall"] / 1e6
+    took = max(note["wall"] for note in again) / 1e6 - launched
     sys.stdout.write(
-        f"{count} interrupted runs resumed {took:.2f} s after the process began, its engine open at {opened - born:.2f} s\n"
+        f"{count} interrupted runs resumed {took:.2f} s after the launch, engine open at {opened - launched:.2f} s\n"
     )
     assert took < 5
     assert {note["run"]: note["key"] for note in again} == before
     assert await child.ended(60) == 0
-    async with Engine(house.url, worker=False) as engine:
+    async with Engine(sandbox.url, worker=False) as engine:
         assert await engine.count(status="completed") == await engine.count() == count
-    assert len(house.steps(at=1)) == 2 * count
-    assert len(house.steps(at=0)) == len(house.steps(at=2)) == count
+    assert len(sandbox.steps(at=1)) == 2 * count
+    assert len(sandbox.steps(at=0)) == len(sandbox.steps(at=2)) == count
 
 
-async def test_two_thousand_timers_that_came_due_while_down_fire(house: House) -> None:
+async def test_two_thousand_timers_that_came_due_while_down_fire(sandbox: Sandbox) -> None:
     """Sleeps and delayed starts that came due while no process lived fire after the restart, each once."""
     count, hour = 1000, 3_600_000
     asleep = ["coroutine: sleep 3600000", "coroutine: complete"]
     starts: list[list[Any]] = [[number, asleep] for number in range(count)]
     starts += [[count + number, ["coroutine: complete"], None, hour] for number in range(count)]
-    child = house.bear(starts=starts)
-    await house.noted("started", within=60)
-    async with Engine(house.url, worker=False) as engine:
+    child = sandbox.launch(starts=starts)
+    await sandbox.noted("started", within=60)
+    async with Engine(sandbox.url, worker=False) as engine:
         await wait_until(lambda: has(engine, 2 * count, "waiting"), 60, "all runs wait")
         await child.kill()
         assert await engine.count(waiting_for="sleep") == await engine.count(waiting_for="start") == count
-        assert len(house.steps()) == count
+        assert len(sandbox.steps()) == count
 
-        born = time.time()
-        child = house.bear(ahead=2 * 3600)
-        steps = await house.noted("step", 2 * count, life=2, within=60)
-        took = max(note["wall"] for note in steps) / 1e6 - born
+        launched = time.time()
+        child = sandbox.launch(ahead=2 * 3600)
+        steps = await sandbox.noted("step", 2 * count, life=2, within=60)
+        took = max(note["wall"] for note in steps) / 1e6 - launched
         sys.stdout.write(f"{2 * count} due timers fired {took:.2f} s after the process began\n")
         assert took < 20
         await wait_until(lambda: has(engine, 2 * count, "completed"), 60, "all runs have ended")
@@ -203,7 +205,7 @@ async def test_two_thousand_timers_that_came_due_while_down_fire(house: House) -
         for note in steps[:: count // 10]:
             kinds = Counter(t.kind for t in await engine.history(note["run"]))
             assert kinds["wake"] == 1
-    assert set(Counter(note["key"] for note in house.steps(life=2)).values()) == {1}
+    assert set(Counter(note["key"] for note in sandbox.steps(life=2)).values()) == {1}
 
 
 async def has(engine: Engine, count: int, status: str) -> bool:
@@ -211,35 +213,36 @@ async def has(engine: Engine, count: int, status: str) -> bool:
     return await engine.count(status=status) == count
 
 
-async def test_killed_while_it_opens_a_new_file(nursery: Nursery, tmp_path: Path, rng: random.Random) -> None:
+async def test_killed_while_it_opens_a_new_file(fork_server: ForkServer, tmp_path: Path, rng: random.Random) -> None:
     """Whenever a process is killed while it creates a store, the next one can open that store and work."""
     hit = 0
     for place in range(15):
         folder = tmp_path / str(place)
         folder.mkdir()
-        house = House(nursery, folder)
-        child = house.bear(starts=[[1, ["coroutine: complete"]]])
-        await wait_until(house.database.exists)
+        sandbox = Sandbox(fork_server, folder)
+        child = sandbox.launch(starts=[[1, ["coroutine: complete"]]])
+        await wait_until(sandbox.database.exists)
         assert await child.ended(rng.uniform(0.0, 0.02)) is None
         await child.kill()
-        hit += not house.journal.notes("open")
-        assert await house.bear(starts=[[2, ["coroutine: complete"]]], finish=True).ended() == 0
-        async with Engine(house.url, worker=False) as engine:
+        hit += not sandbox.journal.notes("open")
+        assert await sandbox.launch(starts=[[2, ["coroutine: complete"]]], finish=True).ended() == 0
+        async with Engine(sandbox.url, worker=False) as engine:
             assert {run.status for run in await engine.runs()} == {"completed"}
             assert {run.data["number"] for run in await engine.runs()} >= {2}
-        house.close()
+        sandbox.close()
     assert hit >= 5, "too few kills came while a store was made"
 
 
-async def test_a_start_that_was_acknowledged_survives_the_next_instant(house: House) -> None:
+async def test_a_start_that_was_acknowledged_survives_the_next_instant(sandbox: Sandbox) -> None:
     """A run whose start was acknowledged is there after an immediate kill, with its key and Context."""
     acknowledged: list[WorkflowRun] = []
     for _ in range(5):
-        child = house.bear(starts=[[1, ["coroutine: hold 99, complete"], "order-1"]], dies_on=["goto"])
-        await house.noted("acknowledged", life=child.life)
+        child = sandbox.launch(starts=[[1, ["coroutine: hold 99, complete"], "order-1"]], dies_on=["goto"])
+        await sandbox.noted("acknowledged", life=child.life)
         await child.kill()
-        async with Engine(house.url, worker=False) as engine:
+        async with Engine(sandbox.url, worker=False) as engine:
             acknowledged.append(await engine.find(Machine, "order-1"))
             assert await engine.count() == 1
     assert len({run.id for run in acknowledged}) == 1
-    assert [note["created"] for note in house.journal.notes("acknowledged")] == [True] + [False] * 4
+    assert acknowledged[0].data["program"] == ["coroutine: hold 99, complete"]
+    assert [note["created"] for note in sandbox.journal.notes("acknowledged")] == [True] + [False] * 4

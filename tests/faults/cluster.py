@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 
-from tests.faults.children import PATIENCE, Child, Nursery
+from tests.faults.children import PATIENCE, Child, ForkServer
 from tests.postgres import with_options
 
 #: Seconds of a worker's lease, and seconds after it within which another worker must have taken its runs.
@@ -20,14 +20,14 @@ LEASE, GRACE = 2, 2
 _PAUSE = 0.2
 
 
-class Harbour:
+class Cluster:
     """A store, its workers, and the external effects of their steps."""
 
-    def __init__(self, shipyard: Nursery, server: str, url: str, folder: Path) -> None:
+    def __init__(self, worker_server: ForkServer, server: str, url: str, folder: Path) -> None:
         self.server = server
         self.url = url
         self.schema = url.rpartition("schema=")[2].partition("&")[0]
-        self._shipyard = shipyard
+        self._fork_server = worker_server
         self._folder = folder
         self.workers: list[Child] = []
         self._number = 0
@@ -36,7 +36,7 @@ class Harbour:
         """Start a worker."""
         self._number += 1
         job = {"url": self.url, "outside": with_options(self.server, options=f"-csearch_path%3D{self.schema}"), **job}
-        child = Child(self._shipyard, self._number, self._shipyard.bear({**job, "folder": str(self._folder)}))
+        child = Child(self._fork_server, self._number, self._fork_server.fork({**job, "folder": str(self._folder)}))
         self.workers.append(child)
         return child
 
@@ -109,11 +109,11 @@ class Lookout:
     look was late, at most, as everything is on an overloaded machine.
 
     Args:
-        harbour: its runs are watched.
+        cluster: its runs are watched.
     """
 
-    def __init__(self, harbour: Harbour) -> None:
-        self._harbour = harbour
+    def __init__(self, cluster: Cluster) -> None:
+        self._harbour = cluster
         self._until: dict[int, float] = {}
         self._next_look = time.monotonic()
         self.owners: set[int] = set()
