@@ -1,4 +1,4 @@
-"""The simulation from the shell: many seeds for hours, or one seed again. See README.md."""
+"""The simulation from the shell: many seeds, for hours if asked, or one seed again. See README.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.simulation.world import Case, simulate
 
 
 def main() -> int:
-    """Do what the command line says; 1 if something failed."""
+    """Do what the command line says; the exit code is 1 if something failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation")
     parser.add_argument("--seeds", type=int, help="how many seeds at the least")
     parser.add_argument("--seconds", type=float, default=0.0, help="go on with further seeds for so long")
@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def one(options: argparse.Namespace) -> int:
-    """Repeat a case."""
+    """Repeat one case."""
     case = Case(
         options.seed,
         frozenset(int(number) for number in options.without_runs.split(",") if number),
@@ -61,7 +61,7 @@ def one(options: argparse.Namespace) -> int:
 
 
 def all_of(options: argparse.Namespace) -> int:
-    """Sweep."""
+    """Simulate many seeds."""
     seeds = fresh() if options.start is None else count(options.start)
     tell = (lambda line: sys.stderr.write(f"\r{line}")) if options.progress or sys.stderr.isatty() else None
     swept = sweep(

@@ -1,4 +1,4 @@
-"""The plain model of events: what was recorded, what is planned because of it, what has come of that, and who hears of it."""
+"""The model of events: which are recorded, which starts they have planned, and which runs must receive them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.simulation.program import CHOOSY, LISTENING, MS
 
 @dataclass
 class Planned:
-    """A plan. ``workflow`` and ``offset`` are not known before somebody has read it."""
+    """A planned start, or an event's planned occurrence. ``workflow`` is unknown until a client has read it."""
 
     event: EventRecord
-    #: When it was planned for, and when it is due now.
+    #: The time that it was planned for, and the time that it is due now.
     first: int
     due: int
     attempts: int = 0
@@ -28,7 +28,7 @@ class Planned:
     workflow: str | None = None
 
 
-#: Everything that listens, as workers have to tell it.
+#: Which events each workflow listens to, as workers must report it.
 LISTENERS = {
     workflow: {(name, namespace, offset * MS) for offset in offsets}
     for workflow, (name, namespace, offsets) in LISTENING.items()
@@ -37,29 +37,31 @@ LISTENERS = {
 
 @dataclass
 class Events:
-    """All events by event_id, plans by id, and which run was started by what. ``looked``: (client, plan) -> how far the
-    client's clock was past the plan's time as it last read the plan.
+    """All events by event_id, all plans by id, and the runs that events have started.
+
+    ``looked``: (client, plan) -> how far the client's clock was past the plan's time when it last read the plan.
     """
 
     figures: Counter[str]
     mailbox: Mailbox
     records: dict[str, EventRecord] = field(default_factory=dict)
-    #: mail_id -> what that occurrence was recorded as
+    #: mail_id -> the record of that occurrence
     occurrences: dict[int, EventRecord] = field(default_factory=dict)
     plans: dict[int, Planned] = field(default_factory=dict)
-    #: (event, occurrence, workflow, offset) -> the run
+    #: (event, occurrence, workflow, offset) -> the run that was started
     started: dict[tuple[str, int, str, int], int] = field(default_factory=dict)
     listeners: dict[str, tuple[Listener, ...]] = field(default_factory=dict)
     looked: dict[tuple[Any, int], int] = field(default_factory=dict)
-    #: The plans that there were, and why there are not.
+    #: The plans that are gone, and why.
     gone: dict[int, str] = field(default_factory=dict)
-    #: How many times an event was cancelled.
+    #: event_id -> how many times it was cancelled.
     withdrawn: Counter[str] = field(default_factory=Counter)
-    #: Events whose runs somebody has asked to cancel.
+    #: Events that a user has asked to cancel together with their runs.
     cancelled: set[str] = field(default_factory=set)
-    #: What the present batch has made occur: the event, who has mail of it, and the run whose step emitted it.
+    #: What occurred in the current batch: the event, the runs that got mail of it, and the run whose step emitted it,
+    #: or 0.
     occurred: list[tuple[EventRecord, tuple[int, ...], int]] = field(default_factory=list)
-    #: The events that the present batch has cancelled or replaced.
+    #: The events that the current batch has cancelled or replaced.
     changed: set[int] = field(default_factory=set)
 
     # ---- changes
@@ -67,7 +69,7 @@ class Events:
     def applied(
         self, client: Any, change: Emit | Occur | Withdraw | Replan | Listen, result: Result, now: int, by: int
     ) -> Iterator[str]:
-        """The store has applied a change; ``by`` is the run whose step did it, or 0."""
+        """Check a change that the store has applied; ``by`` is the run whose step made it, or 0."""
         match change:
             case Emit():
                 return self.emit(change, result, now, by)
@@ -81,7 +83,7 @@ class Events:
                 return self.listen(change, result)
 
     def emit(self, change: Emit, result: Result, now: int, by: int) -> Iterator[str]:
-        """An event was emitted; ``by`` is the run whose step did it, or 0."""
+        """Check an Emit; ``by`` is the run whose step emitted, or 0."""
         event, told = change.event, result.event
         known = self.records.get(event.event_id)
         if event.mail_id in self.occurrences and known is not None:
@@ -128,7 +130,7 @@ class Events:
         self.occurrences[event.mail_id] = right
 
     def occur(self, client: Any, change: Occur, result: Result, now: int) -> Iterator[str]:
-        """An event's time had come."""
+        """Check an Occur: the time of an event has come."""
         plan = self.plans.get(change.plan)
         if result.outcome == "stale":
             self.figures["race: an event had occurred already, or was moved"] += 1
@@ -148,7 +150,7 @@ class Events:
         self.occurred.append((right, result.run_ids, 0))
 
     def withdraw(self, change: Withdraw, result: Result) -> Iterator[str]:
-        """An event was cancelled."""
+        """Check a Withdraw: an event was cancelled."""
         record = self.records.get(change.event_id)
         right = None if record is None else record._replace(status="cancelled")
         if (result.outcome == "stale") != (record is None or record.status == "cancelled") or result.event != right:
@@ -162,7 +164,7 @@ class Events:
         self._put(right)
 
     def replan(self, client: Any, change: Replan, result: Result) -> Iterator[str]:
-        """A start has failed, or is not wanted."""
+        """Check a Replan: a start has failed, or was declined."""
         id_, plan = change.plan.id, self.plans.get(change.plan.id)
         attempts = change.plan.attempts + 1
         if plan is not None and (plan.attempts, plan.due, plan.error) == (attempts, change.due, change.error):
@@ -188,7 +190,7 @@ class Events:
             yield f"{change} of {plan} is {result.outcome}"
 
     def listen(self, change: Listen, result: Result) -> Iterator[str]:
-        """A worker has told what its workflows listen to."""
+        """Check a Listen: a worker has reported what its workflows listen to."""
         told: dict[str, list[Listener]] = {workflow: [] for workflow in change.workflows}
         for listener in change.listeners:
             told[listener.workflow].append(listener)
@@ -200,7 +202,7 @@ class Events:
             yield f"{change} is {result.outcome}"
 
     def start(self, client: Any, change: Start) -> Iterator[str]:
-        """A run was started by a plan."""
+        """Check a Start that a plan has caused."""
         run, plan = change.run, self.plans.get(change.plan)
         if plan is None:
             yield f"run {run.id} was started by plan {change.plan}, which is {self.gone.get(change.plan, 'not there')}"
@@ -232,17 +234,17 @@ class Events:
         self.figures["run started at another time than its event"] += place[3] != 0
 
     def refused(self, change: Start) -> Iterator[str]:
-        """A run was not started, as there is no such plan."""
+        """Check that a Start was refused because its plan is gone."""
         self.figures["race: a start was made already, or was moved"] += 1
         if change.plan in self.plans:
             yield f"a run of {self.plans[change.plan]} was refused"
 
     def batch_over(self, before: dict[int, Run], rows: dict[int, Run]) -> Iterator[str]:
-        """A batch has been applied: who hears of what has occurred by now.
+        """After a batch: check which runs have received the events that occurred.
 
         Args:
-            before: the rows that the batch has replaced, or of which there was none, as they were.
-            rows: all rows, as they are.
+            before: the rows that the batch has replaced, as they were; for a run that is new, its row without a wait.
+            rows: all rows, as they are now.
         """
         for event, told, by in self.occurred:
             yield from self._tell(event, set(told), by, before, rows)
@@ -255,7 +257,7 @@ class Events:
                 missed = event.occurred_at is not None and event.occurred_at >= row.created_at
                 if not missed or (event.name, event.entity_id) not in entities:
                     continue
-                if event.id in self.changed:  # it is open which of both came first
+                if event.id in self.changed:  # either may have come first
                     self.mailbox.hear(event, run_id, sure=False)
                 elif event.status == "occurred" and self.records[event.event_id].mail_id == event.mail_id:
                     self.figures["a run waits for what has occurred"] += self.mailbox.hear(event, run_id)
@@ -265,7 +267,7 @@ class Events:
     def _tell(
         self, event: EventRecord, told: set[int], by: int, before: dict[int, Run], rows: dict[int, Run]
     ) -> Iterator[str]:
-        """Whether a run whose wait begins or ends in the batch hears of it is open, but for one with its entity."""
+        """Check which runs hear of an event; if a wait begins or ends in the batch it may miss it, unless by entity."""
         for run_id, row in rows.items():
             keys = [key for kind, name, key in arms_of(row) if kind == "event" and name == event.name]
             waits = row.status == "waiting" and (None in keys or event.entity_id in keys)
@@ -276,7 +278,7 @@ class Events:
                 self.mailbox.hear(event, run_id)
                 self.figures["a run that waits was told of an event"] += 1
                 continue
-            # A wait that begins later in the batch looks back to when its run was started, by whose clock that was.
+            # A wait that begins later in the batch looks back to the start of its run, by the clock of that start.
             since = event.occurred_at is not None and event.occurred_at >= row.created_at
             with_entity = event.entity_id is not None and event.entity_id in keys and since
             if waits and not known and (run_id not in before or with_entity or run_id == by):
@@ -284,12 +286,12 @@ class Events:
             if run_id in before:
                 self.mailbox.hear(event, run_id, over=True)
 
-    # ---- questions
+    # ---- reads
 
     def read(
         self, client: Any, ids: Sequence[int], answer: Sequence[tuple[Plan, EventRecord]], now: int
     ) -> Iterator[str]:
-        """A client has read plans."""
+        """Check the plans that a client has read."""
         for plan, event in answer:
             known = self.plans.get(plan.id)
             if known is None or event != self.records[event.event_id]:
@@ -308,16 +310,16 @@ class Events:
             yield f"plans {missing} were not found"
 
     def timed_out(self, row: Run, now: int) -> Iterator[str]:
-        """A run has timed out: no event that it waits for was due."""
+        """Check that no event that the run waited for was due when the run timed out."""
         for event in self.records.values():
             if event.status == "pending" and event.at <= min(row.wake_at or now, now) and self._would_hear(row, event):
                 yield f"run {row.id} timed out at {now}, in spite of {event}"
 
     def in_the_way(self, row: Run, plans: Sequence[Deadline], now: int) -> Iterator[str]:
-        """A run was held back, as what it waits for is to occur first."""
+        """Check that a run's timeout was held back only by events that it waits for and that are due."""
         for at, id_, _ in plans:
             plan = self.plans.get(id_)
-            if id_ in self.gone:  # by the same batch
+            if id_ in self.gone:  # by an earlier change of the same batch
                 continue
             if (
                 plan is None
@@ -332,7 +334,7 @@ class Events:
         return (row.id, event.mail_id) not in self.mailbox.seen and any(key in (None, event.entity_id) for key in arms)
 
     def told_of_emit(self, token: str, event: Any) -> Iterator[str]:
-        """Whoever emitted got an Event."""
+        """Check the Event that an emitter got."""
         same = [record for record in self.occurrences.values() if record.event_id == event.id]
         shown = [record for record in same if record.occurrence == event.occurrence]
         if len(shown) != 1 or json.loads(shown[0].entity or "null") != event.entity:
@@ -341,7 +343,7 @@ class Events:
             self.figures["emit: told of another's event"] += 1
 
     def check_end(self, events: Sequence[EventRecord], stats: Any) -> Iterator[str]:
-        """The store holds what was recorded, and plans nothing else."""
+        """Check that the store has the recorded events and the plans that are left, and nothing else."""
         if sorted(events) != sorted(self.records.values()):
             yield f"the store has {sorted(events)}, not {sorted(self.records.values())}"
         starts = [plan for plan in self.plans.values() if not self._is_occurring(plan)]
@@ -349,10 +351,10 @@ class Events:
         if (Counter(stats.events), stats.planned, stats.failing) != right:
             yield f"the store counts {stats.events}, {stats.planned}, {stats.failing}, not {right}"
 
-    # ---- what it comes to
+    # ---- helpers
 
     def _is_occurring(self, plan: Planned) -> bool:
-        """Of the plans of a pending event, which no start is known of, the last that is due at its time is its own."""
+        """Whether a plan is that of an event's occurrence: while none is known to be, the last due at its time is."""
         if plan.workflow is not None:
             return plan.workflow == ""
         event = self.records[plan.event.event_id]

@@ -1,4 +1,4 @@
-"""What goes wrong: the plan of a seed's faults, and the way of requests to the one store, on which they happen."""
+"""The faults of a seed, and the way of requests to the one store, on which they happen."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.simulation.oracle import Oracle
 from tests.simulation.owners import Owners
 
 LEASE = 2.0
-#: When the last fault happens, seconds.
+#: After so many seconds no fault happens any more.
 CALM = 12.0
 
-#: What can become of one request, and how often at the most.
+#: The faults that hit single requests, and the highest rate of each.
 ON_REQUESTS = {
     "error before": 0.05,
     "error after": 0.05,
@@ -30,20 +30,20 @@ ON_REQUESTS = {
     "silent": 0.01,
     "hint lost": 0.9,
 }
-#: What can become of a process or its clock, and how often at the most.
+#: The faults that hit a process or its clock, and how often each happens at most.
 ON_PROCESSES = {"kill": 2, "pause": 2, "partition": 2, "restart": 1, "clock step": 2, "skew": 1}
-#: What faults may prefer, and how much.
+#: What faults may prefer to hit, and how many times as often.
 FOCUS = ("", "Start", "Post", "Move", "Emit", "Occur", "goto", "signal", "claim", "renew", "load")
 PREFERENCE = 6
-#: How many seeds let the engines have two batches under way at once, as they may with PostgreSQL.
+#: The share of seeds in which an engine has two batches under way at once, as it may with PostgreSQL.
 TWO_LANES = 0.4
-#: How many seeds have no faults.
+#: The share of seeds without faults.
 QUIET = 0.3
 KINDS = (*ON_REQUESTS, *ON_PROCESSES)
 
 
 class Blow(NamedTuple):
-    """Something that happens to an engine. ``at`` and ``lasts`` are seconds; ``commits``: as it next commits after that."""
+    """A fault that hits a process. ``at``, ``lasts``: seconds; ``commits``: wait for its first commit after ``at``."""
 
     at: float
     kind: str
@@ -55,9 +55,9 @@ class Blow(NamedTuple):
 class Plan(NamedTuple):
     """The faults of a seed.
 
-    ``rates``: of requests, by kind; ``distance``: how many times as long the way to the store is;
-    ``focus``: what they hit several times as often, a verb or a kind of change; ``lanes``: how many batches of an
-    engine are under way at once.
+    ``rates``: kind -> the share of requests that it hits; ``distance``: how many times as long requests take;
+    ``focus``: a verb or kind of change that is hit several times as often; ``lanes``: how many batches of an engine may
+    be under way at once.
     """
 
     rates: dict[str, float]
@@ -68,12 +68,12 @@ class Plan(NamedTuple):
 
     @property
     def quiet(self) -> bool:
-        """Whether there are none, so that everything has to happen at once."""
+        """Whether there are no faults, so that everything must happen promptly."""
         return not self.rates and not self.blows
 
 
 def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
-    """The plan of a seed; each kind has its own chance, so that the rest stays as it is without it."""
+    """The faults of a seed. Each kind has its own random source, so that leaving one out does not change the others."""
     rates, blows = {}, []
     distance = Random(f"{seed} distance").choice((1, 1, 1, 10))
     lanes = 2 if Random(f"{seed} lanes").random() < TWO_LANES else 1
@@ -86,7 +86,7 @@ def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
     for kind, times in ON_PROCESSES.items():
         rng = Random(f"{seed} {kind}")
         for _ in range(rng.randint(0, times)):
-            # Half of them about as long as a lease: then somebody else has just taken over, or is about to.
+            # Half of them last about a lease, so that another worker has just taken over, or is about to.
             lasts = rng.uniform(0.6 * LEASE, 1.6 * LEASE) if rng.random() < 0.5 else rng.uniform(0.1, 3.2 * LEASE)
             commits = rng.random() < 0.6 and kind in ("kill", "pause", "partition", "restart")
             blow = Blow(rng.uniform(0.05, CALM - 2), kind, rng.randrange(3), lasts, commits)
@@ -98,7 +98,7 @@ def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
 
 
 class Request:
-    """A request on its way. ``asked``: when it was sent; ``left``: of the sender's lease, as it was carried out, seconds."""
+    """A request on its way. ``asked``: when it was sent; ``left``: seconds left of the sender's lease on arrival."""
 
     __slots__ = ("arguments", "asked", "client", "fault", "keywords", "left", "reply", "timer", "verb")
 
@@ -114,12 +114,12 @@ class Request:
         self.timer: asyncio.TimerHandle | None = None
 
 
-#: Verbs that change something.
+#: Verbs that may write.
 WRITES = frozenset({"apply", "claim", "renew", "release", "reserve", "expire"})
 
 
 class Server:
-    """The store as a server: it has the data, and answers over a wire on which requests and replies get lost.
+    """The store as a server: it holds the data, and answers over a wire that may lose requests and replies.
 
     The mutable state: the requests that are on their way to it, and whether faults still happen.
     """
@@ -147,12 +147,12 @@ class Server:
         self._rng = Random(f"{seed} requests")
         self._under_way: dict[Request, None] = {}
         self._asked: dict[Wire, list[Request]] = {}
-        #: What strikes a process as it next commits.
+        #: What hits a process shortly after it sends its next batch.
         self.armed: dict[Process, Callable[[], None]] = {}
-        #: Processes whose requests or replies do not come through.
+        #: Processes that are partitioned: their requests or replies are lost.
         self.parted: set[Process] = set()
         self._writes: Counter[Wire] = Counter()
-        self._context = copy_context()  # nobody's process
+        self._context = copy_context()  # outside of any process
 
     def _fault(self, client: Wire, verb: str, arguments: tuple[Any, ...]) -> str:
         if self.calm:
@@ -198,7 +198,7 @@ class Server:
         return await request.reply
 
     def _check_lanes(self, request: Request) -> None:
-        """Changes of one run are never under way at once, but for those whose sender was told that the reply is lost."""
+        """An engine has two changes of one run under way only if it was told that the first reply is lost."""
         asked = self._asked.setdefault(request.client, [])
         asked[:] = [other for other in asked if not other.reply.done()]
         for other in asked:
@@ -217,7 +217,7 @@ class Server:
         request.timer = self.loop.call_later(seconds, self._arrive, request, context=self._context)
 
     def _arrive(self, request: Request) -> None:
-        """It is there: carry it out, unless it is lost."""
+        """A request has arrived: carry it out, unless a fault prevents it."""
         del self._under_way[request]
         if not request.client.process.alive:
             if self._rng.random() < 0.5:
@@ -264,7 +264,7 @@ class Server:
             request.reply.set_exception(StoreUnavailable("sim://", "the connection was lost"))
 
     def _do(self, request: Request) -> Any:
-        """Carry out a verb, in no time, and tell the oracle."""
+        """Carry out a request, in no time, and report it to the oracle."""
         verb, arguments, keywords, oracle = request.verb, request.arguments, request.keywords, self.oracle
         client, owners = request.client, self.owners
         value = now_or_never(getattr(self.store_of(client), verb)(*arguments, **keywords))
@@ -294,7 +294,7 @@ class Server:
                 oracle.wrong(oracle.mailbox.expire(value, arguments[1]))
             case "mail":
                 run_ids, _, now = arguments
-                for mail in value if run_ids is not None else ():  # a look at all only tells whose to read
+                for mail in value if run_ids is not None else ():  # a query for all only finds whose mail to read
                     oracle.looked[client, mail.run.id] = now
                 self.trace(client.title, verb)
             case "reserve":
@@ -318,10 +318,10 @@ class Server:
         ]
         self.trace(client.title, f"apply {told}")
 
-    # ---- as a process sees it
+    # ---- called by Wire
 
     def store_of(self, client: Wire) -> Any:
-        """What carries out a process's requests."""
+        """The store that carries out a process's requests."""
         return self.store
 
     async def open(self, client: Wire, now: int) -> str:
@@ -329,27 +329,27 @@ class Server:
         return str(await self.store.open(now))
 
     async def close(self, client: Wire) -> None:
-        """The data stays."""
+        """Close the store for a process; the data stays."""
         await self.store.close()
 
     async def hear(self, client: Wire, now: int) -> int:
-        """How often others have written."""
+        """How many writes of other processes there were."""
         await self.store.hint(now)
         return self._writes.total() - self._writes[client]
 
     def prepare(self) -> None:
-        """Before all else."""
+        """Called before everything else."""
 
     def dispose(self) -> None:
-        """After all else."""
+        """Called after everything else."""
 
     def killed(self, process: Process) -> None:
-        """A process was killed: what it had sent is on its way still."""
+        """A process was killed; what it had sent is still on its way."""
 
     # ---- what happens to the senders
 
     def hold(self, process: Process, seconds: float) -> None:
-        """The process was stopped: half of what it was about to send leaves when it goes on, or later."""
+        """A process is paused: half of what it has sent is held back until it goes on, other writes get no reply."""
         for request in list(self._under_way):
             if request.client.process is process and request.timer is not None and self._rng.random() < 0.5:
                 request.timer.cancel()
@@ -361,7 +361,7 @@ class Server:
 
 
 def _names(verb: str, arguments: tuple[Any, ...]) -> set[str]:
-    """What a request is, in the words of FOCUS."""
+    """The names by which FOCUS may refer to a request."""
     names = {verb}
     if verb == "apply":
         names |= {type(change).__name__ for change in arguments[0]}
@@ -370,7 +370,7 @@ def _names(verb: str, arguments: tuple[Any, ...]) -> set[str]:
 
 
 def _in_all(changes: Sequence[Change], results: Sequence[Result]) -> Iterator[tuple[Change, Result]]:
-    """Changes, and those that go with them."""
+    """The changes of a batch, and those that are part of a Move."""
     for change, result in zip(changes, results, strict=True):
         yield change, result
         if isinstance(change, Move):
@@ -387,7 +387,7 @@ def _runs_of(request: Request) -> set[int]:
 
 
 def now_or_never(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine gives that never waits."""
+    """The result of a coroutine that must not suspend."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
@@ -398,7 +398,7 @@ def now_or_never(coroutine: Coroutine[Any, Any, Any]) -> Any:
 class Wire:
     """The store as one process sees it.
 
-    The mutable state: the last hint that it heard, and whether it is open.
+    The mutable state: the last hint that it returned, and whether it is open.
     """
 
     name = "sim://"
@@ -422,19 +422,19 @@ class Wire:
         return ask
 
     async def open(self, now: int) -> str:
-        """Open the store; it may be out of reach."""
+        """Open the store, which may be unreachable."""
         await self._server.ask(self, "hint", now)
         self._open = True
         return await self._server.open(self, now)
 
     async def close(self) -> None:
-        """The data stays."""
+        """Close the store; the data stays."""
         if self._open:
             self._open = False
             await self._server.close(self)
 
     async def hint(self, now: int) -> int:
-        """The store's, or the last one, if the new one is lost."""
+        """The store's hint, or the previous one where a fault loses the new one."""
         server = self._server
         lost = 1.0 if self.process in server.parted else server.plan.rates.get("hint lost", 0.0)
         hint = await server.hear(self, now)

@@ -1,4 +1,4 @@
-"""The plain model of the mailbox: every signal that was sent, and what became of it."""
+"""The model of the mailbox: every signal that was sent, and what became of it."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ LIVE = ("running", "waiting")
 
 @dataclass
 class Letter:
-    """A signal for one run, or for a key. ``end``: "taken", "rejected", "over", "ended", "expired", or None: it is there."""
+    """A signal to a run, or to a key. ``end``: "taken", "rejected", "over", "ended", "expired"; None if it is there."""
 
     signal: Signal
     number: int
     end: str | None = None
     by: int | None = None
-    #: Whether it is known to have come there at all: the store may have had the choice.
+    #: False if it may or may not be in the mailbox, as both orders of two changes were possible.
     sure: bool = True
 
     def there(self, now: int) -> bool:
-        """Whether it can be taken."""
+        """Whether a run can take it now."""
         expires = self.signal.expires_at
         return self.end is None and (expires is None or expires > now)
 
 
 @dataclass
 class Mailbox:
-    """All letters by (signal id, run id). ``figures``: situations that came up."""
+    """All letters by (signal id, run id). ``figures``: how often each situation came up."""
 
     figures: Counter[str]
     letters: dict[tuple[int, int], Letter] = field(default_factory=dict)
     posted: dict[int, Signal] = field(default_factory=dict)
-    #: Those that were offered again, as the first reply was lost.
+    #: The signals that were offered again, as the first reply was lost.
     again: set[int] = field(default_factory=set)
     #: token -> the runs that took it
     takers: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    #: (run, mail_id) of each occurrence that a run has taken, or rejected, or was started by.
+    #: (run, mail_id) of each occurrence that a run has taken or rejected, or that has started it.
     seen: set[tuple[int, int]] = field(default_factory=set)
     posts: int = 0
 
     def post(self, signal: Signal, result: Result, rows: dict[int, Run], now: int) -> Iterator[str]:
-        """A signal was sent, and the store said what became of it."""
+        """Check a signal that was sent, and record what became of it."""
         if result.outcome == "stale":
             row = rows.get(signal.run_id)
             if not signal.run_id or (row is not None and row.status in LIVE):
@@ -63,7 +63,7 @@ class Mailbox:
             self.figures["race: a signal offered twice"] += 1
             self.again.add(signal.id)
             letter = self.letters.get((signal.id, signal.run_id))
-            if letter is not None and letter.end == "expired":  # it was forgotten, and lies there to expire once more
+            if letter is not None and letter.end == "expired":  # the store had deleted it, and now has it again
                 letter.end = None
             return
         for each in known:
@@ -81,9 +81,9 @@ class Mailbox:
                 self.letters[signal.id, row.id] = Letter(copy, number)
 
     def hear(self, event: EventRecord, run_id: int, *, sure: bool = True, over: bool = False) -> bool:
-        """A copy of an event that has occurred, for a run that waits for it; whether that is new.
+        """Record the copy of an event for a run that waits for it, and return whether it is new.
 
-        ``sure``: whether it is there; ``over``: whether the wait that it was for is over already.
+        ``sure``: whether it certainly is in the mailbox; ``over``: whether the wait that it was for has ended already.
         """
         place = (event.mail_id, run_id)
         if (run_id, event.mail_id) in self.seen:
@@ -101,7 +101,7 @@ class Mailbox:
         return self.posts
 
     def fitting(self, row: Run, now: int) -> list[Letter]:
-        """What a waiting run can take, in the order of sending."""
+        """The letters that certainly are there and that a waiting run can take, in the order of sending."""
         return [letter for letter in self._fitting(row, now) if letter.sure]
 
     def _fitting(self, row: Run, now: int) -> list[Letter]:
@@ -119,10 +119,10 @@ class Mailbox:
         return sorted(found, key=lambda letter: (letter.signal.sent_at, letter.signal.id))
 
     def take(self, row: Run, ids: tuple[int, ...], now: int, *, looked: int, rejects: bool) -> Iterator[str]:
-        """The run ``row``, which waits, took these.
+        """Check that a waiting run may take these signals.
 
-        ``looked``: what the clock said as the mailbox was read for it. What was over then may be passed by, although a
-        clock that was set back since says that it is not.
+        ``looked``: the engine's clock when it read the run's mail. A signal that had expired by then may be passed by,
+        even if the clock was set back since.
         """
         for id_ in ids:
             letter = self.letters.get((id_, row.id)) or self.letters.get((id_, 0))
@@ -151,7 +151,7 @@ class Mailbox:
             letter.end, letter.by = "rejected" if rejects else "taken", row.id
 
     def follow(self, was: Run | None, row: Run) -> None:
-        """A run's row was replaced."""
+        """Record that a run's row was replaced: its mail may end with its wait or with the run."""
         ended = row.status not in LIVE
         over = was is not None and was.arms != row.arms
         if not (ended or over):
@@ -161,7 +161,7 @@ class Mailbox:
                 letter.end = "over" if letter.signal.broadcast else "ended"
 
     def expire(self, signals: list[Signal], now: int) -> Iterator[str]:
-        """These were taken out, as nobody took them in their time."""
+        """Check the signals that the store has expired."""
         for signal in signals:
             letter = self.letters.get((signal.id, signal.run_id))
             if letter is None or letter.end in ("taken", "rejected") or letter.there(now):
@@ -171,22 +171,22 @@ class Mailbox:
             self.figures["signal expired"] += 1
 
     def left(self) -> list[Letter]:
-        """What nobody has taken and nothing has ended."""
+        """The letters that nobody has taken, and that nothing has ended."""
         return [letter for letter in self.letters.values() if letter.end is None and letter.sure]
 
 
 def arms_of(row: Run) -> list[tuple[str, str, str | None]]:
-    """Kind, name and key of what it waits for."""
+    """Kind, name and key of each arm of the run's wait."""
     return [] if row.arms is None else [(arm[0], arm[1], arm[2]) for arm in json.loads(row.arms)]
 
 
 def kind_of(signal: Signal) -> str:
-    """The kind of arm that it is for."""
+    """The kind of arm that takes a signal."""
     return "signal" if signal.event is None else "event"
 
 
 def token_of(signal: Signal) -> str:
-    """The token that a signal carries; of the copy of an event, what tells its occurrence."""
+    """The token in a signal's payload; for the copy of an event, a name of its occurrence."""
     if signal.event is not None:
         return f"event {signal.id}"
     token = json.loads(signal.payload)["token"]
@@ -194,5 +194,5 @@ def token_of(signal: Signal) -> str:
 
 
 def is_bad(signal: Signal) -> bool:
-    """Whether no run accepts it."""
+    """Whether every run rejects a signal."""
     return signal.event is None and isinstance(json.loads(signal.payload)["token"], list)

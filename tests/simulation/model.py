@@ -1,6 +1,6 @@
-"""The plain model of a run: what each of its transitions must make of it, told from its script and its history alone.
+"""The model of a run: what each transition must make of it, derived from its script and its history alone.
 
-It shares nothing with the product but the words: no timers, no stores, no retries' code.
+It shares nothing with the product but the terms: no timers, no stores, no code of retries.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 from aioflow.model import Run, Transition
 from tests.simulation.program import ACT, LATER, MS, SHORT, Op, Outcome, Script, effect, op_of
 
-#: Delays before the second and the third attempt, microseconds, and how far jitter may move them.
+#: Microseconds before the second and the third attempt, and the share by which jitter may change them.
 DELAYS = {1: 100 * MS, 2: 200 * MS}
 JITTER = 0.5
 ATTEMPTS = 3
-#: So often a run is taken from the dead in one step, then that is what they died of.
+#: A run whose owner has died so many times during one step is failed, as that step is taken for the cause.
 DEATHS = 6
 
-#: What of the waits has arms.
+#: The kinds of waits that have arms.
 ARMED = ("signal", "event", "action")
-#: What a step is given of what resumed it.
+#: step -> the kind of resumption of which it gets something as a parameter.
 TAKES = {"one": "event", "two": "event", ACT: "action"}
 
 ENDING = {"complete": "completed", "fail": "failed", "cancel": "cancelled"}
@@ -31,7 +31,7 @@ ENDING = {"complete": "completed", "fail": "failed", "cancel": "cancelled"}
 
 @dataclass
 class State:
-    """A run as the model has it. ``arms``: (kind, name, key, step) of what it waits for."""
+    """A run according to the model. ``arms``: (kind, name, key, step) of each arm of its wait."""
 
     script: Script
     context: dict[str, Any]
@@ -43,18 +43,18 @@ class State:
     waiting_for: str | None = None
     wake_at: int | None = None
     arms: list[tuple[str, str, str | None, str]] = field(default_factory=list)
-    #: What resumed it: "signal", "event", "action", "timeout", or None.
+    #: What has resumed it: "signal", "event", "action", "timeout", or None.
     resumed: str | None = None
-    #: The token of the event, or of the call, that resumed it.
+    #: The token of the event, or of the call, that has resumed it.
     told: str | None = None
-    #: The wait that it was called in.
+    #: The wait in which an action was called.
     before: dict[str, Any] = field(default_factory=dict)
     rescued: bool = False
-    #: The visits that put themselves off.
+    #: The visits whose step has raised RetryLater.
     put_off: set[int] = field(default_factory=set)
 
 
-#: What a call takes a run from, and may give it back to.
+#: The fields of a wait, which an action that fails restores.
 WAIT = ("status", "step", "visit", "failures", "next_step", "waiting_for", "wake_at", "arms")
 
 
@@ -70,20 +70,20 @@ def begun(script: Script, row: Run) -> tuple[State, list[str]]:
 
 
 def _told(state: State, event: Mapping[str, Any]) -> None:
-    """An event resumes it."""
+    """Record that an event has resumed the run."""
     state.context = {**state.context, **{name: event[name] for name in ("event_id", "event_name", "entity_id")}}
     state.resumed, state.told = "event", event["entity"]["token"]
 
 
 def follow(state: State, was: Run, row: Run, transition: Transition, taken: tuple[str, Any] | None) -> list[str]:
-    """Carry out a transition on the state; what of the row is not as it should be.
+    """Apply a transition to the state, and return how the row differs from the result.
 
     Args:
-        state: the run before it, which is changed.
-        was: the row before it, which tells how often the run was taken from the dead.
-        row: the run after it, as the product committed it.
+        state: the run before the transition; it is changed.
+        was: the row before it, which has the number of its owners' deaths.
+        row: the row after it, as the product committed it.
         transition: the history row.
-        taken: the name of what it took, and a signal's token, or what is told of an event.
+        taken: the name of what the run took, and a signal's token or an event's payload.
     """
     kind, before = transition.kind, state.status
     try:
@@ -103,7 +103,7 @@ def follow(state: State, was: Run, row: Run, transition: Transition, taken: tupl
 
 
 class Wrong(Exception):
-    """The transition cannot be."""
+    """The transition cannot follow this state."""
 
 
 def _compare(state: State, row: Run, kind: str) -> Iterator[str]:
@@ -131,7 +131,7 @@ def _compare(state: State, row: Run, kind: str) -> Iterator[str]:
         yield f"run {row.id} seq {row.seq} ({kind}): its arms are {arms}, not {state.arms}"
 
 
-# ---- what a step makes of its run
+# ---- transitions out of a step
 
 
 def _poisoned(state: State, transition: Transition) -> None:
@@ -225,12 +225,12 @@ def _go(state: State, step: str, visit: int) -> None:
 
 
 def _action(state: State) -> tuple[str, str, None, str]:
-    """The arm that is the action."""
+    """The arm of the workflow's action."""
     return "action", f"{state.script.workflow.replace(' ', '_')}_{ACT}", None, ACT
 
 
 def _at_action(state: State, visit: int) -> None:
-    """It waits at the action, for nothing but a call."""
+    """Let it wait for a call of the action, and for nothing else."""
     _go(state, ACT, visit)
     _park(state, "action", None, None)
     state.arms = [_action(state)]
@@ -249,7 +249,7 @@ def _must_be(transition: Transition, kind: str) -> None:
         raise Wrong(f"it should {kind}, and did {transition.kind}: {transition.error}")
 
 
-# ---- what happens to a run that waits
+# ---- transitions out of a wait
 
 
 def _called(state: State, transition: Transition, taken: tuple[str, Any] | None) -> None:

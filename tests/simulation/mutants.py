@@ -1,6 +1,6 @@
-"""Deliberate bugs. Each changes a few words of a function of the product; the simulation, or a test, has to notice.
+"""Deliberate bugs. Each changes a few words in a function of the product; the simulation, or a test, must notice it.
 
-A mutant that no longer applies, as the code has changed, raises: it is to be written anew, or dropped on purpose.
+A mutant that no longer applies, because the code has changed, raises: rewrite it, or drop it on purpose.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ class Mutant(NamedTuple):
     function: str
     old: str
     new: str
-    #: A seed that noticed it when it was last looked for, to be tried first.
+    #: The seed that noticed it last, which is tried first.
     seed: int = 0
-    #: The test that notices it first, where the simulation cannot.
+    #: The test that notices it, where the simulation cannot.
     tests: str = ""
-    #: Where it runs.
+    #: The store that it is simulated on.
     store: Literal["memory", "sqlite"] = "memory"
-    #: Another function that has to be changed with it: module, function, old, new.
+    #: A second function that has to change with it: module, function, old, new.
     more: tuple[str, str, str, str] | None = None
 
 
 class Drifted(AssertionError):
-    """The product has changed, and the mutant does not fit it."""
+    """The product has changed, and the mutant does not apply any more."""
 
 
 @contextmanager
 def applied(mutant: Mutant) -> Iterator[None]:
-    """The product with the bug."""
+    """Run the block with the bug in the product."""
     with ExitStack() as stack:
         stack.enter_context(_changed(mutant.name, *mutant[1:5]))
         if mutant.more is not None:
@@ -74,7 +74,7 @@ def _changed(what: str, module_name: str, path: str, old: str, new: str) -> Iter
 
 
 def _users(name: str, function: Any) -> list[Any]:
-    """The modules that have imported a function by its name."""
+    """The modules that have imported a function by this name."""
     modules = [module for key, module in sys.modules.items() if key.startswith("aioflow")]
     return [module for module in modules if vars(module).get(name) is function]
 

@@ -1,7 +1,7 @@
 """What must hold whatever happens, checked at each commit and at the end.
 
-The oracle stands beside the one store and sees what it was asked and what it answered, in the order in which it did.
-It keeps plain models of its own of the runs, the mailbox and the leases, and holds every answer against them.
+The oracle stands beside the one store and sees each request and its answer, in the order in which they are carried out.
+It keeps models of its own of the runs, the mailbox, the events and the leases, and compares every answer with them.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from tests.simulation.mailbox import LIVE, Mailbox, is_bad, token_of
 from tests.simulation.model import DEATHS, State, begun, follow
 from tests.simulation.program import Script
 
-#: How late something may be when nothing goes wrong, microseconds: less than a scan would need to heal it.
+#: Microseconds by which something may be late when there are no faults: less than a scan would need to make up for it.
 PROMPT = 200_000
-#: The same where the store is slow.
+#: The same where requests take long.
 PROMPT_AT_A_DISTANCE = 900_000
 
 
-#: What an action's step that has returned may have done.
+#: The kinds of transitions by which an action's step may return.
 RETURNED = ("goto", "sleep", "wait", "complete", "fail")
 
 
 class Client(Protocol):
-    """An engine, as it is known to the store."""
+    """An engine, as the store knows it."""
 
     title: str
 
 
 class Oracle:
-    """The models, and what was wrong.
+    """The models, and the problems that were found.
 
     The mutable state: the rows and their histories as they were committed, the model's state of each run, the mailbox,
-    the events, the leases, what each process has been told, the problems, and the figures: how often each situation came up.
+    the events, the leases, what each process has been told, the problems, and the figures: how often each situation
+    came up.
     """
 
     def __init__(self, scripts: Mapping[int, Script]) -> None:
@@ -56,30 +57,30 @@ class Oracle:
         self.leases: dict[int, int] = {}
         self.workers: dict[Client, int] = {}
         self.told: dict[tuple[Client, int], int] = {}
-        #: What an engine's clock said as it last read a run's mail.
+        #: The engine's clock when it last read a run's mail.
         self.looked: dict[tuple[Client, int], int] = {}
         self.cancelled: set[int] = set()
-        #: token -> when it was sent, by the clocks of those who sent it
+        #: token -> when it was sent, by the clocks of the senders
         self.called: defaultdict[str, list[int]] = defaultdict(list)
-        #: token -> (run, seq) of each call that has claimed a run, and those that were refused.
+        #: token -> (run, seq) of each call that has claimed a run; and the calls that were refused.
         self.claims: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         self.refused: set[str] = set()
-        #: How late something may be, if nothing goes wrong.
+        #: How late something may be, if there are no faults.
         self.prompt: int | None = None
         self._waking: dict[tuple[Client, int, int], int] = {}
 
     def wrong(self, problems: Collection[str] | Any) -> None:
-        """Note problems."""
+        """Record problems."""
         self.problems.extend(problems)
 
     def runs_of(self, number: int) -> int | None:
         """The first run of a script, if there is one."""
         return min((id_ for id_, state in self.states.items() if state.script.number == number), default=None)
 
-    # ---- what is committed
+    # ---- commits
 
     def offered(self, client: Client, changes: Sequence[Change]) -> None:
-        """A process asks for a batch."""
+        """Check a batch that a process has sent."""
         ids = [run_id for change in changes if (run_id := _run_id(change)) is not None]
         if len(set(ids)) != len(ids):
             self.problems.append(f"{client.title}: two changes to one run in a batch: {sorted(ids)}")
@@ -90,7 +91,7 @@ class Oracle:
                     self.problems.append(f"{client.title}: run {change.run.id} is woken twice at seq {change.seq}")
 
     def answered(self, client: Client, changes: Sequence[Change], results: Sequence[Result]) -> None:
-        """The process has heard what became of its batch."""
+        """Record that a process has got the results of its batch."""
         for change, result in zip(changes, results, strict=True):
             if isinstance(change, Move):
                 if result.outcome == "stale":
@@ -104,7 +105,7 @@ class Oracle:
         self.told[client, run_id] = max(seq, self.told.get((client, run_id), 0))
 
     def applied(self, client: Client, changes: Sequence[Change], results: Sequence[Result], now: int) -> None:
-        """The store has applied a batch."""
+        """Check a batch that the store has applied."""
         ids = {run_id for change in changes for run_id in _runs_of(change)}
         before = {id_: self.rows[id_] for id_ in ids if id_ in self.rows}
         for change, result in zip(changes, results, strict=True):
@@ -192,7 +193,7 @@ class Oracle:
         if transition.kind in ("wake", "timeout") and was.wake_at is not None:
             if self.prompt is not None and now < was.wake_at:
                 self.problems.append(f"run {run.id} was woken {(was.wake_at - now) / 1000} ms early")
-            # A wait that an action gave back may be over already.
+            # A wait that a failed action has restored may already be past its deadline.
             self._in_time(f"run {run.id} was woken", max(was.wake_at, was.updated_at), now)
         self.figures["taken for what they died of"] += was.crashes >= DEATHS
         self.wrong(follow(self.states[run.id], was, run, transition, taken))
@@ -230,7 +231,7 @@ class Oracle:
             self.figures["race: somebody else took the signal"] += 1
 
     def _take(self, client: Client, change: Move, was: Run, now: int) -> tuple[str, Any] | None:
-        """What a move took out of the mailbox, or was given past it."""
+        """Check what a move has taken out of the mailbox, or was given directly, and return it for the model."""
         kind, looked = change.transition.kind, self.looked.get((client, was.id), now)
         if kind == "reject":
             self.figures["signal rejected"] += 1
@@ -267,7 +268,7 @@ class Oracle:
             there = signal.sent_at if signal.event is None else self.events.occurrences[signal.id].occurred_at or now
             self._in_time(f"run {was.id} took {token}", max(was.updated_at, there), now)
         else:
-            # When it was sent is told by whoever called, before it went to look for its run.
+            # When it was sent is what the caller noted, before it looked for the run.
             sent = min(self.called.get(token, (0,)))
             late = was.wake_at is not None and min(sent, change.transition.at_micros) > was.wake_at
             before = [letter for letter in self.mailbox.fitting(was, now) if letter.signal.run_id == was.id]
@@ -317,14 +318,14 @@ class Oracle:
         self.mailbox.follow(was, run)
         self.figures[f"transition: {transition.kind}"] += 1
 
-    # ---- who runs what
+    # ---- owners
 
     def alive(self, worker: int | None, now: int) -> bool:
-        """Whether a worker's lease runs."""
+        """Whether a worker's lease is still running."""
         return worker is not None and self.leases.get(worker, now) > now
 
     def claimed(self, client: Client, worker: int, claim: Claim, now: int, *, lease: int, held: Any) -> None:
-        """A worker got runs."""
+        """Check the runs that a worker has got."""
         self.workers[client] = worker
         if not self.alive(worker, now):
             self.leases[worker] = now + lease
@@ -348,7 +349,7 @@ class Oracle:
             self.problems.append(f"{client.title} holds {held}, owns {mine}, and was given {claim.runs}")
 
     def renewed(self, worker: int, lease: int, now: int, *, well: bool) -> None:
-        """A worker renewed its lease, or could not."""
+        """Check that a lease was renewed if and only if it was still running."""
         if well != self.alive(worker, now):
             self.problems.append(f"worker {worker} renewed a lease until {self.leases.get(worker)} at {now}: {well}")
         if well:
@@ -357,14 +358,14 @@ class Oracle:
             self.figures["a lease was over before it was renewed"] += 1
 
     def released(self, worker: int) -> None:
-        """A worker gave its runs back."""
+        """Record that a worker has given its runs back."""
         self.leases.pop(worker, None)
         for id_, row in self.rows.items():
             if row.status == "running" and row.owner == worker:
                 self.rows[id_] = row._replace(owner=None, fence=row.fence + 1, marked=0)
 
     def step_started(self, client: Client, run: Run, now: int) -> None:
-        """A step begins."""
+        """Check a step that begins."""
         self._in_time(f"step {run.step} of run {run.id} began", run.updated_at, now)
         row = self.committed.get((run.id, run.seq))
         if row is None:
@@ -389,7 +390,7 @@ class Oracle:
     # ---- what users were told
 
     def told_of_signal(self, token: str, state: str, delivered: Collection[int], *, bad: bool) -> None:
-        """A sender got a receipt."""
+        """Check the receipt that a sender got."""
         posted = [signal for signal in self.mailbox.posted.values() if token_of(signal) == token]
         takers = self.mailbox.takers.get(token, [])
         self.figures[f"receipt: {state}"] += 1
@@ -397,7 +398,8 @@ class Oracle:
             self.problems.append(f"{token} is said to be delivered to {delivered}, and was taken by {takers}")
         if state == "buffered" and not posted:
             self.problems.append(f"{token} is said to be buffered, and is not there")
-        # Known: if the reply to a broadcast was lost, those who took it until it was offered again are not told of.
+        # A known gap: if the reply to a broadcast is lost, the repeated one does not name the runs that had taken it by
+        # then.
         lost = state == "none" and any(signal.id in self.mailbox.again for signal in posted)
         if state in ("none", "rejected") and takers and not lost:
             self.problems.append(f"{token} is said to be {state}, and was taken by {takers}")
@@ -405,7 +407,7 @@ class Oracle:
             self.problems.append(f"{token} was rejected, and is valid")
 
     def told_of_call(self, token: str, what: str) -> None:
-        """A caller of an action heard that it was "served", "refused" or "failed"."""
+        """Check what the caller of an action was told: "served", "refused" or "failed"."""
         self.figures[f"call: {what}"] += 1
         claims = self.claims[token]
         if what == "refused":
@@ -419,7 +421,7 @@ class Oracle:
     # ---- the end
 
     def busy(self, now: int) -> list[Any]:
-        """The runs that have something to do yet, and what is planned."""
+        """The plans that are left, and the runs that still have something to do."""
         return [*self.events.plans.values()] + [
             row
             for row in self.rows.values()
@@ -430,7 +432,7 @@ class Oracle:
     def check_end(
         self, rows: list[Run], histories: Mapping[int, list[Transition]], events: list[EventRecord], stats: Stats
     ) -> None:
-        """The store holds what was committed, and nothing else."""
+        """Check that the store holds what was committed, and nothing else."""
         self.wrong(self.events.check_end(events, stats))
         if sorted(rows) != sorted(self.rows.values()):
             self.problems.append(f"the store holds {sorted(rows)}, not {sorted(self.rows.values())}")
@@ -460,7 +462,7 @@ class Oracle:
 
 
 def _runs_of(change: Change) -> list[int]:
-    """The runs whose waits it may begin or end."""
+    """The runs whose waits a change may begin or end."""
     match change:
         case Move(run=run, also=also):
             return [run.id, *(part.run.id for part in also if isinstance(part, Start))]

@@ -12,16 +12,16 @@ _planted = ExitStack()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --mutant."""
+    """Add the option --mutant."""
     parser.addoption("--mutant", required=True, help="which")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Plant it."""
+    """Apply the mutant."""
     name = config.getoption("--mutant")
     _planted.enter_context(applied(next(mutant for mutant in MUTANTS if mutant.name == name)))
 
 
 def pytest_unconfigure() -> None:
-    """Take it out."""
+    """Remove the mutant."""
     _planted.close()

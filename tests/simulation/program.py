@@ -1,7 +1,7 @@
-"""The random programs: what runs do, and what users do to them. The workflows that do it are in scripted.py.
+"""The random programs: what runs do, and what users do to them. The workflows that carry them out are in scripted.py.
 
-A run follows a script, which the seed made: at position ``pc`` stands the op that its step carries out, whichever step
-that is. What an op makes of a Context is a pure function, ``effect``: the steps call it, and so does the model.
+A run follows a script, which the seed determines: at position ``pc`` is the op that its step carries out, whichever
+step that is. What an op makes of a Context is a pure function, ``effect``: the steps call it, and so does the model.
 """
 
 from __future__ import annotations
@@ -14,37 +14,38 @@ from typing import Any, Literal, NamedTuple
 from aioflow import Retry
 
 MILLI = timedelta(milliseconds=1)
-#: Microseconds of a millisecond.
+#: Microseconds per millisecond.
 MS = 1000
 
 RETRY = Retry(max_attempts=3, base_delay=100 * MILLI, backoff_factor=2.0, jitter=0.5)
-#: Seconds that the step "short" may take.
+#: The timeout of the step "short", seconds.
 SHORT = 0.3
-#: Engines of a seed. The first of four is a copy of the first of three.
+#: How many engines a seed has at most. The first of four has the slots of the first of three.
 MOST_ENGINES = 4
-#: How many seeds have events.
+#: The share of seeds with events.
 EVENTFUL = 0.5
-#: How long a step puts itself off.
+#: The delay of a step that raises RetryLater.
 LATER = 300 * MILLI
 STEPS = ("one", "two", "thread", "short")
-#: The step that is an action, and how many seeds lead to it.
+#: The step that is an action, and the share of seeds that use it.
 ACT = "act"
 ACTIVE = 0.4
-#: How the token of a call ends that is to fail.
+#: The last character of a call's token if its step is to raise.
 FAILING = "!"
 NAMES = ("paid", "shipped")
 HUB = "hub"
-#: Names and entities of events.
+#: Names and entity ids of events.
 OPENED, CLOSED = "opened", "closed"
 ENTITIES = ("a", "b", None)
-#: What starts from events: workflow -> name, namespace, and offsets in milliseconds. Its script's number is FIRST and on.
+#: The event workflows: workflow -> event name, namespace, and offsets in milliseconds. Their scripts count from
+#: FIRST_LISTENING.
 LISTENING = {
     "told": (OPENED, "*", (-700, 0)),
     "told in the shop": (OPENED, "shop", (300,)),
     "told of the end": (CLOSED, "*", (0,)),
 }
 FIRST_LISTENING = 100
-#: The one of them that asks whether it is to run.
+#: The one that has ``should_run_for_event``.
 CHOOSY = "told in the shop"
 
 Do = Literal["goto", "sleep", "wait", "complete", "fail"]
@@ -52,7 +53,7 @@ Trouble = Literal["error", "give up", "cancel", "later"]
 
 
 class Order(NamedTuple):
-    """A signal that a step sends, or a run that it starts. ``to``: "run 2", "key x", "flow x", "all"."""
+    """A signal that a step sends. ``to``: "run 2", "key x", "flow x" or "all"."""
 
     token: str
     name: str
@@ -60,7 +61,7 @@ class Order(NamedTuple):
 
 
 class Emission(NamedTuple):
-    """An event to emit. ``delay``: milliseconds until it occurs, or since; None: as it is emitted."""
+    """An event to emit. ``delay``: milliseconds until it occurs, or since, if negative; None: it occurs at once."""
 
     token: str
     event_id: str | None
@@ -69,13 +70,13 @@ class Emission(NamedTuple):
     delay: int | None
     namespace: str
     replace: bool
-    #: How often ``create_context`` raises, how long it takes, and whether ``should_run_for_event`` wants it.
+    #: How often ``create_context`` raises, how long it takes, and what ``should_run_for_event`` returns.
     trouble: int
     takes: int
     wanted: bool
 
     def entity(self, token: str) -> dict[str, Any]:
-        """What it is about."""
+        """The event's entity."""
         entity = {"token": token, "trouble": self.trouble, "takes": self.takes, "wanted": self.wanted}
         return entity if self.entity_id is None else {"id": self.entity_id, **entity}
 
@@ -84,28 +85,28 @@ class Op(NamedTuple):
     """What a step does. Durations are milliseconds."""
 
     do: Do
-    #: How many attempts fail before one succeeds, and how.
+    #: How many attempts fail before one succeeds, and how they fail.
     fails: int
     trouble: Trouble
     takes: int
-    #: Where it goes on.
+    #: The step that a goto, or a sleep with ``then``, leads to.
     target: str
     delay: int
-    #: Of a sleep: whether another step goes on.
+    #: For a sleep: whether ``target`` follows, rather than the same step.
     then: bool
-    #: Of a wait: (kind, name, key, step) of each arm; an action has neither name nor key.
+    #: For a wait: (kind, name, key, step) of each arm; an action has neither name nor key.
     arms: tuple[tuple[str, str, str | None, str], ...]
     timeout: int | None
     late: str
     sends: tuple[Order, ...]
     starts: int | None
-    #: Whether it puts itself off, the first time that it runs in a visit.
+    #: Whether the step raises RetryLater the first time that it runs in a visit.
     later: bool = False
     emits: tuple[Emission, ...] = ()
 
 
 class Script(NamedTuple):
-    """What a run does. ``at``: when it is started, milliseconds; None: by another run, or by events."""
+    """What a run does. ``at``: milliseconds until it is started; None: it is started by another run, or by events."""
 
     number: int
     workflow: str
@@ -116,14 +117,15 @@ class Script(NamedTuple):
 
 
 class Act(NamedTuple):
-    """What a user does at an instant."""
+    """What a user does at some instant."""
 
     at: int
     what: Literal["signal", "cancel", "emit", "withdraw", "call"]
     token: str
     name: str
     to: str
-    #: Of a signal: whether it is not valid, whether it has a signal_id, and its ttl. Of a withdrawal: with the runs.
+    #: For a signal: whether it is invalid, whether it has a signal_id, and its ttl. For a withdrawal, bad: also cancel
+    #: the runs.
     bad: bool
     known: bool
     ttl: int | None
@@ -131,17 +133,17 @@ class Act(NamedTuple):
 
 
 class Program(NamedTuple):
-    """All that is to happen but for the faults."""
+    """All that is to happen, apart from the faults."""
 
     seed: int
     engines: int
     scripts: tuple[Script, ...]
     acts: tuple[Act, ...]
-    #: Of each engine: how many runs it executes at once; 0 for a client, that executes none. The first is none.
+    #: For each engine: how many runs it executes at once; 0 for a client. The first engine is never a client.
     slots: tuple[int, ...]
 
 
-# ---- making one
+# ---- making a program
 
 
 def make(seed: int) -> Program:
@@ -149,7 +151,7 @@ def make(seed: int) -> Program:
     rng = Random(f"{seed} program")
     runs = rng.randint(1, 6)
     scripts = [_script(rng, number, runs) for number in range(runs)]
-    if rng.random() < 0.2:  # some are slow, so that whoever takes a run over is still at it when the other comes back
+    if rng.random() < 0.2:  # slow steps: still under way when a former owner comes back
         scripts = [_slow(rng, script) for script in scripts]
     acts = [_act(rng, index, scripts) for index in range(rng.randint(runs, 5 * runs))]
     engines = rng.choice((1, 2, 2, 3))
@@ -239,11 +241,11 @@ def _act(rng: Random, index: int, scripts: list[Script]) -> Act:
     )
 
 
-# ---- making events
+# ---- adding events
 
 
 def _with_events(rng: Random, program: Program) -> Program:
-    """The same with events: some from steps, most from users, runs that wait for them, and runs that they start."""
+    """Add events to a program: some from steps, most from users, runs that wait for them, and runs that they start."""
     ids = [f"v{number}" for number in range(rng.randint(1, 3))]
     scripts = [
         script._replace(ops=tuple(_eventful(rng, op, f"{script.number}.{pc}", ids) for pc, op in enumerate(script.ops)))
@@ -295,11 +297,11 @@ def _emission(rng: Random, token: str, ids: list[str]) -> Emission:
     )  # fmt: skip
 
 
-# ---- making calls
+# ---- adding calls
 
 
 def _with_actions(rng: Random, program: Program) -> Program:
-    """The same with an action: all that leads to a step may lead to it, and users call it."""
+    """Add an action to a program: gotos, arms and timeouts may lead to it, and users call it."""
     scripts = tuple(script._replace(ops=tuple(_to_action(rng, op) for op in script.ops)) for script in program.scripts)
     acts: list[Act] = []
     for script in scripts:
@@ -307,7 +309,7 @@ def _with_actions(rng: Random, program: Program) -> Program:
         for index in range(rng.randint(2, 8)):
             token = f"c{script.number}.{index}{FAILING * (rng.random() < 0.2)}"
             act = Act(begins + rng.randint(0, 6000), "call", token, "", f"run {script.number}", False, False, None)
-            # Now and then somebody clicks twice.
+            # Now and then a user clicks twice.
             acts += [act, act._replace(token=f"d{token}")] if rng.random() < 0.3 else [act]
     return program._replace(scripts=scripts, acts=tuple(sorted((*program.acts, *acts), key=_at)))
 
@@ -323,11 +325,11 @@ def _to_action(rng: Random, op: Op) -> Op:
     )  # fmt: skip
 
 
-# ---- what it comes to
+# ---- the effect of an op
 
 
 class Outcome(NamedTuple):
-    """What a step comes to: a trouble that it raises, or the Context and the op to return."""
+    """The result of a step: the Context, and what to raise; without trouble, the step returns the op's command."""
 
     trouble: Trouble | None
     context: dict[str, Any]
@@ -336,7 +338,7 @@ class Outcome(NamedTuple):
 def effect(
     script: Script, context: Mapping[str, Any], step: str, attempt: int, timed_out: bool, told: str | None = None
 ) -> Outcome:
-    """What a step makes of a Context. ``told``: the token of the event, or of the call, that it is given. Pure."""
+    """What a step makes of a Context, a pure function. ``told``: the token of the event or call that it gets."""
     after = dict(context)
     op = op_of(script, context["pc"])
     if step == "rescue":
@@ -356,10 +358,10 @@ def effect(
     return Outcome(None, after)
 
 
-#: What a script does when it is at its end.
+#: What a script does at its end.
 LAST = Op("complete", 0, "error", 0, "one", 0, False, (), None, "one", (), None)
 
 
 def op_of(script: Script, pc: int) -> Op:
-    """The op at a position."""
+    """The op at a position of a script."""
     return script.ops[pc] if pc < len(script.ops) else LAST

@@ -51,7 +51,7 @@ from tests.simulation.program import (
 
 
 class Context(BaseModel):
-    """What a run of a script knows."""
+    """The Context of a run that follows a script."""
 
     number: int
     pc: int = 0
@@ -63,13 +63,13 @@ class Context(BaseModel):
 
 
 class World(NamedTuple):
-    """What steps can see of the simulation: the scripts, and which runs there are of each."""
+    """What steps see of the simulation: the scripts, and the first run of each."""
 
     scripts: Mapping[int, Script]
     runs: Any
-    #: The visits that have put themselves off, as the outside world remembers it.
+    #: The step keys of the visits that have raised RetryLater.
     later: set[str]
-    #: How often a Context was to be created for an occurrence.
+    #: (event, occurrence) -> how often ``create_context`` was called for it.
     tried: Counter[tuple[str, int]]
 
 
@@ -89,7 +89,7 @@ def _act_out(context: Context, event: Event | None = None, call: str | None = No
         setattr(context, name, value)
     if run.step != "rescue":
         for order in op.sends:
-            # A failed attempt orders, too: nothing of it may be sent.
+            # A failed attempt sends, too: none of that may be committed.
             token = order.token if outcome.trouble is None else f"never {order.token}"
             send(run, order, token, run.step_key.rpartition(":")[2], world)
         for emission in op.emits:
@@ -103,7 +103,7 @@ def _act_out(context: Context, event: Event | None = None, call: str | None = No
 
 
 def told_by(event: Event, context: Context) -> str:
-    """The token of an event, which has to be the one that the Context tells of."""
+    """The token of an event, which must be the one that the Context was made for."""
     if (event.id, event.name, event.entity_id) != (context.event_id, context.event_name, context.entity_id):
         raise RuntimeError(f"{event} is not what {context} tells of")
     return str(event.entity["token"])
@@ -122,7 +122,7 @@ def emit(run: Any, emission: Emission, token: str) -> None:
 
 
 def send(run: Any, order: Order, token: str, visit: str, world: World) -> None:
-    """Send a signal from a step; the token tells of which visit."""
+    """Send a signal from a step, with a token that names the visit."""
     way, _, whom = order.to.partition(" ")
     payload = {"token": f"{token}@{run.id}.{visit}"}
     match way:
@@ -221,12 +221,12 @@ def workflows() -> list[type]:
 
 @workflow("simulated", default_retry=RETRY, on_fail="rescue")
 class Simulated(_Steps):
-    """Goes to "rescue" once when all attempts have failed."""
+    """Goes to "rescue" the first time that a step has failed for good."""
 
 
 @workflow("unrescued", default_retry=RETRY)
 class Unrescued(_Steps):
-    """Fails when all attempts have failed."""
+    """Fails when a step has failed for good."""
 
 
 _TOLD, _CHOOSY, _LAST = LISTENING
@@ -246,7 +246,7 @@ def _event(workflow: str) -> dict[str, Any]:
 
 @event_workflow(**_event(_TOLD))
 class Told(_Steps):
-    """Makes its Context itself, in its time, and not always at once."""
+    """Has a ``create_context`` that may take long, and may raise at first."""
 
     @classmethod
     async def create_context(cls, event: Event) -> Context:
@@ -267,13 +267,13 @@ class _OfTheShop(Context):
 
 @event_workflow(**_event(_CHOOSY))
 class ToldInTheShop(_Steps):
-    """Is not always to run."""
+    """Has a ``should_run_for_event``."""
 
     Context = _OfTheShop
 
     @classmethod
     def should_run_for_event(cls, event: Event) -> bool:
-        """Ask the entity."""
+        """Return what the entity says."""
         return bool(event.entity["wanted"])
 
 
@@ -283,7 +283,7 @@ class _OfTheEnd(Context):
 
 @event_workflow(**_event(_LAST))
 class ToldOfTheEnd(_Steps):
-    """Has nothing of its own."""
+    """Has neither."""
 
     Context = _OfTheEnd
 

@@ -1,4 +1,4 @@
-"""From a case that fails to a smaller one that fails as well."""
+"""Makes a failing case smaller."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.simulation.world import Case
 
 
 def shrink(case: Case, fails: Callable[[Case], bool]) -> Case:
-    """Leave out engines, kinds of faults and runs for as long as it still fails."""
+    """Leave out engines, kinds of faults, events and runs, as long as the case still fails."""
     found = True
     while found:
         found = False
@@ -28,7 +28,7 @@ def _smaller(case: Case) -> Iterator[Case]:
     if case.events and any(act.what == "emit" for act in whole.acts):
         yield case._replace(events=False)
     left = [kind for kind in KINDS if kind not in case.faults]
-    if len(left) > 1:  # none at all is a case of its own, and the best
+    if len(left) > 1:  # first try without any faults
         yield case._replace(faults=frozenset(KINDS))
     yield from (case._replace(faults=case.faults | {kind}) for kind in left)
     runs = [script.number for script in whole.scripts if script.at is not None and script.number not in case.runs]

@@ -1,9 +1,9 @@
 """The simulation on real SQLite: a file, a store for each process, and crashes that leave a copy of db and WAL.
 
 Each engine has a ``SQLiteStore`` of its own on one file, so that the lock on the file, the takeover and the hint are
-the real ones; their functions run inline. All live in one process, within which SQLite and ``FileLock`` tell
-connections and holders apart. A killed process leaves an image of the file, taken before, within or after the
-transaction that was on its way; everybody goes on with that image, and what was acknowledged has to be in it.
+the real ones; the stores' functions run inline. All engines live in one operating system process, within which SQLite
+and ``FileLock`` tell connections and holders apart. A killed process leaves an image of the file, taken before, within
+or after the transaction that was under way; all others go on with that image, and it must hold what was acknowledged.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from aioflow_sqlite.connection import Connection
 from tests.simulation.faults import WRITES, Request, Server, Wire, now_or_never
 from tests.simulation.oracle import Client, Oracle
 
-#: Between a process and its file there is no network that could lose anything.
+#: The faults of a network, which cannot happen between a process and its file.
 NOT_HERE = frozenset({"applied after the error", "silent", "hint lost", "partition"})
-#: What a crash leaves; the index of the WAL is made anew.
+#: What a crash leaves; the index of the WAL is rebuilt.
 _SUFFIXES = ("", "-wal")
-#: Hints of a new image are further than those of the one before.
+#: Added to the hints for each new image, so that they still grow.
 _FURTHER = 1_000_000
-#: The statement of a transaction, or of a trigger, before which a crash happens is one of the first so many, or the commit.
+#: A crash within a transaction happens before one of its first statements, at most this one, or before its commit.
 _STATEMENTS = 16
 
 
 class FileOracle(Oracle):
-    """The oracle, where one process works the store: for as long as it lives nobody else owns anything."""
+    """The oracle where one process works the store: as long as it lives, no other owns anything."""
 
     holder: Client | None = None
-    #: Who had it before, and whether anybody had.
+    #: The last process that held the file, if any.
     former: Client | None = None
 
     def alive(self, worker: int | None, now: int) -> bool:
-        """Whether a worker has the file."""
+        """Whether a worker holds the file."""
         return self.holder is not None and worker is not None and self.workers.get(self.holder) == worker
 
     def claimed(self, client: Client, worker: int, claim: Claim, now: int, *, lease: int, held: Any) -> None:
-        """A worker got runs, or is told that another has the file."""
+        """Check the runs that a worker has got, or that another process works the file."""
         if not claim.working:
             if self.holder in (None, client) or claim.runs or claim.gone:
                 self.problems.append(f"{client.title} does not work the file of {self.holder}: {claim}")
@@ -66,7 +66,7 @@ class FileOracle(Oracle):
         super().claimed(client, worker, claim, now, lease=lease, held=held)
 
     def _disown(self, worker: int) -> None:
-        """Whoever owned a run before this worker is dead."""
+        """Free the runs of earlier workers, which are dead."""
         for id_, row in self.rows.items():
             if row.status == "running" and row.owner not in (None, worker):
                 crashes = row.crashes + (row.crashes < SUSPECT_CRASHES or row.marked == 1)
@@ -74,29 +74,29 @@ class FileOracle(Oracle):
                 self.figures["a run of a dead process was freed"] += 1
 
     def released(self, worker: int) -> None:
-        """A worker gave its runs and the file back."""
+        """Record that a worker has given its runs and the file back."""
         if self.alive(worker, 0):
             self.holder = None
         super().released(worker)
 
     def left(self, client: Client) -> None:
-        """A process has closed the file, or is dead."""
+        """Record that a process has closed the file, or is dead."""
         if self.holder is client:
             self.holder = None
 
 
 class FileServer(Server):
-    """The file, and the way to it: a thread of each process, which does one thing after the other.
+    """The file, and the way to it: each process has a thread that does one thing after the other.
 
-    The mutable state, beside the server's: where the image is that all use now, who has opened it, and when the last
-    request and the last reply of each will be there.
+    The mutable state, besides the server's: the image that all use now, which processes have opened it, and when the
+    last request and the last reply of each arrives.
     """
 
     exclusive = True
     oracle: FileOracle
 
     def prepare(self) -> None:
-        """Make the file. ``store`` looks at it from outside, and writes nothing."""
+        """Create the file. ``store`` only reads it, from outside."""
         self._folder = Path(tempfile.mkdtemp(prefix="aioflow-sim-"))
         self._image = 0
         self._stores: dict[Wire, SQLiteStore] = {}
@@ -109,7 +109,7 @@ class FileServer(Server):
         now_or_never(writer.run(lambda db: db.execute("UPDATE store SET uuid = 'sim'").fetchall()))
 
     def _opened(self) -> Any:
-        # A dead process loses nothing that the kernel has: to sync would only take time.
+        # The kernel keeps what a dead process has written, so syncing would only take time.
         store = self._new()
         now_or_never(store.open(0))
         return store
@@ -118,27 +118,27 @@ class FileServer(Server):
         return SQLiteStore(f"sqlite:///{self._path}?busy_timeout=0&synchronous=NORMAL")
 
     def dispose(self) -> None:
-        """Close everything, and delete it."""
+        """Close everything, and delete the file."""
         for store in (*self._stores.values(), self.store):
             with suppress(StoreError):
                 now_or_never(store.close())
         shutil.rmtree(self._folder)
 
-    # ---- as a process sees it
+    # ---- called by Wire
 
     def store_of(self, client: Wire) -> Any:
-        """The process's own."""
+        """The process's own store."""
         return self._stores[client] if client in self._stores else _Closed()
 
     async def open(self, client: Wire, now: int) -> str:
-        """Open the file."""
+        """Open the file for a process."""
         if not client.process.alive:
             raise StoreUnavailable("sim://", "its process is dead")
         self._stores[client] = store = self._new()
         return str(await store.open(now))
 
     async def close(self, client: Wire) -> None:
-        """Close it, and let go of it."""
+        """Close a process's store, which releases the lock."""
         if (store := self._stores.pop(client, None)) is not None:
             self.oracle.left(client)
             await store.close()
@@ -154,7 +154,7 @@ class FileServer(Server):
         super()._reply(request, how, self._behind(request, seconds, reply=True), *value)
 
     def _behind(self, request: Request, seconds: float, *, reply: bool) -> float:
-        """Seconds until it is there: the writer's thread takes one thing after the other."""
+        """Seconds until a request or reply arrives: writes of a process keep their order, as they share a thread."""
         if request.verb not in WRITES:
             return seconds
         now, place = self.loop.time(), (request.client, reply)
@@ -164,7 +164,7 @@ class FileServer(Server):
     # ---- what happens to the processes
 
     def hold(self, process: Process, seconds: float) -> None:
-        """The process was stopped, and its threads with it: what was on its way stays in its order."""
+        """A process is paused together with its threads: what was on its way is delayed, in the same order."""
         for request in sorted(self._under_way, key=_when):
             if request.client.process is process and request.timer is not None:
                 left = request.timer.when() - self.loop.time()
@@ -173,7 +173,7 @@ class FileServer(Server):
                 self._later(request, left + seconds)
 
     def killed(self, process: Process) -> None:
-        """The process is dead: everybody goes on with what it has left."""
+        """The process is dead: all others go on with the file that it leaves."""
         dying = sorted((r for r in self._under_way if r.client.process is process), key=_when)
         for request in dying:
             del self._under_way[request]
@@ -190,7 +190,7 @@ class FileServer(Server):
         self._go_on(process, target)
 
     def _crash(self, request: Request, target: Path) -> None:
-        """The process dies as it carries this out."""
+        """Let the process die while it carries out a request."""
         ways = ("before", "within", "within", "torn", "after") if request.verb == "apply" else ("before", "after")
         way, length = self._rng.choice(ways), self._length()
         self.trace(request.client.title, f"dies at {request.verb}, {way}")
@@ -207,11 +207,11 @@ class FileServer(Server):
                 self._copy(target)
                 self._tear(target, length)
             elif not (target / "sim.db").exists():
-                self._copy(target)  # it was refused, and wrote nothing
+                self._copy(target)  # the batch was refused, and wrote nothing
         self.oracle.figures[f"crash: {way} {'a commit' if request.verb == 'apply' else 'something else'}"] += 1
 
     def _unheard(self, request: Request, target: Path | None) -> None:
-        """Carry it out, of which nobody will hear, and take an image at one of its statements."""
+        """Carry out a batch whose reply nobody gets, and take an image before one of its statements."""
         store, at, seen = self._stores[request.client], self._rng.randint(2, _STATEMENTS), 0
         writer = store._writer
         assert writer is not None
@@ -221,7 +221,7 @@ class FileServer(Server):
             if target is None:
                 return
             seen += 1
-            # The first one in any case: a plain batch is one statement, and commits without another.
+            # The first statement always counts: a plain batch is one statement, and commits without another.
             if seen in (1, at) or (seen < at and statement.startswith("COMMIT")):
                 self._copy(target)
 
@@ -242,7 +242,7 @@ class FileServer(Server):
                 shutil.copyfile(path, target / path.name)
 
     def _tear(self, target: Path, before: int) -> None:
-        """Leave only a part of what the last transaction has written to the WAL."""
+        """Keep only a part of what the last transaction has written to the WAL."""
         wal = target / "sim.db-wal"
         length = wal.stat().st_size
         if length > before:
@@ -269,7 +269,7 @@ class FileServer(Server):
         self._check(self.oracle)
 
     def _check(self, oracle: FileOracle) -> None:
-        """What was acknowledged is in the image, and nothing else."""
+        """Check that the image has what was acknowledged, and nothing else."""
         micros = max((row.updated_at for row in oracle.rows.values()), default=0)
         rows = now_or_never(self.store.select(RunQuery(limit=10_000), micros))
         histories = {id_: now_or_never(self.store.history(id_, 0, 10_000, micros)) for id_ in oracle.rows}
@@ -280,11 +280,11 @@ class FileServer(Server):
 
 
 class _Closed:
-    """What a process has that has not opened the file."""
+    """Stands for the store of a process that has not opened the file."""
 
     def __getattr__(self, verb: str) -> Callable[..., Any]:
         async def refuse(*_: Any, **__: Any) -> Any:
-            if verb != "hint":  # by which a Wire asks whether the store is there
+            if verb != "hint":  # by which a Wire checks whether the store is reachable
                 raise StoreUnavailable("sim://", "it is not open")
             return 0
 
@@ -297,7 +297,7 @@ def _when(request: Request) -> float:
 
 @contextmanager
 def inline_connections() -> Iterator[None]:
-    """Within it a connection has no thread: what it is to do is done at once."""
+    """Let connections have no threads: what they are asked to do is done at once."""
 
     async def execute(self: Connection, function: Callable[..., Any], *arguments: Any) -> Any:
         if self._connection is None:

@@ -1,4 +1,4 @@
-"""Many seeds, in one process or several, and whether they met all that they were to meet."""
+"""Simulates many seeds, in one process or several, and checks that each situation came up often enough."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 from tests.simulation.world import Case, Verdict, Where, simulate
 
-#: Situations, and how often each has to come up in 500 seeds: less than half as often as it does, and less than once where
-#: it comes seldom and in clusters, so that 500 fresh seeds need not meet it, and 100 000 have to.
+#: Situations, and how often each has to come up in 500 seeds: less than half of how often it does, and less than once
+#: if
+#: it is rare and comes in clusters, so that 500 fresh seeds need not meet it, but 100 000 must.
 WANTED: dict[str, float] = {
     "fault: applied after the error": 200,
     "fault: clock step": 100,
@@ -117,7 +118,7 @@ WANTED: dict[str, float] = {
     "user: sent again, as it was not known": 10,
     "user: started again, as it was not known": 4,
 }
-#: The same of 500 seeds on SQLite.
+#: The same for 500 seeds on SQLite.
 WANTED_OF_SQLITE = {
     "a run that waits was told of an event": 15,
     "crash": 100,
@@ -133,18 +134,18 @@ WANTED_OF_SQLITE = {
     "run started by an event": 250,
     "takeover": 40,
 }
-#: Of a sweep's seeds on the memory store, every so many is run on SQLite in addition.
+#: One of so many seeds of a sweep on the memory store is run on SQLite, too.
 EVERY = 10
-#: What the figures of SQLite begin with.
+#: The prefix of SQLite's figures.
 ON_SQLITE = "sqlite: "
-#: The figure of how long all took on virtual time.
+#: The figure that counts seconds of virtual time.
 VIRTUAL = "seconds of virtual time"
-#: How many seeds one task of a process takes.
+#: How many seeds one task of a worker process takes.
 CHUNK = 20
 
 
 class Sweep(NamedTuple):
-    """What came of many seeds."""
+    """The results of many seeds."""
 
     seeds: int
     failures: list[Verdict]
@@ -160,7 +161,7 @@ class Sweep(NamedTuple):
         return [f"{what}: {self.figures[what]}, not {least}" for what, least in wanted if self.figures[what] < least]
 
     def report(self) -> Iterator[str]:
-        """What to tell of it."""
+        """A summary, line by line."""
         for verdict in self.failures:
             yield f"seed {verdict.case.seed} failed: {verdict.problems[0][:600]}"
             yield f"    repeat it: {verdict.case.command}"
@@ -173,7 +174,7 @@ class Sweep(NamedTuple):
 
 
 def many(seeds: list[int], store: Where = "memory") -> tuple[list[Verdict], Counter[str]]:
-    """Simulate these: those that failed, and the figures of all."""
+    """Simulate these seeds, and return the failures and the figures."""
     figures: Counter[str] = Counter()
     failures = []
     for seed in seeds:
@@ -201,8 +202,9 @@ def sweep(
     most_failures: int = 5,
     tell: Callable[[str], object] | None = None,
 ) -> Sweep:
-    """Simulate ``least`` of the seeds, and more for as long as ``seconds`` are not over; end after some failures, or by
-    Ctrl-C, with what has been done by then.
+    """Simulate at least ``least`` of the seeds, and more until ``seconds`` have passed.
+
+    Ends early after ``most_failures`` failures, or by Ctrl-C, and returns the results so far.
     """
     began = time.monotonic()
     source = iter(seeds)
@@ -246,12 +248,12 @@ def _carried_out(
 
 
 def fresh() -> Iterator[int]:
-    """Seeds that were never used, from one that is printed with each failure."""
+    """Random seeds, which in all likelihood were never used."""
     return count(int.from_bytes(os.urandom(6)))
 
 
 def hash_in_fresh_process(seed: int, hash_seed: int, store: Where = "memory") -> str:
-    """The trace hash of a seed, in a process of its own, whose strings hash as ``hash_seed`` has it."""
+    """The trace hash of a seed, computed in a new process with this PYTHONHASHSEED."""
     told = subprocess.run(
         [sys.executable, "-m", "tests.simulation", "--seed", str(seed), "--store", store, "--hash"],
         env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},

@@ -1,4 +1,4 @@
-"""The oracle's mailbox: the order of signals, where clocks do not agree on what has expired."""
+"""The oracle's mailbox: the order of signals where clocks disagree on which have expired."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.simulation.mailbox import Mailbox
 
 
 def a_letter(id_: int, expires_at: int | None) -> Signal:
-    """A signal for run 1, sent at the instant of its id."""
+    """A signal to run 1, sent at the instant of its id."""
     return Signal(id_, 1, "paid", None, f'{{"token":"{id_}"}}', 0, 0, None, id_, expires_at)
 
 
 @pytest.mark.parametrize(("looked", "wrong"), [(99, ["run 1 took 2 before 1"]), (100, [])])
 def test_a_signal_may_be_passed_by_only_if_it_was_over_as_the_run_looked(looked: int, wrong: list[str]) -> None:
-    """The clock that says so at the commit may have been set back since."""
+    """A run may skip an earlier signal only if that had expired by the engine's clock when its mail was read."""
     mailbox = Mailbox(Counter())
     row = a_waiter(1, arms=arms("paid"))
     for signal in (a_letter(1, 100), a_letter(2, None)):

@@ -1,4 +1,4 @@
-"""A signal that holds a timeout back, and then is not taken: on virtual time, where to be late shows."""
+"""A signal holds back a timeout and then is not taken: on virtual time, where lateness shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.flows import flow
 
 
 class SlowMail(MemoryStore):
-    """A store that takes a while to tell what mail there is: it may have expired by then."""
+    """A store that answers slowly which mail there is: by then it may have expired."""
 
     def __init__(self, loop: SimLoop) -> None:
         super().__init__()
@@ -41,16 +41,16 @@ class SlowMail(MemoryStore):
         return results
 
     async def hint(self, now: Micros) -> int:
-        """Nobody else has written: no look at the store heals what was missed."""
+        """Nobody else has written, so that no scan makes up for what was missed."""
         return 0
 
 
 class Nothing(BaseModel):
-    """A Context of nothing."""
+    """An empty Context."""
 
 
 def test_a_timeout_held_back_by_a_signal_that_expires_is_not_lost() -> None:
-    """The signal lay there as the time was over, and was gone when the run was to get it: the run times out at once."""
+    """If a signal that held back a timeout expires before the run takes it, the run times out at once."""
     loop = SimLoop(1)
     store = SlowMail(loop)
 

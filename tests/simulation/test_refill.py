@@ -1,4 +1,4 @@
-"""The window of timers is filled while runs park: on virtual time, where to be late shows."""
+"""The window of timers is refilled while runs park: on virtual time, where lateness shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.flows import flow
 
 
 class SlowDue(MemoryStore):
-    """A store that takes a while to tell what is due in the next minutes: what it tells is past by then."""
+    """A store that answers slowly what is due in the next minutes: the answer is outdated by then."""
 
     def __init__(self, loop: SimLoop) -> None:
         super().__init__()
@@ -41,23 +41,23 @@ class SlowDue(MemoryStore):
         return found
 
     async def hint(self, now: Micros) -> int:
-        """Nobody else has written: nothing but the heap wakes in time."""
+        """Nobody else has written, so that only the heap wakes runs in time."""
         return 0
 
 
 class Nothing(BaseModel):
-    """A Context of nothing."""
+    """An empty Context."""
 
 
 def test_what_parks_during_a_refill_is_woken_in_time() -> None:
-    """A sleep that is committed between the store's look and its answer is in the heap, and not left to the scan."""
+    """A sleep that is committed between the store's read and its answer is in the heap, and not left to the scan."""
     loop = SimLoop(1)
     store = SlowDue(loop)
     under_way: list[int] = []
 
     async def nap(self: object) -> Command:
         under_way.append(store.under_way)
-        return sleep(timedelta(seconds=5), then="end")  # longer than the look at what others wrote, just after opening
+        return sleep(timedelta(seconds=5), then="end")  # longer than the first scans after opening
 
     async def end(self: object) -> Command:
         return complete()

@@ -1,4 +1,4 @@
-"""A store that is silent, neither answers nor fails, and one that fails now and then: what a lease makes of it."""
+"""A store that hangs, and one that fails now and then: a worker must not lose its lease, or must stop in time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.flows import flow
 
 
 class Silent(MemoryStore):
-    """A store that at some instant ceases to answer those who claim."""
+    """A store that from some instant on does not answer claims."""
 
     def __init__(self, loop: SimLoop) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Silent(MemoryStore):
 
 
 class Failing(MemoryStore):
-    """A store that does not renew a lease within the first two of every ten seconds."""
+    """A store that cannot renew leases in the first two of every ten seconds."""
 
     def __init__(self, loop: SimLoop) -> None:
         super().__init__()
@@ -56,11 +56,11 @@ class Failing(MemoryStore):
 
 
 class Nothing(BaseModel):
-    """A Context of nothing."""
+    """An empty Context."""
 
 
 def test_steps_are_stopped_before_the_lease_is_over() -> None:
-    """A worker that hears nothing stops what it runs while nobody can have taken it over yet."""
+    """A worker whose claims get no answer stops its steps before its lease is over."""
     loop = SimLoop(1)
     store = Silent(loop)
     stopped: list[float] = []
@@ -92,7 +92,7 @@ def test_steps_are_stopped_before_the_lease_is_over() -> None:
 
 
 def test_a_renewal_that_fails_is_tried_again_soon() -> None:
-    """Not when the next would be due, which is when the lease has to be given up."""
+    """A renewal that fails is repeated soon enough that the lease is kept and the running step is not stopped."""
     loop = SimLoop(1)
     store = Failing(loop)
     calls: list[float] = []

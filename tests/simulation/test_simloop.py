@@ -1,4 +1,4 @@
-"""The loop of the simulation: time that jumps, order that a seed chooses, processes that stop and die."""
+"""The loop of the simulation: time that jumps, an order that the seed determines, processes that stop and die."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HOUR = 3600.0
 
 @pytest.fixture
 def loop() -> Iterator[SimLoop]:
-    """A loop, disposed of in the end."""
+    """A loop that is disposed of at the end."""
     loop = SimLoop(7)
     yield loop
     loop.dispose()
 
 
 def test_time_jumps_to_the_next_timer(loop: SimLoop) -> None:
-    """An idle century is over at once, and each timer fires at its very instant."""
+    """An idle century passes at once, and each timer fires exactly at its time."""
     seen: list[float] = []
     for hours in (876_000.0, 0.1, 24.0):
         loop.call_later(hours * HOUR, lambda: seen.append(loop.time()))
@@ -32,7 +32,7 @@ def test_time_jumps_to_the_next_timer(loop: SimLoop) -> None:
 
 
 def order(seed: int) -> list[int]:
-    """In which order ten tasks run that are ready at once."""
+    """The order in which ten tasks run that are ready at once."""
     loop, seen = SimLoop(seed), list[int]()
 
     async def one(number: int) -> None:
@@ -49,14 +49,14 @@ def order(seed: int) -> list[int]:
 
 
 def test_the_seed_chooses_the_order_of_tasks() -> None:
-    """Tasks that are ready at once run in an order that differs with the seed and is the same for the same."""
+    """The order of tasks that are ready at once is determined by the seed, and differs between seeds."""
     assert order(1) == order(1)
     assert len({tuple(order(seed)) for seed in range(20)}) > 15
     assert all(sorted(order(seed)[:10]) == list(range(10)) for seed in range(20))
 
 
 def test_callbacks_keep_their_order(loop: SimLoop) -> None:
-    """Plain callbacks run as they were scheduled, whatever the seed."""
+    """Plain callbacks run in the order of scheduling."""
     seen: list[int] = []
     for number in range(50):
         loop.call_soon(seen.append, number)
@@ -65,7 +65,7 @@ def test_callbacks_keep_their_order(loop: SimLoop) -> None:
 
 
 def test_a_deadlock_is_found(loop: SimLoop) -> None:
-    """A task that waits for what nobody will do raises at once."""
+    """A task that waits for something that cannot happen raises at once."""
 
     async def wait() -> None:
         await asyncio.Event().wait()
@@ -75,11 +75,11 @@ def test_a_deadlock_is_found(loop: SimLoop) -> None:
 
 
 def test_a_livelock_is_found() -> None:
-    """A task that goes round while time stands still raises."""
+    """A task that spins while time stands still raises."""
     loop = SimLoop(1, most=1000)
 
     async def spin() -> None:
-        while True:  # noqa: ASYNC110 - it is to spin
+        while True:  # noqa: ASYNC110 - it must spin
             await asyncio.sleep(0)
 
     with pytest.raises(Livelock, match="1001 callbacks"):
@@ -88,7 +88,7 @@ def test_a_livelock_is_found() -> None:
 
 
 def test_a_killed_process_runs_no_line(loop: SimLoop) -> None:
-    """Neither tasks nor what they started go on, and no ``finally`` is run, before the loop is disposed of."""
+    """Neither the tasks of a killed process nor their children go on, and no ``finally`` runs before the disposal."""
     seen: list[str] = []
     process = Process("it")
 
@@ -115,7 +115,7 @@ def test_a_killed_process_runs_no_line(loop: SimLoop) -> None:
 
 
 def test_a_stopped_process_goes_on_late(loop: SimLoop) -> None:
-    """What would have run meanwhile runs when it goes on, and others did not wait for it."""
+    """What a stopped process would have done runs when it is resumed, and other processes are not delayed."""
     seen: list[tuple[str, float]] = []
     process = Process("it")
 
@@ -132,7 +132,7 @@ def test_a_stopped_process_goes_on_late(loop: SimLoop) -> None:
 
 
 def test_a_thread_is_left_alone_by_who_is_cancelled(loop: SimLoop) -> None:
-    """A function that was given to a thread runs though its caller was cancelled, and the caller does not wait for it."""
+    """A function in a thread runs although its caller was cancelled, and the caller does not wait for it."""
     seen: list[str] = []
 
     async def caller() -> None:
@@ -155,7 +155,7 @@ def test_a_thread_is_left_alone_by_who_is_cancelled(loop: SimLoop) -> None:
 
 
 def test_a_thread_gives_its_result_or_its_error(loop: SimLoop) -> None:
-    """What the function returns or raises reaches its caller, after a while."""
+    """What a function in a thread returns or raises reaches its caller, after a delay."""
 
     async def main() -> tuple[Outcome, Outcome]:
         threads = Threads()
@@ -171,7 +171,7 @@ def test_a_thread_gives_its_result_or_its_error(loop: SimLoop) -> None:
 
 
 def test_a_clock_may_be_wrong(loop: SimLoop) -> None:
-    """A process's clock is ahead as far as it is set, and its count for durations is not."""
+    """A process's clock is wrong by its skew, but durations that it measures are right."""
     clock = SimClock(loop, epoch=1_000_000, skew=5)
     loop.run_until_complete(clock.sleep(2_000_000))
     assert (clock.micros(), clock.monotonic()) == (3_000_005, 2_000_000)

@@ -1,4 +1,4 @@
-"""Engines, users and faults on virtual time: what has to hold does, and the simulation would tell if it did not."""
+"""Engines, users and faults on virtual time: the invariants hold, and the simulation would notice if they did not."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tests.simulation.shrink import shrink
 from tests.simulation.sweep import Sweep, hash_in_fresh_process, sweep
 from tests.simulation.world import Case, simulate
 
-#: Of the fixed set, of which `.ci/run` takes more, and adds seeds that were never used.
+#: How many seeds of the fixed set; `.ci/run` takes more, and adds fresh ones.
 SEEDS = 120
 
 
 def tell(swept: Sweep) -> None:
-    """Say into the test's captured output what to repeat."""
+    """Print to the test's captured output what failed, and how to repeat it."""
     sys.stdout.writelines(f"{line}\n" for line in swept.report())
 
 
 def test_the_fixed_seeds_hold() -> None:
-    """No seed of a fixed set breaks an invariant, and all faults and races come up in it often enough."""
+    """No seed of a fixed set breaks an invariant, and all faults and races come up often enough."""
     swept = sweep(range(SEEDS), least=SEEDS)
     tell(swept)
     assert swept.seeds == SEEDS
@@ -33,7 +33,7 @@ def test_the_fixed_seeds_hold() -> None:
 
 
 def test_a_sweep_that_meets_too_little_fails() -> None:
-    """A situation that does not come up is told: nothing is proved about it."""
+    """A situation that comes up too rarely is reported, as nothing is proved about it."""
     figures = sweep(range(3), least=3).figures
     figures["seeds"] = 500
     swept = Sweep(500, [], figures, 1.0)
@@ -41,30 +41,30 @@ def test_a_sweep_that_meets_too_little_fails() -> None:
 
 
 def test_an_event_is_moved_once_by_each_who_moves_it() -> None:
-    """Such seeds have found that one whose reply was lost moved it again, after another had."""
+    """A ``replace`` whose reply was lost does not move the event again after another user has moved it."""
     assert not simulate(Case(428)).problems
     with applied(next(mutant for mutant in MUTANTS if mutant.name == "forget what was replaced")):
         assert simulate(Case(428)).problems
 
 
 def test_a_start_that_raises_as_it_is_stopped_is_no_bug() -> None:
-    """This seed has found that an engine that was closed called it one of its own."""
+    """An engine that is closed while a start raises does not log that as a bug of its own."""
     assert not simulate(Case(2004126)).problems
 
 
 @pytest.mark.parametrize("seed", [1649, 20003974, 30000806, 30002305])
 def test_seeds_that_found_bugs_hold(seed: int) -> None:
-    """A step that began after its transition was known, two without a lease, and one without a slot."""
+    """The seeds that found a step begun after its next transition, two without a lease and one without a slot pass."""
     assert not simulate(Case(seed)).problems
 
 
 def test_what_others_have_written_is_looked_at_after_an_error() -> None:
-    """This seed has found that a look that failed had others' signals forgotten, for as long as nobody wrote again."""
+    """After a scan of the store has failed, signals that others sent are still found, though nobody writes again."""
     assert not simulate(Case(60003630, store="sqlite")).problems
 
 
 def test_a_run_that_takeovers_hit_in_one_step_is_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many leases that are over in the same step have a run failed, and the model knows of it; two here, as six are rare."""
+    """A run whose owners lose their leases in one step is failed (after two here, as six are rare), as modelled."""
     monkeypatch.setattr(interventions, "POISON_CRASHES", 2)
     for module in (model, oracle):
         monkeypatch.setattr(module, "DEATHS", 2)
@@ -75,7 +75,7 @@ def test_a_run_that_takeovers_hit_in_one_step_is_failed(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("seed", [1, 7, 18])
 def test_a_seed_repeats_itself(seed: int) -> None:
-    """Fresh processes, whose strings hash differently, come to the same trace as this one."""
+    """New processes with other string hashes come to the same trace as this one, and another seed does not."""
     here = simulate(Case(seed))
     assert not here.problems
     assert {hash_in_fresh_process(seed, hash_seed) for hash_seed in (1, 2)} == {here.trace}
@@ -84,14 +84,14 @@ def test_a_seed_repeats_itself(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [15, 65])
 def test_a_seed_repeats_itself_on_sqlite(seed: int) -> None:
-    """So do files and their crashes."""
+    """New processes with other string hashes come to the same trace on SQLite files and their crashes."""
     here = simulate(Case(seed, store="sqlite"))
     assert not here.problems
     assert {hash_in_fresh_process(seed, hash_seed, "sqlite") for hash_seed in (1, 2)} == {here.trace}
 
 
 def test_what_is_left_out_does_not_happen() -> None:
-    """Without faults there are none, without runs theirs are not started, and without events nobody emits any."""
+    """A case without faults, runs or events has none of those that it leaves out."""
     seeds = [seed for seed in range(100) if not plan(seed, 3, frozenset()).quiet]
     programs = {seed: program.make(seed) for seed in seeds}
     seed = next(seed for seed in seeds if sum(script.at is not None for script in programs[seed].scripts) > 3)
@@ -108,7 +108,7 @@ def test_what_is_left_out_does_not_happen() -> None:
 
 
 def test_a_failing_seed_shrinks() -> None:
-    """What is not needed for a failure is left out of it, and the smaller case is repeated by the command that it prints."""
+    """A failing case is shrunk by what its failure does not need, still fails, and has a command that repeats it."""
 
     def fails(case: Case) -> bool:
         return bool(simulate(case).problems)

@@ -1,4 +1,4 @@
-"""An event that has occurred, and nobody was told who waits for it: on virtual time, where to be late shows."""
+"""The reply that tells which runs wait for an event is lost: on virtual time, where lateness shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.flows import flow
 
 
 class Forgetful(MemoryStore):
-    """A store of one process, that loses the reply to what lets an event occur."""
+    """A store of one process that loses the reply to the change by which an event occurs."""
 
     lost = 0
     stale = 0
@@ -43,11 +43,11 @@ class Forgetful(MemoryStore):
 
 
 class Nothing(BaseModel):
-    """A Context of nothing."""
+    """An empty Context."""
 
 
 def test_who_waits_for_an_event_is_told_though_the_reply_was_lost() -> None:
-    """The change that is offered again is stale, and does not tell for whom there is mail: the engine looks."""
+    """A run that waits for an event receives it at once though the reply that named the run was lost."""
     loop = SimLoop(1)
     store = Forgetful()
     clock = SimClock(loop, 1_750_000_000 * SECOND)

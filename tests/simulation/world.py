@@ -1,4 +1,4 @@
-"""One seed: engines on one store, users, faults, and the oracle that sees all of it."""
+"""Simulates one seed: engines on one store, users, faults, and the oracle that sees all of it."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ from tests.simulation.oracle import PROMPT, PROMPT_AT_A_DISTANCE, Oracle
 from tests.simulation.program import ACT, MILLI, Act, Program, Script
 from tests.simulation.sqlite import NOT_HERE, FileOracle, FileServer, inline_connections
 
-#: When the simulation begins.
+#: The instant at which the simulation begins.
 EPOCH: Micros = 1_750_000_000 * SECOND
-#: Seconds after the last fault within which everything has to be done. Slow runs and those that they start, one after
+#: Seconds after the last fault within which everything must be done. Slow runs and those that they start, one after
 #: the other in the only slot, were seen to take 150.
 PATIENCE = 600.0
-#: Seconds after the end of a lease within which somebody else executes what its worker had, and wakes what is overdue: what
-#: was on its way when the last fault ended may be silent for three leases.
+#: Seconds after the end of a lease within which another worker executes its runs, and wakes what is overdue:
+#: requests that were on their way at the last fault may be silent for three leases.
 TAKEOVER = 4.0 + 3 * LEASE
-#: Whoever is killed for longer than so many seconds does not come back, if there are others.
+#: A process that is killed for longer than so many seconds does not come back, if there are others.
 FOR_GOOD = 4.0
-#: The lease where nothing goes wrong, seconds: that the store is far is no reason to lose it.
+#: The lease where there are no faults, seconds: a slow store must not lead to its loss.
 LONG_LEASE = 5 * LEASE
-#: Seconds after which a caller takes a call to be lost.
+#: Seconds after which a caller gives up a call.
 LOST = 20.0
 
 
-#: How often somebody calls whose action is not open, and how many seconds later each time.
+#: How often a user calls an action that is not open, and the seconds between two calls.
 TRIES, AGAIN = 6, 0.4
 
 Where = Literal["memory", "sqlite"]
 
 
 class Case(NamedTuple):
-    """A seed, and its store; and what is left out: scripts, engines but for the first so many, kinds of faults, and events."""
+    """A seed, its store, and what is left out: scripts, engines above a number, kinds of faults, events."""
 
     seed: int
     runs: frozenset[int] = frozenset()
@@ -71,7 +71,7 @@ class Case(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What repeats it."""
+        """The command that repeats the case."""
         parts = [f"python -m tests.simulation --seed {self.seed}"]
         if self.runs:
             parts.append(f"--without-runs {','.join(map(str, sorted(self.runs)))}")
@@ -87,19 +87,19 @@ class Case(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What came of it."""
+    """The result of a case."""
 
     case: Case
     problems: list[str]
     trace: str
     figures: Counter[str]
-    #: How long it took on the loop, in callbacks and in virtual seconds.
+    #: How long the loop ran, in callbacks and in virtual seconds.
     callbacks: int
     seconds: float
 
 
 class Eye:
-    """Sees the steps of one process."""
+    """An instrument that reports the steps of one process."""
 
     def __init__(self, client: Wire, world: World) -> None:
         self._client = client
@@ -120,9 +120,10 @@ class Eye:
 
 
 class Host:
-    """A machine on which an engine lives, dies, and is started again.
+    """A machine on which an engine is started, dies, and is started again.
 
-    The mutable state: the process, its engine while that is open, its clock, whether it is to end, and whether it is gone for good.
+    The mutable state: the process, its engine while that is open, its clock, whether it is to end, and whether it is
+    gone for good.
     """
 
     def __init__(self, index: int, world: World) -> None:
@@ -140,11 +141,11 @@ class Host:
 
     @property
     def works(self) -> bool:
-        """Whether it executes runs."""
+        """Whether the engine executes runs."""
         return self.world.program.slots[self.index] > 0
 
     def start(self) -> None:
-        """A new life."""
+        """Start a process."""
         world = self.world
         self.lives += 1
         self.engine = None
@@ -180,7 +181,7 @@ class Host:
 
 
 class World:
-    """See the module's text. The mutable state: the hosts, and the acts and starts that are still to be done."""
+    """Simulates a case. The mutable state: the hosts, and the number of acts and starts that are not done yet."""
 
     def __init__(self, case: Case, lines: Callable[[str], None] | None = None) -> None:
         self.case = case
@@ -191,7 +192,7 @@ class World:
         oracle = FileOracle if self.on_file else Oracle
         self.oracle = oracle(self.scripts)
         self.plan = plan(case.seed, self.program.engines, case.faults | (NOT_HERE if self.on_file else frozenset()))
-        # A client's starts and wakes are left to whoever claims them; all but one are clients of a file.
+        # Runs that a client starts or wakes wait for a worker to claim them; on a file all engines but one are clients.
         clients = self.on_file and self.program.engines > 1
         if self.plan.quiet and min(self.program.slots) > 100 and not clients:
             self.oracle.prompt = PROMPT if self.plan.distance == 1 else PROMPT_AT_A_DISTANCE
@@ -204,14 +205,14 @@ class World:
         self.server: Server
 
     def trace(self, who: str, what: str) -> None:
-        """Something happened."""
+        """Add a line to the trace."""
         line = f"{self.loop.time():.6f} {who} {what}"
         self._hash.update(line.encode())
         if self._lines is not None:
             self._lines(line)
 
     def run(self) -> Verdict:
-        """Run it to its end."""
+        """Run the simulation to its end."""
         loop, problems = self.loop, self.oracle.problems
         loop.set_exception_handler(lambda _, told: problems.append(f"the loop's handler was called: {told}"))
         with inline_threads(loop), inline_connections(), _logged(problems), _narrow(self._rng):
@@ -266,7 +267,7 @@ class World:
         await self._close()
 
     def now(self) -> Micros:
-        """The true instant."""
+        """The true time."""
         return EPOCH + round(self.loop.time() * SECOND)
 
     async def _close(self) -> None:
@@ -335,7 +336,7 @@ class World:
             self.loop.resume_process(process)
 
     def _calm(self) -> None:
-        """No more faults: who is down comes back, clocks are set."""
+        """End the faults: dead processes come back, and clocks are set right."""
         self.trace("-", "calm")
         self.server.calm = True
         for host in self.hosts:
@@ -360,7 +361,7 @@ class World:
         self.loop.create_task(later())
 
     async def _call(self, call: Callable[[Engine], Coroutine[Any, Any, Any]], token: str = "") -> Any:
-        """What a call of some engine gives; None if it is not known, for the process died or the store was away."""
+        """The result of a call on some engine; None if unknown, as the process died or the store was unreachable."""
         while True:
             hosts = [host for host in self.hosts if host.engine is not None and host.process.alive]
             if hosts:
@@ -412,7 +413,7 @@ class World:
                 self.oracle.problems.append(f"run {run.id} is said to be started, and is not there")
             elif run is not None and row.key != script.key:
                 self.oracle.problems.append(f"run {run.id} is said to be that of {script.key}")
-            if run is not None or script.key is None:  # without a key it might be started twice
+            if run is not None or script.key is None:  # without a key a repetition might start a second run
                 return
             self.oracle.figures["user: started again, as it was not known"] += 1
 
@@ -547,7 +548,7 @@ def _of(address: str, runs: frozenset[int]) -> bool:
 
 @contextmanager
 def _narrow(rng: Random) -> Any:
-    """Engines keep few timers in memory, so that the edge of what they hold is met often."""
+    """Let engines keep few timers in memory, so that the limit of what they hold is often met."""
     before = Timers.__init__.__defaults__
     Timers.__init__.__defaults__ = (rng.choice((SECOND, 3 * SECOND, 600 * SECOND)), rng.choice((2, 5, 100_000)))
     try:
@@ -558,7 +559,7 @@ def _narrow(rng: Random) -> Any:
 
 @contextmanager
 def _logged(problems: list[str]) -> Any:
-    """What the engine calls a bug is one."""
+    """Report what the engine logs as a bug."""
 
     def listen(logger: object, method: str, event: Any) -> Any:
         if "bug" in event["event"] or "contract" in event["event"]:
@@ -578,5 +579,5 @@ def _logged(problems: list[str]) -> Any:
 
 
 def simulate(case: Case, lines: Callable[[str], None] | None = None) -> Verdict:
-    """Run a case."""
+    """Simulate a case."""
     return World(case, lines).run()
