@@ -1,4 +1,4 @@
-"""Workflows whose actions the tests of ``statezero`` call, and who may."""
+"""Workflows whose actions the tests of ``statezero`` call, and their permissions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from starlette.requests import Request
 from aioflow import action, complete, fail, get_context, goto, on, sleep, statezero_action, step, wait, workflow
 from aioflow.commands import Command
 
-#: What no answer may hold.
+#: What no response may contain.
 SECRET = "a secret that only the log may tell"
 
 
 class ReviewInput(BaseModel):
-    """What a reviewer says, as it was written for StateZero."""
+    """The input of a review, with the field for the run's id, as StateZero expects it."""
 
     workflow_run_id: int
     reviewer_notes: str = Field(max_length=500)
@@ -31,7 +31,7 @@ class ReviewInput(BaseModel):
 
 @workflow("sz-expense")
 class Expense:
-    """An expense that is reviewed, and paid."""
+    """An expense that is reviewed and paid."""
 
     class Context(BaseModel):
         reviewer_notes: str = ""
@@ -66,7 +66,7 @@ class Expense:
 
 @workflow("sz-other")
 class Other:
-    """Another workflow; its action waits with a timeout, and takes the request."""
+    """Its actions are arms of a wait with a timeout; one of them takes the request."""
 
     class Context(BaseModel):
         by: str = ""
@@ -91,7 +91,7 @@ class Other:
 
 
 class Gates:
-    """Holds the slow action up. The mutable state: the events, made anew for each test."""
+    """Keeps the slow action from ending. The mutable state: the events, which are made anew for each test."""
 
     begun = asyncio.Event()
     gate = asyncio.Event()
@@ -102,7 +102,7 @@ class Gates:
 
 
 class Asked:
-    """What permissions have been asked. The mutable state: the questions, what is allowed, and what is raised."""
+    """What permissions were asked, and how they answer. The mutable state: that, and an exception to raise."""
 
     questions: list[tuple[Any, ...]] = []  # noqa: RUF012 - emptied for each test
     general = True
@@ -111,7 +111,7 @@ class Asked:
 
 
 class MayAct:
-    """Asked about the action, synchronously."""
+    """A sync permission that is asked about the action."""
 
     def has_permission(self, request: Request, action_name: str) -> bool:
         Asked.questions.append(("general", request.user, action_name, request.run, request.data))  # type: ignore[attr-defined]
@@ -119,7 +119,7 @@ class MayAct:
 
 
 class MayActOn:
-    """Asked about both, asynchronously."""
+    """An async permission that is asked about the action, and about its input."""
 
     async def has_permission(self, request: Request, action_name: str) -> bool:
         if Asked.raised is not None:
@@ -136,7 +136,7 @@ class MayActOn:
 
 @workflow("sz-guarded")
 class Guarded:
-    """A workflow whose action not everybody may call."""
+    """Its action has permissions."""
 
     class Context(BaseModel):
         amount: int = 0
@@ -148,21 +148,21 @@ class Guarded:
 
 
 class PickyInput(BaseModel):
-    """Says itself what a run's id is."""
+    """Declares the field for the run's id itself."""
 
     workflow_run_id: PositiveInt
     note: str
 
 
 class PickierInput(BaseModel):
-    """Knows only the first runs."""
+    """Limits the run's id."""
 
     workflow_run_id: int = Field(lt=100)
 
 
 @workflow("sz-picky")
 class Picky:
-    """A workflow whose actions have models with the run's id."""
+    """Its actions have models that declare the run's id."""
 
     class Context(BaseModel):
         pass
@@ -178,7 +178,7 @@ class Picky:
 
 
 class Colour(Enum):
-    """Choices."""
+    """An enum."""
 
     RED = "red"
     BLUE = "blue"
@@ -218,7 +218,7 @@ class Everything(BaseModel):
 
 @workflow("sz-described")
 class Described:
-    """A workflow whose action takes everything."""
+    """Its action takes a field of every kind."""
 
     class Context(BaseModel):
         pass

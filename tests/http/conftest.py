@@ -1,4 +1,4 @@
-"""The run API in front of an engine, on every store, and a client on this machine."""
+"""Fixtures and assertions: the run API on an engine, on every store, and clients of it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from tests.engine.conftest import (  # noqa: F401 - fixtures, and what runs test
 )
 from tests.http.flows import ALL
 
-#: ``connect(app)``: a client of an app, on this machine unless told otherwise.
+#: ``connect(app)``: a client of an app, on this machine unless another host is given.
 Connect: TypeAlias = Callable[..., httpx.AsyncClient]
 
 
 @pytest.fixture
 async def engine(store_url: str | Store) -> AsyncIterator[Engine]:  # noqa: F811
-    """An open engine that knows the workflows of these tests."""
+    """An open engine with the workflows of these tests."""
     async with Engine(store_url, workflows=ALL) as engine:
         yield engine
 
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """Makes clients."""
+    """Makes clients, and closes them."""
     clients: list[httpx.AsyncClient] = []
 
     def make(app: ASGIApp, host: str = "127.0.0.1", url: str = "http://localhost", **options: Any) -> Any:
@@ -50,18 +50,18 @@ async def connect() -> AsyncIterator[Connect]:
 
 @pytest.fixture
 def client(engine: Engine, connect: Connect) -> httpx.AsyncClient:
-    """A client of the engine's run API, without authorize."""
+    """A client of the engine's run API, which has no authorize."""
     return connect(api(engine))
 
 
 @pytest.fixture
 def guarded(engine: Engine, connect: Connect) -> Callable[[Authorize], httpx.AsyncClient]:
-    """Makes clients of the run API with an authorize."""
+    """Makes clients of a run API with this authorize."""
     return lambda authorize: connect(api(engine, authorize))
 
 
 def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
-    """The problem that an answer tells, which is of this status and kind."""
+    """Check that a response is a problem of this status and kind, and return its body."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     told: dict[str, Any] = answer.json()
@@ -71,29 +71,29 @@ def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
 
 
 async def parked(engine: Engine, flow: Any) -> WorkflowRun[Any]:
-    """A new run, as soon as it waits."""
+    """A new run, once it waits."""
     run: WorkflowRun[Any] = await engine.start(flow)
     return await run.wait(5, until="parked")
 
 
 def refused(answer: httpx.Response, status: int, type_: str, detail: Any) -> None:
-    """The answer is exactly this refusal."""
+    """Check that a response is exactly this refusal."""
     says(answer, status, {"status": status, "type": type_, "detail": detail})
 
 
 def bare(answer: httpx.Response, status: int, detail: str) -> None:
-    """The answer is exactly this refusal, which has neither status nor type."""
+    """Check that a response is exactly this refusal, whose body has neither status nor type."""
     says(answer, status, {"detail": detail})
 
 
 def says(answer: httpx.Response, status: int, body: dict[str, Any]) -> None:
-    """The answer has this status and body, which is JSON that nobody keeps."""
+    """Check a response's status and JSON body, and that it must not be cached."""
     assert (answer.status_code, answer.json()) == (status, body)
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"] == "no-store"
 
 
 def invalid(answer: httpx.Response, **fields: str) -> None:
-    """The answer tells exactly these errors of fields."""
+    """Check that a response has exactly these field errors."""
     detail = {name: [{"message": text, "code": "validation_error"}] for name, text in fields.items()}
     refused(answer, 400, "ValidationError", detail)

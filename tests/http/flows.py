@@ -1,4 +1,4 @@
-"""The workflows that the tests of the run API start."""
+"""Workflows for the tests of the run API."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SECRET = "the password is swordfish"
 
 
 class Review(BaseModel):
-    """What a reviewer says."""
+    """A message: the decision of a reviewer."""
 
     approved: bool
     by: str = Field(max_length=50)
 
 
 class Item(BaseModel):
-    """A line of an expense."""
+    """An item of an expense."""
 
     what: str
     price: Decimal
@@ -74,7 +74,7 @@ class Expense:
 
 @workflow("count")
 class Count:
-    """Takes as many turns as it is told."""
+    """Makes as many transitions as its Context says."""
 
     class Context(BaseModel):
         turns: int = Field(default=1, ge=0, le=1000)
@@ -88,7 +88,7 @@ class Count:
 
 @workflow("nap/of the cat")
 class Nap:
-    """Has a name that an address has to quote."""
+    """Has a name that must be quoted in a path."""
 
     class Context(BaseModel):
         hours: float = Field(default=1, ge=0, le=1000)
@@ -104,7 +104,7 @@ class Nap:
 
 @workflow("invite")
 class Invite:
-    """Makes its Context of parameters."""
+    """Has a create_context with parameters."""
 
     class Context(BaseModel):
         text: str
@@ -122,7 +122,7 @@ class Invite:
 
 @workflow("broken")
 class Broken:
-    """Cannot be started."""
+    """Its create_context raises."""
 
     class Context(BaseModel):
         pass
@@ -138,7 +138,7 @@ class Broken:
 
 @workflow("fails")
 class Fails:
-    """Fails in its step."""
+    """Its step returns ``fail``."""
 
     class Context(BaseModel):
         pass
@@ -150,7 +150,7 @@ class Fails:
 
 @workflow("aliased")
 class Aliased:
-    """Has a field that is called something else outside, and takes whatever it is given."""
+    """Its Context has an alias, and accepts further fields."""
 
     class Context(BaseModel):
         model_config = ConfigDict(extra="allow")
@@ -163,7 +163,7 @@ class Aliased:
 
 @workflow("strict")
 class Strict:
-    """Takes nothing from Python but what is of the very type."""
+    """Its Context is strict: it converts no types."""
 
     class Context(BaseModel):
         model_config = ConfigDict(strict=True)
@@ -177,7 +177,7 @@ class Strict:
 
 @workflow("peculiar")
 class Peculiar:
-    """Has parameters whose names no field of a model could have, and takes any other."""
+    """Its create_context has parameter names that no model's field may have, and ``**more``."""
 
     class Context(BaseModel):
         text: str
@@ -192,7 +192,7 @@ class Peculiar:
 
 
 class Auditors:
-    """Who may audit: whoever says so, and only what is not hidden."""
+    """The permission to audit: for auditors, and only for notes that hide nothing."""
 
     def has_permission(self, request: Request, action_name: str) -> bool:
         assert action_name == "audit"
@@ -206,7 +206,7 @@ class Auditors:
 
 @workflow("claim")
 class Claim:
-    """Is reviewed, and perhaps audited, by people."""
+    """Is reviewed, and perhaps audited, by actions."""
 
     class Context(BaseModel):
         amount: Decimal = Decimal(0)

@@ -1,4 +1,4 @@
-"""``authorize(request, operation, run)``: asked about everything, on the loaded run, and nothing but true allows."""
+"""``authorize(request, operation, run)``: it is asked about everything, and only a true answer allows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.http.flows import Claim, Expense
 
 Guarded = Callable[[Authorize], httpx.AsyncClient]
 
-#: operation -> how it is asked for. With {run_id}: about one run.
+#: operation -> the requests that ask for it; with {run_id}, those about one run.
 OPERATIONS: dict[str, list[tuple[str, str]]] = {
     "start": [("POST", "/workflows/expense/runs")],
     "get": [("GET", "/runs/{run_id}")],
@@ -51,7 +51,7 @@ async def changes(engine: Engine) -> tuple[object, ...]:
 
 @pytest.fixture
 async def run(engine: Engine) -> WorkflowRun[Any]:
-    """A run of somebody."""
+    """A waiting run."""
     run = await engine.start(Claim, StartOptions(key="ann"))
     return await run.wait(5, until="parked")
 
@@ -60,13 +60,13 @@ async def run(engine: Engine) -> WorkflowRun[Any]:
 async def test_authorize_is_asked_about_the_loaded_run(
     engine: Engine, guarded: Guarded, run: WorkflowRun[Any], operation: str, method: str, path: str
 ) -> None:
-    """Once for each request, with its operation, and the run as it is stored where there is one."""
+    """authorize is asked once for each request, with its operation and, if it is about a run, the run as stored."""
     asked: list[tuple[str, WorkflowRun[Any] | None]] = []
 
     def authorize(request: Request, operation: str, run: WorkflowRun[Any] | None) -> bool:
         assert isinstance(request, Request)
         asked.append((operation, run))
-        return operation != "watch"  # whose answer would go on
+        return operation != "watch"  # whose response would not end
 
     answer = await ask(guarded(authorize), method, path, run.id)
     assert answer.status_code == 403 if operation == "watch" else answer.is_success, answer.text
@@ -93,7 +93,7 @@ async def test_what_is_not_allowed_is_not_done(
     answer: Any,
     is_async: bool,
 ) -> None:
-    """Anything but a true answer forbids, also forgetting to answer, and nothing has changed."""
+    """Anything but a true answer, also None, is a 403, and nothing is changed."""
 
     async def later(*_: object) -> Any:
         return answer
@@ -109,7 +109,7 @@ async def test_what_is_not_allowed_is_not_done(
 async def test_authorize_is_asked_before_the_body_is_read(
     guarded: Guarded, run: WorkflowRun[Any], operation: str, method: str, path: str
 ) -> None:
-    """Who may not do a thing does not learn what it would have taken."""
+    """authorize is asked before the body is read, so that a refusal does not depend on the body."""
     client = guarded(lambda *_: False)
     answer = await client.request(method, path.format(run_id=run.id), content=b"{", headers={"content-type": "x/y"})
     problem(answer, 403, "forbidden")
@@ -136,7 +136,7 @@ async def test_a_body_that_is_held_back_keeps_no_permission(
 
 
 async def test_who_may_nothing_does_not_learn_which_runs_there_are(guarded: Guarded, run: WorkflowRun[Any]) -> None:
-    """A run that there is not looks like one that may not be seen, unless the operation is allowed in general."""
+    """A run that does not exist is refused like a forbidden one, unless authorize allows the operation in general."""
     nobody = guarded(lambda *_: False)
     assert (await nobody.get(f"/runs/{run.id}")).json() == (await nobody.get("/runs/4711")).json()
     problem(await nobody.get("/runs/4711"), 403, "forbidden")
@@ -146,7 +146,7 @@ async def test_who_may_nothing_does_not_learn_which_runs_there_are(guarded: Guar
 
 
 async def test_a_list_is_asked_about_one_by_one(engine: Engine, guarded: Guarded) -> None:
-    """Runs that may not be listed are left out, page by page, and the pages still lead to the end."""
+    """Runs that may not be listed are left out of the pages, and the cursors still lead to the end."""
     runs = [
         await engine.start(Expense, StartOptions(key=f"{'ann' if n % 3 else 'bob'}-{n}"), amount=n) for n in range(20)
     ]
@@ -173,7 +173,7 @@ async def test_a_list_is_asked_about_one_by_one(engine: Engine, guarded: Guarded
 
 
 async def test_who_may_not_list_at_all_is_told_so(guarded: Guarded) -> None:
-    """It is asked without a run first, also of an empty store, and then nothing is read."""
+    """A list asks authorize without a run first, even if the store is empty, and a refusal ends the request."""
     asked: list[Any] = []
 
     def authorize(request: Request, operation: str, run: WorkflowRun[Any] | None) -> bool:
@@ -186,7 +186,7 @@ async def test_who_may_not_list_at_all_is_told_so(guarded: Guarded) -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 500])
 async def test_a_list_tells_nothing_of_what_it_hides(engine: Engine, guarded: Guarded, limit: int) -> None:
-    """Whether a filter matches what may not be listed, and how much of that there is, shows in no byte of the answer."""
+    """The bytes of a list do not depend on whether a filter matches hidden runs, nor on how many."""
     mine = await engine.start(Expense, StartOptions(key="ann"), amount=7)
     for n in range(3):
         await engine.start(Expense, StartOptions(key=f"bob-{n}"), amount=7)
@@ -205,7 +205,7 @@ async def test_a_list_tells_nothing_of_what_it_hides(engine: Engine, guarded: Gu
 
 @pytest.mark.parametrize("hidden", [0, 1, 150])
 async def test_the_last_page_is_last_whatever_follows(engine: Engine, guarded: Guarded, hidden: int) -> None:
-    """A page that is full says that more follows if that may be listed, and not if only hidden runs do."""
+    """A full page has a cursor if a run that may be listed follows, and none if only hidden runs follow."""
     shown = [await engine.start(Expense, amount=1) for _ in range(2)]
     for _ in range(hidden):
         await engine.start(Expense, amount=2)
@@ -219,7 +219,7 @@ async def test_the_last_page_is_last_whatever_follows(engine: Engine, guarded: G
 
 
 async def test_a_list_does_not_look_for_ever(engine: Engine, guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever may list few of very many gets short pages, which lead to the end all the same."""
+    """If few of very many runs may be listed, pages are cut short, and their cursors still lead to all of them."""
     monkeypatch.setattr(runs, "MOST_LOOKED", 4)
     shown = [await engine.start(Expense, amount=1 if n % 10 == 0 else 2) for n in range(21)][::10]
     client = guarded(lambda request, operation, run: run is None or run.data["amount"] == 1)
@@ -237,7 +237,7 @@ async def test_a_list_does_not_look_for_ever(engine: Engine, guarded: Guarded, m
 
 
 async def test_a_key_that_is_taken_does_not_show_whose_run_it_is(guarded: Guarded, run: WorkflowRun[Any]) -> None:
-    """Who may start runs, but not get this one, does not get it by its key."""
+    """A start with a key that is taken returns the run only if authorize allows to get that run."""
     client = guarded(lambda request, operation, run: operation == "start")
     answer = await client.post("/workflows/claim/runs", json={"key": "ann"})
     problem(answer, 403, "forbidden")
@@ -247,7 +247,7 @@ async def test_a_key_that_is_taken_does_not_show_whose_run_it_is(guarded: Guarde
 
 
 async def test_an_event_that_is_there_does_not_show_its_entity(guarded: Guarded, engine: Engine) -> None:
-    """Who emits with an id that is taken gets the event that there is, without what it is about."""
+    """An emit with an event_id that is taken returns the event without its entity."""
     await engine.emit("visit.booked", {"id": 7, "secret": "swordfish"}, event_id="v-7")
     client = guarded(lambda request, operation, run: operation == "emit")
     answer = await client.post("/events/visit.booked", json={"event_id": "v-7"})
@@ -256,7 +256,7 @@ async def test_an_event_that_is_there_does_not_show_its_entity(guarded: Guarded,
 
 
 async def test_authorize_may_choose_the_answer(guarded: Guarded, run: WorkflowRun[Any]) -> None:
-    """An HTTPException that it raises is the answer: with its status, its headers, and its detail."""
+    """An HTTPException that authorize raises is the response, with its status, headers and detail."""
 
     def authorize(request: Request, operation: str, run: object) -> bool:
         if "authorization" not in request.headers:
@@ -278,7 +278,7 @@ async def test_authorize_may_choose_the_answer(guarded: Guarded, run: WorkflowRu
 
 
 async def test_health_is_for_everybody(guarded: Guarded) -> None:
-    """Whoever watches over the process is not asked who it is, and learns nothing else."""
+    """Health checks are answered without asking authorize, and tell nothing else."""
     client = guarded(lambda *_: False)
     for path in ("/healthz", "/readyz"):
         answer = await client.get(path)

@@ -1,4 +1,4 @@
-"""Actions over HTTP: what can be called on a run, and calls of it."""
+"""Actions over HTTP: which ones are open on a run, and calls of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def act(client: httpx.AsyncClient, run: WorkflowRun[Any], name: str, **giv
 
 
 async def test_a_run_tells_what_can_be_called(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
-    """Its open actions, with what they take; none when it is elsewhere."""
+    """A run's open actions are listed with their schemas, and none once it has ended."""
     (told,) = (await client.get(f"/runs/{run.id}/actions")).json()["actions"]
     schema = told.pop("input_schema")
     assert told == {
@@ -53,7 +53,7 @@ async def test_a_run_tells_what_can_be_called(client: httpx.AsyncClient, run: Wo
 
 
 async def test_a_call_answers_what_the_step_committed(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
-    """The step is given its input as its types have it, and the answer is the run behind it."""
+    """The step gets its input converted to its types, and the response is the run as the step committed it."""
     answer = await act(client, run, "review_claim", approved=True, amount="1.50", day="2030-05-01", more="ignored")
     assert answer.status_code == 200
     told = answer.json()
@@ -66,7 +66,7 @@ async def test_a_call_answers_what_the_step_committed(client: httpx.AsyncClient,
 
 
 async def test_input_that_does_not_fit_is_told(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
-    """The problem points at what is wrong, and the run waits as before."""
+    """Invalid input is a 422 that points at each fault, and the run waits as before."""
     answer = await act(client, run, "review_claim", amount=-1, day="soon")
     told = {(each["pointer"], each["code"]) for each in problem(answer, 422, "invalid")["errors"]}
     assert told == {
@@ -81,7 +81,7 @@ async def test_input_that_does_not_fit_is_told(client: httpx.AsyncClient, run: W
 
 
 async def test_an_action_that_is_not_open_is_a_conflict(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
-    """An action of the workflow that the run does not wait for is 409, and one that there is not is 404."""
+    """An action that is not open is a 409, and one that the workflow does not have is a 404."""
     answer = await client.post(f"/runs/{run.id}/actions/audit", json={"input": {"note": "early"}}, headers=AUDITOR)
     told = problem(answer, 409, "action-not-open")
     assert (told["run_id"], told["run_status"]) == (run.id, "waiting")
@@ -91,7 +91,7 @@ async def test_an_action_that_is_not_open_is_a_conflict(client: httpx.AsyncClien
 
 
 async def test_of_two_calls_one_runs_the_step(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
-    """A double click gives one answer of the step, and one conflict."""
+    """Of concurrent calls of an action one runs the step, and the others are conflicts."""
     calls = [act(client, run, "review_claim", approved=False, amount=1) for _ in range(5)]
     answers = await asyncio.gather(*calls)
     assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409]
@@ -100,7 +100,7 @@ async def test_of_two_calls_one_runs_the_step(client: httpx.AsyncClient, run: Wo
 
 
 async def test_a_step_may_raise_its_answer(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
-    """An HTTPException that it raises is the answer, with its status, its headers and its detail; the run waits as before."""
+    """An HTTPException from a step is the response, with its status, headers and detail, and the run waits on."""
     answer = await act(client, run, "review_claim", approved=True, amount=409)
     assert (answer.status_code, answer.headers["x-limit"], answer.json()["detail"]) == (
         409,
@@ -114,14 +114,14 @@ async def test_a_step_may_raise_its_answer(client: httpx.AsyncClient, run: Workf
 async def test_an_answer_is_told_wherever_the_step_runs(
     store_url: Any, connect: Connect, elsewhere: bool, log: list[EventDict]
 ) -> None:
-    """From another process, too: an HTTPException and classes of it, and nothing that only looks like one."""
+    """An HTTPException from a step, or a subclass, is the response from any process, and imitations are not."""
 
     class SoldOut(HTTPException):
         def __init__(self) -> None:
             super().__init__(410, "Sold out.\nFor good.")
 
     class Odd(HTTPException):
-        def __init__(self) -> None:  # what it has are no status and no detail
+        def __init__(self) -> None:  # it has neither a valid status nor a detail
             self.status_code = SECRET  # type: ignore[assignment]
 
     class Posing(Exception):
@@ -129,7 +129,7 @@ async def test_an_answer_is_told_wherever_the_step_runs(
             return f"HTTP 409: {SECRET}"
 
     class Sly(GiveUp):
-        """Its text is not the one that it was given."""
+        """Its text is not what it was given."""
 
         __str__ = Posing.__str__
 
@@ -158,7 +158,7 @@ async def test_an_answer_is_told_wherever_the_step_runs(
     ):
         run = await (await worker.start(Flow)).wait(5, until="parked")
         client = connect(api(other if elsewhere else worker))
-        for how in answers.keys() - ({"odd"} if not elsewhere else set()):  # there Starlette itself stumbles over it
+        for how in answers.keys() - ({"odd"} if not elsewhere else set()):  # here Starlette cannot handle it
             answer = await act(client, run, "answer_so", how=how)
             _, status, detail = answers[how]
             told = answer.json()
@@ -171,7 +171,7 @@ async def test_an_answer_is_told_wherever_the_step_runs(
 async def test_a_step_that_raises_is_not_quoted(
     client: httpx.AsyncClient, run: WorkflowRun[Any], log: list[EventDict]
 ) -> None:
-    """The answer says that it failed, the log why, and the run can be called again."""
+    """What a step raises is in the log and not in the response, and the action can be called again."""
     answer = await act(client, run, "review_claim", approved=True, amount=13)
     assert problem(answer, 500, "action-failed")["run_id"] == run.id
     assert SECRET not in answer.text
@@ -180,7 +180,7 @@ async def test_a_step_that_raises_is_not_quoted(
 
 
 async def test_the_actions_own_permissions_are_asked(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
-    """What belongs to the action holds here, too: before the body is read, and again on what it holds."""
+    """The action's own permissions are asked, before the body is read and again about the validated input."""
     assert (await act(client, run, "review_claim", approved=True, amount=1)).status_code == 200
     path = f"/runs/{run.id}/actions/audit"
     problem(await client.post(path, content=b"{", headers={"content-type": "x/y"}), 403, "forbidden")
@@ -192,7 +192,7 @@ async def test_the_actions_own_permissions_are_asked(client: httpx.AsyncClient, 
 
 @pytest.mark.parametrize("user", [None, "ann"])
 async def test_permissions_and_steps_can_ask_who_calls(connect: Connect, user: str | None) -> None:
-    """``request.user`` is what authorize has left in the scope, and nobody without it."""
+    """``request.user`` is what authorize has put into the scope, and None without it."""
     seen: list[object] = []
 
     class Notes:
@@ -223,7 +223,7 @@ async def test_permissions_and_steps_can_ask_who_calls(connect: Connect, user: s
 
 
 async def test_a_client_calls_what_a_worker_runs(store_url: Any, connect: Connect) -> None:
-    """From an engine that executes nothing a call waits for the step elsewhere, and a failure is told as one."""
+    """A call from an engine without a worker waits for the worker's step, and returns its result, answer or failure."""
     async with (
         Engine(store_url, workflows=[Claim]) as worker,
         Engine(store_url, workflows=[Claim], worker=False) as other,
@@ -240,7 +240,7 @@ async def test_a_client_calls_what_a_worker_runs(store_url: Any, connect: Connec
 async def test_a_run_without_its_code_has_no_actions(
     engine: Engine, run: WorkflowRun[Any], connect: Connect, store_url: Any
 ) -> None:
-    """A process that does not know the run's workflow says so."""
+    """A process that does not know the run's workflow answers 404 about its actions."""
     async with Engine(store_url, workflows=[], worker=False) as stranger:
         client = connect(api(stranger))
         problem(await client.get(f"/runs/{run.id}/actions"), 404, "workflow-unknown")
@@ -248,7 +248,7 @@ async def test_a_run_without_its_code_has_no_actions(
 
 
 def versions() -> tuple[Any, Any]:
-    """A workflow as it was, and with a field more, which what is stored does not have."""
+    """A workflow in its old form, and with a required field that stored Contexts lack."""
 
     class Old(BaseModel):
         pass
@@ -273,7 +273,7 @@ def versions() -> tuple[Any, Any]:
 async def test_a_run_that_its_code_cannot_read_fails_the_call(
     make_engine: MakeEngine, connect: Connect, log: list[EventDict]
 ) -> None:
-    """Nothing is unforeseen about it: the call is told that it failed, the log says why in a sentence, the run waits on."""
+    """A call fails if the code cannot read the run's Context, it is logged in a sentence, and the run waits on."""
     old, new = versions()
     async with make_engine(old) as engine:
         run = await engine.start(old)

@@ -1,4 +1,4 @@
-"""What callers are told of why something went wrong: what somebody wrote for them, and never an exception's text."""
+"""What clients are told about errors: what was written for them, and never the text of an exception."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ BLOCKED = "Its code cannot take it as it is stored. The log of the server has mo
 
 
 class Secretive(Exception):
-    """Tells what it should not, in a way that looks like the end of another's traceback."""
+    """An exception whose text looks like the end of another exception's traceback."""
 
     def __init__(self) -> None:
         super().__init__(f"{SECRET}\naioflow.retry.GiveUp: {SECRET}")
 
 
 class Sly(GiveUp):
-    """Gives up, in words of its own."""
+    """A subclass of GiveUp, which has words of its own."""
 
 
 class Posing(Exception):
-    """Says in its name that it is for callers, and hides its traceback."""
+    """An exception whose name begins with the mark of errors for clients, and that hides its traceback."""
 
 
 Posing.__module__, Posing.__qualname__ = "builtins", MARK + SECRET
 
 
 def noted() -> GiveUp:
-    """Words for callers, with others that are not."""
+    """A GiveUp for clients, with a note that is not."""
     error = GiveUp("It cannot be delivered.")
     error.add_note(SECRET)
     return error
 
 
 def given_up(how: str) -> Exception:
-    """What is raised in these ways."""
+    """The exception for one of these ways to give up."""
     ways: dict[str, Callable[[], Exception]] = {
         "give up slyly": lambda: Sly(SECRET),
         "give up slyly in a group": lambda: ExceptionGroup(SECRET, [Sly(SECRET)]),
@@ -68,13 +68,13 @@ def given_up(how: str) -> Exception:
 
 
 async def give_up() -> None:
-    """A task of a step gives up."""
+    """Give up in a task of a step."""
     raise GiveUp("It cannot be delivered.")
 
 
 @workflow("shows-ends", timeout=timedelta(hours=1))
 class Ends:
-    """Comes to an end in the way that it is told."""
+    """Ends in the way that its Context says."""
 
     class Context(BaseModel):
         how: str
@@ -106,7 +106,7 @@ class Ends:
 
 @workflow("shows-rescued")
 class Rescued:
-    """Fails, and is rescued."""
+    """Fails, and goes to its on_fail step."""
 
     class Context(BaseModel):
         pass
@@ -121,14 +121,14 @@ class Rescued:
 
 
 class Rules:
-    """Whether the Context of the next workflow takes what is stored. The mutable state: that."""
+    """Whether the Context of the next workflow rejects what is stored, which is the mutable state."""
 
     strict = False
 
 
 @workflow("shows-blocked")
 class Blocked:
-    """Its Context changes its mind."""
+    """Its Context may reject what it had accepted."""
 
     class Context(BaseModel):
         number: int = 1
@@ -146,7 +146,7 @@ class Blocked:
 
 
 async def shown(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> tuple[str | None, list[tuple[str, str | None]]]:
-    """The run's error and its history's, which every answer that shows them shows alike, none of them with the secret."""
+    """The errors of a run and of its history, checked to be the same in all responses, and never to have the secret."""
     answers = [
         await client.get(f"/runs/{run.id}"),
         await client.get(f"/runs/{run.id}/wait?timeout=0"),
@@ -167,7 +167,7 @@ async def shown(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> tuple[str |
 
 @pytest.fixture
 async def engine(store_url: str | Store) -> AsyncIterator[Engine]:
-    """An open engine that knows the workflows of these tests."""
+    """An open engine with the workflows of these tests."""
     Rules.strict = False
     async with Engine(store_url, workflows=[Ends, Rescued, Blocked]) as engine:
         yield engine
@@ -199,7 +199,7 @@ def client(engine: Engine, connect: Connect) -> httpx.AsyncClient:
 async def test_a_failure_is_told_without_the_text_of_an_exception(
     engine: Engine, client: httpx.AsyncClient, how: str, told: str, before: list[tuple[str, str | None]]
 ) -> None:
-    """What ``fail`` and GiveUp were given is for callers; of anything else that is raised they learn that it was."""
+    """Clients get the reason of ``fail`` and ``GiveUp``, and of any other exception only that an error was raised."""
     run = await (await engine.start(Ends, how=how)).wait(5)
     assert run.status == "failed"
     error, history = await shown(client, run)
@@ -211,7 +211,7 @@ async def test_a_failure_is_told_without_the_text_of_an_exception(
 
 
 def test_no_error_can_say_of_itself_that_it_is_for_callers() -> None:
-    """Whatever the text of its traceback begins with; nothing else of that is changed."""
+    """An exception cannot mark itself as one for clients, whatever its traceback begins with."""
     posing = Posing(SECRET)
     assert traceback_of(posing).startswith(MARK)
     assert not is_told(kept(posing))
@@ -225,7 +225,7 @@ def test_no_error_can_say_of_itself_that_it_is_for_callers() -> None:
 async def test_a_run_that_was_out_of_time_says_so(
     clock: ShiftedClock, make_engine: MakeEngine, connect: Connect
 ) -> None:
-    """The engine's own words are for callers, too."""
+    """A run that has exceeded its timeout shows the engine's own text."""
     async with make_engine(Ends) as engine:
         run = await (await engine.start(Ends, how="go on")).wait(5, until="parked")
         clock.shift(timedelta(hours=2))
@@ -236,7 +236,7 @@ async def test_a_run_that_was_out_of_time_says_so(
 
 
 async def test_why_a_run_was_cancelled_is_told(engine: Engine, client: httpx.AsyncClient) -> None:
-    """In the words of whoever has cancelled it."""
+    """A cancelled run shows the reason that was given."""
     run = await (await engine.start(Ends, how="go on")).wait(5, until="parked")
     await engine.cancel(run.id, "duplicate")
     await run.refresh()
@@ -245,7 +245,7 @@ async def test_why_a_run_was_cancelled_is_told(engine: Engine, client: httpx.Asy
 
 
 async def test_what_an_action_raised_is_not_told(engine: Engine, client: httpx.AsyncClient) -> None:
-    """Nor what a validator says of a signal that does not fit."""
+    """What an action has raised is not shown, nor why a signal was rejected."""
     run = await (await engine.start(Ends, how="go on")).wait(5, until="parked")
     assert (await client.post(f"/runs/{run.id}/actions/ends_act", json={})).status_code == 500
     error, history = await shown(client, run)
@@ -256,14 +256,14 @@ async def test_what_an_action_raised_is_not_told(engine: Engine, client: httpx.A
 
 
 async def test_what_led_to_a_rescue_is_not_told(engine: Engine, client: httpx.AsyncClient) -> None:
-    """The way to an ``on_fail`` step says that an error was raised."""
+    """The transition to an ``on_fail`` step shows only that an error was raised."""
     run = await (await engine.start(Rescued)).wait(5)
     error, history = await shown(client, run)
     assert (error, history) == (None, [("start", None), ("on_fail", RAISED), ("complete", None)])
 
 
 async def test_why_a_run_is_blocked_is_not_told(store_url: str | Store, connect: Connect) -> None:
-    """It may be what a validator of the Context says."""
+    """Why a run is blocked is not shown, as it may be the text of a Context's validator."""
     Rules.strict = False
     async with Engine(store_url, workflows=[Blocked], worker=False) as starter:
         run = await starter.start(Blocked)
@@ -277,7 +277,7 @@ async def test_why_a_run_is_blocked_is_not_told(store_url: str | Store, connect:
 
 
 async def test_a_run_that_fails_while_it_is_watched(engine: Engine, client: httpx.AsyncClient) -> None:
-    """A stream that began before shows why, too, and no more."""
+    """A stream that began before the failure shows its reason, and no more."""
     run = await engine.start(Ends, how="give up")
     stream = (await client.get(f"/runs/{run.id}/stream")).text
     assert '"error":"It cannot be delivered."' in stream

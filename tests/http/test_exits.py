@@ -1,4 +1,4 @@
-"""Who looks at the server while anybody waits."""
+"""The task that checks, while clients wait, whether the server is shutting down."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from aioflow.http.exits import Exits
 
 
 def looking() -> list[asyncio.Task[object]]:
-    """The tasks that look."""
+    """The tasks that check."""
     return [task for task in asyncio.all_tasks() if task.get_name() == "aioflow http exit"]
 
 
 async def test_somebody_looks_for_everybody_who_waits() -> None:
-    """One looks for all of them, none when nobody waits, and another for who comes just as the last has ended."""
+    """One task checks for all clients that wait, and ends with the last of them; a later client gets a new one."""
     exits = Exits()
     with exits.patient(), exits.patient():
         (task,) = looking()
-    while not task.done():  # noqa: ASYNC110 - nothing tells of it but its own end
+    while not task.done():  # noqa: ASYNC110 - only its end shows that it was told
         await asyncio.sleep(0)
     with exits.patient():
         (other,) = looking()

@@ -1,4 +1,4 @@
-"""All that the description allows, and much that it does not, is asked of a real server: no fault, no surprise."""
+"""Sends what the OpenAPI description allows, and what it does not, to a real server, and checks the responses."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.http.flows import ALL, SECRET, Broken
 from tests.programs import read_until, running
 
 ROOT = Path(__file__).parents[2]
-#: Cases for each operation, of those that fit and again of those that do not.
+#: How many cases are tried for each operation, once of valid and once of invalid ones.
 FEW, MANY = 25, 1000
 
-#: What such a server has.
+#: The workflows of the server, and its operations.
 FLOWS = [flow for flow in ALL if flow is not Broken]
 OPERATIONS = [
     (method.upper(), path)
@@ -34,7 +34,8 @@ OPERATIONS = [
     for method in methods
 ]
 
-#: A server of the workflows of these tests, but for those that fail on purpose. Its long answers are short.
+#: A server of the workflows of these tests, except the one that raises on purpose. Its long polls and streams are
+#: short.
 PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -49,7 +50,7 @@ app = api(Engine("sqlite:///fuzz.db", workflows=FLOWS))
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
-    """A server with a few runs, its URL, and where it writes what it has to say."""
+    """A server with a few runs, its URL, and its folder. What it logs must not have an unforeseen error."""
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "fuzzed.py").write_text(PROGRAM)
     with running("-m", "uvicorn", "--port", "0", "--no-access-log", "fuzzed:app", folder=folder) as process:
@@ -69,7 +70,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subproces
 
 @pytest.fixture(scope="module")
 def description(server: tuple[subprocess.Popen[str], str, Path]) -> Any:
-    """What the server says of itself."""
+    """The server's description of itself."""
     return schemathesis.openapi.from_url(f"{server[1]}/openapi.json")
 
 
@@ -77,19 +78,19 @@ def description(server: tuple[subprocess.Popen[str], str, Path]) -> Any:
 @pytest.mark.parametrize("mode", GenerationMode)
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_the_description_is_kept(description: Any, method: str, path: str, mode: GenerationMode, count: int) -> None:
-    """Whatever is sent: never a 5xx, only statuses, types and shapes that the description has."""
+    """Whatever is sent, the response is no 5xx, and has a status, type and shape that the description has."""
     asked = _ask(description[path][method], mode, count)
     assert asked or mode is GenerationMode.NEGATIVE
 
 
 def test_all_that_is_described_is_asked(description: Any) -> None:
-    """The server describes the operations that these tests ask for, and no other."""
+    """The server describes exactly the operations that these tests try."""
     found = {(each.ok().method.upper(), each.ok().path) for each in description.get_all_operations()}
     assert found == set(OPERATIONS)
 
 
 def _ask(operation: Any, mode: GenerationMode, count: int) -> int:
-    """Ask for so many cases of an operation: how many there were."""
+    """Send so many cases of an operation, and return how many there were."""
     cases = operation.as_strategy(generation_mode=mode)
     asked = 0
 
@@ -109,7 +110,7 @@ def _ask(operation: Any, mode: GenerationMode, count: int) -> int:
             case.path_parameters["run_id"] = run_id
         answer = case.call()
         if answer.status_code == 405 and mode is GenerationMode.NEGATIVE:
-            return  # an id with a slash in it may be another address
+            return  # an id with a slash may make another path
         assert SECRET not in answer.text
         case.validate_response(
             answer,
@@ -123,6 +124,6 @@ def _ask(operation: Any, mode: GenerationMode, count: int) -> int:
 
     try:
         ask()
-    except Unsatisfiable:  # whoever takes nothing cannot be given what does not fit
+    except Unsatisfiable:  # an operation without input has no invalid cases
         assert (mode, asked) == (GenerationMode.NEGATIVE, 0)
     return asked

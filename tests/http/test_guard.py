@@ -1,4 +1,4 @@
-"""Who gets in: this machine alone without authorize, no foreign web page, no body that is too large, nothing but JSON."""
+"""Which requests are let in: only local ones without authorize, none of foreign pages, only JSON up to 1 MiB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.http.conftest import Connect, problem
 from tests.http.flows import SECRET, Claim, Expense
 
 JSON = {"content-type": "application/json"}
-#: Each write, with the least that it takes.
+#: Each write, with the smallest body that it accepts.
 WRITES = [
     ("/workflows/expense/runs", b'{"context": {"amount": 1}}'),
     ("/runs/{run_id}/signals/hello", b"{}"),
@@ -35,24 +35,24 @@ async def everyone(*_: object) -> bool:
 
 @pytest.fixture
 async def run_id(engine: Engine) -> int:
-    """A run to do things to."""
+    """A run to write to."""
     run = await engine.start(Claim)
     await run.wait(5, until="parked")
     return run.id
 
 
 async def count_of(engine: Engine) -> tuple[int, int, int]:
-    """What a write would have changed."""
+    """What a write would change."""
     stats = await engine.stats()
     return await engine.count(), stats.mailbox, sum(stats.events.values())
 
 
-# ---- without authorize: loopback alone
+# ---- without authorize: only this machine
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
 async def test_this_machine_is_answered(engine: Engine, connect: Connect, host: str) -> None:
-    """Every address of the loopback is this machine."""
+    """Clients on any loopback address are answered."""
     assert (await connect(api(engine), host).get("/runs")).status_code == 200
 
 
@@ -61,18 +61,18 @@ async def test_this_machine_is_answered(engine: Engine, connect: Connect, host: 
 )
 @pytest.mark.parametrize("path", ["/runs", "/openapi.json", "/healthz", "/readyz", "/nothing"])
 async def test_other_machines_are_not(engine: Engine, connect: Connect, host: str, path: str) -> None:
-    """Whoever asks from elsewhere learns nothing, whatever for."""
+    """Clients on other machines get a 403, whatever they ask for."""
     problem(await connect(api(engine), host).get(path), 403, "not-local")
 
 
 @pytest.mark.parametrize("header", ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip"])
 async def test_who_comes_through_a_proxy_is_not_here(client: httpx.AsyncClient, header: str) -> None:
-    """A proxy on this machine brings clients from elsewhere, and says so."""
+    """A request with a proxy's header is refused, as its client may be on another machine."""
     problem(await client.get("/runs", headers={header: "127.0.0.1"}), 403, "not-local")
 
 
 async def test_a_unix_socket_may_lead_anywhere(engine: Engine, connect: Connect) -> None:
-    """A client without an address is not known to be on this machine."""
+    """A request without a client address, as from a Unix socket, is refused."""
     app = api(engine)
 
     async def nameless(scope: Any, receive: Any, send: Any) -> None:
@@ -115,7 +115,7 @@ async def test_a_foreign_name_of_this_machine_is_refused(client: httpx.AsyncClie
 async def test_it_says_once_that_it_answers_this_machine_alone(
     engine: Engine, connect: Connect, log: list[EventDict]
 ) -> None:
-    """The log tells of a missing authorize when the app is first asked, and only then."""
+    """The log warns once about the missing authorize, at the first request, and not if there is one."""
     app = api(engine)
     for host in ("127.0.0.1", "10.0.0.1", "127.0.0.1"):
         await connect(app, host).get("/healthz")
@@ -127,7 +127,7 @@ async def test_it_says_once_that_it_answers_this_machine_alone(
 
 
 async def test_with_authorize_it_decides_for_all_machines(engine: Engine, connect: Connect) -> None:
-    """With one, the address and the name of the host do not matter any more."""
+    """With authorize, neither the client's address nor the host name matters."""
     client = connect(api(engine, everyone), "8.8.8.8", "http://flows.example.com")
     assert (await client.get("/runs", headers={"x-forwarded-for": "9.9.9.9"})).status_code == 200
 
@@ -155,7 +155,7 @@ async def test_with_authorize_it_decides_for_all_machines(engine: Engine, connec
 async def test_a_foreign_page_changes_nothing(
     engine: Engine, connect: Connect, run_id: int, path: str, body: bytes, headers: dict[str, str], authorized: bool
 ) -> None:
-    """A browser says where a request comes from: one of another origin is refused before anything is read."""
+    """A write by a web page of another origin is refused before anything is read."""
     client = connect(api(engine, everyone if authorized else None))
     before = await count_of(engine)
     answer = await client.post(path.format(run_id=run_id), content=body, headers={**JSON, **headers})
@@ -177,19 +177,19 @@ async def test_a_foreign_page_changes_nothing(
 async def test_own_pages_and_programs_may(
     client: httpx.AsyncClient, run_id: int, path: str, body: bytes, headers: dict[str, str]
 ) -> None:
-    """Programs send no such header; a page of the same origin, and an address typed by hand, say that they are."""
+    """Writes by programs, by pages of the same origin, and by typed addresses are let in."""
     answer = await client.post(path.format(run_id=run_id), content=body, headers={**JSON, **headers})
     assert answer.is_success, answer.text
 
 
 async def test_a_foreign_page_may_read_nothing_either(client: httpx.AsyncClient) -> None:
-    """No answer allows another origin to read it."""
+    """No response allows a page of another origin to read it."""
     answer = await client.get("/runs", headers={"origin": "https://evil.example", "sec-fetch-site": "cross-site"})
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
 def test_an_origin_can_be_allowed() -> None:
-    """Whoever has a list of origins lets these in, exactly as browsers write them, and no other."""
+    """A list of origins allows exactly these, as browsers write them."""
 
     def foreign(origin: str, site: str = "cross-site") -> bool:
         headers = [(b"origin", origin.encode()), (b"sec-fetch-site", site.encode()), (b"host", b"api.example.com")]
@@ -211,7 +211,7 @@ def test_an_origin_can_be_allowed() -> None:
 async def test_every_write_is_a_post(
     client: httpx.AsyncClient, engine: Engine, run_id: int, path: str, body: bytes, method: str
 ) -> None:
-    """No other method does anything, and the answer says which one would."""
+    """A write by any other method is a 405 that names POST, and changes nothing."""
     before = await count_of(engine)
     answer = await client.request(method, path.format(run_id=run_id), content=body, headers=JSON)
     assert answer.status_code == 405
@@ -225,7 +225,7 @@ async def test_every_write_is_a_post(
 
 
 def chunks(size: int) -> Callable[[], AsyncIterator[bytes]]:
-    """A body of this size that does not say how long it is."""
+    """A body of this size, sent without its length."""
 
     async def body() -> AsyncIterator[bytes]:
         yield b'{"context": {"amount": 1, "note": "'
@@ -240,7 +240,7 @@ def chunks(size: int) -> Callable[[], AsyncIterator[bytes]]:
 async def test_a_body_that_is_too_large_is_refused(
     client: httpx.AsyncClient, engine: Engine, run_id: int, path: str, body: bytes
 ) -> None:
-    """More than a mebibyte is 413: declared, undeclared, or declared as less than it is."""
+    """A body of more than 1 MiB is a 413, whether its length is declared, missing, or declared too small."""
     before = await count_of(engine)
     path = path.format(run_id=run_id)
     large = b'{"x": "' + b"x" * MAX_BODY + b'"}'
@@ -254,7 +254,7 @@ async def test_a_body_that_is_too_large_is_refused(
 
 
 async def test_a_body_of_a_mebibyte_is_read(client: httpx.AsyncClient) -> None:
-    """The limit is exact; what is within it is judged by what it holds."""
+    """A body of exactly 1 MiB is read, and one byte more is refused."""
     body = b'{"context": {"amount": 1}}'.ljust(MAX_BODY)
     assert len(body) == MAX_BODY
     answer = await client.post("/workflows/expense/runs", content=body, headers=JSON)
@@ -263,7 +263,7 @@ async def test_a_body_of_a_mebibyte_is_read(client: httpx.AsyncClient) -> None:
 
 
 async def test_authorize_cannot_be_made_to_read_too_much(engine: Engine, connect: Connect) -> None:
-    """The limit holds for whoever reads the body first; what it has read is not lost for the endpoint."""
+    """The limit also holds if authorize reads the body first, and the endpoint still gets the whole body."""
     seen = []
 
     async def reads(request: Any, operation: str, run: object) -> bool:
@@ -296,7 +296,7 @@ async def test_authorize_cannot_be_made_to_read_too_much(engine: Engine, connect
 async def test_nothing_but_json_is_read(
     client: httpx.AsyncClient, engine: Engine, run_id: int, path: str, body: bytes, kind: str | None
 ) -> None:
-    """What a form of a web page could send is 415, also without a body."""
+    """A content type that a web form could send is a 415, also without a body."""
     before = await count_of(engine)
     headers = {} if kind is None else {"content-type": kind}
     for content in (body, b""):
@@ -308,7 +308,7 @@ async def test_nothing_but_json_is_read(
     "kind", ["application/json", "Application/JSON; charset=utf-8", 'application/json;charset="UTF-8"']
 )
 async def test_json_may_say_that_it_is_utf_8(client: httpx.AsyncClient, kind: str) -> None:
-    """The one encoding that JSON has may be named."""
+    """A content type may name UTF-8, the only encoding of JSON."""
     answer = await client.post("/signals/hello", content=b"{}", headers={"content-type": kind})
     assert answer.status_code == 200
 
@@ -332,7 +332,7 @@ async def test_json_may_say_that_it_is_utf_8(client: httpx.AsyncClient, kind: st
 async def test_what_is_no_body_is_told(
     client: httpx.AsyncClient, run_id: int, path: str, body: bytes, content: bytes, status: int, kind: str
 ) -> None:
-    """Broken JSON is told apart from JSON that does not fit."""
+    """Malformed JSON is a 400, and JSON that does not validate is a 422."""
     problem(await client.post(path.format(run_id=run_id), content=content, headers=JSON), status, kind)
 
 
@@ -351,7 +351,7 @@ async def test_what_is_no_body_is_told(
     ],
 )
 async def test_hostile_contexts_are_told(client: httpx.AsyncClient, context: bytes, status: int) -> None:
-    """What no store can hold is refused, and what one can is not; neither is a fault of the server."""
+    """A Context that no store can hold is refused, one that can be stored is accepted, and neither is a 5xx."""
     workflow = "aliased" if b"largeness" in context else "expense"
     answer = await client.post(f"/workflows/{workflow}/runs", content=b'{"context": %b}' % context, headers=JSON)
     assert answer.status_code == status, answer.text
@@ -379,7 +379,7 @@ async def test_very_many_faults_are_counted(
 
 
 async def test_the_text_of_an_exception_is_never_told(client: httpx.AsyncClient, log: list[EventDict]) -> None:
-    """What user code raises is in the log, with its traceback, and the answer says only that something was."""
+    """What user code raises is logged with its text, and the response only says that something went wrong."""
     answer = await client.post("/workflows/broken/runs", json={})
     problem(answer, 500, "internal")
     assert SECRET not in answer.text
@@ -391,7 +391,7 @@ async def test_the_text_of_an_exception_is_never_told(client: httpx.AsyncClient,
 async def test_the_text_of_an_exception_of_authorize_is_not_told(
     guarded: Callable[[Authorize], httpx.AsyncClient],
 ) -> None:
-    """An authorize that breaks forbids, and is not quoted."""
+    """What authorize raises is a 500 that does not quote it."""
 
     def breaks(*_: object) -> bool:
         raise RuntimeError(SECRET)
@@ -403,7 +403,7 @@ async def test_the_text_of_an_exception_of_authorize_is_not_told(
 
 
 async def test_a_closed_engine_is_told_as_unavailable(connect: Connect, tmp_path: Any) -> None:
-    """Whatever is asked of an engine that is not open is 503, and nothing tells where its store is."""
+    """Requests to an engine that is not open are a 503 that does not tell where its store is."""
     engine = Engine(f"sqlite:///{tmp_path}/private-place.db", workflows=[Expense])
     client = connect(api(engine))
     for answer in (
@@ -422,7 +422,7 @@ async def test_a_closed_engine_is_told_as_unavailable(connect: Connect, tmp_path
 
 
 async def test_an_answer_is_not_kept(client: httpx.AsyncClient, run_id: int) -> None:
-    """No cache keeps what is told of a run, or a problem."""
+    """No response about a run, nor a problem, may be cached."""
     for path in ("/runs", f"/runs/{run_id}", f"/runs/{run_id}/history", "/runs/4711", "/nothing"):
         assert (await client.get(path)).headers["cache-control"] == "no-store"
 

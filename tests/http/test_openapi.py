@@ -1,4 +1,4 @@
-"""The description of the run API: of what every engine has, and of the workflows of this one."""
+"""The OpenAPI description: the endpoints of every engine, and those for the workflows of this one."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def document() -> dict[str, Any]:
 
 
 def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema, whatever it refers to."""
+    """A schema, with references followed."""
     while "$ref" in schema:
         schema = document["components"]["schemas"][schema["$ref"].removeprefix("#/components/schemas/")]
     return schema
 
 
 def body_of(document: dict[str, Any], path: str) -> dict[str, Any]:
-    """The schema of what a path takes."""
+    """The schema of a path's request body."""
     body: dict[str, Any] = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     return body
 
@@ -53,21 +53,21 @@ def members(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Every operation: its path, its method."""
+    """Every operation, with its path and method."""
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             yield path, method, operation
 
 
 async def test_it_is_served(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
-    """The app answers with the description of its engine's workflows, and says where it is itself."""
+    """The app serves the description of its engine's workflows, with itself as the server."""
     answer = await client.get("/openapi.json")
     assert answer.headers["content-type"] == "application/json"
     assert answer.json() == {**document, "servers": [{"url": "/"}]}
 
 
 async def test_it_knows_what_is_defined_later(connect: Connect) -> None:
-    """A workflow that is imported after the first look is in the next."""
+    """A workflow that is defined after the first request is in the next description."""
     client = connect(api(Engine("memory://")))
     assert "/workflows/late-comer/runs" not in (await client.get("/openapi.json")).json()["paths"]
 
@@ -84,7 +84,7 @@ async def test_it_knows_what_is_defined_later(connect: Connect) -> None:
 
 
 def test_it_describes_what_every_engine_has() -> None:
-    """An engine without workflows has these operations, and each write is a POST."""
+    """An engine without workflows has exactly these operations."""
     found = {(method, path) for path, method, _ in operations(describe(Registry(), Models()))}
     assert found == {
         ("get", "/healthz"),
@@ -104,7 +104,7 @@ def test_it_describes_what_every_engine_has() -> None:
 
 
 def test_it_describes_the_workflows(document: dict[str, Any]) -> None:
-    """Each workflow that can be started, each message, and each event that a workflow listens to has its own path."""
+    """Each workflow that can be started, message, action, and event that starts a workflow has its own path."""
     general = describe(Registry(), Models())["paths"]
     assert set(document["paths"]) - set(general) == {
         "/workflows/expense/runs",
@@ -126,7 +126,7 @@ def test_it_describes_the_workflows(document: dict[str, Any]) -> None:
 
 
 def test_a_start_is_described_by_the_context(document: dict[str, Any]) -> None:
-    """What a workflow is started with has the fields of its Context, with what these refer to."""
+    """A start takes the fields of the workflow's Context, with the models that they refer to."""
     body = body_of(document, "/workflows/expense/runs")
     assert set(body["properties"]) == {"context", "key", "reuse", "delay", "start_at"}
     context = resolved(document, body["properties"]["context"])
@@ -139,7 +139,7 @@ def test_a_start_is_described_by_the_context(document: dict[str, Any]) -> None:
 
 
 def test_a_start_is_described_by_the_parameters_of_create_context(document: dict[str, Any]) -> None:
-    """With a create_context it is that which says what a workflow is started with."""
+    """A start takes the parameters of create_context, if the workflow has one."""
     context = resolved(document, body_of(document, "/workflows/invite/runs")["properties"]["context"])
     assert set(context["properties"]) == {"name", "day", "tone"}
     assert context["required"] == ["name", "day"]
@@ -149,7 +149,7 @@ def test_a_start_is_described_by_the_parameters_of_create_context(document: dict
 
 
 def test_a_message_is_described_by_its_model(document: dict[str, Any]) -> None:
-    """To a run, to a key or to everybody: the payload is the message."""
+    """The payload of a message is described by its model, both to a run and to others."""
     for path in ("/runs/{run_id}/signals/Review", "/signals/Review"):
         body = body_of(document, path)
         payload = resolved(document, body["properties"]["payload"])
@@ -158,7 +158,7 @@ def test_a_message_is_described_by_its_model(document: dict[str, Any]) -> None:
 
 
 def test_an_action_is_described_by_its_input(document: dict[str, Any]) -> None:
-    """What it takes, without the request that it may be given."""
+    """An action is described by its input, without a ``request`` parameter."""
     body = body_of(document, "/runs/{run_id}/actions/review_claim")
     given = resolved(document, body["properties"]["input"])
     assert (set(given["properties"]), given["required"]) == ({"approved", "amount", "day"}, ["approved", "amount"])
@@ -168,7 +168,7 @@ def test_an_action_is_described_by_its_input(document: dict[str, Any]) -> None:
 
 
 def test_messages_of_one_name_are_alternatives() -> None:
-    """Two workflows may have messages of the same name and not of the same shape."""
+    """Messages of the same name and of different shapes are described as alternatives."""
 
     def flow(name: str, **fields: Any) -> type:
         Go = create_model("Go", **fields)  # noqa: N806 - a class
@@ -194,7 +194,7 @@ def test_messages_of_one_name_are_alternatives() -> None:
 
 
 def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
-    """What is referred to is there, and is called by names that OpenAPI allows."""
+    """Every reference resolves, and component names have only characters that OpenAPI allows."""
     schemas = document["components"]["schemas"]
     references = {member["$ref"] for member in members(document) if isinstance(member.get("$ref"), str)}
     assert references
@@ -203,37 +203,37 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 
 
 def test_every_schema_is_one(document: dict[str, Any]) -> None:
-    """Each component is a JSON Schema of the dialect that OpenAPI 3.1 has."""
+    """Each component is a valid schema of the JSON Schema dialect of OpenAPI 3.1."""
     for name, schema in document["components"]["schemas"].items():
         assert jsonschema_rs.meta.is_valid({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}), name
 
 
 def test_operations_are_called_by_different_names(document: dict[str, Any]) -> None:
-    """An operationId is unique, and of letters, digits, hyphens and underscores, so that generators can use it."""
+    """Each operationId is unique, and has only letters, digits, hyphens and underscores, as generators need."""
     ids = [operation["operationId"] for _, _, operation in operations(document)]
     assert len(ids) == len(set(ids))
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+", each) for each in ids)
 
 
 def test_every_problem_is_described(document: dict[str, Any]) -> None:
-    """Each operation tells the statuses that it may answer with, and every status of a problem is told somewhere."""
+    """Errors are described as problems, and every status that a problem may have is described somewhere."""
     told = set()
     for _, _, operation in operations(document):
         for status, answer in operation["responses"].items():
             if status.startswith(("4", "5")):
                 told.add(int(status))
                 assert list(answer["content"]) == ["application/problem+json"]
-    assert told == {kind.status for kind in KINDS.values()} - {405}  # an address that is described takes its method
+    assert told == {kind.status for kind in KINDS.values()} - {405}  # not for the methods that are described
 
 
 def test_it_tells_no_path_of_a_class(document: dict[str, Any]) -> None:
-    """Neither modules nor functions show, whatever the classes are called."""
+    """No module or function name appears in the description."""
     for word in ("tests", "http.flows", "http__flows", "locals", "__main"):
         assert word not in str(document)
 
 
 def test_a_context_without_a_schema_is_an_object() -> None:
-    """A field that JSON Schema cannot describe does not keep the others from being described."""
+    """A field that JSON Schema cannot describe makes its Context a plain object, and nothing else fails."""
 
     @workflow("indescribable")
     class Indescribable:

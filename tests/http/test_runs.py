@@ -1,4 +1,4 @@
-"""Runs over HTTP: started, got, listed, waited for, cancelled, and what was committed of them."""
+"""Runs over HTTP: start, get, history, wait, cancel and list."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.http.flows import Count, Expense, Fails, Nap
 
 
 async def start(client: httpx.AsyncClient, workflow: str = "expense", **body: Any) -> dict[str, Any]:
-    """A run that was started."""
+    """Start a run, and return the response's body."""
     answer = await client.post(f"/workflows/{quote(workflow)}/runs", json=body)
     assert answer.status_code == 201, answer.text
     told: dict[str, Any] = answer.json()
@@ -30,7 +30,7 @@ async def start(client: httpx.AsyncClient, workflow: str = "expense", **body: An
 
 
 async def test_start_answers_the_run(client: httpx.AsyncClient, engine: Engine) -> None:
-    """The run is committed when the answer comes, which shows all of it and says where it is."""
+    """A start is committed when the response comes, which shows the run and its location."""
     answer = await client.post(
         "/workflows/expense/runs",
         json={"context": {"amount": "12", "due": "2030-01-31", "items": [{"what": "tea", "price": "1.50"}]}},
@@ -56,7 +56,7 @@ async def test_start_answers_the_run(client: httpx.AsyncClient, engine: Engine) 
 
 
 async def test_start_with_a_key_is_idempotent(client: httpx.AsyncClient) -> None:
-    """The same key gives the same run with 200; with reuse a new one once it may be."""
+    """A start with a key that is taken returns its run with a 200, and with ``reuse`` it starts a new one."""
     first = await start(client, "fails", key="a")
     await client.get(f"/runs/{first['id']}/wait")
     again = await client.post("/workflows/fails/runs", json={"key": "a"})
@@ -67,7 +67,7 @@ async def test_start_with_a_key_is_idempotent(client: httpx.AsyncClient) -> None
 
 
 async def test_start_can_be_put_off(client: httpx.AsyncClient) -> None:
-    """A delay in seconds or an instant parks the run until then; both are too much."""
+    """A delay in seconds, or an instant, parks the run until then; both together are refused."""
     run = await start(client, context={"amount": 1}, delay=3600)
     assert (run["status"], run["waiting_for"]) == ("waiting", "start")
     waits = datetime.fromisoformat(run["wake_at"]) - datetime.fromisoformat(run["created_at"])
@@ -79,7 +79,7 @@ async def test_start_can_be_put_off(client: httpx.AsyncClient) -> None:
 
 
 async def test_start_by_the_parameters_of_create_context(client: httpx.AsyncClient) -> None:
-    """Each parameter is given as its type has it, and what does not fit is told."""
+    """A start converts each parameter of create_context to its type, and points at each one that is invalid."""
     run = await start(client, "invite", context={"name": "Ann", "day": "2030-05-01", "tone": "formal"})
     assert run["data"] == {"text": "To Ann", "day": "2030-05-01"}
     run = await start(client, "invite", context={"name": "Bob", "day": "2030-05-01"})
@@ -95,7 +95,7 @@ async def test_start_by_the_parameters_of_create_context(client: httpx.AsyncClie
 
 
 async def test_start_with_names_of_the_context_alone(client: httpx.AsyncClient) -> None:
-    """A name that the Context does not declare is refused, unless it asks for any; an alias is as good as the name."""
+    """A field that the Context does not declare is refused, unless extra ones are allowed; aliases work like names."""
     answer = await client.post("/workflows/count/runs", json={"context": {"turns": 1, "turn": 2}})
     assert problem(answer, 422, "invalid")["errors"] == [
         {"pointer": "#/context/turn", "code": "extra_forbidden", "message": "Extra inputs are not permitted"}
@@ -105,7 +105,7 @@ async def test_start_with_names_of_the_context_alone(client: httpx.AsyncClient) 
 
 
 async def test_start_with_a_strict_context(client: httpx.AsyncClient) -> None:
-    """A Context that takes no text for a date from Python takes it from JSON, which has nothing else."""
+    """A strict Context is validated as JSON, in which dates and decimals are strings."""
     run = await start(client, "strict", context={"day": "2030-05-01", "price": "1.50"})
     assert run["data"] == {"day": "2030-05-01", "price": "1.50"}
     answer = await client.post("/workflows/strict/runs", json={"context": {"day": 5}})
@@ -113,7 +113,7 @@ async def test_start_with_a_strict_context(client: httpx.AsyncClient) -> None:
 
 
 async def test_start_by_parameters_of_any_name(client: httpx.AsyncClient) -> None:
-    """A parameter may be called what no field of a model may, and ``**more`` takes the rest."""
+    """Parameters may have names that a model's field may not have, and ``**more`` takes the rest."""
     run = await start(client, "peculiar", context={"copy": "7", "model_id": "2030-05-01", "_hidden": "x", "y": [1]})
     assert run["data"]["text"] == "7 datetime.date(2030, 5, 1) 'x' {'y': [1]}"
     answer = await client.post("/workflows/peculiar/runs", json={"context": {"copy": "x"}})
@@ -121,7 +121,7 @@ async def test_start_by_parameters_of_any_name(client: httpx.AsyncClient) -> Non
 
 
 async def test_start_does_not_name_the_class(client: httpx.AsyncClient) -> None:
-    """What a class method calls its class is no parameter of it, also where ``**more`` takes the rest."""
+    """The class parameter of create_context cannot be given, not even by way of ``**more``."""
     answer = await client.post("/workflows/peculiar/runs", json={"context": {"copy": 1, "cls": 1}})
     (told,) = problem(answer, 422, "invalid")["errors"]
     assert (told["pointer"], told["code"]) == ("#/context/cls", "extra_forbidden")
@@ -130,13 +130,13 @@ async def test_start_does_not_name_the_class(client: httpx.AsyncClient) -> None:
 
 
 async def test_start_of_what_has_a_name_with_slashes(client: httpx.AsyncClient) -> None:
-    """A workflow's name is quoted in the address."""
+    """A workflow's name may have slashes, which the path quotes."""
     assert (await start(client, "nap/of the cat"))["workflow"] == "nap/of the cat"
 
 
 @pytest.mark.parametrize("workflow", ["nothing", "Expense", "tests.http.flows.Expense", "event:Visit", "%2e%2e", "%00"])
 async def test_start_of_what_cannot_be_started(client: httpx.AsyncClient, engine: Engine, workflow: str) -> None:
-    """A workflow is known by its name alone, never by a class or a path; one that events start has none of its own."""
+    """Neither a class name nor a path names a workflow, and one that events start cannot be started."""
     answer = await client.post(f"/workflows/{workflow}/runs", json={})
     assert answer.status_code in (404, 422), answer.text
     assert await engine.count() == 0
@@ -146,7 +146,7 @@ async def test_start_of_what_cannot_be_started(client: httpx.AsyncClient, engine
 
 
 async def test_get_shows_the_run_as_it_stands(client: httpx.AsyncClient, engine: Engine) -> None:
-    """All that is public of a run, with what it waits for."""
+    """A run is shown with all its public attributes, and with what it waits for."""
     run = await engine.start(Expense, StartOptions(key="e-1"), amount=3)
     await run.wait(5, until="parked")
     told = (await client.get(f"/runs/{run.id}")).json()
@@ -169,12 +169,12 @@ async def test_get_shows_the_run_as_it_stands(client: httpx.AsyncClient, engine:
 )
 @pytest.mark.parametrize("rest", ["", "/history", "/wait", "/stream"])
 async def test_what_is_no_run_is_not_found(client: httpx.AsyncClient, run_id: str, rest: str) -> None:
-    """Whatever stands in the place of an id, it is a run or it is not."""
+    """Whatever is in the place of a run's id, the response is a 404 if there is no such run."""
     problem(await client.get(f"/runs/{run_id}{rest}"), 404, "run-not-found")
 
 
 async def test_history_is_read_in_pages(client: httpx.AsyncClient, engine: Engine) -> None:
-    """A page says what to ask for next, and the last one nothing; a limit beyond the largest is the largest."""
+    """Each page of a history but the last says where the next begins, and limits are brought into range."""
     run = await engine.start(Count, turns=250)
     await run.wait(10)
     whole = await engine.history(run.id)
@@ -196,7 +196,7 @@ async def test_history_is_read_in_pages(client: httpx.AsyncClient, engine: Engin
 
 
 async def test_wait_answers_when_the_run_has_ended(client: httpx.AsyncClient, engine: Engine) -> None:
-    """A long poll is over as soon as the run is, and at once for one that has ended."""
+    """A long poll returns as soon as the run has ended, and at once if it had."""
     run = await engine.start(Expense, amount=3)
     polling = asyncio.ensure_future(client.get(f"/runs/{run.id}/wait", params={"timeout": 25}))
     parked = (await client.get(f"/runs/{run.id}/wait", params={"until": "parked"})).json()
@@ -208,7 +208,7 @@ async def test_wait_answers_when_the_run_has_ended(client: httpx.AsyncClient, en
 
 
 async def test_wait_is_over_when_its_time_is(client: httpx.AsyncClient, engine: Engine) -> None:
-    """Then the answer is the run as it stands, and nobody waits any more."""
+    """A long poll that times out returns the run as it is, and leaves no waiter behind."""
     run = await engine.start(Expense, amount=3)
     for timeout in ("0", "0.01"):
         answer = await client.get(f"/runs/{run.id}/wait", params={"timeout": timeout})
@@ -219,14 +219,14 @@ async def test_wait_is_over_when_its_time_is(client: httpx.AsyncClient, engine: 
 
 @pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "soon", ""])
 async def test_wait_of_no_time(client: httpx.AsyncClient, engine: Engine, timeout: str) -> None:
-    """What is no number of seconds is refused."""
+    """A timeout that is not a valid number of seconds is refused."""
     run = await engine.start(Expense, amount=3)
     answer = await client.get(f"/runs/{run.id}/wait", params={"timeout": timeout})
     assert problem(answer, 422, "invalid")["errors"][0]["parameter"] == "timeout"
 
 
 async def test_cancel_ends_the_run_once(client: httpx.AsyncClient, engine: Engine) -> None:
-    """The reason is kept; the second call changes nothing, and says so."""
+    """A cancellation keeps its reason, and a second one changes nothing and says so."""
     run = await engine.start(Expense, amount=3)
     answer = await client.post(f"/runs/{run.id}/cancel", json={"reason": "not wanted"})
     assert (answer.status_code, answer.json()) == (200, {"cancelled": True})
@@ -240,7 +240,7 @@ async def test_cancel_ends_the_run_once(client: httpx.AsyncClient, engine: Engin
 
 
 async def test_list_filters(client: httpx.AsyncClient, engine: Engine) -> None:
-    """Each filter of ``engine.runs`` is a parameter; one that may have several values is repeated."""
+    """Each filter of ``engine.runs`` is a query parameter, repeated for several values."""
     expense = await engine.start(Expense, StartOptions(key="e-1"), amount=3, note="a")
     other = await engine.start(Expense, amount=4)
     nap = await engine.start(Nap, StartOptions(key="n-1"))
@@ -275,7 +275,7 @@ async def test_list_filters(client: httpx.AsyncClient, engine: Engine) -> None:
 
 @pytest.mark.parametrize("order", ["id", "-id", "created_at", "-created_at", "updated_at", "-updated_at"])
 async def test_list_pages_by_an_opaque_cursor(client: httpx.AsyncClient, engine: Engine, order: str) -> None:
-    """Page after page gives each run once, in order, also when runs come and go meanwhile."""
+    """The pages of a list give each run once, in order, although other runs start meanwhile."""
     runs = [
         await engine.start(Fails if number % 2 else Expense, **({} if number % 2 else {"amount": number}))
         for number in range(23)
@@ -318,7 +318,7 @@ async def test_list_does_not_hold_all_contexts(
 
 
 async def test_list_does_not_show_contexts(client: httpx.AsyncClient, engine: Engine) -> None:
-    """A page of runs stays small, however large their Contexts are."""
+    """A list does not include Contexts, so that a page stays small."""
     await engine.start(Expense, amount=1, note="x" * 100_000)
     answer = await client.get("/runs")
     assert "data" not in answer.json()["runs"][0]
@@ -355,14 +355,14 @@ async def test_list_does_not_show_contexts(client: httpx.AsyncClient, engine: En
     ],
 )
 async def test_list_refuses_what_is_no_filter(client: httpx.AsyncClient, params: Any, parameter: str) -> None:
-    """Filters are from a list, and their values of the right type and size: the problem names the parameter."""
+    """Unknown filters, and values of a wrong type or size, are refused, and the problem names the parameter."""
     told = problem(await client.get("/runs", params=params), 422, "invalid")
     assert told["errors"][0]["parameter"] == parameter
 
 
 @pytest.mark.parametrize("key", ["a') OR 1=1 --", "$.amount", 'x"]', "%", "_", "a.b[0]", ""])
 async def test_filters_are_bound_as_values(client: httpx.AsyncClient, engine: Engine, key: str) -> None:
-    """A key or value that means something to SQL or to a JSON path means nothing here."""
+    """A key or value with a meaning in SQL or JSON paths is only compared."""
     await engine.start(Expense, amount=3)
     answer = await client.get("/runs", params={"data": json.dumps({key: 3})})
     assert (answer.status_code, answer.json()["runs"]) == (200, [])
@@ -377,7 +377,7 @@ async def test_filters_are_bound_as_values(client: httpx.AsyncClient, engine: En
 async def test_a_limit_is_brought_into_its_range(
     client: httpx.AsyncClient, engine: Engine, limit: str, size: int
 ) -> None:
-    """Whoever asks for too many runs, or for none, gets as many as a page may have, or one."""
+    """A limit that is too large or too small is brought into its range."""
     for _ in range(3):
         await engine.start(Fails)
     answer = await client.get("/runs", params={"limit": limit})
@@ -386,7 +386,7 @@ async def test_a_limit_is_brought_into_its_range(
 
 
 async def test_a_cursor_is_of_its_order(client: httpx.AsyncClient, engine: Engine) -> None:
-    """A cursor that was given for another order is refused, for it would leave runs out."""
+    """A cursor of another order is refused, as it would skip runs."""
     for _ in range(2):
         await engine.start(Fails)
     cursor = (await client.get("/runs", params={"limit": 1})).json()["next"]

@@ -21,7 +21,7 @@ async def run(engine: Engine) -> WorkflowRun[Any]:
 
 
 async def test_a_message_goes_on_to_the_step(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
-    """A message is sent by its model's name, and handed to the step as the model."""
+    """A message is sent by its model's name, and the step gets the model."""
     answer = await client.post(f"/runs/{run.id}/signals/Review", json={"payload": {"approved": True, "by": "ann"}})
     assert (answer.status_code, answer.json()) == (200, {"state": "delivered", "delivered": [run.id], "rejected": []})
     await run.wait(5)
@@ -31,7 +31,7 @@ async def test_a_message_goes_on_to_the_step(client: httpx.AsyncClient, run: Wor
 async def test_a_message_that_does_not_validate_is_told_at_once(
     client: httpx.AsyncClient, run: WorkflowRun[Any]
 ) -> None:
-    """A run's messages are known by its workflow: what none of them takes is refused, and the run waits on."""
+    """A payload that fits no message of the run's workflow is refused, and the run waits as before."""
     answer = await client.post(f"/runs/{run.id}/signals/Review", json={"payload": {"approved": "perhaps"}})
     told = problem(answer, 422, "invalid")["errors"]
     assert {(each["pointer"], each["code"]) for each in told} == {
@@ -43,7 +43,7 @@ async def test_a_message_that_does_not_validate_is_told_at_once(
 
 
 async def test_a_payload_goes_into_the_context(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
-    """A signal that is no message has its payload merged; one that does not fit is rejected, and says no more."""
+    """A plain signal's payload is merged into the Context, and one that does not fit is rejected without details."""
     answer = await client.post(f"/runs/{run.id}/signals/withdrawn", json={"payload": {"amount": "much"}})
     assert answer.json() == {"state": "rejected", "delivered": [], "rejected": [run.id]}
     answer = await client.post(f"/runs/{run.id}/signals/withdrawn", json={"payload": {"note": "never mind"}})
@@ -53,7 +53,7 @@ async def test_a_payload_goes_into_the_context(client: httpx.AsyncClient, run: W
 
 
 async def test_a_signal_waits_for_whoever_takes_it(client: httpx.AsyncClient, engine: Engine) -> None:
-    """What a run does not wait for yet is buffered, and with a signal_id once."""
+    """A signal that the run does not wait for yet is buffered, and only once with a signal_id."""
     run = await engine.start(Nap)
     for _ in range(2):
         body = {"payload": {"x": 1}, "signal_id": "once", "ttl": 3600}
@@ -65,7 +65,7 @@ async def test_a_signal_waits_for_whoever_takes_it(client: httpx.AsyncClient, en
 async def test_a_signal_to_a_key_and_to_everybody(
     client: httpx.AsyncClient, engine: Engine, run: WorkflowRun[Any]
 ) -> None:
-    """With a key it is for the run that waits with it, without one for all that wait now."""
+    """A signal with a key goes to the run that waits with it, and one without goes to all runs that wait for it now."""
     others = [await (await engine.start(Expense, amount=2)).wait(5, until="parked") for _ in range(2)]
     answer = await client.post("/signals/Review", json={"key": "e-1", "payload": {"approved": False, "by": "bob"}})
     assert answer.json() == {"state": "delivered", "delivered": [run.id], "rejected": []}
@@ -78,7 +78,7 @@ async def test_a_signal_to_a_key_and_to_everybody(
 async def test_a_signal_to_a_run_that_has_ended(
     client: httpx.AsyncClient, engine: Engine, run: WorkflowRun[Any]
 ) -> None:
-    """It is a conflict, which tells how the run ended."""
+    """A signal to a run that has ended is a 409 that names its status, and one to no run is a 404."""
     await engine.cancel(run.id)
     answer = await client.post(f"/runs/{run.id}/signals/withdrawn", json={})
     told = problem(answer, 409, "run-ended")
@@ -115,7 +115,7 @@ async def test_a_signal_to_a_run_that_has_ended(
 async def test_what_cannot_be_sent_is_told(
     client: httpx.AsyncClient, engine: Engine, path: str, body: dict[str, Any], pointer: str
 ) -> None:
-    """The problem points at the member that is wrong, and nothing was sent."""
+    """A signal or event that cannot be sent is a 422 that points at the faulty member, and nothing is sent."""
     told = problem(await client.post(path, json=body), 422, "invalid")
     assert told["errors"][0]["pointer"] == pointer
     stats = await engine.stats()
@@ -124,7 +124,7 @@ async def test_what_cannot_be_sent_is_told(
 
 @pytest.mark.parametrize("path", ["/signals/{}", "/events/{}"])
 async def test_a_name_may_be_anything_that_can_be_stored(client: httpx.AsyncClient, path: str) -> None:
-    """Names are quoted in the address; one that is too long, or that no store can hold, is told."""
+    """A name may have any characters, quoted in the path, and up to 200 of them."""
     for name in ("a/b", "ä 🌊", "..x", "a%2Fb", "'; DROP TABLE runs; --", "x" * 200):
         answer = await client.post(
             path.format(httpx.URL("http://x").copy_with(path=f"/{name}").raw_path.decode()[1:]), json={}
@@ -139,7 +139,7 @@ async def test_a_name_may_be_anything_that_can_be_stored(client: httpx.AsyncClie
 
 
 async def test_an_event_starts_its_workflow(client: httpx.AsyncClient, engine: Engine) -> None:
-    """The event is recorded once, however often it is emitted, with the run that it starts."""
+    """An event is recorded once, however often it is emitted, and starts one run."""
     for _ in range(2):
         body = {"entity": {"id": 7, "room": "blue"}, "event_id": "v-7"}
         answer = await client.post("/events/visit.booked", json=body)
@@ -154,7 +154,7 @@ async def test_an_event_starts_its_workflow(client: httpx.AsyncClient, engine: E
 
 
 async def test_an_event_to_come_is_moved(client: httpx.AsyncClient) -> None:
-    """One that is in the future is pending until then, and replace moves it."""
+    """An event in the future is pending, and ``replace`` moves it."""
     body = {"entity_id": 7, "at": "2040-01-01T00:00:00+01:00", "event_id": "v-8"}
     told = (await client.post("/events/visit.booked", json=body)).json()
     assert (told["status"], told["at"], told["occurrence"]) == ("pending", "2039-12-31T23:00:00Z", 1)
@@ -165,6 +165,6 @@ async def test_an_event_to_come_is_moved(client: httpx.AsyncClient) -> None:
 
 
 async def test_an_event_workflow_is_started_by_events_alone(client: httpx.AsyncClient) -> None:
-    """Its create_context takes an event, which no request can make."""
+    """A workflow that events start cannot be started by a request."""
     answer = await client.post("/workflows/event:Visit/runs", json={"context": {"event": {"entity": {}}}})
     assert problem(answer, 404, "workflow-unknown")["detail"] == "It is started by events."

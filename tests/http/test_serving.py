@@ -1,4 +1,4 @@
-"""The run API under uvicorn, in a process of its own: mounted, under a prefix, and told to end while clients wait."""
+"""The run API under uvicorn, in a process of its own: mounted, below a prefix, and shut down while clients wait."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tests.programs import read_until, running
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ANN = {"authorization": "Bearer token-of-ann"}
-#: Seconds for what should take none: the machine may be busy.
+#: Seconds for what should take none, on a busy machine.
 PATIENCE = 30
 
-#: A server of the run API alone, which tests tell what to do by its workflows.
+#: A server that has only the run API, with one workflow.
 ALONE = """
 import asyncio
 from datetime import timedelta
@@ -57,7 +57,7 @@ app = api(Engine("sqlite:///orders.db", shutdown_timeout=timedelta(seconds=1)))
 
 @asynccontextmanager
 async def serving(folder: Path, *arguments: str | Path) -> AsyncIterator[tuple[subprocess.Popen[str], str]]:
-    """A server, and its URL."""
+    """A server and its URL."""
     with running("-m", "uvicorn", "--port", "0", *arguments, folder=folder) as server:
         found = await asyncio.to_thread(read_until, server.stderr, r".*running on (http://\S+) .*")
         yield server, found[1]
@@ -65,7 +65,7 @@ async def serving(folder: Path, *arguments: str | Path) -> AsyncIterator[tuple[s
 
 @pytest.fixture
 async def alone(tmp_path: Path) -> AsyncIterator[tuple[subprocess.Popen[str], str]]:
-    """A server of the run API alone."""
+    """A server that has only the run API, and its URL."""
     (tmp_path / "alone.py").write_text(ALONE)
     async with serving(tmp_path, "alone:app") as (server, url):
         yield server, url
@@ -79,7 +79,7 @@ async def connected(url: str, **options: object) -> AsyncIterator[httpx.AsyncCli
 
 
 async def ended(server: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) -> tuple[float, str, str]:
-    """How many seconds a server took to end, once it is told to, and what it said on stdout and stderr."""
+    """Shut down a server, and return the seconds that it took, its stdout and its stderr."""
     began = time.monotonic()
     server.send_signal(how)
     output, complaints = await asyncio.to_thread(server.communicate, timeout=PATIENCE)
@@ -90,7 +90,7 @@ async def ended(server: subprocess.Popen[str], how: signal.Signals = signal.SIGT
 
 
 async def test_uvicorn_serves_it_in_fastapi(tmp_path: Path) -> None:
-    """The example is served as its docstring says: the app's life goes around the engine's, authorize decides."""
+    """The FastAPI example works as it says: the app's lifespan includes the engine's, and authorize decides."""
     async with serving(tmp_path, "--app-dir", EXAMPLES, "13_fastapi:app") as (server, url):
         await asyncio.to_thread(read_until, server.stdout, "the app opens its own things")
         async with connected(url, headers=ANN) as ann, connected(url) as stranger:
@@ -118,7 +118,7 @@ async def test_uvicorn_serves_it_in_fastapi(tmp_path: Path) -> None:
 
 
 async def test_uvicorn_serves_it_in_starlette(tmp_path: Path) -> None:
-    """Mounted twice over, without authorize, it is right about where it is."""
+    """Mounted two levels deep, without authorize, the API gives right locations."""
     async with serving(tmp_path, "--app-dir", EXAMPLES, "14_starlette:app") as (server, url):
         async with connected(url) as client:
             started = await client.post("/ops/flows/workflows/report/runs", json={"context": {"month": "2030-01"}})
@@ -134,7 +134,7 @@ async def test_uvicorn_serves_it_in_starlette(tmp_path: Path) -> None:
 
 
 async def test_it_is_right_about_where_it_is_behind_a_proxy(tmp_path: Path) -> None:
-    """With a root_path, as a proxy that takes a prefix away makes it necessary, addresses have the prefix."""
+    """Locations and the description have the prefix of a ``root_path``, as behind a proxy that removes it."""
     (tmp_path / "alone.py").write_text(ALONE)
     async with serving(tmp_path, "--root-path", "/behind/a proxy", "alone:app") as (server, url):
         async with connected(url) as client:
@@ -145,7 +145,7 @@ async def test_it_is_right_about_where_it_is_behind_a_proxy(tmp_path: Path) -> N
 
 
 async def test_a_server_alone_opens_and_closes_the_engine(alone: tuple[subprocess.Popen[str], str]) -> None:
-    """Served by itself the app has a life of its own, which is the engine's."""
+    """An app that is served by itself opens and closes its engine."""
     server, url = alone
     async with connected(url) as client:
         assert (await client.get("/readyz")).json() == {"status": "ok"}
@@ -156,11 +156,11 @@ async def test_a_server_alone_opens_and_closes_the_engine(alone: tuple[subproces
     assert "Traceback" not in complaints
 
 
-# ---- the end
+# ---- the shutdown
 
 
 async def streamed(client: httpx.AsyncClient, run_id: int, begun: asyncio.Semaphore) -> str:
-    """All that a stream says, until it ends."""
+    """Everything that a stream sends until it ends."""
     text = ""
     async with client.stream("GET", f"/runs/{run_id}/stream") as answer:
         async for part in answer.aiter_text():
@@ -174,9 +174,7 @@ async def streamed(client: httpx.AsyncClient, run_id: int, begun: asyncio.Semaph
 async def test_it_ends_while_clients_stream_and_poll(
     alone: tuple[subprocess.Popen[str], str], how: signal.Signals
 ) -> None:
-    """With twenty streams and twenty long polls open, a server that is told to end has ended within two seconds, and
-    each client has got a whole answer.
-    """
+    """With twenty streams and twenty long polls open, the server ends within two seconds, and all are answered."""
     server, url = alone
     limits = httpx.Limits(max_connections=100)
     async with connected(url, limits=limits) as client:
@@ -195,7 +193,7 @@ async def test_it_ends_while_clients_stream_and_poll(
         for _ in streams:
             await begun.acquire()
             await sent.acquire()
-        await client.get("/healthz")  # what was sent before has been read
+        await client.get("/healthz")  # the server has read what was sent before
         assert not any(each.done() for each in (*streams, *polls))
         took, _, complaints = await ended(server, how)
         texts = await asyncio.gather(*streams)
@@ -208,7 +206,7 @@ async def test_it_ends_while_clients_stream_and_poll(
 
 
 async def test_it_ends_while_an_action_goes_on(alone: tuple[subprocess.Popen[str], str]) -> None:
-    """A step that does not come to an end is left some seconds, and then its caller is told that the server ends."""
+    """On shutdown an action's step gets some seconds; if it has not ended then, its caller gets a 503."""
     server, url = alone
     async with connected(url) as client:
         run_id = (await client.post("/workflows/order/runs", json={})).json()["id"]
@@ -218,7 +216,7 @@ async def test_it_ends_while_an_action_goes_on(alone: tuple[subprocess.Popen[str
             assert not call.done()
         took, _, complaints = await ended(server)
         problem(await call, 503, "unavailable")
-    assert took < 4  # of which a second is the engine's, which lets the step end
+    assert took < 4  # including the engine's second for steps to end
     assert "Application shutdown complete" in complaints
     assert "Traceback" not in complaints
 
@@ -226,7 +224,7 @@ async def test_it_ends_while_an_action_goes_on(alone: tuple[subprocess.Popen[str
 async def test_a_client_that_does_not_read_does_not_hold_the_server_up(
     alone: tuple[subprocess.Popen[str], str],
 ) -> None:
-    """A connection that asks for a stream, and never reads it, ends with the server."""
+    """A client that asks for a stream and never reads it does not delay the shutdown."""
     server, url = alone
     async with connected(url) as client:
         run_id = (await client.post("/workflows/order/runs", json={})).json()["id"]
@@ -242,7 +240,7 @@ async def test_a_client_that_does_not_read_does_not_hold_the_server_up(
 
 
 async def test_a_naive_stream_would_hold_the_server_up(tmp_path: Path) -> None:
-    """The servers that these tests end would wait for a stream that does not look whether they end."""
+    """A server whose stream does not check for the shutdown would indeed wait for its client."""
     (tmp_path / "naive.py").write_text(
         "import asyncio\n"
         "from starlette.applications import Starlette\n"
@@ -282,7 +280,7 @@ async def test_a_naive_stream_would_hold_the_server_up(tmp_path: Path) -> None:
 async def test_bodies_on_the_wire(
     alone: tuple[subprocess.Popen[str], str], head: bytes, body: bytes, status: bytes
 ) -> None:
-    """A body that is too large is refused however it is sent; one that lies about its length is cut there."""
+    """A body that is too large is refused however it is sent, and one that is longer than declared is cut."""
     _, url = alone
     host, port = re.fullmatch(r"http://(\S+):(\d+)", url).groups()  # type: ignore[union-attr]
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -295,7 +293,7 @@ async def test_bodies_on_the_wire(
 
 
 def test_what_is_not_installed_is_told() -> None:
-    """Without Starlette the import says what to install."""
+    """Without Starlette the import raises an error that says what to install."""
     program = "import sys; sys.modules['starlette'] = None; import aioflow.http"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ran.returncode == 1

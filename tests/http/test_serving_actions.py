@@ -1,4 +1,4 @@
-"""The action endpoints under uvicorn, in a process of its own: mounted in FastAPI, called by several at once, and ended."""
+"""The action endpoints under uvicorn, in a process of its own: in FastAPI, called concurrently, and shut down."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.http.test_serving import EXAMPLES, connected, ended, serving
 from tests.programs import read_until
 from tests.support import wait_until
 
-#: A server of actions alone, one of which never ends.
+#: A server that has only actions, one of which never ends.
 ALONE = """
 import asyncio
 from datetime import timedelta
@@ -47,7 +47,7 @@ CALL = "/statezero/actions/expense_submit_review/"
 
 @pytest.fixture
 async def url(tmp_path: Path) -> AsyncIterator[str]:
-    """Where the example is served, as its docstring says; in the end the server ends when it is told to."""
+    """The URL of the StateZero example, whose server must shut down quickly at the end."""
     async with serving(tmp_path, "--app-dir", EXAMPLES, "16_statezero:app") as (server, url):
         yield url
         seconds, _, complaints = await ended(server)
@@ -57,14 +57,14 @@ async def url(tmp_path: Path) -> AsyncIterator[str]:
 
 
 async def test_uvicorn_serves_actions_in_fastapi(url: str) -> None:
-    """Of many clicks one runs the step; generators, browsers and nobody are answered as they should be."""
+    """Of concurrent calls one runs the step, an anonymous one is a 401, and schema and preflights are served."""
     async with connected(url, headers=RITA) as rita, connected(url) as nobody:
         run_id = (await rita.post("/expenses/17")).json()["workflow_run_id"]
         given = {"workflow_run_id": run_id, "reviewer_notes": "Approved", "priority": "high"}
         assert (await nobody.post(CALL, json=given)).status_code == 401
         clicks: list[int] = []
 
-        async def clicked() -> bool:  # the first ones may come before the run is there
+        async def clicked() -> bool:  # the first ones may come before the run waits
             answers = await asyncio.gather(*[rita.post(CALL, json=given) for _ in range(5)])
             clicks.extend(answer.status_code for answer in answers)
             return 200 in clicks
@@ -79,7 +79,7 @@ async def test_uvicorn_serves_actions_in_fastapi(url: str) -> None:
 
 
 async def test_a_server_ends_while_an_action_runs(tmp_path: Path) -> None:
-    """Told to end, it lets a call be for some seconds, answers that it is unavailable, and leaves the run to the next."""
+    """On shutdown a call gets some seconds, and then a 503."""
     (tmp_path / "endless.py").write_text(ALONE)
     async with serving(tmp_path, "endless:app") as (server, url), connected(url) as client:
         run_id = (await client.post("/begin")).json()

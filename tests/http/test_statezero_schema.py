@@ -1,4 +1,4 @@
-"""The schema that StateZero's code generators read: its shape, its order, its checksum, and who may have it."""
+"""The schema for StateZero's code generators: its shape, its order, its checksum, and who may read it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
-    """An open engine that knows the workflows of these tests."""
+    """An open engine with the workflows of these tests."""
     async with Engine("memory://", workflows=ACTING) as engine:
         yield engine
 
@@ -54,7 +54,7 @@ def client(engine: Engine, connect: Connect) -> httpx.AsyncClient:
 
 
 def prop(type_: str, title: str, **more: Any) -> dict[str, Any]:
-    """A property as clients expect it, required and with nothing else said."""
+    """A required property as clients expect it, with everything else unset."""
     return {
         "type": type_, "title": title, "required": True, "description": None, "nullable": False, "format": None,
         "max_length": None, "choices": None, "default": None, "validators": [], "max_digits": None,
@@ -63,7 +63,7 @@ def prop(type_: str, title: str, **more: Any) -> dict[str, Any]:
 
 
 async def test_an_action_is_described(client: httpx.AsyncClient) -> None:
-    """Every key is there, in the clients' words; the run's id comes first."""
+    """An action is described with all keys in StateZero's terms, and the run's id comes first."""
     answer = await client.get("/actions-schema/")
     schema = answer.json()
     assert answer.status_code == 200
@@ -96,7 +96,7 @@ async def test_an_action_is_described(client: httpx.AsyncClient) -> None:
 
 
 async def test_an_inferred_input_is_described_without_the_request(client: httpx.AsyncClient) -> None:
-    """A signature makes the same properties as a model; ``request`` is none of them."""
+    """Input that is inferred from a signature is described like a model, without the ``request`` parameter."""
     actions = (await client.get("/actions-schema")).json()["actions"]
     decide = actions["other_decide"]
     assert decide["input_properties"] == {
@@ -108,7 +108,7 @@ async def test_an_inferred_input_is_described_without_the_request(client: httpx.
 
 
 async def test_every_type_is_told(client: httpx.AsyncClient) -> None:
-    """Types, formats, choices, bounds and defaults of each kind of field."""
+    """Each kind of field is described with its type, format, choices, bounds and default."""
     found = (await client.get("/actions-schema/")).json()["actions"]["described_act"]["input_properties"]
     ab, colours = {"a": "a", "b": "b"}, {"red": "red", "blue": "blue"}
     expected = {
@@ -145,13 +145,13 @@ async def test_every_type_is_told(client: httpx.AsyncClient) -> None:
 async def test_whole_numbers_to_choose_from_are_told_as_what_is_taken(
     client: httpx.AsyncClient, level: object, fits: bool
 ) -> None:
-    """A client that sent a string, because the schema said so, would be refused."""
+    """A choice of integers accepts an integer and no string, as the schema says."""
     answer = await client.post("/actions/described_act/", json={"workflow_run_id": 1, "a_level": level})
     assert ("a_level" not in answer.json()["detail"]) == fits
 
 
 async def test_what_is_required_comes_first(client: httpx.AsyncClient) -> None:
-    """Generated clients take arguments in this order, where none without a default may follow one with."""
+    """Required properties come first, as generated clients take them as positional arguments."""
     for described in (await client.get("/actions-schema/")).json()["actions"].values():
         names = list(described["input_properties"])
         required = [described["input_properties"][name]["required"] for name in names]
@@ -188,13 +188,13 @@ async def test_what_is_required_comes_first(client: httpx.AsyncClient) -> None:
     ],
 )
 def test_other_types_have_their_names(kind: Any, told: Any) -> None:
-    """What is text in JSON is a string; what nothing is known of is an object."""
+    """Types that are strings in JSON are strings, and types that cannot be described are objects."""
     described = _field("field", FieldInfo.from_annotation(kind))
     assert (described["type"], described["format"]) == told
 
 
 def test_an_alias_has_the_choices_and_bounds_of_what_it_means() -> None:
-    """Whatever a type is called, clients see what it allows."""
+    """A type alias is described with the choices and bounds of the type that it stands for."""
 
     class Input(BaseModel):
         level: TypeAliasType("Level", Literal["low", "high"]) | None  # type: ignore[valid-type]
@@ -217,7 +217,7 @@ TWO_HOURS = timezone(timedelta(hours=2))
         (-math.inf, None),
         (math.nan, None),
         ([1.0, math.inf], [1.0, None]),
-        (datetime(2030, 1, 1), None),  # noqa: DTZ001 - that is what it is about
+        (datetime(2030, 1, 1), None),  # noqa: DTZ001 - a naive datetime is what this tests
         ([datetime(2030, 1, 1)], None),  # noqa: DTZ001
         (datetime(2030, 1, 1, 2, tzinfo=TWO_HOURS), "2030-01-01T00:00:00Z"),
         ((datetime(2030, 1, 1, 2, tzinfo=TWO_HOURS),), ["2030-01-01T00:00:00Z"]),
@@ -229,14 +229,14 @@ TWO_HOURS = timezone(timedelta(hours=2))
     ],
 )
 def test_a_default_is_one_that_clients_can_read(default: Any, told: Any) -> None:
-    """Datetimes are UTC and end in Z, wherever they are; what JSON or clients cannot have is none."""
+    """Default datetimes are in UTC and end in Z, and defaults that JSON or clients cannot represent are None."""
     field = Field(default)
     assert isinstance(field, FieldInfo)
     assert _field("field", field)["default"] == told
 
 
 async def test_the_schema_is_json_whatever_a_bound_is(connect: Connect) -> None:
-    """A bound that is not finite is none, and the checksum is that of what is sent."""
+    """A bound that is not finite is left out, and the checksum is that of the body as sent."""
 
     @workflow("sz-endless")
     class Endless:
@@ -259,7 +259,7 @@ async def test_the_schema_is_json_whatever_a_bound_is(connect: Connect) -> None:
 
 @pytest.mark.parametrize("path", [*PATHS, *(path.rstrip("/") for path in PATHS)])
 async def test_the_checksum_is_that_of_the_body(client: httpx.AsyncClient, path: str) -> None:
-    """So that clients see whether what they have generated is still what there is."""
+    """The checksum header is the hash of the body, and the body is the same each time."""
     answer = await client.get(path)
     assert answer.headers["X-StateZero-Schema-Checksum"] == hashlib.sha256(answer.content).hexdigest()
     assert answer.headers["X-StateZero-Schema-Checksum-Alg"] == "sha256"
@@ -268,13 +268,13 @@ async def test_the_checksum_is_that_of_the_body(client: httpx.AsyncClient, path:
 
 
 async def test_models_are_none(client: httpx.AsyncClient) -> None:
-    """What is fetched first is an empty list."""
+    """The list of models, which generators fetch first, is empty."""
     answer = await client.get("/models/")
     assert (answer.status_code, answer.content) == (200, b"[]")
 
 
 async def test_the_schema_is_that_of_the_engine(connect: Connect) -> None:
-    """An engine that knows few workflows has few actions, and one that is defined later is there at once."""
+    """The schema has the actions of the engine's workflows, also of those that are defined later."""
     async with Engine("memory://", workflows=[Expense]) as engine:
         actions = (await connect(statezero(engine)).get("/actions-schema/")).json()["actions"]
         assert list(actions) == ["expense_file_review", "expense_pay"]
@@ -296,7 +296,7 @@ async def test_the_schema_is_that_of_the_engine(connect: Connect) -> None:
 
 
 async def test_an_action_whose_types_are_unknown_hides_no_other(connect: Connect, log: list[EventDict]) -> None:
-    """A name that only type checkers see leaves its action with the run's id alone, and the log says so."""
+    """An action whose types cannot be resolved is described by the run's id alone and logged, and hides no other."""
 
     @workflow("sz-unknown")
     class Unknown:
@@ -323,7 +323,7 @@ async def test_an_action_whose_types_are_unknown_hides_no_other(connect: Connect
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_sync_token_reads_the_schema(engine: Engine, connect: Connect, path: str) -> None:
-    """Without it 403, with a wrong one 409, with the right one in either header 200, from anywhere and as nobody."""
+    """With ``sync_token`` the schema is a 403 without a token, a 409 with a wrong one, and a 200 with the right one."""
 
     def nobody(request: Any) -> None:
         return None
@@ -343,7 +343,7 @@ async def test_a_sync_token_reads_the_schema(engine: Engine, connect: Connect, p
 async def test_a_sync_token_is_compared_in_constant_time(
     engine: Engine, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How long it takes to refuse a token says nothing of how much of it is right."""
+    """Sync tokens are compared by ``hmac.compare_digest``, in constant time."""
     compared: list[tuple[bytes, bytes]] = []
 
     def compare(one: bytes, other: bytes) -> bool:
@@ -360,7 +360,7 @@ async def test_a_sync_token_is_compared_in_constant_time(
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_without_a_sync_token_the_schema_is_for_who_is_known(engine: Engine, connect: Connect, path: str) -> None:
-    """The normal authentication decides."""
+    """Without ``sync_token`` the schema is for authenticated callers."""
     client = connect(statezero(engine, lambda request: request.headers.get("authorization")), "203.0.113.5")
     assert (await client.get(path, headers={"x-sync-token": "x"})).status_code == 401
     assert (await client.get(path, headers={"authorization": "Token x"})).status_code == 200
@@ -368,7 +368,7 @@ async def test_without_a_sync_token_the_schema_is_for_who_is_known(engine: Engin
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_the_schema_is_only_read(client: httpx.AsyncClient, path: str) -> None:
-    """Anything but GET and HEAD is not allowed."""
+    """Methods other than GET and HEAD are a 405."""
     answer = await client.post(path)
     bare(answer, 405, 'Method "POST" not allowed.')
     assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
@@ -376,5 +376,5 @@ async def test_the_schema_is_only_read(client: httpx.AsyncClient, path: str) -> 
 
 
 async def test_no_datetime_has_an_offset(client: httpx.AsyncClient) -> None:
-    """Clients refuse ``+00:00``: every datetime ends in Z."""
+    """Every datetime in the schema ends in Z, as clients refuse ``+00:00``."""
     assert "+00:00" not in json.dumps((await client.get("/actions-schema/")).json())

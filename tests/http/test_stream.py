@@ -17,13 +17,13 @@ from tests.support import wait_until
 
 
 def events(text: str) -> list[dict[str, str]]:
-    """Server-sent events, field by field."""
+    """The fields of each server-sent event."""
     blocks = [block for block in text.split("\n\n") if block]
     return [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
 
 
 class Listener:
-    """A client that reads a stream as it comes, which httpx's transport for ASGI does not."""
+    """A client that reads a stream as it comes, which httpx's ASGI transport does not."""
 
     def __init__(self, app: Any, path: str, headers: dict[str, str] | None = None) -> None:
         self.text = ""
@@ -75,7 +75,7 @@ def watched(engine: Engine) -> list[int]:
 
 
 async def test_a_stream_tells_all_of_a_run_that_has_ended(client: httpx.AsyncClient, engine: Engine) -> None:
-    """First how soon to come back, then each transition with its seq as id, then the end."""
+    """The stream of a run that has ended has the retry delay, each transition with its seq as id, and the end."""
     run = await engine.start(Count, turns=3)
     await run.wait(5)
     answer = await client.get(f"/runs/{run.id}/stream")
@@ -92,7 +92,7 @@ async def test_a_stream_tells_all_of_a_run_that_has_ended(client: httpx.AsyncCli
 
 
 async def test_a_stream_is_not_followed_for_its_head(client: httpx.AsyncClient, engine: Engine) -> None:
-    """Whoever asks for the head alone gets it at once."""
+    """A HEAD request for a stream returns at once, and leaves no waiter behind."""
     run = await engine.start(Expense, amount=1)
     async with asyncio.timeout(5):
         answer = await client.head(f"/runs/{run.id}/stream")
@@ -101,7 +101,7 @@ async def test_a_stream_is_not_followed_for_its_head(client: httpx.AsyncClient, 
 
 
 async def test_a_stream_tells_as_it_happens(engine: Engine) -> None:
-    """What is committed is told at once, until the run ends."""
+    """Transitions are sent as they commit, until the run has ended."""
     run = await engine.start(Expense, amount=1)
     listener = Listener(api(engine), f"/runs/{run.id}/stream")
     await wait_until(lambda: [event["id"] for event in listener.events] == ["1", "2"])
@@ -114,7 +114,7 @@ async def test_a_stream_tells_as_it_happens(engine: Engine) -> None:
 
 @pytest.mark.parametrize("by_header", [True, False])
 async def test_a_stream_goes_on_where_it_was(client: httpx.AsyncClient, engine: Engine, by_header: bool) -> None:
-    """With Last-Event-ID, or after=, only what was not seen; and when all was, an EventSource is told to stop."""
+    """With Last-Event-ID or ``after`` only later transitions are sent, and a 204 if the client has seen all."""
 
     async def after(seq: int) -> httpx.Response:
         if by_header:
@@ -133,14 +133,14 @@ async def test_a_stream_goes_on_where_it_was(client: httpx.AsyncClient, engine: 
 
 @pytest.mark.parametrize("seen", ["x", "-1", "1.5", "9" * 17, "٣"])
 async def test_an_id_that_no_stream_gave(engine: Engine, client: httpx.AsyncClient, seen: str) -> None:
-    """What is no seq is told."""
+    """A Last-Event-ID that is not a seq is refused."""
     run = await engine.start(Count)
     answer = await client.get(f"/runs/{run.id}/stream", headers={"last-event-id": seen.encode()})
     assert problem(answer, 422, "invalid")["errors"][0]["parameter"] == "Last-Event-ID"
 
 
 async def test_a_stream_ends_in_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lasts no longer than it may, whatever the run does, and leaves nobody waiting."""
+    """A stream ends after its longest duration, and leaves no waiter behind."""
     monkeypatch.setattr(stream, "LONGEST_STREAM", 0.05)
     run = await engine.start(Expense, amount=1)
     await run.wait(5, until="parked")
@@ -153,7 +153,7 @@ async def test_a_stream_ends_in_time(engine: Engine, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("path", ["stream", "wait"])
 async def test_a_client_that_leaves_is_not_waited_for(engine: Engine, path: str) -> None:
-    """Its request ends at once, and nobody waits for the run any more."""
+    """A stream or long poll ends when its client leaves, and leaves no waiter behind."""
     run = await engine.start(Expense, amount=1)
     await run.wait(5, until="parked")
     listener = Listener(api(engine), f"/runs/{run.id}/{path}")
@@ -165,7 +165,7 @@ async def test_a_client_that_leaves_is_not_waited_for(engine: Engine, path: str)
 
 
 async def test_many_streams_of_one_run(engine: Engine) -> None:
-    """Each is told everything."""
+    """Fifty streams of one run get all its transitions."""
     run = await engine.start(Expense, amount=1)
     app = api(engine)
     listeners = [Listener(app, f"/runs/{run.id}/stream") for _ in range(50)]
@@ -176,7 +176,7 @@ async def test_many_streams_of_one_run(engine: Engine) -> None:
 
 
 async def test_a_stream_ends_with_the_engine(store_url: Any) -> None:
-    """An engine that closes ends the streams of its runs, so that nobody waits for what will not come."""
+    """Streams end when the engine closes."""
     async with Engine(store_url, workflows=[Expense]) as engine:
         run = await engine.start(Expense, amount=1)
         listener = Listener(api(engine), f"/runs/{run.id}/stream")

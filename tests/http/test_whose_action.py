@@ -1,4 +1,4 @@
-"""Which action a call means: that of its name in the code of its run, whose permissions are asked, too."""
+"""Which action a call refers to: the one of that name in the code of its run, whose permissions are asked, too."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.http.conftest import Connect, invalid, parked, refused
 
 
 class Nobody:
-    """Nobody may."""
+    """Denies everybody."""
 
     def has_permission(self, request: Request, action_name: str) -> bool:
         return False
 
 
 class OnlySmall:
-    """Asked about the input: nothing above 9."""
+    """Allows amounts below 10."""
 
     asked: list[dict[str, Any]] = []  # noqa: RUF012 - emptied by the test
 
@@ -35,7 +35,7 @@ class OnlySmall:
 
 @workflow("whose-open")
 class Open:
-    """Whoever is there may call ``whose_review``."""
+    """Its action ``whose_review`` has no permissions."""
 
     class Context(BaseModel):
         pass
@@ -48,7 +48,7 @@ class Open:
 
 @workflow("whose-closed")
 class Closed:
-    """A step that has the name of another workflow's action, and that nobody may call."""
+    """Its step has the name of another workflow's action, and its action denies everybody."""
 
     class Context(BaseModel):
         pass
@@ -61,7 +61,7 @@ class Closed:
 
 @workflow("whose-renamed", version="1")
 class Before:
-    """An action that has the name of its step."""
+    """Its action has the name of its step."""
 
     class Context(BaseModel):
         pass
@@ -74,7 +74,7 @@ class Before:
 
 @workflow("whose-renamed", version="2")
 class After:
-    """The same step, which nobody may call any more, and by another name."""
+    """The same step, whose action has another name and denies everybody."""
 
     class Context(BaseModel):
         pass
@@ -87,7 +87,7 @@ class After:
 
 @workflow("whose-loose", version="1")
 class Strict:
-    """Nobody may call it."""
+    """Its action denies everybody."""
 
     class Context(BaseModel):
         pass
@@ -100,7 +100,7 @@ class Strict:
 
 @workflow("whose-loose", version="2")
 class Loose:
-    """Whoever is there may call it."""
+    """The same action, without permissions."""
 
     class Context(BaseModel):
         pass
@@ -113,7 +113,7 @@ class Loose:
 
 @workflow("whose-amount", version="1")
 class Number:
-    """Takes small numbers."""
+    """Takes small integers."""
 
     class Context(BaseModel):
         pass
@@ -126,7 +126,7 @@ class Number:
 
 @workflow("whose-amount", version="2")
 class Text:
-    """Takes a text."""
+    """Takes a string."""
 
     class Context(BaseModel):
         pass
@@ -142,7 +142,7 @@ FLOWS = [Open, Closed, Before, After, Strict, Loose, Number, Text]
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
-    """An open engine that knows the workflows of these tests."""
+    """An open engine with the workflows of these tests."""
     async with Engine("memory://", workflows=FLOWS) as engine:
         yield engine
 
@@ -157,7 +157,7 @@ def client(engine: Engine, connect: Connect) -> httpx.AsyncClient:
 async def test_an_action_is_called_by_its_name_and_not_by_a_step_s(
     engine: Engine, client: httpx.AsyncClient, flow: type, name: str
 ) -> None:
-    """The action of another workflow, or version, does not open a step of that name, whose own permissions say no."""
+    """A call by an action's name does not reach a step of that name in another workflow or version."""
     run = await parked(engine, flow)
     answer = await client.post(f"/actions/{name}/", json={"workflow_run_id": run.id})
     message = f"The workflow is not waiting for action '{name}'. Current status: waiting"
@@ -167,7 +167,7 @@ async def test_an_action_is_called_by_its_name_and_not_by_a_step_s(
 
 
 async def test_the_permissions_of_the_run_s_own_version_are_asked(engine: Engine, client: httpx.AsyncClient) -> None:
-    """What the newest version allows, a run of an older one may forbid."""
+    """The permissions of the run's own version are asked, even if the newest version allows the call."""
     for flow, status in ((Strict, 403), (Loose, 200)):
         run = await parked(engine, flow)
         answer = await client.post("/actions/whose_strict/", json={"workflow_run_id": run.id})
@@ -179,7 +179,7 @@ async def test_the_permissions_of_the_run_s_own_version_are_asked(engine: Engine
 
 
 async def test_they_are_asked_about_the_input_as_that_version_has_it(engine: Engine, client: httpx.AsyncClient) -> None:
-    """The text of the newest version is the number of the older one, or an error of that field."""
+    """The permissions of an older version are asked about the input as that version validates it."""
     run = await parked(engine, Number)
     given = {"workflow_run_id": run.id, "amount": "12"}
     refused(await client.post("/actions/whose_amount/", json=given), 403, "PermissionDenied", "Permission denied")
