@@ -1,4 +1,4 @@
-"""Two processes that share a PostgreSQL store."""
+"""Fixtures: two processes that share a PostgreSQL store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def race(postgres_server: Schemas, postgres_url: str) -> Race:
 
 @pytest.fixture
 async def pair(postgres_url: str) -> AsyncIterator[tuple[PostgresStore, PostgresStore]]:
-    """The store twice, as two processes have it: run 1 waits, and worker 3, which has run 2, is about to be dead."""
+    """Two stores on one schema, as of two processes: run 1 waits, and worker 3, whose lease ends soon, owns run 2."""
     one, two = PostgresStore(postgres_url), PostgresStore(postgres_url)
     await one.open(0)
     await two.open(0)

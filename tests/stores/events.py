@@ -1,6 +1,6 @@
-"""What a store has to do with events, once more and as plainly as it can be said; see model.py.
+"""The model of what a store does with events, written as plainly as possible; see model.py.
 
-The ids of plans are the store's to give: the machine looks them up after each batch, and tells them to ``learn``.
+The store chooses the ids of plans: the machine looks them up after each batch, and passes them to ``learn``.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ COLUMNS = ("event_id", "name", "namespace", "entity_id", "status")
 
 @dataclass
 class Events:
-    """Everything that a store holds of events."""
+    """Everything that a store holds about events."""
 
-    #: By event_id.
+    #: event_id -> the record.
     records: dict[str, EventRecord] = field(default_factory=dict)
     plans: dict[int, Plan] = field(default_factory=dict)
-    #: What is planned by the present batch, without ids.
+    #: The plans that the current batch has made, without ids.
     new: list[Plan] = field(default_factory=list)
     listeners: dict[str, list[Listener]] = field(default_factory=dict)
-    #: mail_ids of occurrences that others have replaced.
+    #: The mail_ids of occurrences that were replaced.
     replaced: set[int] = field(default_factory=set)
-    #: (run, mail_id) of what runs have taken, or were started by.
+    #: (run, mail_id) of the occurrences that runs have taken, or were started by.
     seen: set[tuple[int, int]] = field(default_factory=set)
-    #: What has occurred by the last change, and is to be told.
+    #: The events that occurred by the last change, and are to be delivered.
     occurred: list[EventRecord] = field(default_factory=list)
 
     # ---- apply
@@ -119,21 +119,21 @@ class Events:
         return (known is not None and known.mail_id == event.mail_id) or event.mail_id in self.replaced
 
     def learn(self, planned: Iterable[Planned]) -> None:
-        """The plans that the store has made by the present batch: they are those that had to be made."""
+        """Adopt the ids of the plans that the store has made, after checking that they are those of the model."""
         found = [plan for plan, _ in planned]
         assert sorted(plan._replace(id=0) for plan in found) == sorted(self.new)
         assert not self.plans.keys() & {plan.id for plan in found}
         self.plans.update({plan.id: plan for plan in found})
         self.new.clear()
 
-    # ---- asked by the model and the machine
+    # ---- called by the model and the machine
 
     def by_id(self, id_: int) -> EventRecord:
         [found] = [record for record in self.records.values() if record.id == id_]
         return found
 
     def missed(self, run: Run, arms: list[Arm]) -> Iterator[EventRecord]:
-        """What a run that waits like this is to be told of what has occurred since it began."""
+        """The occurred events that a run with these arms must still receive, as they occurred after it was created."""
         for event in self.records.values():
             since = event.occurred_at is not None and event.occurred_at >= run.created_at
             keyed = any(hears(arm, event) and arm.key is not None for arm in arms)
@@ -141,7 +141,7 @@ class Events:
                 yield event
 
     def in_the_way(self, run: Run, arms: list[Arm], now: int) -> Deadline | None:
-        """What is due by the end of the wait, and would be heard of."""
+        """The first plan of an event that is due by the end of the wait and that the run would receive."""
         if run.wake_at is None:
             return None
         due = [
@@ -157,7 +157,7 @@ class Events:
         return sorted(Deadline(plan.due, plan.id, plan.attempts) for plan in self.plans.values())
 
     def select(self, query: EventQuery) -> list[EventRecord]:
-        """All that match, in order, whatever the limit."""
+        """All events that match, in order, without the limit."""
         found = [
             event
             for event in self.records.values()
@@ -180,5 +180,5 @@ class Events:
 
 
 def hears(arm: Arm, event: EventRecord) -> bool:
-    """Whether a run that waits with this arm is told of the event."""
+    """Whether a run that waits with this arm receives the event."""
     return arm.kind == "event" and arm.name == event.name and arm.key in (None, event.entity_id)

@@ -1,8 +1,8 @@
-"""What a store has to do, once more and as plainly as it can be said: dicts and loops, written from the port's text.
+"""The model of a store, written as plainly as possible: dicts and loops, according to the port's docstrings.
 
 It shares nothing with the stores but the records. What the port leaves open (which runs a claim takes, how far a fence
-rises, what a worker that died leaves to whom) is not decided here: the machine looks whether the store's answer is one
-of those that are allowed, and the model goes on from it.
+rises, to whom a dead worker's runs go) is not decided here: the machine checks whether the store's answer is one of
+those that are allowed, and the model goes on from it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ WEEK = 7 * 24 * HOUR
 
 @dataclass
 class Kept:
-    """A signal or a copy of one, until it is forgotten."""
+    """A signal, or a copy of one, until it is deleted."""
 
     signal: Signal
-    #: The signal_id that it is remembered by.
+    #: The signal_id under which it is remembered.
     known_as: str | None
-    #: Nobody can take it any more, though it was not swept yet.
+    #: Whether nobody can take it any more, though it was not deleted yet.
     over: bool = False
     taken_at: int | None = None
     taken_by: int | None = None
@@ -55,22 +55,22 @@ class Model:
     runs: dict[int, Run] = field(default_factory=dict)
     history: dict[int, list[Transition]] = field(default_factory=lambda: defaultdict(list))
     kept: list[Kept] = field(default_factory=list)
-    #: run -> when what it waits for was written
+    #: run -> when its wait was written
     since: dict[int, int] = field(default_factory=dict)
     events: Events = field(default_factory=Events)
 
-    # ---- asked by the machine
+    # ---- called by the machine
 
     def arms(self, run_id: int) -> list[Arm]:
         text = self.runs[run_id].arms
         return [] if text is None else [Arm(*arm) for arm in json.loads(text)]
 
     def kinds(self, run_id: int) -> set[str]:
-        """What a run's arms are for."""
+        """The kinds of a run's arms."""
         return {arm.kind for arm in self.arms(run_id)}
 
     def fitting(self, run_id: int, now: int) -> list[Signal]:
-        """What a waiting run can take, in the order of sending."""
+        """The signals that a waiting run can take, in the order of sending."""
         found = [
             kept.signal
             for kept in self.kept
@@ -87,7 +87,7 @@ class Model:
         return sorted(found, key=lambda signal: (signal.sent_at, signal.id))
 
     def waiting(self) -> list[int]:
-        """Runs that wait for signals, the oldest wait first."""
+        """The runs that wait for signals or events, the oldest wait first."""
         return sorted(self.since, key=lambda run_id: (self.since[run_id], run_id))
 
     def stats(self, now: int) -> Stats:
@@ -111,7 +111,7 @@ class Model:
         )
 
     def select(self, query: RunQuery) -> list[Run]:
-        """All runs that match, in order, whatever the limit."""
+        """All runs that match, in order, without the limit."""
 
         def place(run: Run) -> tuple[int, int]:
             return getattr(run, query.order), run.id
@@ -148,7 +148,7 @@ class Model:
     # ---- apply
 
     def apply(self, changes: list[Change], now: int) -> list[Result]:
-        """Each change after the other; what the whole batch decides is told at the end."""
+        """Apply the changes one after the other, and then complete the results by what depends on the whole batch."""
         results = [self._change(change, now) for change in changes]
         return [self._told(change, result, now) for change, result in zip(changes, results, strict=True)]
 
@@ -223,7 +223,7 @@ class Model:
             if self._waits_for(run_id, signal):
                 copy = signal._replace(run_id=run_id, broadcast=1, signal_id=None)
                 self.kept.append(Kept(copy, None))
-        # Known as sent, whoever was there to hear it, and be it only for as long as the Post may be offered again.
+        # A broadcast counts as sent although nobody waits for it, at least as long as the Post may be offered again.
         self.kept.append(Kept(signal, signal.signal_id, taken_at=now))
         return Result("applied")
 
@@ -263,7 +263,7 @@ class Model:
         return any((arm.kind, arm.name) == ("signal", signal.name) for arm in self.arms(run_id))
 
     def _tell(self) -> None:
-        """What has occurred is told to those who wait for it."""
+        """Deliver what has occurred to the runs that wait for it."""
         for event in self.events.occurred:
             for run_id in self.since:
                 if any(hears(arm, event) for arm in self.arms(run_id)):
@@ -318,7 +318,7 @@ class Model:
         return tuple(sorted(kept.signal.run_id for kept in copies))
 
     def put(self, run: Run) -> Run:
-        """The row as it is from now on, and what follows for those who wrote to it."""
+        """Store a row, and apply what that means for the run's mail."""
         was = self.runs.get(run.id)
         self.runs[run.id] = run
         wait_is_over = was is not None and was.arms != run.arms
@@ -333,7 +333,7 @@ class Model:
 
 
 def kind_of(signal: Signal) -> str:
-    """The kind of arm that it is for."""
+    """The kind of arm that takes a signal."""
     return "signal" if signal.event is None else "event"
 
 
@@ -344,7 +344,7 @@ def _holds(found: Any, wanted: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of one value as one kind, so that text tells what is equal."""
+    """A value in which equal numbers have one type, so that equal values are equal as text."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Two transactions that meet at will on PostgreSQL: queued for one row, or the first stopped after it has written."""
+"""Lets two PostgreSQL transactions meet: queued for a row's lock, or the first stopped after it has written."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from aioflow_postgres import PostgresStore
 from tests.postgres import query
 from tests.support import wait_until
 
-#: When the lease of a worker that claimed at NOW is over.
+#: The end of the lease of a worker that claimed at NOW.
 LATER = NOW + LEASE
-#: A run that waits for "paid" until NOW; a signal 1 is there for it, that was sent later.
+#: A run that waits for "paid" until NOW; signal 1, which was sent later, is in its mailbox.
 WAITER = a_waiter(1, owner=3, wake_at=NOW)
-#: A run that worker 3 has.
+#: A run that worker 3 owns.
 RUNNER = a_run(2, owner=3, fence=2)
 
 Side = Callable[[PostgresStore], Awaitable[Any]]
 
 
 def applying(change: Change) -> Callable[[PostgresStore], Awaitable[Result]]:
-    """Apply one change."""
+    """A side that applies one change."""
 
     async def apply(store: PostgresStore) -> Result:
         [result] = await store.apply([change], NOW)
@@ -47,7 +47,7 @@ def applying(change: Change) -> Callable[[PostgresStore], Awaitable[Result]]:
 
 
 def takes_it_on(store: PostgresStore) -> Awaitable[Claim]:
-    """Worker 4 finds worker 3 dead."""
+    """Worker 4 claims after worker 3's lease."""
     return store.claim(4, lease=LEASE, limit=10, known=KNOWN, held=None, now=LATER)
 
 
@@ -63,7 +63,7 @@ posts = applying(Post(a_signal(2, 1)))
 
 @asynccontextmanager
 async def holding(server: str, sql: str) -> AsyncIterator[None]:
-    """Keep what the statement locks for the length of a block."""
+    """Hold the locks that a statement takes for the length of a block."""
     connection = await asyncpg.connect(server)
     try:
         async with connection.transaction():
@@ -74,14 +74,14 @@ async def holding(server: str, sql: str) -> AsyncIterator[None]:
 
 
 class Told(NamedTuple):
-    """What became of two sides, and whether the second waited for a lock of the first."""
+    """The results of two sides, and whether the second waited for a lock of the first."""
 
     first: Any
     second: Any
     way: Literal["waits", "passes"]
 
 
-#: The first transaction that writes to the table stops there, as long as another has the lock; those after it do not.
+#: The first transaction that writes to the table stops as long as another holds the lock; later ones do not stop.
 _STOP = """
 CREATE FUNCTION {schema}.stop() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -96,14 +96,14 @@ CREATE TRIGGER zz_stop AFTER INSERT OR UPDATE OR DELETE ON {schema}.{table}
 
 
 class Race:
-    """Brings two sides together in the order in which they are named."""
+    """Brings two sides together in the order in which they are given."""
 
     def __init__(self, server: str, url: str) -> None:
         self._server = server
         self.schema = url.rpartition("schema=")[2]
 
     async def waiting(self) -> list[str]:
-        """What the transactions wait for that wait for a lock."""
+        """The wait events of the transactions that wait for a lock."""
         sql = (
             "SELECT wait_event FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() "
             "ORDER BY 1"
@@ -111,7 +111,7 @@ class Race:
         return [event for (event,) in await query(self._server, sql)]
 
     async def queued(self, lock: str, *sides: Callable[[], Awaitable[Any]]) -> list[Any]:
-        """What becomes of the sides that come to wait for the lock, in the order in which they came."""
+        """The results of sides that queue for a lock in this order."""
         tasks = []
         async with holding(self._server, lock.format(schema=self.schema)):
             for place, side in enumerate(sides, 1):
@@ -124,7 +124,7 @@ class Race:
         return list(await asyncio.gather(*tasks))
 
     async def midway(self, table: str, first: Awaitable[Any], second: Awaitable[Any]) -> Told:
-        """What becomes of the second side when the first has written to the table, and has not committed yet."""
+        """The results if the second side starts when the first has written to the table and has not committed yet."""
         await query_all(self._server, _STOP.format(schema=self.schema, table=table))
         async with holding(self._server, f"SELECT pg_advisory_xact_lock(hashtext('{self.schema}'), 1)"):
             one = asyncio.ensure_future(first)

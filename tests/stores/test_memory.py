@@ -1,4 +1,4 @@
-"""The reference store."""
+"""The memory store, which is the reference."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def store() -> AsyncIterator[Store]:
 
 
 class TestMemoryStore(StoreConformance):
-    """The conformance suite; users share the object."""
+    """The conformance suite; all users share one object."""
 
     async def again(self, store: Store) -> Store:
         await store.open(NOW)
@@ -43,14 +43,14 @@ async def test_uuid_is_given_or_random() -> None:
 
 
 def test_store_is_named_by_its_url() -> None:
-    """Messages and logs name the store by its URL."""
+    """A store is named by its URL."""
     assert MemoryStore().name == "memory://"
     assert MemoryStore("memory://orders").name == "memory://orders"
     assert repr(MemoryStore()) == "<MemoryStore memory:// with 0 runs>"
 
 
 async def test_store_is_closed_when_every_user_has_closed_it() -> None:
-    """Each open is undone by one close."""
+    """The store is closed once each open was followed by a close."""
     store = MemoryStore()
     await store.open(NOW)
     await store.open(NOW)
@@ -76,7 +76,7 @@ NUMBERS = ("parent_id", "created_at", "fence", "owner", "visit", "failures", "ho
     ids=ascii,
 )
 async def test_what_no_database_takes_is_refused(store: Store, column: str, value: Any, problem: str) -> None:
-    """The reference store is as strict as the strictest, in every column, and says what is wrong where."""
+    """The memory store is as strict as the strictest store in every column, and its error names column and row."""
     await put(store, a_run(1))
     with pytest.raises(StoreRefused, match=f"cannot hold this data: {problem}"):
         await store.apply([moving(a_run(1)), starting(a_run(2, **{column: value}))], NOW)
@@ -85,14 +85,14 @@ async def test_what_no_database_takes_is_refused(store: Store, column: str, valu
 
 @pytest.mark.parametrize(("column", "value"), [("step", "\0"), ("error", "\ud800"), ("commit_id", 2**63)])
 async def test_what_no_history_takes_is_refused(store: Store, column: str, value: Any) -> None:
-    """History rows are held to the same."""
+    """History rows are checked like runs."""
     transition = a_transition(a_run(1), kind="start")._replace(**{column: value})
     with pytest.raises(StoreRefused, match=column):
         await store.apply([Start(a_run(1), transition)], NOW)
 
 
 async def test_a_history_row_out_of_turn_is_refused(store: Store) -> None:
-    """A transition that would leave a gap, or belongs to another row, is a mistake that shows at once."""
+    """A transition that would leave a gap in the history is refused."""
     await put(store, a_run(1))
     with pytest.raises(StoreRefused, match="run 1 as of 3, with transition 3 of run 1, for a run of 1 transitions"):
         await store.apply([moving(a_run(1), seq=3)], NOW)
@@ -100,7 +100,7 @@ async def test_a_history_row_out_of_turn_is_refused(store: Store) -> None:
 
 
 async def test_an_exception_in_a_decision_undoes_the_batch(store: Store) -> None:
-    """A decide() that raises leaves rows, keys and deadlines as they were."""
+    """If a decide() raises, rows, keys, deadlines and owners are as before the batch."""
     await put(store, a_run(1), a_sleeper(2, NOW))
 
     def decide(run: Run) -> None:

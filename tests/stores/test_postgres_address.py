@@ -1,4 +1,4 @@
-"""URLs of PostgreSQL stores: aioflow's own options, the driver's, and passwords that nobody sees."""
+"""URLs of PostgreSQL stores: options of aioflow and of the driver, and passwords that are never shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aioflow_postgres.address import parse
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
 def test_both_schemes_find_the_store(scheme: str) -> None:
-    """postgres:// and postgresql:// are the same."""
+    """postgres:// and postgresql:// mean the same."""
     store = find_store(f"{scheme}://ann:s3cret@db.example.com:6432/orders")
     assert isinstance(store, PostgresStore)
     assert store.name == "postgresql://ann@db.example.com:6432/orders"
@@ -22,7 +22,7 @@ def test_both_schemes_find_the_store(scheme: str) -> None:
 
 
 def test_own_options_are_taken_off() -> None:
-    """The driver is given what is its own, and nothing else."""
+    """aioflow's options are taken off the URL, and the others are left to the driver."""
     address = parse(
         "postgresql://h/d?schema=work&sslmode=require&pool_size=5&timeout=2.5"
         "&application_name=shop&listen=postgresql%3A%2F%2Fdirect%2Fd"
@@ -34,7 +34,7 @@ def test_own_options_are_taken_off() -> None:
 
 
 def test_what_is_not_said_has_a_default() -> None:
-    """A plain URL is enough."""
+    """All options have defaults."""
     address = parse("postgresql://h/d")
     assert (address.dsn, address.schema, address.pool_size, address.timeout, address.listen) == (
         "postgresql://h/d",
@@ -57,7 +57,7 @@ def test_what_is_not_said_has_a_default() -> None:
     ],
 )
 def test_an_option_without_a_value_that_it_takes_is_refused(url: str, problem: str) -> None:
-    """The error says what is taken, and what was given."""
+    """An invalid URL or option is refused with what is accepted, and what was given."""
     with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
         parse(url)
 
@@ -79,7 +79,7 @@ def test_an_option_without_a_value_that_it_takes_is_refused(url: str, problem: s
     ],
 )
 def test_no_message_shows_a_password(url: str) -> None:
-    """However wrong a URL is, its password is nobody's business."""
+    """No error message shows the URL's password."""
     with pytest.raises(ValueError, match=r".") as caught:
         PostgresStore(url)
     assert "s3cret" not in str(caught.value)
@@ -94,7 +94,7 @@ def test_an_at_sign_may_stand_where_it_means_nothing() -> None:
 
 
 async def test_a_server_that_is_not_there_is_told_without_password() -> None:
-    """The error names the store, says what to check, and keeps the driver's own as its cause."""
+    """An unreachable server is an error that names the store without its password, gives advice, and has the cause."""
     store = PostgresStore("postgresql://ann:s3cret@127.0.0.1:1/orders?timeout=5")
     with pytest.raises(StoreUnavailable, match="Check host and port") as caught:
         await store.open(0)

@@ -1,4 +1,4 @@
-"""The server's clock, by which a store goes whatever is done to that of its machine."""
+"""A PostgreSQL store goes by the server's clock, even if that of its machine is set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.postgres import Schemas
 async def test_a_machine_clock_that_is_set_changes_nothing(
     postgres_server: Schemas, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
-    """Also before the server is asked again: else a lease would be written that is over, or a timer fire early."""
+    """After the machine's clock was set, the store's clock is right at once, before the server is asked again."""
     store = PostgresStore(postgres_server.fresh())
     clock = StoreClock(store)
     await store.open(clock.micros())

@@ -1,4 +1,4 @@
-"""Two transactions about one event, in both orders: the first has written and not committed when the second comes."""
+"""Two transactions about one event, in both orders: the second starts when the first has written and not committed."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ from tests.stores.races import Race, Told, applying
 
 Pair = tuple[PostgresStore, PostgresStore]
 
-#: A step of run 5 that ends in a wait for the event of "e1".
+#: A step of run 5 that ends in a wait for the event with the entity "e1".
 BEFORE = a_run(5, owner=3)
 PARKS = moving(
     BEFORE, kind="wait", status="waiting", waiting_for="event", arms=event_arms(("ordered", "e1")), updated_at=NOW
 )
-#: Recorded by somebody else, under the same event_id.
+#: An event that another client emits under the same event_id.
 ANOTHER = an_event(2, event_id="event-1", entity='{"total":18}')
 MOVED = Emit(ANOTHER._replace(at=NOW + 60 * SECOND), replace=True)
 
 
 async def meeting(race: Race, pair: Pair, first: tuple[str, Change], second: tuple[str, Change]) -> Told:
-    """What becomes of two changes, each with the table that it writes to."""
+    """The results of two changes, each given with the table that it writes to."""
     (table, one), (_, two) = first, second
     return await race.midway(table, applying(one)(pair[0]), applying(two)(pair[1]))
 
 
 async def occurring(store: PostgresStore) -> Occur:
-    """The change by which a pending event occurs, which is there now."""
+    """Emit an event for later, and return the change by which it occurs."""
     await emit(store, an_event(at=NOW + SECOND))
     [plan] = await plans(store)
     return Occur(plan.id, "event-1")
 
 
 async def starting_it(store: PostgresStore, run_id: int = 6) -> tuple[Plan, Start]:
-    """The plan of the start of a run by an event that has occurred, and that start."""
+    """Emit an event that starts a run, and return the plan and the start."""
     if not await plans(store):
         await listen(store, a_listener())
         await emit(store, an_event())
@@ -62,7 +62,7 @@ async def starting_it(store: PostgresStore, run_id: int = 6) -> tuple[Plan, Star
 
 
 async def runs(store: PostgresStore) -> list[int]:
-    """Those of the runs of an event that there are."""
+    """The runs of the event that exist."""
     return [run.id for run in await store.load([6, 7], NOW)]
 
 
@@ -72,7 +72,7 @@ async def runs(store: PostgresStore) -> list[int]:
 async def test_of_a_wait_for_an_entity_and_its_event_the_second_sees_the_first(
     race: Race, pair: Pair, begins: str, by: str, *, wait_first: bool
 ) -> None:
-    """The run has the event in its mailbox, once, and whoever was second is told."""
+    """Of a wait by entity and its event, the second sees the first, and the run has the event in its mailbox once."""
     waits: Change = starting(PARKS.run)
     if begins == "move":
         await put(pair[0], BEFORE)
@@ -91,7 +91,7 @@ async def test_of_a_wait_for_an_entity_and_its_event_the_second_sees_the_first(
 async def test_of_a_start_and_the_end_of_its_plan_the_first_decides(
     race: Race, pair: Pair, against: Change, *, start_first: bool
 ) -> None:
-    """The second waits: a start whose plan is gone is stale; what was started stays, and a new occurrence starts anew."""
+    """A start waits for a cancellation or move that was first, and is stale; a run that was started first stays."""
     _, start = await starting_it(pair[0])
     sides: list[tuple[str, Change]] = [("runs", start), ("events", against)]
     told = await meeting(race, pair, *(sides if start_first else reversed(sides)))
@@ -107,7 +107,7 @@ async def test_of_a_start_and_the_end_of_its_plan_the_first_decides(
 
 
 async def test_of_two_starts_of_one_plan_the_first_is_made(race: Race, pair: Pair) -> None:
-    """The second waits for it, and is stale."""
+    """Of two starts of one plan, the second waits for the first, and is stale."""
     _, one = await starting_it(pair[0])
     _, two = await starting_it(pair[0], 7)
     told = await meeting(race, pair, ("runs", one), ("runs", two))
@@ -117,7 +117,7 @@ async def test_of_two_starts_of_one_plan_the_first_is_made(race: Race, pair: Pai
 
 @pytest.mark.parametrize("start_first", [True, False], ids=["start first", "start second"])
 async def test_of_a_start_and_what_puts_it_off_the_first_decides(race: Race, pair: Pair, *, start_first: bool) -> None:
-    """A plan that was fulfilled is not put off; one that was put off can be fulfilled all the same."""
+    """A plan that was fulfilled first cannot be put off, and one that was put off first can still be fulfilled."""
     plan, start = await starting_it(pair[0])
     off = Replan(plan, NOW + SECOND, "not yet")
     sides: list[tuple[str, Change]] = [("runs", start), ("plans", off)]
@@ -129,7 +129,7 @@ async def test_of_a_start_and_what_puts_it_off_the_first_decides(race: Race, pai
 
 @pytest.mark.parametrize("replace", [False, True], ids=["again", "replace"])
 async def test_of_two_emits_of_one_event_the_first_is_recorded(race: Race, pair: Pair, *, replace: bool) -> None:
-    """The second waits for it: it finds the event, or replaces it, and its plans with it."""
+    """Of two emits with one event_id, the second waits for the first, and finds or replaces its event."""
     await listen(pair[0], a_listener())
     told = await meeting(race, pair, ("events", Emit(an_event())), ("events", Emit(ANOTHER, replace)))
     assert (told.way, told.first.outcome) == ("waits", "applied")
@@ -145,7 +145,7 @@ async def test_of_two_emits_of_one_event_the_first_is_recorded(race: Race, pair:
 async def test_of_an_occurring_and_what_ends_it_the_first_decides(
     race: Race, pair: Pair, against: Change | None, *, occur_first: bool
 ) -> None:
-    """An event that was cancelled or moved does not occur, and one that has occurred does not do so again."""
+    """An event that was cancelled or moved first does not occur, and one that has occurred does not occur again."""
     occur = await occurring(pair[0])
     sides: list[tuple[str, Change]] = [("events", occur), ("events", against or occur)]
     told = await meeting(race, pair, *(sides if occur_first else reversed(sides)))
@@ -163,7 +163,7 @@ async def test_of_an_occurring_and_what_ends_it_the_first_decides(
 async def test_an_event_leaves_nothing_behind_for_a_wait_that_is_ending(
     race: Race, pair: Pair, *, event_first: bool
 ) -> None:
-    """Whichever comes second waits for the other, and the copy for that wait is gone with the wait."""
+    """Of an event and the end of a wait for it, the second waits for the first, and no copy for that wait is left."""
     await put(pair[0], BEFORE)
     [parked] = await pair[0].apply([PARKS], NOW)
     assert parked.run is not None
@@ -179,7 +179,7 @@ async def test_an_event_leaves_nothing_behind_for_a_wait_that_is_ending(
 
 
 async def test_two_events_at_once_do_not_wait_for_each_other(race: Race, pair: Pair) -> None:
-    """Both are told to the same run."""
+    """Two concurrent events do not wait for each other, and both are delivered to the same run."""
     await put(pair[0], an_event_waiter(5))
     one, two = Emit(an_event()), Emit(an_event(2, entity_id="e2"))
     told = await meeting(race, pair, ("signals", one), ("signals", two))
@@ -190,7 +190,7 @@ async def test_two_events_at_once_do_not_wait_for_each_other(race: Race, pair: P
 async def test_an_event_and_ends_of_waits_do_not_lock_each_other_out(
     race: Race, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both go by the ids of the runs, whoever has waited longer, so that nothing has to be done again."""
+    """An event and the ends of waits lock runs in the order of their ids, so that there is no deadlock and no retry."""
     monkeypatch.setattr(database, "_TRIES", 1)
     waiters = [an_event_waiter(5), an_event_waiter(6, since=NOW - SECOND)]
     await put(pair[0], *waiters)
@@ -201,7 +201,7 @@ async def test_an_event_and_ends_of_waits_do_not_lock_each_other_out(
 
 
 async def test_of_two_that_say_what_is_listened_to_the_second_replaces_the_first(race: Race, pair: Pair) -> None:
-    """Also where neither finds anything to replace."""
+    """Of two Listen changes, the second waits for the first and replaces it, even if nothing was there before."""
     one, two = (Listen(("order",), (a_listener(offset=offset),)) for offset in (0, SECOND))
     told = await meeting(race, pair, ("listeners", one), ("listeners", two))
     assert (told.way, told.first.outcome, told.second.outcome) == ("waits", "applied", "applied")

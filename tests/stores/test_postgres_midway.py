@@ -1,4 +1,4 @@
-"""Two transactions about one run, in both orders: the first has written and not committed when the second comes."""
+"""Two transactions about one run, in both orders: the second starts when the first has written and not committed."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ Pair = tuple[PostgresStore, PostgresStore]
 
 
 def renews(store: PostgresStore) -> Any:
-    """Worker 3 is not dead yet."""
+    """Worker 3 renews its lease just before the end."""
     return store.renew(3, LEASE, LATER - 1)
 
 
-#: Each side, and the table that it writes to: its number is that of its run.
+#: Each side, and the table that it writes to; the number in the name is that of the run.
 SIDES: dict[str, tuple[Side, str]] = {
     "signal 1": (resumes, "runs"),
     "timeout 1": (times_out, "runs"),
@@ -59,7 +59,7 @@ SIDES: dict[str, tuple[Side, str]] = {
     "cancel 2": (applying(cancelling(2, commit_id=72)), "runs"),
     "post 2": (applying(Post(a_signal(3, 2))), "signals"),
 }
-#: What has become of the run when a side has been applied by itself: status, seq, fence, owner.
+#: The run's status, seq, fence and owner after a side was applied by itself.
 ALONE = {
     "signal 1": ("running", 2, 1, 3),
     "timeout 1": ("running", 2, 1, 3),
@@ -72,30 +72,30 @@ ALONE = {
 
 
 def standing(run: Run) -> tuple[str, int, int, int | None]:
-    """What guards a row."""
+    """Status, seq, fence and owner of a row."""
     return run.status, run.seq, run.fence, run.owner
 
 
 async def whole(store: PostgresStore, run_id: int) -> Run:
-    """The run, whose history has no gap."""
+    """The run, after checking that its history has no gap."""
     run = await row(store, run_id)
     assert [line.seq for line in await log(store, run_id)] == list(range(1, run.seq + 1))
     return run
 
 
 class Late(NamedTuple):
-    """What is said to a side that comes while worker 4's claim is under way, and what has become of it all."""
+    """A side that starts while worker 4's claim is under way, and what is expected then."""
 
     side: str
     way: str
     outcome: str
     claimed: list[int]
     stands: tuple[str, int, int, int | None]
-    #: What the next claim gets.
+    #: The runs that the next claim gets.
     later: list[int]
 
 
-#: The claim has taken run 2, whose row it has locked; it has looked at run 1, which waited.
+#: The claim has locked and taken run 2; it has read run 1, which waited.
 WHILE_IT_TAKES = [
     Late("signal 1", "passes", "applied", [2], ("running", 2, 1, 3), [1]),
     Late("timeout 1", "passes", "applied", [2], ("running", 2, 1, 3), [1]),
@@ -105,7 +105,7 @@ WHILE_IT_TAKES = [
     Late("cancel 2", "waits", "applied", [2], ("cancelled", 2, 4, None), []),
     Late("post 2", "waits", "applied", [2], ("running", 1, 3, 4), []),
 ]
-#: The claim has found worker 3 dead, and taken nothing yet: it takes what the other leaves.
+#: The claim has found worker 3 dead, and has taken nothing yet: it takes what the other side leaves.
 WHILE_IT_BURIES = [
     Late("signal 1", "passes", "applied", [1, 2], ("running", 2, 2, 4), []),
     Late("timeout 1", "passes", "applied", [1, 2], ("running", 2, 2, 4), []),
@@ -123,7 +123,7 @@ WHILE_IT_BURIES = [
     ids=lambda value: value if isinstance(value, str) else value.side,
 )
 async def test_a_change_that_meets_a_claim_under_way(race: Race, pair: Pair, table: str, late: Late) -> None:
-    """It waits for the claim if that has taken the run, and minds the new fence; else it passes, and no run is lost."""
+    """A change waits for a claim that has taken its run, and obeys the new fence; else it passes."""
     await claiming(pair[1], 4, now=NOW + 1)
     side, _ = SIDES[late.side]
     told = await race.midway(table, takes_it_on(pair[1]), side(pair[0]))
@@ -135,7 +135,7 @@ async def test_a_change_that_meets_a_claim_under_way(race: Race, pair: Pair, tab
     assert [run.id for run in (await takes_it_on(pair[1])).runs] == late.later
 
 
-#: side -> what a claim gets that comes while the side is under way, and the next one.
+#: side -> the runs of a claim that starts while the side is under way, and those of the next claim.
 PASSED = {
     "signal 1": ([2], [1]),
     "timeout 1": ([2], [1]),
@@ -149,7 +149,7 @@ PASSED = {
 
 @pytest.mark.parametrize("name", SIDES)
 async def test_a_claim_that_meets_a_change_under_way(race: Race, pair: Pair, name: str) -> None:
-    """It never waits: a run that is just being changed is passed over, and taken by the next claim as it stands then."""
+    """A claim never waits: it skips a run that is being changed, and the next claim takes it as it is then."""
     side, table = SIDES[name]
     told = await race.midway(table, side(pair[0]), takes_it_on(pair[1]))
     got, later = PASSED[name]
@@ -169,7 +169,7 @@ async def test_a_claim_that_meets_a_change_under_way(race: Race, pair: Pair, nam
 async def test_a_renewal_and_a_change_do_not_wait_for_each_other(
     race: Race, pair: Pair, name: str, *, renewal_first: bool
 ) -> None:
-    """Each is done while the other is under way: no long transaction costs a lease, and nobody takes the runs."""
+    """A renewal and a change do not wait for each other, and the lease holds: nobody takes the runs."""
     side, table = SIDES[name]
     if renewal_first:
         told = await race.midway("workers", renews(pair[1]), side(pair[0]))
@@ -184,7 +184,7 @@ async def test_a_renewal_and_a_change_do_not_wait_for_each_other(
 
 # ---- the commit by which a run begins to wait
 
-#: A step of run 5 that ends in a wait, with a signal 51 there that was sent after the wait's deadline.
+#: A step of run 5 that ends in a wait; signal 51 is in its mailbox, and was sent after the wait's deadline.
 BEFORE = a_run(5, owner=3)
 PARKS = moving(
     BEFORE, kind="wait", status="waiting", waiting_for="signal", arms=arms(("paid", "k")), wake_at=NOW, owner=3
@@ -203,7 +203,7 @@ ENDS: dict[str, Side] = {
 
 @pytest.mark.parametrize("name", ENDS)
 async def test_who_ends_a_wait_that_is_just_being_committed(race: Race, pair: Pair, name: str) -> None:
-    """It waits for the commit, and then ends the wait."""
+    """A change that ends a wait which is being committed waits for that commit, and then ends the wait."""
     await put(pair[0], BEFORE)
     await post(pair[0], a_signal(51, 5))
     told = await race.midway("runs", parks(pair[0]), ENDS[name](pair[1]))
@@ -220,7 +220,7 @@ async def test_who_ends_a_wait_that_is_just_being_committed(race: Race, pair: Pa
 async def test_a_commit_that_comes_while_its_wait_is_being_ended(
     race: Race, pair: Pair, name: str, *, again: bool
 ) -> None:
-    """Offered again it is told that it was applied; another's, that has lost the run meanwhile, is stale."""
+    """While its wait is being ended, a commit that is offered again was applied, and another commit is stale."""
     await put(pair[0], BEFORE)
     await post(pair[0], a_signal(51, 5))
     await parks(pair[0])
@@ -234,7 +234,7 @@ async def test_a_commit_that_comes_while_its_wait_is_being_ended(
 
 # ---- the mailbox
 
-#: How signals are addressed.
+#: The ways to address a signal.
 LETTERS = {
     "to the run": a_signal(52, 5),
     "to its key": a_signal(52, key="k"),
@@ -244,7 +244,7 @@ LETTERS = {
 
 @pytest.mark.parametrize("to", LETTERS)
 async def test_of_a_wait_and_a_signal_the_second_sees_the_first(race: Race, pair: Pair, to: str) -> None:
-    """A signal that comes while the wait is being committed is found by one of the two; a broadcast is too early for it."""
+    """A signal that is sent while a wait is being committed is seen by one of the two, unless it is a broadcast."""
     await put(pair[0], BEFORE)
     told = await race.midway("runs", parks(pair[0]), applying(Post(LETTERS[to]))(pair[1]))
     assert (told.first.outcome, told.second.outcome) == ("applied", "applied")
@@ -261,7 +261,7 @@ async def test_of_a_wait_and_a_signal_the_second_sees_the_first(race: Race, pair
 
 @pytest.mark.parametrize("to", LETTERS)
 async def test_of_a_signal_and_a_wait_the_second_sees_the_first(race: Race, pair: Pair, to: str) -> None:
-    """A wait that comes while the signal is being committed is found by one of the two; a broadcast is too early for it."""
+    """A wait that is committed while a signal is being sent is seen by one of the two, unless that is a broadcast."""
     await put(pair[0], BEFORE)
     told = await race.midway("signals", applying(Post(LETTERS[to]))(pair[1]), parks(pair[0]))
     assert (told.first.outcome, told.second.outcome) == ("applied", "applied")
@@ -281,7 +281,7 @@ async def test_of_a_signal_and_a_wait_the_second_sees_the_first(race: Race, pair
 async def test_a_broadcast_leaves_nothing_behind_for_a_wait_that_is_ending(
     race: Race, pair: Pair, name: str, *, broadcast_first: bool
 ) -> None:
-    """Whichever comes second waits for the other, and the copy for that wait is gone with the wait."""
+    """Of a broadcast and the end of a wait for it, the second waits for the first, and no copy is left."""
     await put(pair[0], BEFORE)
     await post(pair[0], a_signal(51, 5))
     await parks(pair[0])
@@ -311,7 +311,7 @@ FIRST_OFFERS: dict[str, tuple[Side, str]] = {
 
 @pytest.mark.parametrize("name", FIRST_OFFERS)
 async def test_what_is_offered_again_while_its_first_offer_is_under_way(race: Race, pair: Pair, name: str) -> None:
-    """The second offer waits for the first, and both are told the same: applied, once."""
+    """A change that is offered again during its first offer waits for that, and is applied once."""
     side, table = FIRST_OFFERS[name]
     told = await race.midway(table, side(pair[0]), side(pair[1]))
     first, second = told.first, told.second
@@ -326,7 +326,7 @@ async def test_what_is_offered_again_while_its_first_offer_is_under_way(race: Ra
 
 
 async def test_a_late_worker_that_claims_while_it_is_buried_is_registered_again(race: Race, pair: Pair) -> None:
-    """What it gets it owns under a lease that lives, so that nobody else takes it at once."""
+    """A worker that claims while another takes its runs is registered again, and what it gets stays its own."""
     await claiming(pair[1], 4, now=NOW + 1)
     await put(pair[0], a_run(8))
     told = await race.midway(
@@ -339,13 +339,13 @@ async def test_a_late_worker_that_claims_while_it_is_buried_is_registered_again(
 
 
 async def test_a_claim_that_was_left_takes_nothing_of_what_is_given_back(pair: Pair) -> None:
-    """The server carries it out all the same, so that giving back has to come after it."""
+    """A claim whose caller was cancelled still runs on the server, and a later release gives its runs back."""
     store = pair[0]
     for number in range(8, 28):
         await put(store, a_run(number))
         claim = asyncio.ensure_future(store.claim(3, lease=LEASE, limit=100, known=KNOWN, held=None, now=NOW + 1))
         seen: set[object] = set()
-        while len(seen) < 2 and not claim.done():  # its second statement is under way
+        while len(seen) < 2 and not claim.done():  # until its second statement is under way
             seen |= store._open_database._tasks
             await asyncio.sleep(0)
         claim.cancel()

@@ -1,4 +1,4 @@
-"""PostgreSQL behind PgBouncer in transaction mode: each transaction may have another server's process."""
+"""PostgreSQL behind PgBouncer in transaction mode: each transaction may have another server process."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ logfile = {directory}/log
 
 @pytest.fixture
 async def bouncer(postgres_server: Schemas, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """The address of a PgBouncer before the tests' server."""
+    """The URL of a PgBouncer in front of the tests' server."""
     program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         pytest.skip("pgbouncer is not installed (Debian: apt-get install pgbouncer)")
     if postgres_server.socket is None:
         pytest.skip("AIOFLOW_TEST_POSTGRES names a server whose socket file is not known")
-    directory = Path("/tmp") / f"aioflow-bouncer-{os.getpid()}"  # its name has to be short, and anybody's
+    directory = Path("/tmp") / f"aioflow-bouncer-{os.getpid()}"  # a short name, in a directory that anybody may use
     directory.mkdir()
     directory.chmod(0o777)
     (directory / "ini").write_text(
         CONFIGURATION.format(server=postgres_server.socket.parent, directory=directory), encoding="utf-8"
     )
-    user: dict[str, Any] = {"user": "nobody"} if os.geteuid() == 0 else {}  # it does not run as root
-    process = subprocess.Popen(  # noqa: ASYNC220 - nobody else runs yet
+    user: dict[str, Any] = {"user": "nobody"} if os.geteuid() == 0 else {}  # PgBouncer does not run as root
+    process = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs yet
         [program, "-q", str(directory / "ini")], cwd="/", stderr=subprocess.DEVNULL, **user
     )
     url = f"postgresql://postgres@/postgres?host={quote(str(directory), safe='')}&port=6432"
@@ -93,7 +93,7 @@ class Flow:
 async def test_everything_works_behind_pgbouncer(
     bouncer: str, postgres_server: Schemas, postgres_url: str, *, listens: bool
 ) -> None:
-    """Workers and clients share a store through it; hints come by a direct connection, or not at all."""
+    """A worker and a client share a store through PgBouncer, with hints over a direct connection and without hints."""
     options: dict[str, object] = {"schema": postgres_url.rpartition("schema=")[2]}
     if listens:
         options["listen"] = quote(postgres_server.url, safe="")
@@ -111,7 +111,7 @@ async def test_everything_works_behind_pgbouncer(
 
 
 async def _pooled(url: str) -> bool:
-    """Whether the store has noticed what stands before the server."""
+    """Whether the store has noticed a pooler in front of the server."""
     store = PostgresStore(url)
     await store.open(NOW)
     assert store._database is not None
@@ -121,5 +121,5 @@ async def _pooled(url: str) -> bool:
 
 
 async def test_a_direct_connection_is_told_apart(postgres_url: str) -> None:
-    """Without a pooler statements stay prepared."""
+    """A direct connection is not taken for a pooler."""
     assert not await _pooled(postgres_url)

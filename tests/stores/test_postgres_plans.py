@@ -1,7 +1,7 @@
-"""How PostgreSQL goes about what the store asks: the cost does not grow with what a question is not about.
+"""The query plans of PostgreSQL: what a query costs does not grow with rows that it is not about.
 
-A statement is planned once a connection, perhaps while the tables are empty. What is counted are pages, as the server
-counts them itself.
+A statement is planned once per connection, perhaps while the tables are empty. The tests count pages, as counted by the
+server.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from aioflow_postgres import PostgresStore, batch, mailbox, ownership, questions
 from aioflow_postgres.database import _SET, Database, Session, Statements
 
 CROWD: Final = 20_000
-#: Pages that a question may read; the tables have thousands.
+#: How many pages a query may read; the tables have thousands.
 FEW: Final = 250
 Ask = Callable[[Session], Awaitable[Any]]
 
-#: 20 000 runs that ended but for every tenth of the older half, which waits; their signals, most of which were taken, and
+#: 20 000 runs, all ended but every tenth of the older half, which waits; their signals, most of which were taken; and
 #: events. ``schema`` is the search path.
 RUNS: Final = f"""
 INSERT INTO runs (id, workflow, version, key, parent_id, created_at, status, step, seq, fence, visit, failures, hops,
@@ -77,7 +77,7 @@ def _events(**columns: Any) -> Ask:
 
 
 class _One(Database):
-    """A database of which a test has the session, in a transaction that it takes back."""
+    """A database on one session, whose transaction the test rolls back."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -163,7 +163,7 @@ WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'i')
 
 @pytest.fixture
 async def connection(postgres_url: str) -> AsyncIterator[Any]:
-    """A connection to an empty store, with the store's settings. Nobody counts what there is meanwhile."""
+    """A connection to an empty store, with the store's settings, on which no autovacuum collects statistics."""
     store = PostgresStore(postgres_url)
     await store.open(NOW)
     await store.close()
@@ -177,7 +177,7 @@ async def connection(postgres_url: str) -> AsyncIterator[Any]:
 
 
 async def _costs(connection: Any) -> dict[str, int]:
-    """Pages that each question reads; what it writes is taken back."""
+    """The pages that each query reads; its writes are rolled back."""
     session = Session(connection, Statements(await connection.fetchval("SELECT current_schema()")))
     costs = {}
     for name, ask in ASKED.items():
@@ -192,7 +192,7 @@ async def _costs(connection: Any) -> dict[str, int]:
 
 @pytest.mark.parametrize("known", ["when they were empty", "not at all", "by ANALYZE"])
 async def test_a_statement_goes_by_an_index(connection: Any, known: str) -> None:
-    """Whatever is known of the tables when it is planned, it reads few pages among thousands."""
+    """Whatever statistics its plan was made with, each statement reads few pages among thousands."""
     if known == "when they were empty":
         await _costs(connection)
     for sql in (RUNS, SIGNALS, EVENTS):
@@ -204,7 +204,7 @@ async def test_a_statement_goes_by_an_index(connection: Any, known: str) -> None
 
 
 async def test_what_is_remembered_costs_nothing_to_expire_the_rest(connection: Any) -> None:
-    """Taken signals that had a signal_id are kept for days, and are not read meanwhile, nor those taken just now."""
+    """Expiring reads no taken signals that are remembered by a signal_id, nor those that were taken just now."""
     await connection.execute(SIGNALS)
     session = Session(connection, Statements(await connection.fetchval("SELECT current_schema()")))
     kept = "SELECT count(*) FROM signals WHERE taken_at < $1"
@@ -222,7 +222,7 @@ async def test_what_is_remembered_costs_nothing_to_expire_the_rest(connection: A
 
 
 async def test_no_more_than_the_limit_is_forgotten_at_once(connection: Any) -> None:
-    """What was remembered long enough counts as much as what was taken an hour ago."""
+    """One call deletes up to the limit of taken signals, whether they were remembered by a signal_id or not."""
     await connection.execute(SIGNALS)
     await connection.execute("UPDATE signals SET taken_at = 1 WHERE id < 100 AND id % 3 = 0")
     await connection.execute("UPDATE signals SET taken_at = 1 WHERE id < 100 AND id % 3 = 1")
@@ -233,7 +233,7 @@ async def test_no_more_than_the_limit_is_forgotten_at_once(connection: Any) -> N
 
 
 async def test_a_claim_passes_by_what_others_have_taken(connection: Any) -> None:
-    """Of thousands of runs that had no owner, all of which have one now, nothing is read again before a vacuum."""
+    """A claim does not read thousands of runs that had no owner and have one now, though there was no vacuum."""
     await connection.execute(RUNS)
     waited = "UPDATE runs SET status = 'running', waiting_for = NULL, arms = NULL WHERE status = 'waiting'"
     await connection.execute(waited)

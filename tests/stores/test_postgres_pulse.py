@@ -1,4 +1,4 @@
-"""A worker whose event loop is blocked keeps its lease, and so its runs, for as long as it may come back."""
+"""A worker whose event loop is blocked keeps its lease, and so its runs, for some leases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OTHER = 4_000_000
 
 
 def meanwhile(look: Callable[[], Awaitable[None]]) -> None:
-    """Block the event loop until a look from another thread's loop has come to its end."""
+    """Block the event loop until a coroutine has ended in another thread's loop."""
     problems: list[BaseException] = []
 
     def run() -> None:
@@ -46,7 +46,7 @@ class Rival:
         self._known = known
 
     async def claims(self, *, until: Callable[[float, list[int]], bool]) -> None:
-        """Claim again and again until it has seen enough of (seconds, run ids that it got)."""
+        """Claim repeatedly until ``until`` is true of the seconds that have passed and the ids of the runs it got."""
         clock, got = Clock(), list[int]()
         store = PostgresStore(self._url)
         await store.open(clock.micros())
@@ -89,7 +89,7 @@ class Blocking:
 
 
 async def blocked(url: str, seconds: float) -> tuple[str, list[str], list[dict[str, Any]]]:
-    """Run the workflow, which blocks for so long, or until a rival has the run: status, history, what was logged."""
+    """Run the workflow, which blocks for so long or until a rival has the run: status, history, log."""
     Blocking.rival, Blocking.seconds, Blocking.got = Rival(url, ("blocking", "1")), seconds, []
     with capture_logs() as logs:
         async with Engine(url, workflows=[Blocking], lease=timedelta(microseconds=LEASE)) as engine:
@@ -100,11 +100,11 @@ async def blocked(url: str, seconds: float) -> tuple[str, list[str], list[dict[s
     return done.status, history, [dict(line) for line in logs]
 
 
-# Not async themselves: a test that blocks its event loop fails.
+# These are not async: an async test that blocks its event loop fails.
 
 
 def test_a_blocked_event_loop_keeps_its_runs(postgres_url: str) -> None:
-    """For two and a half leases a rival gets nothing; then the step's outcome is committed, and nothing was a crash."""
+    """A worker whose loop is blocked for two and a half leases keeps its run, and then commits the step."""
     status, history, logs = asyncio.run(blocked(postgres_url, 2.5 * LEASE / SECOND))
     assert Blocking.got == [], logs
     assert (status, history) == ("completed", ["start", "complete"])
@@ -117,16 +117,16 @@ def test_a_blocked_event_loop_keeps_its_runs(postgres_url: str) -> None:
 
 
 def test_an_event_loop_that_does_not_come_back_loses_them(postgres_url: str) -> None:
-    """After four leases others take its runs over: a loop that blocked may stay so for ever."""
+    """After four leases others take over the runs of a blocked loop, as it may be blocked for ever."""
     _, history, logs = asyncio.run(blocked(postgres_url, 30.0))
     assert len(Blocking.got) == 1
-    assert history == ["start", "complete"]  # by whoever had it in the end: the rival has given it back
+    assert history == ["start", "complete"]  # committed once, after the rival has given the run back
     [lag] = [line["seconds"] for line in logs if line["event"] == "event loop did not turn"]
     assert lag > 4 * LEASE / SECOND
 
 
 async def test_no_thread_is_left(postgres_url: str) -> None:
-    """The thread ends with the engine; a client has none."""
+    """The thread that renews the lease ends with the engine, and an engine without a worker has none."""
     pulses = lambda: [thread for thread in threading.enumerate() if thread.name == "aioflow pulse"]  # noqa: E731
     async with Engine(postgres_url, worker=False):
         assert not pulses()

@@ -1,4 +1,4 @@
-"""Questions about what no column can hold: such a number stands beyond all others, and such a text is nowhere."""
+"""Queries with values that no column can hold: such a number compares as a number, and such a text matches nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def store(postgres_url: str) -> AsyncIterator[PostgresStore]:
     ids=str,
 )  # fmt: skip
 async def test_runs_are_asked_for(store: PostgresStore, filters: dict[str, Any], expected: list[int]) -> None:
-    """By place, limit, parent and time; what cannot be there is not, and the order is that of numbers."""
+    """Runs are found by cursor, limit, parent and time with numbers beyond 64 bits, in the order of numbers."""
     assert ids(await store.select(RunQuery(**filters), NOW)) == expected
 
 
@@ -68,19 +68,19 @@ async def test_runs_are_asked_for(store: PostgresStore, filters: dict[str, Any],
     ids=str,
 )
 async def test_events_are_asked_for(store: PostgresStore, filters: dict[str, Any], expected: list[int]) -> None:
-    """By place, limit and time."""
+    """Events are found by cursor, limit and time with numbers beyond 64 bits."""
     assert [event.id for event in await store.select(EventQuery(**filters), NOW)] == expected
 
 
 async def test_runs_and_their_histories_are_asked_for(store: PostgresStore) -> None:
-    """By ids of which some cannot be, and from or up to a place that cannot."""
+    """Runs and histories are read with ids, positions and limits beyond 64 bits."""
     assert sorted(ids(await store.load([LESS, 1, MORE, 3], NOW))) == [1, 3]
     assert [line.seq for line in await store.history(1, LESS, MORE, NOW)] == [1]
     assert await store.history(1, MORE, 9, NOW) == await store.history(MORE, 0, 9, NOW) == []
 
 
 async def test_deadlines_are_asked_for(store: PostgresStore) -> None:
-    """From before all to after all, and the other way round; those before the epoch are among them."""
+    """Deadlines are read between instants beyond 64 bits, also those before the epoch."""
     assert [deadline.run_id for deadline in await store.due(FIRST, LAST, MORE, NOW)] == [3, 2]
     assert [deadline.at for deadline in await store.due(FIRST, LAST, MORE, NOW, "plan")] == [-3 * NOW, -NOW, -NOW, NOW]
     assert await store.due(LAST, FIRST, MORE, NOW) == await store.due(LAST, FIRST, MORE, NOW, "plan") == []
@@ -89,7 +89,7 @@ async def test_deadlines_are_asked_for(store: PostgresStore) -> None:
 @pytest.mark.parametrize("odd", ["a\0b", "a\ud800b"], ids=ascii)
 @pytest.mark.parametrize("within", ["one", "several", "arm", "value", "list", "deep", "name", "deep name"])
 async def test_texts_are_asked_for(store: PostgresStore, within: str, odd: str) -> None:
-    """Wherever it stands in the question, there is nothing of that text, and the server is not asked."""
+    """A query that has such a text anywhere finds nothing, and does not ask the server."""
     filters: dict[str, dict[str, Any]] = {
         "one": {"key": (odd,)},
         "several": {"key": ("a", odd)},

@@ -1,4 +1,4 @@
-"""Two transactions about one run, in both orders: the second waits for the lock of the first, then minds what it did."""
+"""Two transactions about one run, in both orders: the second waits for the lock of the first, then sees what it did."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ ON_RUNNER: dict[str, Side] = {
 async def test_of_two_that_end_a_wait_one_does(
     race: Race, pair: tuple[PostgresStore, PostgresStore], first: str, second: str
 ) -> None:
-    """In both orders the first applies, and the second is stale; but a cancel goes by status, and a Post ends no wait."""
+    """Of two changes that end a wait the second is stale, but a cancel still applies, and a Post ends no wait."""
     one, two = (ON_WAITER[name] for name in (first, second))
     lock = "SELECT 1 FROM {schema}.runs WHERE id = 1 FOR UPDATE"
     told = await race.queued(lock, lambda: one(pair[0]), lambda: two(pair[1]))
@@ -66,7 +66,7 @@ async def test_of_two_that_end_a_wait_one_does(
     stands = await row(pair[0], 1)
     assert outcomes[0] == "applied"
     if "post" not in {first, second}:
-        # A cancel is by status alone: it also takes a run that the other has resumed.
+        # A cancel depends only on the status: it also ends a run that the other has resumed.
         assert outcomes[1] == ("applied" if second == "cancel" else "stale")
     elif first == "cancel":
         assert outcomes[1] == "stale"
@@ -83,9 +83,9 @@ async def test_of_two_that_end_a_wait_one_does(
 async def test_commit_cancel_and_claim_mind_each_other(
     race: Race, pair: tuple[PostgresStore, PostgresStore], first: str, second: str
 ) -> None:
-    """Whoever comes second finds the fence, the status or the owner that the first has left."""
+    """Of a commit, a cancel and a claim, the second goes by the fence, status or owner that the first has left."""
     one, two = (ON_RUNNER[name] for name in (first, second))
-    if "claim" in {first, second}:  # a claim passes over rows that are locked: it is done in its turn
+    if "claim" in {first, second}:  # a claim skips locked rows, so there is no queue
         told = [await one(pair[0]), await two(pair[1])]
     else:
         lock = "SELECT 1 FROM {schema}.runs WHERE id = 2 FOR UPDATE"
@@ -115,14 +115,14 @@ async def test_commit_cancel_and_claim_mind_each_other(
 async def test_a_claim_passes_over_a_run_that_is_being_changed(
     race: Race, pair: tuple[PostgresStore, PostgresStore], postgres_server: Schemas
 ) -> None:
-    """It does not wait: the run is found again a second later."""
+    """A claim does not wait for a locked run but skips it, and the next claim takes it."""
     async with holding(postgres_server.url, f"SELECT 1 FROM {race.schema}.runs WHERE id = 2 FOR UPDATE"):
         assert (await takes_it_on(pair[1])).runs == []
     assert [run.id for run in (await takes_it_on(pair[1])).runs] == [2]
 
 
 async def test_a_claim_under_way_holds_up_no_renewal(race: Race, pair: tuple[PostgresStore, PostgresStore]) -> None:
-    """Who has a lease has it renewed in the middle of its own claim, as while its event loop is blocked."""
+    """A worker's lease can be renewed during its own claim, as when its event loop is blocked."""
     await put(pair[0], a_run(9))
     told = await race.midway("runs", claiming(pair[0], 3, held=None), pair[1].renew(3, LEASE, LATER - 1))
     assert (told.way, ids(told.first.runs), told.second) == ("passes", [9], True)
@@ -133,7 +133,7 @@ async def test_a_claim_under_way_holds_up_no_renewal(race: Race, pair: tuple[Pos
 async def test_of_a_renewal_and_a_claim_the_first_decides(
     race: Race, pair: tuple[PostgresStore, PostgresStore], *, renewal_first: bool
 ) -> None:
-    """A lease that is just being renewed is not over; one that has cost its worker a run cannot be renewed any more."""
+    """A lease that is renewed first is not over, and one whose worker has lost a run first cannot be renewed."""
     renew = lambda: pair[0].renew(3, LEASE, LATER - 1)  # noqa: E731
     sides = [renew, lambda: takes_it_on(pair[1])]
     told = await race.queued(
@@ -148,14 +148,14 @@ async def test_of_a_renewal_and_a_claim_the_first_decides(
 async def test_who_is_back_is_not_taken_for_dead(
     race: Race, pair: tuple[PostgresStore, PostgresStore], postgres_server: Schemas
 ) -> None:
-    """A worker that was buried, and left some of its runs, may be back by the time that another takes the rest."""
+    """If a worker comes back while another claims its last run, one of the two gets it, and its lease holds."""
     late, other = pair
     await other.claim(4, lease=1, limit=0, known=KNOWN, held=None, now=NOW)
     await put(late, a_run(8))
     await late.claim(3, lease=LEASE, limit=9, known=KNOWN, held=None, now=NOW)
     await other.claim(5, lease=LEASE, limit=1, known=KNOWN, held=None, now=LATER)
     async with holding(postgres_server.url, f"SELECT 1 FROM {race.schema}.workers WHERE id = 4 FOR UPDATE"):
-        taken = asyncio.ensure_future(takes_it_on(other))  # it has looked who is dead
+        taken = asyncio.ensure_future(takes_it_on(other))  # it has read which workers are dead
         await wait_until(race.waiting)
         back = asyncio.ensure_future(late.claim(3, lease=LEASE, limit=9, known=KNOWN, held=[], now=LATER))
 
@@ -169,7 +169,7 @@ async def test_who_is_back_is_not_taken_for_dead(
 
 
 async def test_of_two_starts_of_a_key_the_first_has_it(race: Race, pair: tuple[PostgresStore, PostgresStore]) -> None:
-    """The second waits for it, and is told of it."""
+    """Of two starts with one key, the second waits for the first, and finds its run."""
     one, two = (starting(a_run(number, key="k")) for number in (6, 7))
     told = await race.midway("runs", applying(one)(pair[0]), applying(two)(pair[1]))
     assert (told.way, told.first.outcome, told.second) == ("waits", "applied", Result("exists", one.run))
@@ -179,7 +179,7 @@ async def test_of_two_starts_of_a_key_the_first_has_it(race: Race, pair: tuple[P
 async def test_of_two_posts_of_a_signal_id_the_first_is_sent(
     race: Race, pair: tuple[PostgresStore, PostgresStore], place: dict[str, Any]
 ) -> None:
-    """The second waits for it, and exists."""
+    """Of two posts with one signal_id, the second waits for the first, and finds its signal."""
     one, two = (Post(a_signal(id_, signal_id="s")._replace(**place)) for id_ in (6, 7))
     told = await race.midway("signals", applying(one)(pair[0]), applying(two)(pair[1]))
     assert (told.way, told.first.outcome, told.second) == ("waits", "applied", Result("exists", mail=bool(place)))

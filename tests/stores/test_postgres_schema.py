@@ -1,4 +1,4 @@
-"""The PostgreSQL store's schema: made by whoever comes first, in the place that the URL names."""
+"""The PostgreSQL store's schema: created by the first process that opens the store, where the URL says."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from aioflow_postgres.rows import types_of
 from tests.postgres import Schemas, query, with_options
 from tests.support import wait_until
 
-#: The types of the server that hold what comes as these.
+#: The column types that may hold a field of each type.
 SAME = {"bigint": {"bigint", "integer"}, "text": {"text", "json"}, "double precision": {"double precision"}}
 
 
 async def test_ten_workers_that_start_at_once_make_one_store(postgres_url: str) -> None:
-    """Migrations run once, under a lock: all open, and all have the same UUID."""
+    """Ten stores that open an empty schema at once run its migrations once, and all have the same UUID."""
     stores = [PostgresStore(with_options(postgres_url, pool_size=3)) for _ in range(10)]
     uuids: set[str] = set()
 
@@ -40,7 +40,7 @@ async def test_ten_workers_that_start_at_once_make_one_store(postgres_url: str) 
 
 
 async def test_a_schema_has_any_name(postgres_server: Schemas, postgres_url: str) -> None:
-    """What the URL says is taken as it is, with capitals and quotes."""
+    """A schema's name is used exactly as the URL has it, with capitals, spaces and quotes."""
     schema = postgres_url.rpartition("=")[2] + "_It\"s%20'mine"
     store = PostgresStore(with_options(postgres_server.url, schema=schema))
     await store.open(NOW)
@@ -77,7 +77,7 @@ async def test_a_long_name_is_heard(postgres_server: Schemas, postgres_url: str)
 
 
 async def test_schemas_do_not_see_each_other(postgres_server: Schemas) -> None:
-    """Two stores in one database have nothing in common."""
+    """Two schemas in one database share neither rows nor ids."""
     one, two = PostgresStore(postgres_server.fresh()), PostgresStore(postgres_server.fresh())
     assert await one.open(NOW) != await two.open(NOW)
     await put(one, a_run(1))
@@ -88,7 +88,7 @@ async def test_schemas_do_not_see_each_other(postgres_server: Schemas) -> None:
 
 
 async def test_a_newer_schema_is_refused(postgres_server: Schemas, postgres_url: str) -> None:
-    """Data that a newer version has migrated is left alone."""
+    """A schema of a newer version is refused."""
     store = PostgresStore(postgres_url)
     await store.open(NOW)
     await store.close()
@@ -102,7 +102,7 @@ async def test_a_newer_schema_is_refused(postgres_server: Schemas, postgres_url:
 async def test_an_older_schema_is_brought_up_to_date_beside_an_old_worker(
     postgres_server: Schemas, postgres_url: str
 ) -> None:
-    """Five new workers migrate it while a transaction of an old one writes: nothing of what both write is lost."""
+    """Five stores migrate an older schema once while an old worker writes, and nothing that it writes is lost."""
     schema = postgres_url.rpartition("=")[2]
     old = await asyncpg.connect(postgres_server.url)
     await old.execute(f'CREATE SCHEMA "{schema}"; SET search_path TO "{schema}"')
@@ -127,7 +127,7 @@ async def test_an_older_schema_is_brought_up_to_date_beside_an_old_worker(
         await wait_until(partial(_is_there, postgres_server.url, waiting, f'"{schema}".signals'))
         await old.execute(
             f"INSERT INTO runs ({columns}) VALUES ({values})"
-        )  # which no lock of the migration keeps waiting
+        )  # which does not wait for a lock of the migration
         await transaction.commit()
     assert len(set(opened)) == 1
     assert await row(stores[0], 1) == a_run(1, key="k")
@@ -143,7 +143,7 @@ async def _is_there(url: str, sql: str, *values: object) -> bool:
 
 
 async def test_a_missing_database_is_named(postgres_server: Schemas) -> None:
-    """The error says that it is to be created, and what is not."""
+    """A database that does not exist is an error that says to create it."""
     store = PostgresStore(postgres_server.url.replace("/postgres?", "/nowhere?"))
     with pytest.raises(StoreUnavailable, match="Create the database first"):
         await store.open(NOW)
@@ -166,7 +166,7 @@ async def test_columns_stand_in_the_order_of_the_records(
     table: str,
     record: type[Run | Transition | Signal | EventRecord | Plan | Listener],
 ) -> None:
-    """A record is a row: its fields are the first columns, and have their types."""
+    """The first columns of a table are the fields of its record, in the same order and of the same types."""
     store = PostgresStore(postgres_url)
     await store.open(NOW)
     await store.close()
@@ -184,7 +184,7 @@ async def test_columns_stand_in_the_order_of_the_records(
 
 
 async def test_a_context_comes_back_as_it_was_written(postgres_url: str) -> None:
-    """Order of keys, floats that are whole, and a minus before a zero: nothing is made prettier."""
+    """A Context's JSON text is returned exactly as it was written: order of keys, whole floats, negative zero."""
     store = PostgresStore(postgres_url)
     await store.open(NOW)
     data = '{"zz":1.0,"a":[1e+22,-0.0,{"b":1,"a":2}],"é":"\\u0001"}'

@@ -1,4 +1,4 @@
-"""A server that takes no writes for a while, as after a failover to a standby that is promoted a moment later."""
+"""A server that is read-only for a while, as after a failover to a standby that is promoted a moment later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.postgres import Schemas, query
 
 @pytest.fixture
 async def role(postgres_server: Schemas) -> AsyncIterator[str]:
-    """A role of its own, whose new connections can be made read-only."""
+    """A role whose new connections can be made read-only."""
     if postgres_server.socket is None:
         pytest.skip("AIOFLOW_TEST_POSTGRES names a server on which nobody may make roles")
     name = f"standby_{os.getpid()}"
@@ -27,7 +27,7 @@ async def role(postgres_server: Schemas) -> AsyncIterator[str]:
 
 
 async def test_a_server_that_takes_writes_again_is_found(postgres_server: Schemas, role: str) -> None:
-    """A connection that is read-only is dropped, for it stays so: a new one may lead to the server that writes."""
+    """A connection that turns out to be read-only is dropped, so that the next one may reach the server that writes."""
     address = urlsplit(postgres_server.fresh())
     store = PostgresStore(address._replace(netloc=f"{role}@{address.netloc.rpartition('@')[2]}").geturl())
     await store.open(NOW)
@@ -39,7 +39,7 @@ async def test_a_server_that_takes_writes_again_is_found(postgres_server: Schema
         "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = $1",
         role,
     )
-    for _ in range(20):  # those that were terminated go first
+    for _ in range(20):  # the terminated ones are used up first
         with pytest.raises(StoreUnavailable) as caught:
             await store.renew(number, SECOND, NOW)
         if "read-only" in str(caught.value):

@@ -45,7 +45,7 @@ async def wire(postgres_server: Schemas) -> AsyncIterator[Wire]:
 
 @pytest.fixture
 async def store(wire: Wire, postgres_url: str) -> AsyncIterator[PostgresStore]:
-    """A store at the end of the wire, that waits for a second."""
+    """A store at the end of the wire, with a timeout of one second."""
     schema = postgres_url.rpartition("schema=")[2]
     store = PostgresStore(with_options(wire.url, schema=schema, timeout=1, pool_size=3))
     await store.open(NOW)
@@ -72,7 +72,7 @@ def full() -> list[Change]:
 
 @pytest.fixture
 async def patient(postgres_url: str) -> AsyncIterator[PostgresStore]:
-    """A store without a wire, of three connections, that waits for some seconds."""
+    """A store without a wire, with three connections and a timeout of some seconds."""
     store = PostgresStore(with_options(postgres_url, timeout=3, pool_size=3))
     await store.open(NOW)
     yield store
@@ -80,13 +80,13 @@ async def patient(postgres_url: str) -> AsyncIterator[PostgresStore]:
 
 
 async def prepare(store: PostgresStore) -> None:
-    """Runs that the batches are about, and a signal."""
+    """Create the runs that the batches change, and a signal."""
     await put(store, a_run(1), a_waiter(2), a_run(4))
     assert (await store.apply([Post(a_signal(1, 2))], NOW))[0].outcome == "applied"
 
 
 async def check(store: PostgresStore, results: list[Result]) -> None:
-    """The batch was applied, once."""
+    """Check that the batch was applied, once."""
     assert {result.outcome for result in results} == {"applied"}
     assert len(await log(store, 1)) == 2
     assert len(await log(store, 3)) == 1
@@ -101,7 +101,7 @@ async def check(store: PostgresStore, results: list[Result]) -> None:
 async def test_a_reply_to_commit_that_is_lost(
     wire: Wire, store: PostgresStore, batch: Callable[[], list[Change]]
 ) -> None:
-    """The outcome is unknown to the caller; offered again, the same changes are found to have been applied."""
+    """If the reply to a commit is lost the outcome is unknown; the batch, offered again, was applied once."""
     await prepare(store)
     await store.load([1], NOW)
     if batch is plain:
@@ -118,7 +118,7 @@ async def test_a_reply_to_commit_that_is_lost(
 async def test_a_connection_that_is_cut_in_the_middle_of_a_transaction(
     wire: Wire, store: PostgresStore, postgres_server: Schemas, postgres_url: str, batch: Callable[[], list[Change]]
 ) -> None:
-    """The store is unavailable, whatever the driver raises; offered again, the changes apply once."""
+    """If the connection is cut in a transaction the store is unavailable; the batch, offered again, applies once."""
     await prepare(store)
     schema = postgres_url.rpartition("schema=")[2]
     waiting = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{schema}%'"
@@ -132,13 +132,13 @@ async def test_a_connection_that_is_cut_in_the_middle_of_a_transaction(
 
 
 async def test_a_committer_hears_the_truth_over_a_bad_wire(wire: Wire, store: PostgresStore, rng: Any) -> None:
-    """Cut, silent, slow, lossy: everybody who waits for a change is told, and each was applied once."""
+    """Over a wire that cuts, hangs, delays and loses replies, every change is applied once, and reported so."""
     committer = Committer(store, Clock(), lambda applied: None, in_flight=store.in_flight)
     committer.start()
     await put(store, *(a_run(number) for number in range(1, 21)))
     runs = {number: a_run(number) for number in range(1, 21)}
     ways = ["cut", "lose reply", "silent", "deaf", "hang", "slow"]
-    faults = ["cut", *rng.choices(ways, k=19)]  # a cut while all are under way: it always meets somebody
+    faults = ["cut", *rng.choices(ways, k=19)]  # first a cut while all are under way, which certainly hits one
 
     async def drive(number: int) -> None:
         for _ in range(12):
@@ -166,7 +166,7 @@ async def test_a_committer_hears_the_truth_over_a_bad_wire(wire: Wire, store: Po
 async def test_a_half_open_connection_is_dropped(
     wire: Wire, store: PostgresStore, way: str, batch: Callable[[], list[Change]]
 ) -> None:
-    """After the timeout another connection is made, and the batch is applied once, whoever had heard what until then."""
+    """A half-open connection is dropped after the timeout, and the batch, offered again, is applied once on another."""
     await prepare(store)
     wire.fail(way)
     with pytest.raises(StoreUnavailable):
@@ -177,7 +177,7 @@ async def test_a_half_open_connection_is_dropped(
 
 
 async def test_a_connection_that_hangs_while_it_is_set_up_is_dropped(wire: Wire, store: PostgresStore) -> None:
-    """After the timeout another is made: nobody waits until the server has heard that a statement is given up."""
+    """A connection that hangs while it is set up is dropped after the timeout, and another one is made."""
     await prepare(store)
     wire.hang_at = b"plan_cache_mode"
     both = asyncio.gather(store.load([1], NOW), store.apply(plain(), NOW), return_exceptions=True)
@@ -185,14 +185,14 @@ async def test_a_connection_that_hangs_while_it_is_set_up_is_dropped(wire: Wire,
     assert any(isinstance(error, StoreUnavailable) for error in told), told
     assert wire.swallowed > 0
     wire.mend()
-    with suppress(StoreUnavailable):  # the connection that there was may not know yet that it leads nowhere
+    with suppress(StoreUnavailable):  # the old connection may not have noticed yet that it is dead
         await store.apply(plain(), NOW)
     await check(store, await store.apply(plain(), NOW))
 
 
 @pytest.mark.parametrize("way", ["silent", "deaf", "hang"])
 async def test_a_store_opens_no_half_open_connection(wire: Wire, postgres_url: str, way: str) -> None:
-    """A server that accepts and says nothing is unavailable after the timeout; later it can be opened."""
+    """A server that accepts a connection and sends nothing is unavailable after the timeout; later it can be opened."""
     wire.fail(way)
     schema = postgres_url.rpartition("schema=")[2]
     store = PostgresStore(with_options(wire.url, schema=schema, timeout=0.5))
@@ -207,7 +207,7 @@ async def test_a_store_opens_no_half_open_connection(wire: Wire, postgres_url: s
 async def test_who_listens_notices_a_server_that_is_gone(
     wire: Wire, store: PostgresStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection stays open, and is used now and then: it is made anew, and hints are heard again."""
+    """A listening connection whose server does not answer any more is replaced, and hints arrive again."""
     monkeypatch.setattr("aioflow_postgres.ear._PING", 1_000)
     await store.close()
     await store.open(NOW)
@@ -232,7 +232,7 @@ async def test_who_listens_notices_a_server_that_is_gone(
 
 
 async def test_who_listens_notices_a_half_open_connection(wire: Wire, store: PostgresStore, postgres_url: str) -> None:
-    """Hints that were lost meanwhile are made up for: listening anew counts as one."""
+    """Hints that are lost while the listening connection is down are made up for: a new one counts as a hint."""
     seen = await store.hint(NOW)
     wire.silent = True
     wire.cut()
@@ -252,7 +252,7 @@ async def test_who_listens_notices_a_half_open_connection(wire: Wire, store: Pos
 async def test_who_listens_uses_its_connection_now_and_then(
     patient: PostgresStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With nothing to tell, it asks whether the server is still there, and goes on listening."""
+    """A listening connection without traffic is checked by ``SELECT 1``, and goes on listening."""
     monkeypatch.setattr("aioflow_postgres.ear._PING", 1_000)
     await patient.close()
     await patient.open(NOW)
@@ -279,7 +279,7 @@ async def test_who_listens_uses_its_connection_now_and_then(
 async def test_a_pool_that_is_exhausted_says_so(
     patient: PostgresStore, postgres_server: Schemas, postgres_url: str
 ) -> None:
-    """Who gets no connection in time is told; those who have one get their answers."""
+    """A call that gets no connection in time is an error that says so, and the calls that have one succeed."""
     await put(patient, a_run(1))
     connection = await asyncpg.connect(postgres_server.url)
     schema = postgres_url.rpartition("schema=")[2]
@@ -306,7 +306,7 @@ async def _first(url: str, sql: str) -> object:
 async def test_a_cancelled_call_spoils_no_later_transaction(
     patient: PostgresStore, postgres_server: Schemas, postgres_url: str, turns: int
 ) -> None:
-    """After a call that was cancelled wherever, what is committed is durable: another connection sees it."""
+    """After a call that was cancelled at any point, later commits are visible to other connections."""
     store = patient
     await put(store, a_run(1))
     for number in range(10):

@@ -1,4 +1,4 @@
-"""A SQLite file that is taken away while it is open: nothing is acknowledged that would be lost with it."""
+"""A SQLite file that is deleted or replaced while it is open: nothing is acknowledged that would be lost."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Flow:
 
 
 async def test_work_waits_until_the_file_is_back(tmp_path: Path) -> None:
-    """What is to be committed while the file is away is committed when it is back, and not before."""
+    """What is to be committed while the file is away is committed when the file is back, and not before."""
     path, away = tmp_path / "x.db", tmp_path / "away.db"
     with capture_logs() as log:
         async with Engine(f"sqlite:///{path}", workflows=[Flow]) as engine:
             run = await (await engine.start(Flow)).wait(5, until="parked")
-            await engine.signal("go", key="nobody")  # ids are reserved in blocks: there are some now
+            await engine.signal("go", key="nobody")  # reserves a block of ids
             path.rename(away)
             sending = asyncio.ensure_future(engine.signal("go", run_id=run.id))
             starting = asyncio.ensure_future(engine.start(Flow))
@@ -63,7 +63,7 @@ async def test_work_waits_until_the_file_is_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
 async def test_a_file_that_is_gone_is_told_of(tmp_path: Path, replaced: bool) -> None:
-    """Every verb that writes says what has happened and what to do; what is there instead is left alone."""
+    """A write to a file that was deleted or replaced is an error with advice, and the new file is left alone."""
     path = tmp_path / "x.db"
     store = SQLiteStore(f"sqlite:///{path}")
     await store.open(0)
@@ -83,7 +83,7 @@ async def test_a_file_that_is_gone_is_told_of(tmp_path: Path, replaced: bool) ->
 
 
 async def test_a_relative_path_is_that_of_the_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change of the working directory does not look like a deleted file."""
+    """A relative path still means the same file after the working directory has changed."""
     monkeypatch.chdir(tmp_path)
     store = SQLiteStore("sqlite:///x.db")
     await store.open(0)
@@ -112,7 +112,7 @@ def take_away(path: Path, names: tuple[str, ...], *, replace: bool = False) -> N
 @BESIDE
 @pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
 async def test_file_beside_it_that_is_gone_is_told_of(tmp_path: Path, gone: tuple[str, ...], replaced: bool) -> None:
-    """Every verb that writes says so; what was there before can be read, and is there when it is opened again."""
+    """Once the WAL or its index is gone, writes fail, reads work, and reopening finds all that was written."""
     path = tmp_path / "x.db"
     store = SQLiteStore(f"sqlite:///{path}")
     await store.open(0)
@@ -136,7 +136,7 @@ async def test_file_beside_it_that_is_gone_is_told_of(tmp_path: Path, gone: tupl
 
 @BESIDE
 async def test_what_was_acknowledged_outlives_the_wal(tmp_path: Path, gone: tuple[str, ...]) -> None:
-    """Within moments what only the deleted file had is in the file that is left: a crash after that loses nothing."""
+    """What only a deleted WAL held is soon copied into the file, so that a crash after that loses nothing."""
     path, copy = tmp_path / "x.db", tmp_path / "copy.db"
 
     def runs_after_a_crash() -> int:
@@ -144,7 +144,7 @@ async def test_what_was_acknowledged_outlives_the_wal(tmp_path: Path, gone: tupl
         try:
             with closing(sqlite3.connect(copy)) as db:
                 (number,) = db.execute("SELECT count(*) FROM runs").fetchone()
-        except sqlite3.DatabaseError:  # it was copied as it was written
+        except sqlite3.DatabaseError:  # it was copied during a write
             return 0
         return int(number)
 
@@ -153,7 +153,7 @@ async def test_what_was_acknowledged_outlives_the_wal(tmp_path: Path, gone: tupl
             f"sqlite:///{path}", workflows=[Flow], shutdown_timeout=timedelta(milliseconds=100)
         ) as engine:
             runs = [await engine.start(Flow) for _ in range(5)]
-            assert runs_after_a_crash() < 5  # the fault: what is acknowledged is not in the file itself
+            assert runs_after_a_crash() < 5  # not all that is acknowledged is in the file itself
             take_away(path, gone)
             await wait_until(lambda: runs_after_a_crash() == 5)
             assert len(await engine.runs()) == 5
@@ -166,7 +166,7 @@ async def test_what_was_acknowledged_outlives_the_wal(tmp_path: Path, gone: tupl
             assert (await engine.wait(run.id, 5)).status == "completed"
 
 
-# ---- the lock of whoever works it
+# ---- the lock of the working process
 
 THIEF = """
 import os, sys, time
@@ -184,17 +184,17 @@ sys.stdin.read()
 
 @asynccontextmanager
 async def thief(path: Path, way: str) -> AsyncIterator[bool]:
-    """Another process that tries for the lock, and keeps it if it has it. With ``way`` "steal" it deletes the file."""
+    """Another process that tries to take the lock and holds it; with ``way`` "steal" it deletes the lock's file."""
     command = [sys.executable, "-c", THIEF, f"{path}.worker", way]
     async with await anyio.open_process(command, stderr=None) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield (await process.stdout.receive()).strip() == b"True"  # its end may come by itself
+        yield (await process.stdout.receive()).strip() == b"True"  # the process may have ended by itself
         await process.stdin.aclose()
 
 
 async def test_lock_that_was_deleted_is_there_again(tmp_path: Path) -> None:
-    """The engine that works the file makes the lock anew, so that no other engine gets it; work goes on."""
+    """The working engine makes its deleted lock file anew, so that no other process gets the lock, and work goes on."""
     path = tmp_path / "x.db"
     lock = Path(f"{path}.worker")
     async with Engine(f"sqlite:///{path}", workflows=[Flow]) as engine:
@@ -209,7 +209,7 @@ async def test_lock_that_was_deleted_is_there_again(tmp_path: Path) -> None:
 
 
 async def test_engine_whose_lock_was_stolen_stops_its_runs(tmp_path: Path) -> None:
-    """Two never work the file: who finds his lock in other hands stops, says so, and works again when it is free."""
+    """An engine whose lock another process has taken stops its runs, and works again when the lock is free."""
     path = tmp_path / "x.db"
     begun, stopped = [], []
 
@@ -248,7 +248,7 @@ async def test_engine_whose_lock_was_stolen_stops_its_runs(tmp_path: Path) -> No
 
 
 async def test_opening_a_locked_file_ends_in_time(tmp_path: Path) -> None:
-    """A file that somebody else keeps locked is told of after the time that SQLite is to wait, not after many of it."""
+    """Opening a file that another process keeps locked fails after about ``busy_timeout``, not a multiple of it."""
     path = tmp_path / "x.db"
     async with Engine(f"sqlite:///{path}", workflows=[Flow]):
         pass

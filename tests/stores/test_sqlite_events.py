@@ -1,4 +1,4 @@
-"""What is SQLite's own about events: files of version 2, the plans of its statements, and how much they cost."""
+"""SQLite's own about events: files of version 2, the query plans, and the cost of statements."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from aioflow_sqlite import SQLiteStore, batch, questions
 from aioflow_sqlite.connection import migrate
 from tests.stores.young import analyze_young
 
-#: How many events the file has that no question is about.
+#: How many events the file has that no query is about.
 CROWD = 20_000
 SECOND_COLUMNS = Signal._fields[:-1]
-#: Its time is over, but something that it waits for is to occur first.
+#: A run whose wait is over, but an event that it waits for must occur first.
 LATE = an_event_waiter(6_001, "x", "ordered", ("other", "e3"), ("other", "none"), wake_at=NOW + 100 * SECOND)
-#: Plans that are blocked.
+#: The plans that are blocked.
 GONE = tuple(range(1, 2_001))
 
 
@@ -54,7 +54,7 @@ GONE = tuple(range(1, 2_001))
 
 
 def _version_2(path: Path) -> None:
-    """A file as the second version left it, with a run that waits and signals for it."""
+    """Create a file as version 2 left it, with waiting runs and signals for them."""
     with sqlite3.connect(path) as db:
         for name in ("0001_runs.sql", "0002_signals.sql"):
             db.executescript((files("aioflow_sqlite") / "migrations" / name).read_text(encoding="utf-8"))
@@ -72,7 +72,7 @@ def _version_2(path: Path) -> None:
 
 
 async def test_a_file_of_version_2_keeps_its_waits_and_signals(tmp_path: Path) -> None:
-    """What waits for signals goes on to, and takes them; events are new to it and work."""
+    """In a migrated file of version 2, runs still wait for signals and take them, and events can be used."""
     _version_2(tmp_path / "o.db")
     store = SQLiteStore(f"sqlite:///{tmp_path}/o.db")
     await store.open(NOW)
@@ -92,7 +92,7 @@ async def test_a_file_of_version_2_keeps_its_waits_and_signals(tmp_path: Path) -
 
 
 async def test_what_events_leave_behind(tmp_path: Path) -> None:
-    """Of copies, plans and waits nothing, once an hour is over; that a run has taken an occurrence, as long as the run."""
+    """After an hour no copies, plans and waits are left; which occurrences a run has taken is kept with the run."""
     path = tmp_path / "x.db"
     store = SQLiteStore(f"sqlite:///{path}")
     await store.open(NOW)
@@ -107,7 +107,7 @@ async def test_what_events_leave_behind(tmp_path: Path) -> None:
             taken = resuming(an_event_waiter(number), 1000 + number)
             assert await outcomes(store, taken) == ["applied"]
         later = NOW + 3_601 * SECOND
-        for run_id in range(101, 121):  # what they heard of is swept when they end
+        for run_id in range(101, 121):  # their copies can be deleted once they have ended
             await store.apply([cancelling(run_id, commit_id=900 + run_id)], later)
         while (await store.stats(later)).mailbox:
             assert await store.expire(100, later)
@@ -132,7 +132,7 @@ def _wait(column: str | None) -> dict[str, object]:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "young statistics"])
 def db(request: pytest.FixtureRequest) -> Iterator[sqlite3.Connection]:
-    """A file with many events that no question is about: pending, occurred, each with a start planned. Tests roll back what they do."""
+    """A file with many pending and occurred events, and their planned starts, that no query is about."""
     db = sqlite3.connect(":memory:", isolation_level=None)
     migrate(db)
     db.execute("BEGIN")
@@ -208,7 +208,7 @@ ASKED: dict[str, Callable[[sqlite3.Connection], object]] = {
 
 @pytest.mark.parametrize("name", ASKED)
 def test_a_statement_goes_by_an_index(db: sqlite3.Connection, name: str) -> None:
-    """Nothing walks through all events, plans, waits or signals, by SQLite's plan and by its own count of steps."""
+    """No statement scans events, plans, waits or signals, according to SQLite's query plan and its count of steps."""
     executed: list[str] = []
     steps: list[int] = []
     db.execute("BEGIN")
@@ -228,14 +228,14 @@ def test_a_statement_goes_by_an_index(db: sqlite3.Connection, name: str) -> None
     ]
     assert lines
     for line in lines:
-        assert "BLOOM FILTER" not in line, line  # it is made of the whole table
+        assert "BLOOM FILTER" not in line, line  # it is built from the whole table
         for table in ("events", "e", "plans", "p", "waits", "w", "signals", "s", "seen", "runs", "listeners"):
             assert not f"{line} ".startswith(f"SCAN {table} "), line
     assert len(steps) < 5, f"{len(steps)} thousand steps"
 
 
 def test_ten_thousand_events_of_one_instant_occur_in_batches(db: sqlite3.Connection) -> None:
-    """20 batches of 500 take no more steps of SQLite each at the end than at the start, and tell every wait once."""
+    """The last of 20 batches of 500 events costs hardly more steps than the first, and every wait gets all copies."""
     db.execute("BEGIN")
     events = [an_event(number, name="x", entity_id=f"e{number}", at=NOW + 5) for number in range(50_001, 60_001)]
     for start in range(0, 10_000, 500):
@@ -258,7 +258,7 @@ def test_ten_thousand_events_of_one_instant_occur_in_batches(db: sqlite3.Connect
 
 
 def test_a_batch_without_events_asks_nothing_of_them(db: sqlite3.Connection) -> None:
-    """Plain moves, a wait for signals and a post execute no statement about events."""
+    """A batch without events executes no statement about events."""
     db.execute("BEGIN")
     batch.apply(db, [starting(a_run(8_000)), starting(a_run(8_001))], NOW)
     executed: list[str] = []

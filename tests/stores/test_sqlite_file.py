@@ -1,4 +1,4 @@
-"""What is SQLite's own: the URL, the file, its schema, and those who open it at once."""
+"""SQLite's own: the URL, the file, its schema, and several processes that open it at once."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from aioflow_sqlite.address import parse
     ],
 )
 def test_the_url_names_the_file(url: str, path: str | None) -> None:
-    """Three slashes are relative, four absolute, and without a path it is in memory."""
+    """Three slashes are a relative path, four an absolute one, and without a path the store is in memory."""
     assert parse(url).path == path
 
 
 def test_an_unknown_option_is_told_all_there_are() -> None:
-    """Ours, and those that SQLite knows."""
+    """An unknown option is an error that lists all options, aioflow's and SQLite's."""
     with pytest.raises(ValueError, match=r"SQLite's own cache, immutable, mode, nolock, psow, vfs[.]$"):
         parse("sqlite:///o.db?x=1")
 
 
 def test_options_are_ours_or_the_drivers() -> None:
-    """aioflow's options are taken off the query string, the rest is SQLite's."""
+    """aioflow's options are taken off the query string, and the others are left to SQLite."""
     address = parse("sqlite:///o.db?busy_timeout=250&synchronous=extra&mode=rwc")
     assert (address.busy_timeout, address.synchronous) == (250, "EXTRA")
     assert address.uri == "file:o.db?mode=rwc"
@@ -62,14 +62,14 @@ def test_options_are_ours_or_the_drivers() -> None:
     ],
 )
 def test_what_cannot_be_meant_is_refused(url: str, text: str) -> None:
-    """A host, an option that there is not, or one without such a value, is an error that says what there is."""
+    """A host, an unknown option or an invalid value is an error that says what is accepted."""
     with pytest.raises(ValueError, match=r"SQLite URL|busy_timeout|synchronous|mode=memory") as caught:
         SQLiteStore(url)
     assert str(caught.value).startswith(text)
 
 
 async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    """A file that a newer aioflow wrote is left alone, and the error says what to do."""
+    """A file of a newer version is refused, and the error says what to do."""
     path = tmp_path / "new.db"
     store = SQLiteStore(f"sqlite:///{path}")
     await store.open(NOW)
@@ -86,7 +86,7 @@ async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 
 
 async def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
-    """A file of another kind is named as what it is."""
+    """A file that is not a database is refused, and the error says so."""
     path = tmp_path / "letter.txt"
     path.write_text("Dear reader, this is no database. " * 100)
     with pytest.raises(StoreUnavailable, match=r"not a database.*The path holds another kind of file"):
@@ -94,13 +94,13 @@ async def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    """A path that cannot be made tells what to look at."""
+    """A path in a missing directory is an error that says what to check."""
     with pytest.raises(StoreUnavailable, match="Check that the directory exists and can be written"):
         await SQLiteStore(f"sqlite:///{tmp_path}/nowhere/o.db").open(NOW)
 
 
 async def test_many_may_open_a_new_file_at_once(tmp_path: Path) -> None:
-    """Ten that come first at the same time make one store, migrated once."""
+    """Ten stores that open a new file at once migrate it once, and share its UUID and its ids."""
     stores = [SQLiteStore(f"sqlite:///{tmp_path}/o.db") for _ in range(10)]
     try:
         uuids = await asyncio.gather(*(store.open(NOW) for store in stores))
@@ -113,7 +113,7 @@ async def test_many_may_open_a_new_file_at_once(tmp_path: Path) -> None:
 
 
 async def test_what_is_committed_is_synced(tmp_path: Path) -> None:
-    """WAL and FULL, so that nothing acknowledged is lost with the power."""
+    """The file is in WAL mode with synchronous=FULL, so that a power loss loses nothing acknowledged."""
     store = SQLiteStore(f"sqlite:///{tmp_path}/o.db")
     await store.open(NOW)
     try:

@@ -46,7 +46,7 @@ LINKS: list[Callable[[Path], Path]] = [_link, _relative_link, _link_to_the_direc
 
 @pytest.fixture
 def real(tmp_path: Path) -> Path:
-    """Where the file itself is, or will be."""
+    """The path of the file itself."""
     (tmp_path / "data").mkdir()
     return tmp_path / "data" / "x.db"
 
@@ -56,7 +56,7 @@ def real(tmp_path: Path) -> Path:
 async def test_one_process_works_a_file_by_whatever_name(
     tmp_path: Path, real: Path, link: Callable[[Path], Path], link_first: bool
 ) -> None:
-    """Whoever comes second is a client, takes over when the first has gone, and no file lies beside the link."""
+    """Of a path and a link to it, one store works the file, the other takes over, and no file is beside the link."""
     paths = [real, link(tmp_path)]
     first, second = (SQLiteStore(f"sqlite:///{path}") for path in (reversed(paths) if link_first else paths))
     await first.open(NOW)
@@ -75,7 +75,7 @@ async def test_one_process_works_a_file_by_whatever_name(
 
 
 async def test_the_wal_of_a_linked_file_is_copied_back(tmp_path: Path, real: Path) -> None:
-    """It stays as short as that of a file which is opened by its own name."""
+    """The WAL of a linked file stays as short as that of any other."""
     async with Engine(f"sqlite:///{_link(tmp_path)}", workflows=[Writer]) as engine:
         gauge = Gauge(real.with_name("x.db-wal"))
         engine.instruments.append(gauge)
@@ -86,7 +86,7 @@ async def test_the_wal_of_a_linked_file_is_copied_back(tmp_path: Path, real: Pat
 async def test_a_link_is_read_when_the_file_is_opened(
     tmp_path: Path, real: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A link that is made after the store, and a path that is relative to where the program is then, name the same lock."""
+    """A link that is made after the store object, and a relative path, are resolved on opening, to one lock."""
     later, relative = SQLiteStore(f"sqlite:///{tmp_path}/link.db"), SQLiteStore("sqlite:///x.db")
     _link(tmp_path)
     monkeypatch.chdir(real.parent)

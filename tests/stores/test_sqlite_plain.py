@@ -1,4 +1,4 @@
-"""How SQLite's plain batches are written: by one statement that needs no file, or like any other."""
+"""How SQLite writes plain batches: by one statement that needs no temporary file, or like any other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aioflow_sqlite import SQLiteStore
 
 @pytest.mark.parametrize(("text", "is_plain"), [("x" * 3000, True), ("x" * 8000, False), ("Ω" * 3000, False)])
 async def test_a_large_batch_needs_no_temporary_file(tmp_path: Path, text: str, *, is_plain: bool) -> None:
-    """What does not fit into the cache of a statement is written by several, by its size in bytes."""
+    """A batch is written by one statement only if its size in bytes fits into the statement's cache."""
     store = SQLiteStore(f"sqlite:///{tmp_path}/runs.db")
     await store.open(NOW)
     statements: list[str] = []

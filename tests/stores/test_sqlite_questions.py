@@ -1,4 +1,4 @@
-"""Which indexes SQLite answers questions by: each costs the same among thousands of runs and events that it is not about."""
+"""The indexes that SQLite uses for queries: each costs the same among thousands of other runs and events."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from aioflow_sqlite import batch, questions
 from aioflow_sqlite.connection import migrate
 
 CROWD = 20_000
-#: Those that failed, and of another workflow.
+#: The runs that have failed, and those of another workflow.
 FAILED, OTHER = (7, 9_000, 11_000), (9_000,)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "analyzed"])
 def db(request: pytest.FixtureRequest) -> Iterator[sqlite3.Connection]:
-    """Many runs and events, one a microsecond; with statistics of them, too."""
+    """Many runs and events, one per microsecond, without statistics and with them."""
     db = sqlite3.connect(":memory:", isolation_level=None)
     migrate(db)
     db.execute("BEGIN")
@@ -52,7 +52,7 @@ def _event(**columns: Any) -> Callable[[sqlite3.Connection], list[int]]:
 
 
 LATE = CROWD - 3
-#: What is asked, and what is found.
+#: The queries, and what they find.
 ASKED: dict[str, tuple[Callable[[sqlite3.Connection], list[int]], list[int]]] = {
     "a key": (_run(key=("k7",)), [15_007, 10_007, 5_007, 7]),
     "keys": (_run(key=("k7", "k8"), limit=3), [15_008, 15_007, 10_008]),
@@ -86,7 +86,7 @@ ASKED: dict[str, tuple[Callable[[sqlite3.Connection], list[int]], list[int]]] = 
 
 @pytest.mark.parametrize("name", ASKED)
 def test_a_question_goes_by_an_index(db: sqlite3.Connection, name: str) -> None:
-    """By SQLite's own count of steps, with statistics of the tables and without."""
+    """No query takes many of SQLite's steps, whether the tables have statistics or not."""
     ask, expected = ASKED[name]
     steps: list[int] = []
     db.set_progress_handler(lambda: steps.append(1), 1_000)

@@ -1,4 +1,4 @@
-"""A SQLite file is opened anew after an I/O error: as it was opened before, and only if it is still the same file."""
+"""A SQLite file is reopened after an I/O error, with the same settings, and only if it is still the same file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRAGMAS = ("journal_mode", "synchronous", "wal_autocheckpoint", "journal_size_li
 
 
 class Syncs:
-    """Lets the next syncs fail. ``fail``: how many; ``opened``: how often the database was opened."""
+    """Lets syncs fail. ``fail``: how many more; ``opened``: how often the database was opened."""
 
     def __init__(self) -> None:
         self.fail = 0
@@ -51,7 +51,7 @@ async def opened(url: str) -> AsyncIterator[tuple[SQLiteStore, Syncs]]:
 
 
 async def settings(store: SQLiteStore) -> list[tuple[object, ...]]:
-    """How the writer is set up."""
+    """The settings of the writer's connection."""
     assert store._writer is not None
     return await store._writer.run(lambda db: [db.execute(f"PRAGMA {name}").fetchone() for name in PRAGMAS])
 
@@ -70,7 +70,7 @@ async def failed(store: SQLiteStore, syncs: Syncs, run_id: int) -> None:
 
 
 async def test_writer_is_as_it_was(tmp_path: Path) -> None:
-    """After a failed sync the writer is another connection with the same settings, and the change is not there yet."""
+    """After a failed sync the writer is a new connection with the same settings, and the change was not applied."""
     async with opened(f"sqlite:///{tmp_path}/x.db") as (store, syncs):
         before = await settings(store)
         opened_before = syncs.opened
@@ -86,7 +86,7 @@ async def test_writer_is_as_it_was(tmp_path: Path) -> None:
 
 
 async def test_working_directory_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative path means the file that it meant at first."""
+    """A relative path still means the first file when it is reopened in another working directory."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(tmp_path)
@@ -100,7 +100,7 @@ async def test_working_directory_may_change(tmp_path: Path, monkeypatch: pytest.
 
 
 async def test_other_file_is_not_opened(tmp_path: Path) -> None:
-    """If the file is gone, or another one is in its place, that is said, and work goes on when it is back."""
+    """If the file is gone or was replaced it is not reopened, an error says so, and work goes on when it is back."""
     path, away = tmp_path / "x.db", tmp_path / "away.db"
     async with opened(f"sqlite:///{path}") as (store, syncs):
         await failed(store, syncs, 1)
@@ -118,7 +118,7 @@ async def test_other_file_is_not_opened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fail", [1, 5])
 async def test_store_closes_after_a_failed_sync(tmp_path: Path, fail: int) -> None:
-    """Closing right after it, while syncs may go on to fail, leaves a file with all that was acknowledged."""
+    """A store that is closed right after a failed sync, while more may fail, has all that was acknowledged."""
     path = tmp_path / "x.db"
     async with opened(f"sqlite:///{path}") as (store, syncs):
         await store.apply([starting(a_run(1), commit_id=1)], NOW)
@@ -133,7 +133,7 @@ async def test_store_closes_after_a_failed_sync(tmp_path: Path, fail: int) -> No
 
 
 async def test_what_a_dead_process_could_not_sync_takes_nothing_with_it(tmp_path: Path) -> None:
-    """What a failed sync left is copied back by the next process: no later commit is lost with it when the power fails."""
+    """A commit of the next process survives a power loss, though the dead one left writes that it could not sync."""
     before, after, image = (tmp_path / name for name in ("before", "after", "image"))
     for folder in (before, after, image):
         folder.mkdir()
@@ -142,7 +142,7 @@ async def test_what_a_dead_process_could_not_sync_takes_nothing_with_it(tmp_path
         await store.apply([starting(a_run(1), commit_id=1)], NOW)
         await failed(store, syncs, 2)
         disk = syncs.disk
-        for name in ("runs.db", "runs.db-wal"):  # it dies: what the kernel has, and what the disk has
+        for name in ("runs.db", "runs.db-wal"):  # the process dies: copy what the kernel has, and what the disk has
             shutil.copy(before / name, after / name)
             disk.files[str(after / name)] = disk.entries[str(after / name)] = deepcopy(disk.files[str(before / name)])
         other = SQLiteStore(f"sqlite:///{after}/runs.db?vfs={disk.name}")
@@ -166,6 +166,6 @@ async def test_what_a_dead_process_could_not_sync_takes_nothing_with_it(tmp_path
 
 
 async def claim(store: SQLiteStore) -> None:
-    """Work the file."""
+    """Become the worker of the file."""
     claimed = await store.claim(1, lease=SECOND, limit=0, known=[], held=None, now=NOW)
     assert claimed.working

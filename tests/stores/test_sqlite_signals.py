@@ -1,4 +1,4 @@
-"""What is SQLite's own about signals: files of version 1, the plans of its statements, and reading in one transaction."""
+"""SQLite's own about signals: files of version 1, the query plans, and reads within one transaction."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OLD_RUNS = [a_run(1, owner=7), a_run(2, key="order-2"), a_sleeper(3, NOW + 5), a
 
 
 def _version_1(path: Path) -> str:
-    """A file as the first version left it, with runs in it. Its UUID."""
+    """Create a file as version 1 left it, with runs, and return its UUID."""
     with sqlite3.connect(path) as db:
         db.executescript((files("aioflow_sqlite") / "migrations" / "0001_runs.sql").read_text(encoding="utf-8"))
         db.execute("PRAGMA application_id = 1634102391")
@@ -63,7 +63,7 @@ def _version_1(path: Path) -> str:
 
 
 async def test_a_file_of_version_1_keeps_its_runs(tmp_path: Path) -> None:
-    """Runs, histories, deadlines, ids and the UUID are as they were, and the new columns are empty."""
+    """In a migrated file of version 1 runs, histories, deadlines, ids and UUID are kept, and no run waits."""
     uuid = _version_1(tmp_path / "o.db")
     store = SQLiteStore(f"sqlite:///{tmp_path}/o.db")
     try:
@@ -83,7 +83,7 @@ async def test_a_file_of_version_1_keeps_its_runs(tmp_path: Path) -> None:
 
 
 async def test_a_file_of_version_1_takes_signals(tmp_path: Path) -> None:
-    """Old runs wait, take signals, end and expire them like new ones."""
+    """In a migrated file of version 1, the old runs wait, take signals and end like new ones."""
     _version_1(tmp_path / "o.db")
     store = SQLiteStore(f"sqlite:///{tmp_path}/o.db")
     await store.open(NOW)
@@ -108,7 +108,7 @@ async def test_a_file_of_version_1_takes_signals(tmp_path: Path) -> None:
 
 
 async def test_many_may_migrate_a_file_at_once(tmp_path: Path) -> None:
-    """Ten that open a file of version 1 at the same time bring it up to date once."""
+    """Ten stores that open a file of version 1 at once migrate it once."""
     uuid = _version_1(tmp_path / "o.db")
     stores = [SQLiteStore(f"sqlite:///{tmp_path}/o.db") for _ in range(10)]
     try:
@@ -120,18 +120,18 @@ async def test_many_may_migrate_a_file_at_once(tmp_path: Path) -> None:
             await store.close()
 
 
-# ---- reading
+# ---- reads
 
 
 async def test_a_mail_is_of_one_instant(tmp_path: Path) -> None:
-    """What is committed while mail() reads does not mix with what it has read: each signal fits its run's row."""
+    """mail() reads runs and signals in one transaction, so that a commit in between does not mix with them."""
     store = SQLiteStore(f"sqlite:///{tmp_path}/o.db")
     await store.open(NOW)
     other = sqlite3.connect(tmp_path / "o.db", check_same_thread=False)
     resumed: list[str] = []
 
     def resume(sql: str) -> None:
-        if "FROM runs" in sql and not resumed:  # it has read the signals, and is about to read the rows
+        if "FROM runs" in sql and not resumed:  # between the reads of signals and rows
             resumed.append(sql)
             other.execute("UPDATE runs SET status = 'running', arms = NULL, seq = 2 WHERE id = 1")
             other.commit()
@@ -155,7 +155,7 @@ async def test_a_mail_is_of_one_instant(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "young statistics"])
 def crowded(request: pytest.FixtureRequest) -> Iterator[sqlite3.Connection]:
-    """A file with 10 000 rows that no question is about: other runs' waits, their signals, and what was taken."""
+    """A file with 10 000 rows that no query is about: other runs' waits, their signals, and taken ones."""
     db = sqlite3.connect(":memory:", isolation_level=None)
     migrate(db)
     db.execute("BEGIN")
@@ -176,14 +176,14 @@ def crowded(request: pytest.FixtureRequest) -> Iterator[sqlite3.Connection]:
 
 @pytest.fixture
 def db(crowded: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """That file; what a test does to it is undone."""
+    """That file, in a transaction that is rolled back."""
     crowded.execute("BEGIN")
     yield crowded
     crowded.execute("ROLLBACK")
 
 
 def _plans(db: sqlite3.Connection, call: Callable[[], object]) -> list[str]:
-    """The query plans of all statements that the call executes."""
+    """The query plans of all statements that a call executes."""
     executed: list[str] = []
     db.set_trace_callback(executed.append)
     call()
@@ -193,7 +193,7 @@ def _plans(db: sqlite3.Connection, call: Callable[[], object]) -> list[str]:
     return [line[3] for sql in statements for line in db.execute(f"EXPLAIN QUERY PLAN {sql}")]
 
 
-#: What is asked, and whether it may walk through the index of what nobody has taken yet.
+#: The queries, and whether each may scan the index of signals that nobody has taken.
 ASKED: dict[str, tuple[Callable[[sqlite3.Connection], object], bool]] = {
     "mail of some": (lambda db: box.mail(db, [10_001], 9, NOW), False),
     "mail of all": (lambda db: box.mail(db, None, 9, NOW), True),
@@ -216,13 +216,13 @@ ASKED: dict[str, tuple[Callable[[sqlite3.Connection], object], bool]] = {
 
 @pytest.mark.parametrize("name", ASKED)
 def test_a_statement_goes_by_an_index(db: sqlite3.Connection, name: str) -> None:
-    """Nothing walks through all signals or waits, and only the scan for all mail through what is untaken."""
+    """No statement scans signals or waits, and only the query for all mail scans the index of untaken signals."""
     call, may_walk = ASKED[name]
     for line in _plans(db, lambda: call(db)):
         allowed = may_walk and line.startswith(
             ("SCAN s USING INDEX signals_addressed", "SCAN s USING INDEX signals_keyed")
         )
-        assert "BLOOM FILTER" not in line, line  # it is made of the whole table
+        assert "BLOOM FILTER" not in line, line  # it is built from the whole table
         tables = ("signals", "waits", "runs", "s", "w")
         assert allowed or not any(line == f"SCAN {table}" or line.startswith(f"SCAN {table} ") for table in tables), (
             line
@@ -230,7 +230,7 @@ def test_a_statement_goes_by_an_index(db: sqlite3.Connection, name: str) -> None
 
 
 def test_asking_for_one_runs_mail_costs_the_same_among_thousands(db: sqlite3.Connection) -> None:
-    """By SQLite's own count of steps, what is asked of one run does not grow with what others wait for and are sent."""
+    """Queries for one run's mail take few of SQLite's steps among thousands of other waits and signals."""
     steps: list[int] = []
     db.set_progress_handler(lambda: steps.append(1), 1_000)
     for name in ("mail of some", "with_mail", "receivers by run", "receivers by key", "untaken", "expire"):
@@ -242,7 +242,7 @@ def test_asking_for_one_runs_mail_costs_the_same_among_thousands(db: sqlite3.Con
 
 
 def test_mail_for_runs_that_do_not_wait_for_it_costs_no_more_among_many_waits(db: sqlite3.Connection) -> None:
-    """The look for all mail goes from a signal to the waits of its run, not to all waits of its name."""
+    """The query for all mail goes from a signal to the waits of its run, not to all waits of its name."""
     batch.apply(db, [starting(a_waiter(number, ("paid", f"k{number}"))) for number in range(20_001, 22_001)], NOW)
     steps: list[int] = []
     db.set_progress_handler(lambda: steps.append(1), 1_000)
@@ -253,7 +253,7 @@ def test_mail_for_runs_that_do_not_wait_for_it_costs_no_more_among_many_waits(db
 
 
 def test_what_is_remembered_costs_nothing_to_expire_the_rest(db: sqlite3.Connection) -> None:
-    """Taken signals that had a signal_id are kept for days, and are not read meanwhile, nor those taken just now."""
+    """Expiring reads no taken signals that are remembered by a signal_id, nor those that were taken just now."""
     db.execute("UPDATE signals SET taken_at = ?, taken_by = 1 WHERE id <= 10000", (NOW - 7_200_000_000,))
     for _ in range(10):
         box.expire(db, 1_000, NOW)
@@ -267,7 +267,7 @@ def test_what_is_remembered_costs_nothing_to_expire_the_rest(db: sqlite3.Connect
 
 
 def test_no_more_than_the_limit_is_forgotten_at_once(db: sqlite3.Connection) -> None:
-    """What was remembered long enough counts as much as what was taken an hour ago."""
+    """One call deletes up to the limit of taken signals, whether they were remembered by a signal_id or not."""
     db.execute("UPDATE signals SET taken_at = ?, taken_by = 1 WHERE id > 4900 AND id <= 5100", (NOW - 10**13,))
     before = db.execute("SELECT count(*) FROM signals").fetchone()[0]
     for left in (150, 300, 300):
@@ -275,7 +275,7 @@ def test_no_more_than_the_limit_is_forgotten_at_once(db: sqlite3.Connection) -> 
         assert before - db.execute("SELECT count(*) FROM signals").fetchone()[0] == min(left, 200)
 
 
-#: Mailboxes with 1 000 signals: of a run that waits, of a run's key, and of a key that nobody waits for.
+#: Mailboxes with 1 000 signals: that of a waiting run, that of its key, and that of a key that nobody waits for.
 FULL: dict[str, tuple[Callable[[sqlite3.Connection], object], object]] = {
     "mail of a run": (lambda db: _first(box.mail(db, [10_002], 9, NOW)), [30_001, 30_002]),
     "mail of a key": (lambda db: _first(box.mail(db, [10_003], 9, NOW)), [40_001, 40_002]),
@@ -293,7 +293,7 @@ def _first(mails: list[Mail]) -> list[int]:
 
 @pytest.mark.parametrize("name", FULL)
 def test_one_of_many_signals_costs_no_more_than_one(db: sqlite3.Connection, name: str) -> None:
-    """What a run takes, whether it has mail, and whom a post is for, do not grow with what else lies there."""
+    """A run's first mail, whether it has mail, and a post's receivers cost no more among 1 000 signals."""
     batch.apply(db, [starting(a_waiter(10_002)), starting(a_waiter(10_003, ("paid", "full")))], NOW)
     sent: list[Change] = [Post(a_signal(number, 10_002)) for number in range(30_001, 31_001)]
     sent += [Post(a_signal(number, key="full")) for number in range(40_001, 41_001)]
@@ -309,7 +309,7 @@ def test_one_of_many_signals_costs_no_more_than_one(db: sqlite3.Connection, name
 
 
 def test_each_of_a_broadcasts_receivers_takes_its_own_copy_alone(db: sqlite3.Connection) -> None:
-    """A batch that resumes runs of one broadcast looks at their copies, not at all copies once for each of them."""
+    """A batch that resumes many runs of one broadcast reads only their own copies."""
     waiting = [a_waiter(number) for number in range(60_001, 61_001)]
     batch.apply(db, [starting(run) for run in waiting], NOW)
     batch.apply(db, [Post(a_signal(70_001, broadcast=1))], NOW)

@@ -1,4 +1,4 @@
-"""How long the WAL of a SQLite file gets."""
+"""How long the WAL of a SQLite file grows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Gauge:
 
 
 async def write(engine: Engine, runs: int, load: int) -> None:
-    """Let so many runs write so much, ten at once."""
+    """Complete so many runs with so large a Context, ten at a time."""
     for _ in range(runs // 10):
         started = await asyncio.gather(*(engine.start(Writer, load="x" * load) for _ in range(10)))
         for run in started:
@@ -62,7 +62,7 @@ async def write(engine: Engine, runs: int, load: int) -> None:
 
 
 async def test_wal_is_copied_back_at_16_megabytes(tmp_path: Path) -> None:
-    """Whether much is written by few large rows or by many small ones, the WAL stays short."""
+    """The WAL is copied back at 16 MB, whether few large rows or many small ones are written."""
     path = tmp_path / "x.db"
     for runs, load in ((100, 200_000), (3000, 10)):
         engine = Engine(f"sqlite:///{path}", workflows=[Writer])
@@ -75,7 +75,7 @@ async def test_wal_is_copied_back_at_16_megabytes(tmp_path: Path) -> None:
 
 
 async def test_wal_that_somebody_reads_is_copied_back_later(tmp_path: Path) -> None:
-    """While another process reads, the WAL grows, and when it has ended, it is begun anew."""
+    """The WAL grows while another process reads, and is restarted after that."""
     path = tmp_path / "x.db"
     wal = path.with_name("x.db-wal")
     async with Engine(f"sqlite:///{path}", workflows=[Writer]) as engine:

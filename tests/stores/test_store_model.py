@@ -1,9 +1,9 @@
-"""Every store, driven at random beside a model of what it has to do: after every rule both hold the same.
+"""Every store, driven at random beside a model of it: after every rule both hold the same.
 
-A batch is made so that the port says what becomes of it: what may be judged before or after a neighbour is not in one
-batch with it.
+Batches are made so that the port determines their results: what a store may judge before or after another change is not
+in one batch with it.
 
-A failure prints its whole sequence, which to shorten takes minutes: `--slow -o faulthandler_timeout=0` does so.
+A failure prints its whole sequence. Shortening it takes minutes: `--slow -o faulthandler_timeout=0` does so.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.commits = count(1)
         self.given: dict[str, set[int]] = {"run": set(), "signal": set(), "event": set(), "worker": set()}
         self.offers: list[list[Change]] = []
-        #: worker -> end of its lease; of an exclusive store the one that works
+        #: worker -> the end of its lease; for an exclusive store, only the worker that works the file
         self.leases: dict[int, int] = {}
         self.unread: set[int] = set()
 
@@ -93,7 +93,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize(data=st.data())
     def work_is_under_way(self, data: st.DataObject) -> None:
-        """A worker, and runs of which two wait: else most rules would find nothing to do."""
+        """Start with a worker, and with runs of which two wait, as otherwise most rules would find nothing to do."""
         self.workers = self.reserve("worker", 3)
         self.do(self.store.claim(self.workers[0], lease=LEASE, limit=0, known=WORKFLOWS, held=None, now=self.now))
         self.leases[self.workers[0]] = self.now + LEASE
@@ -129,7 +129,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def the_store_is_opened_anew(self) -> None:
-        """As after a restart. The lock of an exclusive store is lost with its holder, and a lease runs on."""
+        """Reopen the store, as after a restart. An exclusive store loses its lock then, while leases run on."""
         self.do(self.store.close())
         assert self.do(self.store.open(self.now)) == self.uuid
         if self.store.exclusive:
@@ -159,7 +159,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), size=st.integers(1, 4))
     def runs_change(self, data: st.DataObject, size: int) -> None:
-        """Starts, Moves, Marks and Amends, each of a run of its own, and no key in two of them."""
+        """Starts, Moves, Marks and Amends in one batch, each of another run, and no two with one key."""
         changes: list[Change] = []
         runs: set[int] = set()
         keys: set[tuple[str, str | None]] = set()
@@ -184,7 +184,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(run.status == "running" for run in self.model.runs.values()))
     @rule(data=st.data())
     def a_step_starts_and_sends(self, data: st.DataObject) -> None:
-        """A Move of a running run, alone in its batch, with others beside it."""
+        """A Move of a running run, alone in its batch, with changes that are part of it."""
         running = [run for run in self.model.runs.values() if run.status == "running"]
         run = data.draw(st.sampled_from(running), "run")
         move = self.a_step(data, run)
@@ -196,7 +196,7 @@ class StoreMachine(RuleBasedStateMachine):
             if what == "emit":
                 part = self.an_emit(data)
                 own = ("event", part.event.event_id)
-                # Which occurrences of an event the move's own wait hears, if the move replaces that event, is open.
+                # Which occurrence of an event that the move replaces its own wait receives is left open.
                 if part.replace and move.run.arms is not None:
                     continue
             elif what == "start":
@@ -205,7 +205,7 @@ class StoreMachine(RuleBasedStateMachine):
             else:
                 part = self.a_post(data, avoid=run.id)
                 own = part.signal.signal_id
-                # Whether the move's own wait hears what is sent with it is open.
+                # Whether the move's own wait receives a broadcast that is sent with it is left open.
                 if not part.signal.run_id and part.signal.key is None and move.run.arms is not None:
                     continue
             if own is None or own not in keys:
@@ -216,7 +216,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(run.status == "running" and run.key for run in self.model.runs.values()))
     @rule(data=st.data(), ends=st.booleans(), reuse=st.sampled_from(["never", "ended", "failed"]))
     def a_run_is_succeeded(self, data: st.DataObject, ends: bool, reuse: Any) -> None:
-        """A step starts the next run of its own key: that is free if the same move has ended its run."""
+        """A step starts the next run of its own key, which is free if the same move has ended its run."""
         run = data.draw(
             st.sampled_from([r for r in self.model.runs.values() if r.status == "running" and r.key]), "run"
         )
@@ -233,7 +233,7 @@ class StoreMachine(RuleBasedStateMachine):
     def signals_are_sent(self, data: st.DataObject, size: int) -> None:
         posts = [self.a_post(data) for _ in range(size)]
         told = {}
-        for post in posts:  # a signal_id once
+        for post in posts:  # one per signal_id
             told[post.signal.signal_id or post.signal.id] = post
         self.apply(list(told.values()))
 
@@ -243,7 +243,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.end_a_wait(data)
 
     def end_a_wait(self, data: st.DataObject) -> None:
-        """By a signal that may be there, by one that does not validate, or in time if none is there."""
+        """End a wait by a signal that may be there, by one that is rejected, or by its timeout."""
         held_back = [
             id_ for id_ in self.model.waiting()
             if self.model.events.in_the_way(self.model.runs[id_], self.model.arms(id_), self.now) is not None
@@ -264,7 +264,7 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             self.apply([move._replace(takes=takes)])
 
-    # Chosen as often as two others: what is delivered is what most can go wrong with.
+    # Listed again so that they are chosen more often, as deliveries have the most ways to go wrong.
     signals_are_sent_again = rule(data=st.data())(lambda self, data: self.apply([self.a_post(data)]))
     another_wait_ends = precondition(lambda self: self.model.since)(
         rule(data=st.data())(lambda self, data: self.end_a_wait(data))
@@ -272,7 +272,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), size=st.integers(1, 3))
     def events_happen(self, data: st.DataObject, size: int) -> None:
-        """Of each event and of each plan one change."""
+        """Changes about events in one batch, at most one for each event and plan."""
         changes: list[Change] = []
         about: set[Any] = set()
         for _ in range(size):
@@ -285,7 +285,7 @@ class StoreMachine(RuleBasedStateMachine):
     more_events_happen = rule(data=st.data())(lambda self, data: self.apply([self.an_event_change(data)[0]]))
 
     def an_event_change(self, data: st.DataObject) -> tuple[Change, set[Any]]:
-        """A change about events, and what there may be only one of in a batch."""
+        """A change about events, and the names of what a batch may change only once."""
         events = self.model.events
         how = data.draw(
             st.sampled_from(["emit", "emit", "emit", "withdraw", "occur", "replan", "start", "start", "listen"])
@@ -341,7 +341,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.offers)
     @rule(data=st.data())
     def a_change_is_offered_again(self, data: st.DataObject) -> None:
-        """The last batch, as after a lost reply, or one change of long ago, as from a client that tried for long."""
+        """Offer the last batch again, as after a lost reply, or an old change, as from a client that kept trying."""
         if data.draw(st.booleans(), "last"):
             self.offer(self.offers[-1])
         else:
@@ -350,7 +350,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def a_batch_is_refused(self, data: st.DataObject) -> None:
-        """One row that no store holds undoes everything that was to be committed with it."""
+        """A row that no store can hold undoes the whole batch."""
         poison = self.a_start(data)
         poison = poison._replace(run=poison.run._replace(hops=2**63))
         changes: list[Change] = [self.a_start(data), self.a_post(data), poison]
@@ -362,9 +362,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def somebody_else_writes(self) -> None:
-        """Another handle of the same data: its rows are seen, and the hint tells that there is something to see."""
+        """A second handle of the same data writes: its rows are seen, and the hint changes."""
         before = self.do(self.store.hint(self.now))
-        made = self.make()  # an address, or the object that all share
+        made = self.make()  # a URL, or the object that all share
         other = find_store(made if isinstance(made, str) else self.store)
         assert self.do(other.open(self.now)) == self.uuid
         store, self.store = self.store, other
@@ -374,13 +374,13 @@ class StoreMachine(RuleBasedStateMachine):
         finally:
             self.store = store
             self.do(other.close())
-        # One that is told of writes may hear of them a little later.
+        # A store that listens for writes may notice them a little later.
         assert any(self.do(self.store.hint(self.now)) != before for _ in range(50))
 
-    # ---- how changes are made
+    # ---- making changes
 
     def to(self, run: Run, kind: Any, **columns: Any) -> Move:
-        """The Move that leads on from a row."""
+        """A Move that continues from a row."""
         cleared = {"crashes": 0, "marked": 0, "updated_at": self.now}
         return moving(run, kind=kind, commit_id=next(self.commits), **{**cleared, **columns})
 
@@ -419,7 +419,7 @@ class StoreMachine(RuleBasedStateMachine):
         )  # fmt: skip
 
     def a_step(self, data: st.DataObject, run: Run) -> Move:
-        """What a step may make of its run."""
+        """A Move by a step of the run."""
         how = data.draw(st.sampled_from(["goto", "wait", "wait", "sleep", "complete", "fail"]), "step")
         context = json.dumps(data.draw(st.sampled_from(DATA), "data"))
         if how == "goto":
@@ -449,7 +449,7 @@ class StoreMachine(RuleBasedStateMachine):
         )
 
     def a_change(self, data: st.DataObject, run: Run) -> Change:
-        """What may happen to a run, guards that do not hold any more included."""
+        """A change of a run, also with outdated guards."""
         commit_id = next(self.commits)
         how = data.draw(st.sampled_from(["move", "move", "move", "mark", "cancel", "hop"]), "change")
         past = data.draw(st.sampled_from([(0, 0)] * 5 + [(1, 0), (0, 1)]), "past")
@@ -472,7 +472,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(few=st.booleans())
     def the_mailbox_is_swept(self, few: bool) -> None:
-        """With a small limit only if all that is to be forgotten is within it: which goes first is open."""
+        """Expire signals, with a small limit only if it includes all that are to be deleted, whose order is open."""
         model, now = self.model, self.now
         forgotten = [kept for kept in model.kept if kept.forgettable(now)]
         limit = max(1, len(forgotten)) if few else 1_000
@@ -512,13 +512,13 @@ class StoreMachine(RuleBasedStateMachine):
         assert all(run == after[run.id] for run in claim.runs)
         assert set(claim.gone) == set(held or ()).difference(own, taken)
         for id_, was in list(runs.items()):
-            if after[id_] != was:  # an exclusive store may part dead owners from runs that nobody takes yet
+            if after[id_] != was:  # an exclusive store may free dead owners' runs before anybody takes them
                 assert id_ in taken or (exclusive and id_ in orphans and was.owner is not None)
                 crashed = was.owner is not None and (was.crashes < 2 or was.marked)
                 self.owned(id_, after[id_], worker if id_ in taken else None, was.crashes + bool(crashed))
 
     def owned(self, run_id: int, run: Run, owner: int | None, crashes: int) -> None:
-        """The row changed its owner as is right, and in nothing else."""
+        """Check that the row's owner changed correctly, and nothing else, and adopt the row."""
         was = self.model.runs[run_id]
         assert run.fence > was.fence
         assert run == was._replace(owner=owner, fence=run.fence, crashes=crashes, marked=0)
@@ -544,11 +544,11 @@ class StoreMachine(RuleBasedStateMachine):
             if was.status == "running" and was.owner == worker:
                 self.owned(run.id, run, None, was.crashes)
 
-    # ---- questions
+    # ---- queries
 
     @rule(data=st.data())
     def runs_are_looked_for(self, data: st.DataObject) -> None:
-        """By any filters, in any order, page by page."""
+        """Find runs by any filters, in any order, page by page."""
 
         def some(values: Sequence[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
             return st.just(()) | st.lists(st.sampled_from(values), max_size=2, unique=True).map(tuple)
@@ -581,7 +581,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def events_are_looked_for(self, data: st.DataObject) -> None:
-        """By any filters, in both orders, page by page."""
+        """Find events by any filters, in both orders, page by page."""
         values = {
             "event_id": EVENT_IDS, "name": NAMES, "namespace": NAMESPACES, "entity_id": ["a", "b"],
             "status": ["pending", "occurred", "cancelled"],
@@ -604,7 +604,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.runs)
     @rule(data=st.data(), limit=st.integers(1, 3), after=st.integers(0, 4))
     def parts_are_read(self, data: st.DataObject, limit: int, after: int) -> None:
-        """Part of a history, of the deadlines and of the mail."""
+        """Read parts of a history, of the deadlines and of the mail."""
         run_id = data.draw(st.sampled_from([*self.model.runs, 999]), "run")
         history = self.model.history.get(run_id, [])
         assert self.do(self.store.history(run_id, after, limit, self.now)) == history[after:][:limit]
@@ -672,7 +672,7 @@ def run_of(change: Change) -> int:
 
 
 def compare(change: Change, told: Result, wanted: Result) -> None:
-    """The result is the model's in all that the port promises of a change of this kind."""
+    """Check that the result is the model's in everything that the port promises for this kind of change."""
     assert told.outcome == wanted.outcome, (change, told, wanted)
     if isinstance(change, Post):
         assert (told.mail, sorted(told.run_ids)) == (wanted.mail, sorted(wanted.run_ids)), (change, told, wanted)
@@ -697,7 +697,7 @@ def compare(change: Change, told: Result, wanted: Result) -> None:
 
 @pytest.fixture(params=[*STORES, "postgres"])
 def make(request: pytest.FixtureRequest) -> Callable[[Path], str | Store]:
-    """Makes an empty store, a URL or an object, given a folder."""
+    """Makes an empty store, as a URL or an object, in a folder."""
     if request.param != "postgres":
         return STORES[request.param]
     schemas: Schemas = request.getfixturevalue("postgres_server")
@@ -708,10 +708,10 @@ def make(request: pytest.FixtureRequest) -> Callable[[Path], str | Store]:
 def test_a_store_does_what_the_model_does(
     make: Callable[[Path], str | Store], derandomize: bool, request: pytest.FixtureRequest
 ) -> None:
-    """Whatever is asked of a store in whatever order, its answers and its rows are those of the model."""
+    """Random changes and queries have the same results, and lead to the same rows, in each store and in the model."""
     slow = request.config.getoption("--slow")
     phases = set(Phase) if slow else {Phase.explicit, Phase.reuse, Phase.generate}
-    few = 4 if "postgres" in request.node.name else 12  # a server is asked over a wire
+    few = 4 if "postgres" in request.node.name else 12  # a server takes longer
     chosen = settings(
         max_examples=500 if slow else few, stateful_step_count=50, derandomize=derandomize, phases=phases
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""All stores, given the same batches about events at random, say the same and hold the same."""
+"""All stores, given the same random batches about events, answer the same and hold the same."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Chooser:
             else:
                 takes = rng.sample(mail.get(run.id, []), min(len(mail.get(run.id, [])), rng.randint(0, 2)))
                 changes.append(resuming(run, *takes, commit_id=10**6 + self.next()))
-        # A batch without parking runs has the events: whether those of one batch meet is open.
+        # Only a batch that parks no runs has events: whether a wait and an event of one batch meet is left open.
         if rng.random() < 0.6:
             changes = []
             events = rng.sample(range(1, 9), 3)
@@ -107,7 +107,7 @@ async def held(store: Store, now: int) -> list[object]:
 
 
 async def test_stores_agree_on_events(tmp_path: Path, postgres_url: str, rng: Random) -> None:
-    """Emitted, replaced, withdrawn, occurred, planned, started and waited for, in batches that are offered twice at times."""
+    """After random batches about events and waits, some of them offered twice, all stores answer and hold the same."""
     stores: list[Store] = [MemoryStore(), SQLiteStore(f"sqlite:///{tmp_path}/a.db"), PostgresStore(postgres_url)]
     chooser = Chooser(rng)
     seen: Counter[str] = Counter()

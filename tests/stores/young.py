@@ -1,4 +1,4 @@
-"""Statistics of a SQLite file as it was when it was young: somebody has run ANALYZE, and then the file has grown."""
+"""Statistics of a SQLite file from when it was small: ANALYZE was run, and then the file has grown."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from aioflow.testing.conformance_samples import (
 )
 from aioflow_sqlite import batch, mailbox
 
-#: Where the ids begin of what the file had then.
+#: The first id of the rows of that time.
 FIRST = 900_000
 
 
 def analyze_young(db: sqlite3.Connection) -> None:
-    """Write some twenty rows into each table, and let SQLite count them."""
+    """Write some twenty rows into each table, and run ANALYZE."""
     numbers = range(FIRST, FIRST + 20)
     batch.apply(db, [Listen(("young",), (a_listener("young", event_name="young"),))], NOW)
     runs = [a_waiter(number, "young", ("young", f"young{number}")) for number in numbers[::2]]
