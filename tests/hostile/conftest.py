@@ -1,4 +1,4 @@
-"""Engines on every store, a clock that tests move, and disks that are full or cannot be written."""
+"""Fixtures: engines on every store, a clock that tests move, and disks that can be full or read-only."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from tests.engine.conftest import (  # noqa: F401 - fixtures
     store_url,
 )
 
-#: Enough for the database and its WAL; a test that fills the rest does so quickly.
+#: Enough for the database and its WAL, and small enough to be filled quickly.
 DISK = "64m"
 
 
 class Disk:
-    """A small file system of its own, in memory."""
+    """A small file system in memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ballast = folder / "ballast"
 
     def fill(self) -> None:
-        """Until nothing can be written any more."""
+        """Write until the disk is full."""
         with self.ballast.open("wb", buffering=0) as file:
             for size in (1 << 20, 4096):
                 with pytest.raises(OSError, match="No space left"):
                     _write_on(file, bytes(size))
 
     def make_room(self) -> None:
-        """What filled it is gone."""
+        """Remove what has filled the disk."""
         self.ballast.unlink()
 
     def remount(self, how: str) -> None:
-        """Read-only (``ro``), or as it was (``rw``); nobody may have it open for writing."""
+        """Remount the disk read-only (``ro``) or writable (``rw``). No file on it may be open for writing."""
         subprocess.run(["mount", "-o", f"remount,{how}", str(self.folder)], check=True, timeout=10)
 
 

@@ -1,4 +1,4 @@
-"""Fifty runs that share their batches with whatever goes wrong, and what has to be true of them in the end."""
+"""Fifty runs that share their batches with whatever goes wrong, and the checks that they must pass in the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = 50
 class Crowd:
     """Runs that commit one transition after the other for as long as the test lets them.
 
-    The mutable state: the runs, how many steps they have begun, and whether they are to end.
+    The mutable state: the runs, how many steps have begun, and whether the runs are to end.
     """
 
     def __init__(self) -> None:
@@ -45,18 +45,18 @@ class Crowd:
         self.workflow = Walker
 
     async def start(self, engine: Engine) -> None:
-        """All runs, on their way."""
+        """Start all runs, and wait until they make transitions."""
         starts = (engine.start(self.workflow, number=number) for number in range(SIZE))
         self.runs = list(await asyncio.gather(*starts))
         await self.moves_on()
 
     async def moves_on(self, timeout: float = 5) -> None:
-        """Until each run can have made a transition from now on."""
+        """Wait until so many steps have begun that each run can have made a transition."""
         before = self.steps
         await wait_until(lambda: self.steps >= before + 2 * SIZE, timeout, "the other runs go on")
 
     async def ends(self, engine: Engine) -> None:
-        """All runs complete; each transition that memory saw is in the store, once and in order."""
+        """Let all runs complete, and check that each step was committed once and in order."""
         self.over = True
         turns = 0
         for run in self.runs:
@@ -68,7 +68,7 @@ class Crowd:
 
 
 async def whole(engine: Engine, run: WorkflowRun[Any]) -> None:
-    """The history of the run has no gaps, ends where the row stands, and knows each turn of its Context."""
+    """Check that the run's history has no gaps, ends at the row's seq, and has a transition for each turn."""
     rows: list[Transition] = []
     while page := await engine.history(run.id, after=rows[-1].seq if rows else None, limit=10_000):
         rows += page
@@ -79,7 +79,7 @@ async def whole(engine: Engine, run: WorkflowRun[Any]) -> None:
 
 @asynccontextmanager
 async def crowded(engine: Engine) -> AsyncIterator[Crowd]:
-    """A crowd on this open engine, that has to come through what happens in the block."""
+    """A crowd on an open engine, which must make transitions and complete whatever happens in the block."""
     crowd = Crowd()
     await crowd.start(engine)
     try:

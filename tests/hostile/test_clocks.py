@@ -1,4 +1,4 @@
-"""A clock that is set an hour forth or back under a working engine: nobody early, nobody lost, all go on."""
+"""A clock that is set an hour forward or back under a working engine: nothing is early, nothing is lost."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.hostile.crowd import crowded, whole
 from tests.support import wait_until
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
-#: What runs wait for, each twice: half an hour, and an hour and a half.
+#: The ways to wait; the tests use each of them for half an hour, and for an hour and a half.
 WAYS = ("sleep", "timeout", "retry", "delay", "sleep_until")
 
 
 @workflow("hostile-clock", default_retry=Retry(max_attempts=2, base_delay=30 * MINUTE, max_delay=10 * HOUR))
 class Waiting:
-    """Waits for an instant, in one of the ways, and writes down when it went on."""
+    """Waits in one of the ways, and records when it went on."""
 
     class Context(BaseModel):
         way: str
@@ -93,7 +93,7 @@ class Reader:
 
 
 async def all_waiting(engine: Engine) -> list[WorkflowRun[Any]]:
-    """Runs that wait in every way for every span."""
+    """Start runs that wait in every way for every span."""
     runs = []
     for way in WAYS:
         for minutes in (30, 90):
@@ -106,12 +106,12 @@ async def all_waiting(engine: Engine) -> list[WorkflowRun[Any]]:
 
 
 def due_at(runs: list[WorkflowRun[Any]], now: datetime) -> set[int]:
-    """The ids of those whose instant has come."""
+    """The ids of the runs whose wake-up is due."""
     return {run.id for run in runs if run.wake_at is not None and run.wake_at <= now}
 
 
 async def gone_on(engine: Engine, runs: list[WorkflowRun[Any]]) -> set[int]:
-    """The ids of those that wait no more."""
+    """The ids of the runs that have completed."""
     ids = {run.id for run in runs}
     return {run.id for run in await engine.runs(workflow=Waiting) if run.id in ids and run.status == "completed"}
 
@@ -130,7 +130,7 @@ STEPS = {
 async def test_clock_that_steps_wakes_nobody_early_and_forgets_nobody(
     make_engine: MakeEngine, clock: ShiftedClock, steps: list[timedelta], restart: bool
 ) -> None:
-    """Sleeps, timeouts, retries and delays end when the clock says so, however it got there, also across restarts."""
+    """Sleeps, timeouts, retries and delays end when the clock says so, however it was set, also after a restart."""
     engine = await make_engine().__aenter__()
     try:
         runs = await all_waiting(engine)
@@ -160,7 +160,7 @@ async def test_clock_that_steps_wakes_nobody_early_and_forgets_nobody(
 
 
 async def _caught_up(engine: Engine, runs: list[WorkflowRun[Any]], clock: ShiftedClock) -> bool:
-    """Whether those that are due have gone on; nobody else may have, but for those that were due before."""
+    """Whether all runs that are due have gone on, after checking that none has gone on early."""
     gone = await gone_on(engine, runs)
     for run in runs:
         if run.id in gone:
@@ -174,7 +174,7 @@ async def _caught_up(engine: Engine, runs: list[WorkflowRun[Any]], clock: Shifte
 async def test_signals_in_the_mailbox_survive_a_step_of_the_clock(
     make_engine: MakeEngine, clock: ShiftedClock, log: list[EventDict], step_of_clock: timedelta
 ) -> None:
-    """Those with a longer ttl, and those to a run, are taken in the order of sending, whatever the clock did between."""
+    """Signals to a run are taken in the order of sending, and none expires, although the clock was set in between."""
     async with make_engine() as engine, crowded(engine) as crowd:
         run = await (await engine.start(Reader)).wait(5, until="parked")
         await engine.signal("mail", {"number": 1}, run_id=run.id)
@@ -194,7 +194,7 @@ async def test_signals_in_the_mailbox_survive_a_step_of_the_clock(
 async def test_signal_expires_by_the_clock_and_not_before(
     make_engine: MakeEngine, clock: ShiftedClock, log: list[EventDict]
 ) -> None:
-    """A signal to a key with a ttl of an hour outlives a step back and is taken; past its time it is not."""
+    """A signal to a key is taken within its ttl, also after the clock was set back, and not once the ttl is over."""
 
     @workflow("hostile-keyed")
     class Keyed:
@@ -220,14 +220,14 @@ async def test_signal_expires_by_the_clock_and_not_before(
         clock.shift(HOUR + MINUTE)
         run = await (await engine.start(Keyed)).wait(5, until="parked")
         assert (run.waiting_for, run.data) == ("signal", {"number": 0})
-        clock.shift(-2 * HOUR)  # what was too late for this wait may be in time again, or be gone: the run goes on
+        clock.shift(-2 * HOUR)  # the expired signal may be valid again, or be deleted: the run takes some signal
         await engine.signal("mail", {"number": 10}, key="k")
         assert (await run.wait(5)).data["number"] in (9, 10)
 
 
 @event_workflow("hostile-visit", offsets=[-30 * MINUTE, 30 * MINUTE], name="hostile-visits")
 class Visits:
-    """Starts before and after the event, and writes down when."""
+    """Starts before and after the event, and records when."""
 
     class Context(BaseModel):
         woke: datetime | None = None
@@ -239,7 +239,7 @@ class Visits:
 
 @workflow("hostile-expects")
 class Expects:
-    """Waits for the event, an hour and a half at the most."""
+    """Waits for the event, for an hour and a half at most."""
 
     class Context(BaseModel):
         woke: datetime | None = None
@@ -262,7 +262,7 @@ class Expects:
 async def test_clock_that_steps_starts_nothing_early_and_nothing_twice(
     make_engine: MakeEngine, clock: ShiftedClock, steps: list[timedelta], restart: bool
 ) -> None:
-    """What an event has planned is started, and occurs, when the clock says so, once, however the clock got there."""
+    """An event occurs and starts its runs once, when the clock says so, however it was set, also after a restart."""
     engine = await make_engine().__aenter__()
     try:
         waiting = await (await engine.start(Expects)).wait(5, until="parked")

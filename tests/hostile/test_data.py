@@ -1,4 +1,4 @@
-"""Hostile values, by whatever way they come in: a clear error for who brought them, and nobody else notices."""
+"""Hostile values, wherever they enter: a clear error for the caller or the run, and no effect on anything else."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from tests.hostile.crowd import crowded, whole
 
 @dataclass(frozen=True)
 class Hostile:
-    """A value and the sentences about it: beyond which limit it is, or how it differs when it is read back."""
+    """A value, and what the errors say about it: the limit that it exceeds, or how it differs after JSON."""
 
     make: Callable[[], Any]
     limit: str = ""
     differs: str = ""
-    #: What is said of a signal's payload where that is something else.
+    #: What the error says about a signal's payload, if that is something else.
     payload: str = ""
 
 
@@ -77,7 +77,7 @@ all_hostile = pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
 
 
 class Note(BaseModel):
-    """A Context that takes anything, and a message."""
+    """A Context that takes any value; also a message."""
 
     note: Any = None
 
@@ -141,7 +141,7 @@ class Watcher:
 
 
 def filler(hostile: Hostile) -> Any:
-    """A workflow whose step brings the value by a way of its choice."""
+    """A workflow whose step uses the value in the way that its Context names."""
 
     @workflow("hostile-filler", default_retry=ONCE)
     class Filler:
@@ -175,7 +175,7 @@ def filler(hostile: Hostile) -> Any:
 
 
 def said(hostile: Hostile, what: str, workflow: str) -> tuple[type[Exception], str]:
-    """The error about a value, and its text, for whoever brought it as ``what``."""
+    """The error about a value that is used as ``what``: its class and text."""
     if what in ("go", "Letter"):
         other = hostile.payload if what == "go" else ""
         if what == "Letter" and hostile.differs:
@@ -193,7 +193,7 @@ def said(hostile: Hostile, what: str, workflow: str) -> tuple[type[Exception], s
 
 
 def spelled(text: str) -> str:
-    """A text as a run's row has it: with lone surrogates and NUL spelled out."""
+    """A text as a run's row has it, with lone surrogates and NUL escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -204,7 +204,7 @@ async def reading(engine: Engine, by: str) -> WorkflowRun[Any]:
 
 @all_hostile
 async def test_start_refuses_what_cannot_be_stored(make_engine: MakeEngine, hostile: Hostile) -> None:
-    """The caller of start gets the error, nothing is started, and fifty runs beside it complete."""
+    """start() with such a value raises, starts nothing, and fifty other runs complete."""
     async with make_engine() as engine, crowded(engine):
         kind, text = said(hostile, "context", "hostile-child")
         with pytest.raises(AioflowError) as caught:
@@ -217,7 +217,7 @@ async def test_start_refuses_what_cannot_be_stored(make_engine: MakeEngine, host
 
 @all_hostile
 async def test_step_that_brings_what_cannot_be_stored_fails_alone(make_engine: MakeEngine, hostile: Hostile) -> None:
-    """By a change of the Context, by complete, or by what a step starts and sends: its own run fails, with the text."""
+    """A step that puts such a value into a Context, a start, a signal or an event fails its own run alone."""
     flow = filler(hostile)
     async with make_engine() as engine, crowded(engine):
         ways = ("change", "complete", "start", "signal", "message", "emit")
@@ -230,7 +230,7 @@ async def test_step_that_brings_what_cannot_be_stored_fails_alone(make_engine: M
                 if hostile.differs:
                     left = "left a Context that cannot be stored"
                     text = f"Step 'fill' of workflow 'hostile-filler' (run {run.id}) {left}: {hostile.differs}"
-                if found := re.search(r"it has (\d+)", text):  # its Context has another field
+                if found := re.search(r"it has (\d+)", text):  # the Context has another field, so its JSON is longer
                     text = text.replace(found[1], str(int(found[1]) + len(f',"way":"{way}"')))
             assert (way, run.status, run.error) == (way, "failed", spelled(text))
             assert run.data == {"way": way, "note": None}
@@ -241,7 +241,7 @@ async def test_step_that_brings_what_cannot_be_stored_fails_alone(make_engine: M
 
 @all_hostile
 async def test_event_that_cannot_be_stored_is_not_emitted(make_engine: MakeEngine, hostile: Hostile) -> None:
-    """Whoever emits it gets the error, nothing is recorded, and what waits for it takes the next one."""
+    """emit() with such a value raises, nothing is recorded, and the run that waits for the event takes the next one."""
     async with make_engine() as engine, crowded(engine):
         run = await (await engine.start(Watcher)).wait(5, until="parked")
         for what, entity in (("seen", {"note": hostile.make()}), ("an entity", Note(note=hostile.make()))):
@@ -259,7 +259,7 @@ async def test_event_that_cannot_be_stored_is_not_emitted(make_engine: MakeEngin
 async def test_signal_that_cannot_be_stored_is_not_sent(
     make_engine: MakeEngine, hostile: Hostile, addressed: bool
 ) -> None:
-    """The sender gets the error, the run waits on, nothing is in the mailbox, and the next signal is taken."""
+    """signal() with such a value raises, nothing is in the mailbox, and the waiting run takes the next signal."""
     async with make_engine() as engine, crowded(engine):
         for by in ("go", "Letter"):
             run = await reading(engine, by)
@@ -295,7 +295,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("value", STRANGE.values(), ids=STRANGE)
 async def test_strange_values_come_through(make_engine: MakeEngine, value: Any) -> None:
-    """What is odd but within the limits arrives as it was, by every way and after a restart."""
+    """Strange values within the limits arrive unchanged, in every way, and are the same after a restart."""
     flow = filler(Hostile(lambda: value))
     async with make_engine() as engine, crowded(engine):
         runs = [await engine.start(flow, way=way) for way in ("change", "complete", "start")]
@@ -337,7 +337,7 @@ NAMES = {
 
 @pytest.mark.parametrize(("name", "limit"), NAMES.values(), ids=NAMES)
 async def test_hostile_names_are_refused_where_they_are_written(make_engine: MakeEngine, name: str, limit: str) -> None:
-    """Keys, signal names and ids, and names of workflows: each error names the argument, and nothing is changed."""
+    """Keys, ids and names with such a text are refused by an error that names the argument, without effect."""
     async with make_engine() as engine, crowded(engine):
         run = await reading(engine, "go")
         calls: dict[str, Callable[[], Any]] = {
@@ -368,7 +368,7 @@ async def test_hostile_names_are_refused_where_they_are_written(make_engine: Mak
 
 @pytest.mark.parametrize(("name", "limit"), NAMES.values(), ids=NAMES)
 async def test_wait_with_a_hostile_name_fails_its_run_alone(make_engine: MakeEngine, name: str, limit: str) -> None:
-    """A step that waits for such a name, or with such a key, fails with the text; others do not notice."""
+    """A step that waits for such a name, or with such a key, fails its own run alone, with the text."""
 
     @workflow("hostile-namer", default_retry=ONCE)
     class Waiter:
@@ -410,7 +410,7 @@ async def test_wait_with_a_hostile_name_fails_its_run_alone(make_engine: MakeEng
     ids=["NUL", "surrogate", "64 MB"],
 )
 async def test_hostile_reasons_are_spelled_out_and_bounded(make_engine: MakeEngine, text: str, kept: str) -> None:
-    """What fail, an exception and cancel say of a run is stored whatever it holds, spelled out, and with a limit."""
+    """The reasons of fail, exceptions and cancel are stored whatever they contain, with escapes and up to a limit."""
 
     @workflow("hostile-failing", default_retry=ONCE)
     class Failing:

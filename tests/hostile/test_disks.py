@@ -1,4 +1,4 @@
-"""Files that are locked, read-only, full or damaged: told in a sentence, nothing lost, work resumed when it is over."""
+"""Files that are locked, read-only, full or damaged: errors say so, nothing is lost, and work resumes when it can."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Order:
 
 @event_workflow("hostile-delivery", name="hostile-disk-delivery")
 class Delivery:
-    """Starts when something is delivered."""
+    """Starts when a delivery occurs."""
 
     @step(start=True)
     async def unpack(self, event: Event) -> Command:
@@ -77,12 +77,12 @@ class Delivery:
 
 
 def url_of(folder: Path) -> str:
-    """A file in this folder, whose lock nobody waits long for."""
+    """The URL of a file in this folder, with a short busy_timeout."""
     return f"sqlite:///{folder}/x.db?busy_timeout=50"
 
 
 def unavailable(folder: Path, problem: str, file: str = "x.db") -> str:
-    """What is said about the file."""
+    """The text of an error about the file."""
     return f"The store sqlite:///{folder}/{file} is not available: {problem}"
 
 
@@ -100,7 +100,7 @@ def store_of(engine: Engine) -> SQLiteStore:
 
 
 async def execute(engine: Engine, *statements: str) -> None:
-    """Run these on all connections of the engine's store."""
+    """Execute statements on all connections of the engine's store."""
     store = store_of(engine)
     for connection in (store._writer, store._reader, store._asker):
         assert connection is not None
@@ -118,7 +118,7 @@ async def parked(engine: Engine, number: int, until: str = "signal") -> Workflow
 
 
 async def asleep(run: WorkflowRun[Any]) -> None:
-    """Wait until it is."""
+    """Wait until the run sleeps."""
 
     async def sleeps() -> bool:
         await run.refresh()
@@ -128,7 +128,7 @@ async def asleep(run: WorkflowRun[Any]) -> None:
 
 
 async def ended(engine: Engine, run: WorkflowRun[Any]) -> WorkflowRun[Any]:
-    """The run, completed."""
+    """Wait until the run has completed, check it, and return it."""
     run = await engine.wait(run.id, 10)
     assert (run.status, run.error) == ("completed", None)
     await whole(engine, run)
@@ -140,7 +140,7 @@ async def ended(engine: Engine, run: WorkflowRun[Any]) -> WorkflowRun[Any]:
 
 @asynccontextmanager
 async def locked(engine: Engine, folder: Path) -> AsyncIterator[None]:
-    """Somebody else has begun to write, and does not come to an end."""
+    """Another connection has begun a write transaction, and does not end it."""
     with sqlite3.connect(folder / "x.db", isolation_level=None, timeout=10) as db:
         db.execute("BEGIN IMMEDIATE")
         yield
@@ -150,7 +150,7 @@ async def locked(engine: Engine, folder: Path) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def read_only(engine: Engine, folder: Path) -> AsyncIterator[None]:
-    """SQLite may not write: as root no mode of the file would keep it from that."""
+    """SQLite must not write: this works for root, too, whom no file mode would stop."""
     await execute(engine, "PRAGMA query_only = 1")
     yield
     writer = store_of(engine)._writer
@@ -160,7 +160,7 @@ async def read_only(engine: Engine, folder: Path) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def full_file(engine: Engine, folder: Path) -> AsyncIterator[None]:
-    """The file may not grow."""
+    """The file must not grow."""
     await execute(engine, "PRAGMA max_page_count = 1")
     yield
     await execute(engine, "PRAGMA max_page_count = 1000000")
@@ -177,7 +177,7 @@ async def full_disk(engine: Engine, folder: Path) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def failing_disk(engine: Engine, folder: Path) -> AsyncIterator[None]:
-    """The system refuses every write, for a reason that SQLite has no word for."""
+    """The system refuses every write, with an error that SQLite does not know."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
     try:
@@ -197,7 +197,7 @@ FAULTS: list[tuple[Fault, str]] = [
 
 
 def told(log: list[EventDict], event: str) -> list[EventDict]:
-    """What was logged of an event."""
+    """The log entries of an event."""
     return [entry for entry in log if entry["event"] == event]
 
 
@@ -205,14 +205,14 @@ def told(log: list[EventDict], event: str) -> list[EventDict]:
 async def test_work_goes_on_when_the_file_can_be_written_again(
     disk: Disk, clock: ShiftedClock, log: list[EventDict], fault: Fault, problem: str
 ) -> None:
-    """Fifty runs in flight, starts, signals, events and timers hold on, the log tells why; afterwards all is done once."""
+    """While the file cannot be written all work waits and the log says why; afterwards everything is done, once."""
     async with engine_on(disk.folder, clock) as engine:
         sleeper, asker = await parked(engine, 1, "sleep"), await parked(engine, 2)
         await engine.emit("hostile-delivery", at=clock.now() + HOUR, event_id="due")
         async with crowded(engine) as crowd:
             async with fault(engine, disk.folder):
                 await wait_until(lambda: told(log, "commit failed, will offer it again"))
-                clock.shift(2 * HOUR)  # the sleeper is due
+                clock.shift(2 * HOUR)  # the sleeper is due now
                 starts = [asyncio.create_task(engine.start(Order, number=number)) for number in range(10, 20)]
                 signal = asyncio.create_task(engine.signal("paid", {"paid": 7}, run_id=asker.id))
                 emits = [
@@ -248,14 +248,14 @@ async def test_work_goes_on_when_the_file_can_be_written_again(
 
 
 async def _delivered(engine: Engine) -> bool:
-    """Whether each of the six events has occurred, and started its run, which has ended."""
+    """Whether each of the six events has occurred, and its run has completed."""
     stats = await engine.stats()
     done = await engine.count(workflow=Delivery, status="completed")
     return (stats.events, stats.planned, done) == ({"occurred": 6}, 0, 6)
 
 
 async def test_engine_that_closes_on_a_full_disk_loses_nothing(disk: Disk, clock: ShiftedClock) -> None:
-    """What was acknowledged before is there after the restart, what could not be committed is done then, and once."""
+    """An engine that closes on a full disk loses nothing acknowledged, and the start that failed has left no run."""
     options: dict[str, Any] = {"shutdown_timeout": timedelta(seconds=0.1)}
     async with engine_on(disk.folder, clock, **options) as engine:
         sleepers = [await parked(engine, 1, "sleep")]
@@ -284,19 +284,19 @@ SCRIBBLE = "import os, sys; f = open(sys.argv[1], 'r+b'); f.seek(int(sys.argv[2]
 
 
 def scribble(path: Path, at: int, data: bytes) -> None:
-    """Write into a file as another process does: closing it here would let go of SQLite's own locks."""
+    """Write into a file from another process, as closing it in this one would release SQLite's locks."""
     subprocess.run([sys.executable, "-c", SCRIBBLE, str(path), str(at)], input=data, check=True, timeout=20)
 
 
 def content(path: Path) -> bytes:
-    """What is in a file, read as another process does."""
+    """The content of a file, read by another process."""
     return subprocess.run(["cat", str(path)], check=True, capture_output=True, timeout=20).stdout
 
 
 async def test_file_that_is_damaged_while_it_is_open_is_told_and_mended(
     tmp_path: Path, clock: ShiftedClock, log: list[EventDict]
 ) -> None:
-    """Timers, commits and queries say that the file is damaged, the engine lives on, and works when it is mended."""
+    """While an open file is damaged, timers, commits and queries report that, and they work once it is repaired."""
     path = tmp_path / "x.db"
     text = unavailable(tmp_path, DAMAGED)
     async with engine_on(tmp_path, clock) as engine:
@@ -329,7 +329,7 @@ async def test_file_that_is_damaged_while_it_is_open_is_told_and_mended(
 async def test_file_that_was_damaged_is_refused_and_left_alone(
     tmp_path: Path, clock: ShiftedClock, at: int, length: int, problem: str
 ) -> None:
-    """Opening says what is wrong, changes not a byte, and with the backup in place all goes on."""
+    """A damaged file is refused with the reason and left unchanged, and its run goes on after a backup is restored."""
     path = tmp_path / "x.db"
     async with engine_on(tmp_path, clock) as engine:
         run = await parked(engine, 3, "sleep")
@@ -350,7 +350,7 @@ async def test_file_that_was_damaged_is_refused_and_left_alone(
 async def test_file_with_one_damaged_table_opens_and_tells(
     tmp_path: Path, clock: ShiftedClock, log: list[EventDict]
 ) -> None:
-    """Damage that opening does not meet is told by whatever meets it, the rest can be read, and the engine closes."""
+    """Damage that opening does not find is reported by what reads it, the rest can be read, and the engine closes."""
     path, text = tmp_path / "x.db", unavailable(tmp_path, DAMAGED)
     async with engine_on(tmp_path, clock) as engine:
         run = await parked(engine, 7, "sleep")
@@ -370,11 +370,11 @@ async def test_file_with_one_damaged_table_opens_and_tells(
         assert (await engine.get(run.id)).waiting_for == "sleep"
 
 
-# ---- when it is opened
+# ---- opening
 
 
 async def test_full_disk_is_told_when_a_new_file_is_opened(disk: Disk) -> None:
-    """A file that cannot be made for want of room says so, and can be opened when there is some."""
+    """A new file that cannot be created on a full disk is an error that says so, and is created once there is room."""
     disk.fill()
     with pytest.raises(StoreUnavailable) as caught:
         await engine_on(disk.folder).__aenter__()
@@ -385,7 +385,7 @@ async def test_full_disk_is_told_when_a_new_file_is_opened(disk: Disk) -> None:
 
 
 async def test_read_only_disk_is_told_when_it_is_opened(disk: Disk, clock: ShiftedClock) -> None:
-    """A file on a disk that cannot be written is refused with advice, and its runs go on when it can."""
+    """A file on a read-only disk is refused with advice, and its run goes on once the disk can be written."""
     async with engine_on(disk.folder, clock) as engine:
         run = await parked(engine, 5, "sleep")
     disk.remount("ro")
@@ -399,7 +399,7 @@ async def test_read_only_disk_is_told_when_it_is_opened(disk: Disk, clock: Shift
 
 
 async def test_opening_waits_for_a_lock(tmp_path: Path, clock: ShiftedClock) -> None:
-    """A file that somebody else is writing is opened as soon as they have come to an end."""
+    """Opening a file that another connection is writing waits until that has ended."""
     async with engine_on(tmp_path, clock) as engine:
         run = await parked(engine, 5, "sleep")
         async with locked(engine, tmp_path):
@@ -414,6 +414,6 @@ async def test_opening_waits_for_a_lock(tmp_path: Path, clock: ShiftedClock) -> 
 
 
 def test_every_sentence_gives_advice() -> None:
-    """Each of the texts of this file says what to do after what has happened."""
+    """Each of this file's error texts says what happened and then what to do."""
     for text in (LOCKED, READ_ONLY, FULL, DAMAGED, NO_DATABASE, CANNOT_OPEN, IO_ERROR):
         assert re.fullmatch(r"[a-zIO/ ]+\. [A-Z][^.]+\.", text), text
