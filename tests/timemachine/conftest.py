@@ -1,4 +1,4 @@
-"""Time machines on every store that needs no server."""
+"""Fixtures: time machines on every store that needs no server."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.engine.conftest import log  # noqa: F401 - autouse: a test in which t
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
-#: Long enough for a machine to notice what goes on, short enough to be waited for in real time.
+#: Long enough for a machine to notice that nothing happens, short enough to wait for in real time.
 BRIEF = timedelta(milliseconds=50)
 
 
 @workflow("machine-sleeper")
 class Sleeper:
-    """Sleeps so many times for so many minutes, and writes down when it ran."""
+    """Sleeps so many times for so many minutes, and records when it ran."""
 
     class Context(BaseModel):
         minutes: float = 60
@@ -41,17 +41,17 @@ class Sleeper:
 
 @pytest.fixture(params=["memory", "sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A store of its own for each test."""
+    """The URL of a store of the test's own."""
     return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/x.db"
 
 
 @pytest.fixture
 async def flow(url: str) -> AsyncIterator[TimeMachine]:
-    """An open machine, which knows every workflow."""
+    """An open machine that knows every workflow."""
     async with TimeMachine(url, patience=BRIEF) as flow:
         yield flow
 
 
 def hours_after(start: float, instants: list[Any]) -> list[float]:
-    """Instants as hours since the start."""
+    """Timestamps as hours since the start."""
     return [(instant - start) / 3600 for instant in instants]

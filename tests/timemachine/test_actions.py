@@ -1,4 +1,4 @@
-"""Actions on virtual time: called in a test, escalated by a deadline, run alone."""
+"""Actions on virtual time: called in a test, escalated by a timeout, and run alone by ``run_step``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DAY = timedelta(days=1)
 
 
 class Verdict(BaseModel):
-    """What a manager says."""
+    """The decision of a manager or director."""
 
     approved: bool
     notes: str = ""
@@ -64,7 +64,7 @@ class Expense:
 
 
 async def test_an_action_is_called_in_time_or_not(flow: TimeMachine) -> None:
-    """It is open until its deadline; then the run goes on, and another one is."""
+    """An action is open until its wait's timeout, which then opens another action."""
     early, late = await flow.start(Expense), await flow.start(Expense)
     await flow.advance(3 * DAY - timedelta(seconds=1))
     assert (await flow.act(Expense.approve, early.id, approved=True, notes="ann")).data["by"] == "ann"
@@ -78,7 +78,7 @@ async def test_an_action_is_called_in_time_or_not(flow: TimeMachine) -> None:
 
 
 async def test_an_action_that_raised_keeps_its_deadline(flow: TimeMachine) -> None:
-    """The time of the wait goes on as if nobody had called."""
+    """After a call that raised, the wait's deadline is the same as before."""
     run = await flow.start(Expense)
     await flow.advance(DAY)
     with pytest.raises(ValueError, match="say why"):
@@ -90,7 +90,7 @@ async def test_an_action_that_raised_keeps_its_deadline(flow: TimeMachine) -> No
 
 
 async def test_a_wait_that_only_a_call_could_end(flow: TimeMachine) -> None:
-    """Whoever waits for such a run is told which action it waits for."""
+    """Awaiting a run that only a call can resume raises, with the action's name."""
     run = await flow.start(Expense)
     await flow.advance(3 * DAY)
     flow._patience = 0
@@ -99,7 +99,7 @@ async def test_a_wait_that_only_a_call_could_end(flow: TimeMachine) -> None:
 
 
 async def test_an_action_is_run_alone(flow: TimeMachine) -> None:
-    """With its input as keywords or as its model, validated as a call would be; nothing is stored."""
+    """``run_step`` takes an action's input as a mapping or model, validates it as a call would, and stores nothing."""
     ran = await flow.run_step(Expense.approve, {"amount": 3}, resumed_by={"approved": "yes", "notes": "ann"})
     assert (ran.command, ran.context.by) == (complete(), "ann")
     ran = await flow.run_step(

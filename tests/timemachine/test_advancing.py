@@ -1,4 +1,4 @@
-"""``advance`` and ``settle``: what is due happens in order, each at its own instant, and time stands still otherwise."""
+"""``advance`` and ``settle``: what is due happens in order, each at its own instant, or time stands still."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.timemachine.conftest import DAY, HOUR, Sleeper, hours_after
 
 
 async def test_time_stands_still_by_itself(flow: TimeMachine) -> None:
-    """However long the test takes, no time passes; it begins at a fixed instant."""
+    """Virtual time begins at a fixed instant, and does not pass while real time does."""
     assert flow.now == datetime(2029, 1, 1, tzinfo=UTC)
     run = await flow.start(Sleeper, minutes=0.001)
     await flow.settle()
@@ -29,7 +29,7 @@ async def test_time_stands_still_by_itself(flow: TimeMachine) -> None:
 
 
 async def test_timers_fire_in_order_each_at_its_own_instant(flow: TimeMachine) -> None:
-    """Whatever the order of their starts, runs wake by deadline, and each sees exactly its own as the present."""
+    """Runs wake in the order of their deadlines, and each sees its own deadline as the present."""
     woken: list[tuple[int, datetime]] = []
 
     @workflow("advance-order")
@@ -51,7 +51,7 @@ async def test_timers_fire_in_order_each_at_its_own_instant(flow: TimeMachine) -
 
 
 async def test_run_that_sleeps_again_wakes_to_the_instant(flow: TimeMachine) -> None:
-    """A run that wakes after an hour and sleeps for another wakes after two hours exactly, in one advance."""
+    """A run that sleeps three times for an hour wakes exactly every hour, in one advance."""
     start = flow.now
     run = await flow.start(Sleeper, minutes=60, times=3)
     await flow.advance(hours=10)
@@ -64,7 +64,7 @@ async def test_run_that_sleeps_again_wakes_to_the_instant(flow: TimeMachine) -> 
 
 
 async def test_nothing_wakes_before_its_deadline(flow: TimeMachine) -> None:
-    """A microsecond before its deadline a run still sleeps, and at the deadline it goes on."""
+    """A run still sleeps a microsecond before its deadline, and wakes at the deadline."""
     run = await flow.start(Sleeper)
     await flow.advance(minutes=59, seconds=59, milliseconds=999, microseconds=999)
     await run.refresh()
@@ -76,7 +76,7 @@ async def test_nothing_wakes_before_its_deadline(flow: TimeMachine) -> None:
 
 
 async def test_advance_settles_first(flow: TimeMachine) -> None:
-    """A run that was just started sleeps from now on, not from where the advance has led."""
+    """An advance settles first, so that a run that was just started sleeps from the instant before it."""
     run = await flow.start(Sleeper)
     await flow.advance(HOUR)
     await run.refresh()
@@ -84,7 +84,7 @@ async def test_advance_settles_first(flow: TimeMachine) -> None:
 
 
 async def test_advance_takes_an_instant(flow: TimeMachine) -> None:
-    """A run's ``wake_at`` is an instant to advance to, as is the present one."""
+    """``advance`` takes an instant, such as a run's ``wake_at``, or the present one."""
     run = await flow.start(Sleeper)
     await flow.settle()
     await run.refresh()
@@ -97,7 +97,7 @@ async def test_advance_takes_an_instant(flow: TimeMachine) -> None:
 
 
 async def test_month_of_reminders_takes_no_time(flow: TimeMachine) -> None:
-    """A reminder loop of thirty days runs in one advance, once a day."""
+    """A run that sleeps a day thirty times completes in one advance, in little real time."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     run = await flow.start(Sleeper, minutes=24 * 60, times=30)
@@ -109,7 +109,7 @@ async def test_month_of_reminders_takes_no_time(flow: TimeMachine) -> None:
 
 
 async def test_retries_wait_as_their_policy_says(flow: TimeMachine) -> None:
-    """The delays of retries are virtual, and exact: 10 s, 20 s, 40 s; RetryLater's are, too."""
+    """The delays of retries and of RetryLater pass in virtual time, and are exact: 10 s, 20 s, 40 s, and an hour."""
     tried: list[timedelta] = []
     start = flow.now
 
@@ -135,7 +135,7 @@ async def test_retries_wait_as_their_policy_says(flow: TimeMachine) -> None:
 
 
 async def test_delayed_starts_begin_when_they_are_due(flow: TimeMachine) -> None:
-    """``delay`` and ``start_at`` count on virtual time."""
+    """``delay`` and ``start_at`` of a start count in virtual time."""
     late = await flow.start(Sleeper, StartOptions(delay=DAY), times=0)
     later = await flow.start(Sleeper, StartOptions(start_at=flow.now + 2 * DAY), times=0)
     await flow.advance(days=1)
@@ -148,7 +148,7 @@ async def test_delayed_starts_begin_when_they_are_due(flow: TimeMachine) -> None
 
 
 async def test_ten_thousand_sleepers_wake_at_their_instants(flow: TimeMachine) -> None:
-    """Ten thousand runs that sleep far beyond the heap's horizon wake at a hundred instants, all on time."""
+    """Ten thousand runs that sleep beyond the heap's horizon wake at a hundred instants, all on time."""
     start = flow.now
     woken: list[tuple[int, timedelta]] = []
 
@@ -176,7 +176,7 @@ async def test_ten_thousand_sleepers_wake_at_their_instants(flow: TimeMachine) -
 
 
 async def test_due_runs_beyond_max_running_all_wake_at_the_instant(url: str) -> None:
-    """Where more runs are due than may execute at once, they take turns, and no time passes meanwhile."""
+    """If more runs are due than may execute at once, they take turns without any time passing."""
     async with TimeMachine(url, max_running=3) as flow:
         await asyncio.gather(*(flow.start(Sleeper) for _ in range(100)))
         await flow.advance(HOUR)
@@ -185,7 +185,7 @@ async def test_due_runs_beyond_max_running_all_wake_at_the_instant(url: str) -> 
 
 
 async def test_threads_are_waited_for(flow: TimeMachine) -> None:
-    """A sync step in its thread counts as executing: neither ``settle`` nor ``advance`` go past it."""
+    """A sync step in its thread counts as executing: time does not advance past it."""
     go_on, begun = threading.Event(), threading.Event()
 
     @workflow("advance-thread")
@@ -220,7 +220,7 @@ async def test_threads_are_waited_for(flow: TimeMachine) -> None:
 
 
 async def test_steps_that_wait_for_the_world_are_waited_for(flow: TimeMachine) -> None:
-    """A step that awaits what happens in real time is settled when that has happened."""
+    """``settle`` waits for a step that awaits something in real time."""
     loop = asyncio.get_running_loop()
 
     @workflow("advance-world")
@@ -243,7 +243,7 @@ async def test_steps_that_wait_for_the_world_are_waited_for(flow: TimeMachine) -
 
 
 async def test_cancelled_run_wakes_no_more(flow: TimeMachine) -> None:
-    """Time goes past the deadline of a run that was cancelled without running it."""
+    """A run that was cancelled does not wake at its deadline."""
     run = await flow.start(Sleeper)
     await flow.advance(minutes=30)
     assert await flow.cancel(run.id, "enough")
@@ -253,7 +253,7 @@ async def test_cancelled_run_wakes_no_more(flow: TimeMachine) -> None:
 
 
 async def test_process_scheduled_fires_nothing_that_is_not_due(flow: TimeMachine) -> None:
-    """What is due has been fired already, so a call by hand finds nothing."""
+    """``process_scheduled()`` finds nothing to do, as nothing is overdue on virtual time."""
     await flow.start(Sleeper)
     await flow.advance(minutes=59)
     assert await flow.process_scheduled() == 0

@@ -1,4 +1,4 @@
-"""Events on virtual time: starts before and after them, moved and cancelled, and waits that run against the clock."""
+"""Events on virtual time: starts before and after them, moved and cancelled events, and waits with timeouts."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ MINUTE = timedelta(minutes=1)
 
 
 class Visit(BaseModel):
-    """What the events are about."""
+    """The entity of the events."""
 
     id: int
     guest: str = ""
 
 
 class Told(BaseModel):
-    """The Context of a reminder: for when, and when it began."""
+    """The Context of a reminder: the event's time, and when the run began."""
 
     about: datetime
     began: datetime | None = None
 
 
 class Reminds:
-    """What all reminders do."""
+    """The steps of all reminders."""
 
     Context = Told
 
@@ -52,17 +52,17 @@ class Reminds:
 
 @event_workflow("tm-visit", offsets=[-60 * MINUTE, 30 * MINUTE], name="tm-remind")
 class Remind(Reminds):
-    """An hour before, and half an hour after."""
+    """Starts an hour before, and half an hour after the event."""
 
 
 @event_workflow("tm-visit", offset_minutes=-60, name="tm-prepare")
 class Prepare(Reminds):
-    """An hour before, too."""
+    """Starts an hour before the event."""
 
 
 @workflow("tm-order", timeout=timedelta(days=9), on_timeout="late")
 class Order:
-    """Waits two hours for its payment, which may also be told by a signal."""
+    """Waits two hours for its payment, an event, or for a signal that cancels it."""
 
     class Context(BaseModel):
         order_id: int = 17
@@ -96,7 +96,7 @@ class Order:
 
 @workflow("tm-last-call")
 class LastCall:
-    """Waits for the event of the name, until the instant."""
+    """Waits for an event until an instant."""
 
     class Context(BaseModel):
         until: datetime
@@ -127,7 +127,7 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> TimeMachine:
 
 
 async def begun(flow: TimeMachine, event_id: str, at: datetime) -> list[tuple[str, float]]:
-    """The event's runs: workflow, and how many minutes after ``at`` each began, in order."""
+    """The event's runs: workflow, and how many minutes after ``at`` each began, sorted."""
     runs = await flow.runs(event_id=event_id, order="id", limit=1_000)
     found = []
     for run in runs:
@@ -137,7 +137,7 @@ async def begun(flow: TimeMachine, event_id: str, at: datetime) -> list[tuple[st
 
 
 async def test_runs_of_a_replaced_event_whose_moment_is_past_count_from_now(machine: TimeMachine) -> None:
-    """A run counts from when it was due, and it was not due before its event was replaced."""
+    """If an event is replaced, runs whose instant is past are created at the present, not before the replacement."""
     async with machine as flow:
         begin = flow.now
         await flow.emit("tm-visit", Visit(id=7), event_id="v1")
@@ -153,7 +153,7 @@ async def test_runs_of_a_replaced_event_whose_moment_is_past_count_from_now(mach
 
 
 async def test_starts_before_and_after(machine: TimeMachine) -> None:
-    """Each start is made at its own instant: not a microsecond earlier, and not later."""
+    """Each start before or after an event is made exactly at its instant."""
     async with machine as flow:
         at = flow.now + 3 * HOUR
         await flow.emit("tm-visit", Visit(id=1), event_id="e", at=at)
@@ -171,7 +171,7 @@ async def test_starts_before_and_after(machine: TimeMachine) -> None:
 
 
 async def test_what_is_past_starts_at_once(machine: TimeMachine) -> None:
-    """A start whose instant is past when the event is recorded is made at once; so are all, for an event of long ago."""
+    """Starts whose instant is past when the event is recorded are made at once, and later ones at their instant."""
     async with machine as flow:
         at = flow.now + 10 * MINUTE
         await flow.emit("tm-visit", event_id="soon", at=at)
@@ -184,7 +184,7 @@ async def test_what_is_past_starts_at_once(machine: TimeMachine) -> None:
 
 
 async def test_moving_an_event(machine: TimeMachine) -> None:
-    """replace=True: starts that were not made are planned for the new time, those made are made again for it."""
+    """``replace=True`` plans all starts for the new time, also those that were made for the old one."""
     async with machine as flow:
         first = flow.now + 3 * HOUR
         for event_id in ("early", "late"):
@@ -204,7 +204,7 @@ async def test_moving_an_event(machine: TimeMachine) -> None:
 
 @pytest.mark.parametrize("runs", [False, True])
 async def test_cancelling_an_event(machine: TimeMachine, runs: bool) -> None:
-    """Starts that were not made are dropped; the runs of those made go on, or with runs=True are cancelled."""
+    """Cancelling an event drops the starts that were not made, and with ``runs=True`` cancels the other runs."""
     async with machine as flow:
         at = flow.now + 3 * HOUR
         await flow.emit("tm-visit", event_id="e", at=at)
@@ -217,7 +217,7 @@ async def test_cancelling_an_event(machine: TimeMachine, runs: bool) -> None:
 
 
 async def test_a_cancelled_event_may_be_emitted_again(machine: TimeMachine) -> None:
-    """Emitting it again leaves it cancelled; replacing it makes a new occurrence of it."""
+    """A cancelled event that is emitted again stays cancelled, and ``replace`` makes a new occurrence."""
     async with machine as flow:
         at = flow.now + 3 * HOUR
         await flow.emit("tm-visit", event_id="e", at=at)
@@ -230,7 +230,7 @@ async def test_a_cancelled_event_may_be_emitted_again(machine: TimeMachine) -> N
 
 
 async def test_an_event_answers_a_wait(machine: TimeMachine) -> None:
-    """One that was recorded before for a time within the wait ends it, at that time."""
+    """An event that was emitted before, for a time within the wait, ends the wait at that time."""
     async with machine as flow:
         begin = flow.now
         await flow.emit("tm-paid", {"id": 17}, event_id="p", at=begin + HOUR)
@@ -245,7 +245,7 @@ async def test_an_event_answers_a_wait(machine: TimeMachine) -> None:
 async def test_an_event_against_a_timeout(
     machine: TimeMachine, microseconds: int, came: str, first: str, entity_id: int | None
 ) -> None:
-    """What occurs by the end of the wait, that instant included, comes in time; what occurs after it does not."""
+    """An event that occurs by the deadline of a wait, that instant included, resumes the run, and no later one does."""
 
     async def emit() -> None:
         at = until + timedelta(microseconds=microseconds)
@@ -268,7 +268,7 @@ async def test_an_event_against_a_timeout(
 
 @pytest.mark.parametrize(("minutes", "came"), [(-1, "e"), (0, "e"), (1, "nobody")])
 async def test_an_event_and_a_timeout_while_nobody_works(tmp_path: Path, minutes: int, came: str) -> None:
-    """What was to occur by the end of the wait answers it, though the engine opens long after both."""
+    """Of events due while no engine is open, one by the deadline of a wait resumes it, and a later one does not."""
     url = f"sqlite:///{tmp_path}/x.db"
     async with TimeMachine(url, workflows=[LastCall]) as flow:
         until = flow.now + 2 * HOUR
@@ -281,7 +281,7 @@ async def test_an_event_and_a_timeout_while_nobody_works(tmp_path: Path, minutes
 
 
 async def test_a_wait_whose_event_is_cancelled_at_the_last_instant(machine: TimeMachine) -> None:
-    """It times out as if there had been none, at its own time."""
+    """A wait whose event is cancelled before it occurs times out at its deadline."""
     async with machine as flow:
         until = flow.now + 2 * HOUR
         run = await flow.start(LastCall, until=until)
@@ -293,7 +293,7 @@ async def test_a_wait_whose_event_is_cancelled_at_the_last_instant(machine: Time
 
 
 async def test_a_start_whose_workflow_is_unknown(tmp_path: Path) -> None:
-    """It holds up neither time nor others, and is made at the very instant at which its workflow is known again."""
+    """A planned start whose workflow is unknown holds up nothing, and is made as soon as its workflow is known."""
     url = f"sqlite:///{tmp_path}/x.db"
     async with TimeMachine(url, workflows=[Remind]) as flow:
         at = flow.now + 2 * HOUR
@@ -312,7 +312,7 @@ async def test_a_start_whose_workflow_is_unknown(tmp_path: Path) -> None:
 
 
 async def test_a_signal_and_an_event(machine: TimeMachine) -> None:
-    """Of the arms of one wait the first to come is taken; without any the timeout comes."""
+    """Of the arms of a wait the first to come resumes the run, and without any the timeout does."""
     async with machine as flow:
         paid, stopped, late = [await flow.start(Order, order_id=number) for number in (1, 2, 3)]
         await flow.advance(minutes=119)

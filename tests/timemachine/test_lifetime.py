@@ -1,4 +1,4 @@
-"""Machines open and close, begin again where the store is, and stand side by side."""
+"""Machines that open, close and reopen on a store, and several machines at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.timemachine.conftest import BRIEF, DAY, HOUR, Sleeper
 
 @workflow("lifetime-deadlock")
 class Deadlock:
-    """Waits for itself."""
+    """Awaits itself."""
 
     class Context(BaseModel):
         pass
@@ -36,7 +36,7 @@ class Deadlock:
 
 
 async def test_closing_ends_the_waits(url: str) -> None:
-    """A machine that closes ends the wait of a caller at once, and stops a step that waits, whose run stays running."""
+    """Closing a machine ends a caller's wait at once, and stops a step that awaits, whose run is not ended."""
 
     async def wait(run_id: int) -> None:
         with pytest.raises(EngineClosed):
@@ -58,7 +58,7 @@ async def test_closing_ends_the_waits(url: str) -> None:
 
 
 async def test_closing_in_the_midst_of_an_advance(url: str) -> None:
-    """Whoever advances or settles a machine that is closed meanwhile is told so."""
+    """``advance`` and ``settle`` raise EngineClosed if the machine is closed meanwhile."""
     flow = TimeMachine(url)
     async with asyncio.timeout(5):
         async with flow:
@@ -71,7 +71,7 @@ async def test_closing_in_the_midst_of_an_advance(url: str) -> None:
 
 
 async def test_restart_begins_where_the_store_is(tmp_path: Path) -> None:
-    """A machine on the file of another begins at the last instant that it knows of, and wakes what sleeps there."""
+    """A machine on an existing file begins at the last transition in it, and wakes the run that sleeps there."""
     url = f"sqlite:///{tmp_path}/runs.db"
     async with TimeMachine(url) as first:
         run = await first.start(Sleeper, minutes=60, times=2)
@@ -87,7 +87,7 @@ async def test_restart_begins_where_the_store_is(tmp_path: Path) -> None:
 
 
 async def test_restart_begins_where_the_events_are(tmp_path: Path) -> None:
-    """What was emitted is not undone by opening the file again, nor what has occurred since, where no run has moved."""
+    """A machine on an existing file begins at the last time that an event was recorded or occurred."""
     url = f"sqlite:///{tmp_path}/events.db"
     async with TimeMachine(url) as first:
         await first.emit("early", at=first.now + HOUR)
@@ -104,7 +104,7 @@ async def test_restart_begins_where_the_events_are(tmp_path: Path) -> None:
 
 
 async def test_restart_may_begin_elsewhere(tmp_path: Path) -> None:
-    """``now=`` is where a machine begins, whatever the store knows; what was due before wakes at once."""
+    """A machine begins at ``now=`` if that is given, and what was due before wakes at once."""
     store = MemoryStore()
     async with TimeMachine(store) as first:
         run = await first.start(Sleeper)
@@ -117,7 +117,7 @@ async def test_restart_may_begin_elsewhere(tmp_path: Path) -> None:
 
 
 async def test_two_machines_have_a_time_each(url: str) -> None:
-    """Machines do not see each other's runs or time, even where a step of one waits for a run of the other."""
+    """Two machines have separate runs and times, even if a step of one awaits a run of the other."""
     async with TimeMachine() as one, TimeMachine(url) as other:
 
         @workflow("lifetime-far")
@@ -138,10 +138,10 @@ async def test_two_machines_have_a_time_each(url: str) -> None:
 
 
 async def test_two_machines_on_one_file(tmp_path: Path) -> None:
-    """The second is a client until the first has closed: then it takes over, at its own time."""
+    """A second machine on one file is a client until the first has closed, and then takes over, at its own time."""
     url = f"sqlite:///{tmp_path}/runs.db"
     async with TimeMachine(url, patience=BRIEF) as client:
-        async with TimeMachine(url) as worker:  # the first to open works
+        async with TimeMachine(url) as worker:  # the first machine that opens is the worker
             pass
         assert not worker.now > client.now
         run = await client.start(Sleeper)
@@ -177,7 +177,7 @@ async def test_machine_in_a_second_event_loop() -> None:
 
 
 async def test_blocked_run_goes_on_when_its_code_comes(tmp_path: Path) -> None:
-    """A run whose workflow the machine does not know goes on, without a settle, as soon as a test defines it."""
+    """A blocked run goes on, without a settle, as soon as a test defines its workflow."""
     url = f"sqlite:///{tmp_path}/runs.db"
 
     def define() -> type:
@@ -211,7 +211,7 @@ async def test_blocked_run_goes_on_when_its_code_comes(tmp_path: Path) -> None:
 
 
 async def test_store_that_does_not_answer_is_asked_again() -> None:
-    """A wait outlasts a store that cannot say what is due; an advance tells its caller."""
+    """A wait goes on though the store fails to say what is due, and an advance raises the store's error."""
 
     class Moody(MemoryStore):
         moods = 0
@@ -224,7 +224,7 @@ async def test_store_that_does_not_answer_is_asked_again() -> None:
             now: Micros,
             of: Literal["run", "plan"] = "run",
         ) -> list[Deadline]:
-            if limit == 1 and self.moods:  # asked by the machine, not by its scheduler
+            if limit == 1 and self.moods:  # a query of the machine, not of its scheduler
                 self.moods -= 1
                 raise StoreUnavailable(self.name, "it is moody")
             return await super().due(after, until, limit, now, of)
@@ -244,7 +244,7 @@ async def test_store_that_does_not_answer_is_asked_again() -> None:
 
 
 async def test_steps_alone_may_wait_for_ever(url: str) -> None:
-    """A step whose wait cannot end disturbs nobody who does not wait for it: time goes on when the test says so."""
+    """A step whose wait cannot end does not disturb an advance, or a wait for another run."""
     async with TimeMachine(url, patience=BRIEF) as flow:
         with engine.replaced_by(flow):
             stuck = await flow.start(Deadlock)

@@ -1,4 +1,4 @@
-"""What cannot be asked of a machine is refused with a sentence, and leaves it usable."""
+"""Misuse of a machine raises an error that explains it, and leaves the machine usable."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.timemachine.conftest import HOUR, Sleeper
     ],
 )
 async def test_impossible_advance_is_refused(flow: TimeMachine, call: Any, error: type[Exception], text: str) -> None:
-    """An advance backwards, to nowhere, or of what is no time moves nothing."""
+    """An advance backwards, or by something that is no time, raises and does not move time."""
     start = flow.now
     with pytest.raises(error, match=text):
         await call(flow)
@@ -42,7 +42,7 @@ async def test_impossible_advance_is_refused(flow: TimeMachine, call: Any, error
 
 
 async def test_advance_of_no_time_settles(flow: TimeMachine) -> None:
-    """An advance by nothing is allowed, where a test computes it."""
+    """An advance by zero is allowed, and settles."""
     run = await flow.start(Sleeper, times=0)
     await flow.advance(hours=0)
     await run.refresh()
@@ -60,19 +60,19 @@ async def test_advance_of_no_time_settles(flow: TimeMachine) -> None:
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], error: type[Exception], text: str) -> None:
-    """A machine is not made of wrong options."""
+    """A machine with wrong options is refused."""
     with pytest.raises(error, match=text):
         TimeMachine(**options)
 
 
 async def test_unknown_store_is_refused() -> None:
-    """A URL that no backend serves is refused as by an engine."""
+    """A URL that no backend serves is refused, as by an engine."""
     with pytest.raises(BackendUnknown):
         await TimeMachine("nosuch://x").__aenter__()
 
 
 async def test_closed_machine_moves_nothing() -> None:
-    """Before it is opened, a machine tells its time, and refuses to move it."""
+    """A machine that is not open tells its time, and refuses to move it."""
     flow = TimeMachine(now=datetime(2030, 5, 1, tzinfo=UTC))
     assert isinstance(flow, Engine)
     assert flow.now == datetime(2030, 5, 1, tzinfo=UTC)
@@ -82,14 +82,14 @@ async def test_closed_machine_moves_nothing() -> None:
 
 
 async def test_open_machine_is_not_opened_again(flow: TimeMachine) -> None:
-    """Opening it twice is refused, and leaves it open."""
+    """Opening an open machine is refused, and leaves it open."""
     with pytest.raises(UsageError, match="is open already"):
         await flow.__aenter__()
     await (await flow.start(Sleeper)).wait()
 
 
 async def test_two_advances_at_once_are_refused(flow: TimeMachine) -> None:
-    """While one task advances another may settle, and is told that it may not advance."""
+    """While one task advances, a second advance is refused, and ``settle`` is allowed."""
     run = await flow.start(Sleeper, minutes=60, times=5)
     start = flow.now
 
@@ -106,7 +106,7 @@ async def test_two_advances_at_once_are_refused(flow: TimeMachine) -> None:
 
 @pytest.mark.parametrize("call", ["settle", "advance"])
 async def test_steps_do_not_move_time(flow: TimeMachine, call: str) -> None:
-    """A step that settles or advances the machine that runs it would wait for itself: it is told so."""
+    """``settle`` and ``advance`` in a step of the same machine, which would wait for that step, raise an error."""
     told: list[str] = []
 
     @workflow("misuse-inside")
@@ -133,7 +133,7 @@ async def test_steps_do_not_move_time(flow: TimeMachine, call: str) -> None:
 
 @pytest.mark.parametrize("how", ["sleep", "later"])
 async def test_run_without_end_is_found(how: str) -> None:
-    """A run that wakes over and over without any time passing is named, instead of a test that hangs."""
+    """A run that wakes endlessly without time passing raises an error that names it, so that the test does not hang."""
 
     @workflow("misuse-endless")
     class Endless:
@@ -155,7 +155,7 @@ async def test_run_without_end_is_found(how: str) -> None:
 
 
 async def test_advance_that_is_cancelled_can_be_repeated(flow: TimeMachine) -> None:
-    """An advance that a test gives up leaves time where it had come to, and nothing locked."""
+    """After an advance was cancelled, time is where it had come to, and another advance works."""
     await flow.start(Sleeper, minutes=1, times=10**6)
     start = flow.now
     task = asyncio.create_task(flow.advance(days=365))

@@ -1,4 +1,4 @@
-"""Virtual time on PostgreSQL: timers fire in their order, each at its own instant, and signals are taken."""
+"""Virtual time on PostgreSQL: timers fire in order, each at its own instant, and signals are taken."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Reminded:
 
 
 async def test_time_is_virtual_on_postgres(postgres_url: str) -> None:
-    """Days pass at once; what is due meanwhile happens at its own instant, and a signal is taken."""
+    """Days pass at once, sleeps end at their own instants, and a signal is taken."""
     async with TimeMachine(postgres_url, workflows=[Reminded]) as flow:
         began = flow.now
         run = await flow.start(Reminded)
@@ -48,7 +48,7 @@ async def test_time_is_virtual_on_postgres(postgres_url: str) -> None:
 
 
 async def test_time_jumps_for_who_waits(postgres_url: str) -> None:
-    """Whoever awaits the run lets time jump to its timeout."""
+    """Awaiting a run lets time jump to its timeout."""
     async with TimeMachine(postgres_url, workflows=[Reminded]) as flow:
         began = flow.now
         run = await flow.start(Reminded)

@@ -1,4 +1,4 @@
-"""``run_step``: one step alone, as the engine would run it."""
+"""``run_step``: one step alone, executed as the engine would execute it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Steps:
 
 @workflow("alone")
 class Order(Steps):
-    """Does with the Context what each test asks for."""
+    """Has a step for each test."""
 
     class Context(BaseModel):
         amount: int = 0
@@ -98,7 +98,7 @@ class Order(Steps):
 
 @workflow("alone-too")
 class Other(Steps):
-    """Has a step of another's."""
+    """Another workflow with the shared step."""
 
     class Context(BaseModel):
         pass
@@ -109,7 +109,7 @@ class Other(Steps):
 
 
 async def test_step_gives_its_command_and_context() -> None:
-    """The command names steps by name, the Context is as the step left it, and the one passed in is as it was."""
+    """The result has the command, by the step's name, and the new Context; the one passed in is unchanged."""
     given = Order.Context(amount=1)
     result = await TimeMachine().run_step(Order.pay, given, key="k", attempt=3)
     assert result == StepResult(goto("refund"), Order.Context(amount=2, seen=["0 alone pay 3 k"]))
@@ -118,7 +118,7 @@ async def test_step_gives_its_command_and_context() -> None:
 
 
 async def test_sync_step_runs_in_a_thread() -> None:
-    """A sync step runs where the engine would run it, with its Context."""
+    """A sync step runs in a thread, with its Context."""
     result = await TimeMachine().run_step(Order.refund, {"amount": 5})
     assert result.command == sleep(timedelta(days=1), then="pay")
     assert result.context.amount == 5
@@ -126,7 +126,7 @@ async def test_sync_step_runs_in_a_thread() -> None:
 
 
 async def test_context_may_be_left_out() -> None:
-    """Without a Context the step finds one of defaults; what complete() adds is in the one given back."""
+    """Without a Context the step gets one of defaults, and data of ``complete()`` is in the result's Context."""
     result = await TimeMachine().run_step(Order.end)
     assert result.command == complete(amount=7, note="done")
     assert (result.context.amount, result.context.note) == (7, "done")
@@ -145,7 +145,7 @@ async def test_context_may_be_left_out() -> None:
     ],
 )
 async def test_what_a_step_raises_is_raised(name: str, error: type[Exception], text: str) -> None:
-    """A step's own exception comes through, and so does what the engine would find wrong; nothing is retried."""
+    """What the step raises, and what the engine would raise about it, is raised to the caller, without retries."""
     with pytest.raises(error, match=text):
         await TimeMachine().run_step(getattr(Order, name), Order.Context(amount=4))
 
@@ -167,7 +167,7 @@ async def test_context_is_validated(context: Any, error: type[Exception], text: 
 
 
 async def test_inherited_step_is_told_apart() -> None:
-    """A step of several workflows is that of the Context given, or of the workflow named; else it is refused."""
+    """A step of several workflows belongs to that of the Context, or of ``workflow=``; without either it is refused."""
     flow = TimeMachine()
     assert (await flow.run_step(Order.shared, Order.Context())).command == complete()
     assert (await flow.run_step(Other.shared, workflow=Other)).context == Other.Context()
@@ -188,13 +188,13 @@ async def test_inherited_step_is_told_apart() -> None:
     ],
 )
 async def test_wrong_calls_say_so(call: Any, error: type[Exception], text: str) -> None:
-    """What is no step, or no possible option, is refused with a sentence."""
+    """A call with something that is no step, or with an invalid option, is refused with an explanation."""
     with pytest.raises(error, match=text):
         await call(TimeMachine())
 
 
 async def test_nothing_is_stored_and_nothing_leaks(flow: TimeMachine) -> None:
-    """On an open machine no run comes of it, and the test is inside no step afterwards."""
+    """On an open machine ``run_step`` makes no run, and afterwards the test is not inside a step."""
     result = await flow.run_step(Order().pay, Order.Context())
     assert result.command == goto("refund")
     assert await flow.count() == 0
@@ -203,7 +203,7 @@ async def test_nothing_is_stored_and_nothing_leaks(flow: TimeMachine) -> None:
 
 
 async def test_caller_that_is_cancelled_cancels_the_step() -> None:
-    """A step that runs alone ends with the call that runs it."""
+    """Cancelling a call of ``run_step`` cancels the step."""
     ended = asyncio.Event()
     begun = asyncio.Event()
 
@@ -230,20 +230,20 @@ async def test_caller_that_is_cancelled_cancels_the_step() -> None:
 
 
 class Visit(BaseModel):
-    """What an event is about."""
+    """The entity of an event."""
 
     id: int
 
 
 def booked(**more: Any) -> Event:
-    """An event of today."""
+    """An event at a fixed time."""
     now = datetime(2030, 5, 1, tzinfo=UTC)
     return Event(**{"id": "e", "name": "alone-booked", "at": now, "recorded_at": now, **more})
 
 
 @workflow("alone-resumed")
 class Resumed:
-    """Waits for whatever may come."""
+    """Waits for an action, a signal or an event."""
 
     class Context(BaseModel):
         event_id: str = ""
@@ -287,7 +287,7 @@ class Reminds:
 
 
 async def test_a_step_is_resumed_by_an_event() -> None:
-    """It is given the event, and the Context its ids, as after a wait for one."""
+    """A step that is resumed by an event gets it as a parameter, and the Context gets its ids."""
     flow = TimeMachine()
     event = booked(entity=Visit(id=7), occurred_at=datetime(2030, 5, 2, tzinfo=UTC))
     result = await flow.run_step(Resumed.told, resumed_by=event)
@@ -299,7 +299,7 @@ async def test_a_step_is_resumed_by_an_event() -> None:
 
 
 async def test_the_start_step_of_an_event_workflow_is_resumed_by_its_event() -> None:
-    """The event fills its parameters; the Context is as it was made, and as another step's it gets the event's ids."""
+    """The start step of an event workflow gets the event but keeps its Context, and other steps get the event's ids."""
     flow, event = TimeMachine(), booked(entity={"id": 7})
     made = {"event_id": "e", "event_name": "alone-booked", "entity_id": "6"}
     begun = await flow.run_step(Reminds.begin, made, resumed_by=event)
@@ -309,7 +309,7 @@ async def test_the_start_step_of_an_event_workflow_is_resumed_by_its_event() -> 
 
 
 async def test_a_wait_for_an_action_can_be_compared() -> None:
-    """As it is written with the action, or by what it names."""
+    """A wait for an action equals one that names the same action, by the class or an instance, and no other."""
     command: Any = (await TimeMachine().run_step(Resumed.ask)).command
 
     def asks(action: Any) -> Command:
@@ -350,13 +350,13 @@ async def test_a_wait_for_an_action_can_be_compared() -> None:
     ],
 )
 async def test_what_cannot_resume_a_step_is_refused(name: str, options: Any, error: type[Exception], text: str) -> None:
-    """With a sentence that names what was written."""
+    """What cannot resume a step is refused with an explanation."""
     with pytest.raises(error, match=text):
         await TimeMachine().run_step(getattr(Resumed, name), **options)
 
 
 async def test_an_event_that_does_not_fit_the_context_is_refused() -> None:
-    """As a run that waits for it would go on waiting."""
+    """An event whose ids do not fit the Context is refused."""
 
     @workflow("alone-numbers")
     class Numbers:
@@ -376,7 +376,7 @@ async def test_an_event_that_does_not_fit_the_context_is_refused() -> None:
 
 
 async def test_a_step_that_mends_may_be_late() -> None:
-    """A Failure and the end of a wait go together, as a step of an on_fail may have waited."""
+    """A Failure and ``timed_out=True`` can be given together, as an on_fail step may also be a timeout's."""
 
     @workflow("alone-late")
     class Late:

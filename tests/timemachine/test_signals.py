@@ -1,4 +1,4 @@
-"""Signals on virtual time, and steps that a signal resumes, run alone."""
+"""Signals on virtual time, and ``run_step`` with what resumes a step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Paid(BaseModel):
 
 @workflow("tm-signals", timeout=timedelta(days=30), on_timeout="close")
 class Order:
-    """Waits for money for three days, reminds, and waits again."""
+    """Waits for a payment for three days, reminds, and waits again."""
 
     class Context(BaseModel):
         paid: int = 0
@@ -86,7 +86,7 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> TimeMachine:
 
 
 async def test_a_wait_is_answered_in_time(machine: TimeMachine) -> None:
-    """A signal wakes a run at the present instant; its timeout does not come any more."""
+    """A signal resumes a run at the present instant, and the wait's timeout does not fire."""
     async with machine as flow:
         run = await flow.start(Order)
         await flow.advance(days=7)
@@ -101,7 +101,7 @@ async def test_a_wait_is_answered_in_time(machine: TimeMachine) -> None:
 
 
 async def test_the_whole_run_is_out_of_time(machine: TimeMachine) -> None:
-    """Whoever waits for a run that nobody answers sees its own time end, at the very instant."""
+    """Awaiting a run that nobody answers ends exactly at the timeout of the whole run."""
     async with machine as flow:
         run = await flow.start(Order)
         order = await run.result()
@@ -111,7 +111,7 @@ async def test_the_whole_run_is_out_of_time(machine: TimeMachine) -> None:
 
 
 async def test_time_does_not_jump_while_a_signal_is_on_its_way(machine: TimeMachine) -> None:
-    """What was sent before the run waited is taken before any time passes."""
+    """A signal that was sent before the run waited is taken before any time passes."""
     async with machine as flow:
         await flow.signal("cancelled", {"note": "early"}, key="k")
         run = await flow.start(Order, StartOptions(key="k"))
@@ -122,7 +122,7 @@ async def test_time_does_not_jump_while_a_signal_is_on_its_way(machine: TimeMach
 
 @pytest.mark.parametrize("patience", [0.1, 2.0])
 async def test_a_wait_without_a_timeout_stands_still(patience: float) -> None:
-    """Who waits for a run that only a signal can wake is told so; that the engine looks into the store each second is no news."""
+    """Awaiting a run that only a signal can resume raises, although the engine scans its store every second."""
 
     @workflow("tm-for-ever")
     class Forever:
@@ -147,7 +147,7 @@ async def test_a_wait_without_a_timeout_stands_still(patience: float) -> None:
 
 
 async def test_a_step_alone_takes_a_message(machine: TimeMachine) -> None:
-    """run_step fills the parameters, and tells what the step started and sent; nothing happens of it."""
+    """``run_step`` fills the message parameter, and reports what the step started and sent without doing it."""
     result = await machine.run_step(Order.paid, Order.Context(), resumed_by=Paid(amount=7))
     assert result.command == sleep(timedelta(days=1), then="close")
     assert result.context.paid == 7
@@ -158,7 +158,7 @@ async def test_a_step_alone_takes_a_message(machine: TimeMachine) -> None:
 
 
 async def test_a_step_alone_emits(machine: TimeMachine) -> None:
-    """run_step tells what the step emitted, as it would be stored; nothing is."""
+    """``run_step`` reports the events that a step emits, as they would be stored, and stores none."""
 
     @workflow("tm-emits")
     class Emits:
@@ -190,13 +190,13 @@ async def test_a_step_alone_emits(machine: TimeMachine) -> None:
     ids=["payload", "nothing", "failure"],
 )
 async def test_a_step_alone_takes_what_resumes_it(machine: TimeMachine, name: str, resumed: Any, note: str) -> None:
-    """A payload's keys and a Failure go to their parameters, too."""
+    """``run_step`` passes the keys of a payload, or a Failure, to the step's parameters."""
     result = await machine.run_step(getattr(Order, name), resumed_by=resumed)
     assert result.context.note == note
 
 
 async def test_a_step_alone_finds_the_payload_in_its_context(machine: TimeMachine) -> None:
-    """What resumes a run is laid over its Context before the step runs, and must fit that, as in a run."""
+    """A payload is merged into the Context before the step, and must fit it, as in a run."""
 
     @workflow("tm-payload")
     class Asks:
@@ -217,7 +217,7 @@ async def test_a_step_alone_finds_the_payload_in_its_context(machine: TimeMachin
 
 
 async def test_a_signal_expires_as_time_passes(flow: TimeMachine) -> None:
-    """What nobody took in its time is out of the mailbox, and counted, without any real time."""
+    """A signal that nobody took within its ttl is removed and counted, in virtual time."""
     await flow.signal("paid", {"amount": 1}, key="nobody", ttl=timedelta(hours=1))
     await flow.advance(minutes=59)
     assert ((await flow.stats()).mailbox, (await flow.stats()).expired_signals) == (1, 0)
@@ -226,12 +226,12 @@ async def test_a_signal_expires_as_time_passes(flow: TimeMachine) -> None:
 
 
 async def test_a_step_alone_may_be_late(machine: TimeMachine) -> None:
-    """timed_out is what get_run() says."""
+    """``timed_out=True`` is what ``get_run().timed_out`` returns."""
     assert (await machine.run_step(Order.close, timed_out=True)).context.closed
     assert not (await machine.run_step(Order.close)).context.closed
 
 
 async def test_a_step_alone_without_its_message(machine: TimeMachine) -> None:
-    """A parameter that nothing fills is the step's error, as in a run."""
+    """A parameter that nothing fills is an error."""
     with pytest.raises(errors.ArgumentsMissing, match="nothing gives its parameter message"):
         await machine.run_step(Order.paid, Order.Context())

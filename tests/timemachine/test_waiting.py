@@ -1,4 +1,4 @@
-"""Whoever awaits a run lets time jump, and waits no longer than told, in virtual time."""
+"""Awaiting a run lets time jump; timeouts of waits are virtual, too."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.timemachine.conftest import DAY, HOUR, Sleeper, hours_after
 
 @pytest.fixture(autouse=True)
 def _ready(flow: TimeMachine) -> Iterator[None]:
-    """Steps reach the machine as applications do, as ``aioflow.engine``."""
+    """Let steps use the machine as applications do, as ``aioflow.engine``."""
     with engine.replaced_by(flow):
         yield
 
 
 @workflow("waiting-parent")
 class Parent:
-    """Starts a child for each number of minutes, and waits for all of them."""
+    """Starts a child for each number of minutes, and awaits all of them."""
 
     class Context(BaseModel):
         minutes: list[float]
@@ -51,7 +51,7 @@ class Parent:
 
 @workflow("waiting-deadlock")
 class Deadlock:
-    """Waits for itself."""
+    """Awaits itself."""
 
     class Context(BaseModel):
         pass
@@ -63,7 +63,7 @@ class Deadlock:
 
 
 async def test_wait_lets_time_jump(flow: TimeMachine) -> None:
-    """A test that awaits a run gets it at once, ended, as late as its sleeps took it."""
+    """A test that awaits a run that sleeps for a year gets it ended, at the right virtual time."""
     run = await flow.start(Sleeper, minutes=24 * 60, times=365)
     assert await run.wait() is run
     assert run.status == "completed"
@@ -71,7 +71,7 @@ async def test_wait_lets_time_jump(flow: TimeMachine) -> None:
 
 
 async def test_watch_lets_time_jump(flow: TimeMachine) -> None:
-    """A test that follows a run sees all its transitions at once, each at its own instant."""
+    """A test that watches a run gets all its transitions, each at its own virtual time."""
     run = await flow.start(Sleeper, minutes=24 * 60, times=30)
     seen = [transition async for transition in flow.watch(run.id)]
     assert [transition.kind for transition in seen] == ["start", *["sleep", "wake"] * 30, "complete"]
@@ -80,7 +80,7 @@ async def test_watch_lets_time_jump(flow: TimeMachine) -> None:
 
 
 async def test_watch_lets_time_jump_no_further_than_it_is_asked(flow: TimeMachine) -> None:
-    """Whoever leaves a watch leaves time where it is."""
+    """Leaving a watch leaves time where it is."""
     run = await flow.start(Sleeper, minutes=60, times=3)
     async for transition in flow.watch(run.id):
         if transition.kind == "wake":
@@ -90,7 +90,7 @@ async def test_watch_lets_time_jump_no_further_than_it_is_asked(flow: TimeMachin
 
 
 async def test_watch_of_a_run_that_cannot_end_is_told(flow: TimeMachine) -> None:
-    """A run that follows itself is a deadlock, for a watch as for a wait."""
+    """Watching a run that awaits itself raises TimeStandsStill, like awaiting it."""
     run = await flow.start(Deadlock)
     with pytest.raises(TimeStandsStill, match="This wait cannot end"):
         async for _ in flow.watch(run.id):
@@ -98,13 +98,13 @@ async def test_watch_of_a_run_that_cannot_end_is_told(flow: TimeMachine) -> None
 
 
 async def test_result_lets_time_jump(flow: TimeMachine) -> None:
-    """``run.result()`` waits like ``run.wait()``."""
+    """``run.result()`` lets time jump like ``run.wait()``."""
     run = await flow.start(Sleeper)
     assert len((await run.result()).ran_at) == 2
 
 
 async def test_time_jumps_no_further_than_it_has_to(flow: TimeMachine) -> None:
-    """A wait that has ended leaves time where it is; so does one for a run that has ended or parked."""
+    """A wait lets time jump only to what ends it, and not at all if the run has ended or parked."""
     short, long = await flow.start(Sleeper, minutes=5), await flow.start(Sleeper, minutes=50)
     await long.wait(until="parked")
     assert flow.now == long.created_at
@@ -117,7 +117,7 @@ async def test_time_jumps_no_further_than_it_has_to(flow: TimeMachine) -> None:
 
 
 async def test_handler_that_waits_answers(flow: TimeMachine) -> None:
-    """A handler that awaits a run, in a task of its own, answers while the test awaits nothing but it."""
+    """Handlers that await runs in tasks of their own return while the test awaits only the handlers."""
 
     async def handler() -> float:
         run = await flow.start(Sleeper, minutes=90)
@@ -136,7 +136,7 @@ async def test_step_that_waits_lets_time_jump(flow: TimeMachine) -> None:
 
 
 async def test_steps_that_wait_for_steps_that_wait(flow: TimeMachine) -> None:
-    """Waiting nests, while slots last."""
+    """Steps that await runs whose steps await runs let time jump, too."""
 
     @workflow("waiting-nested")
     class Nested:
@@ -156,7 +156,7 @@ async def test_steps_that_wait_for_steps_that_wait(flow: TimeMachine) -> None:
 
 
 async def test_steps_that_wait_do_not_hold_up_an_advance(flow: TimeMachine) -> None:
-    """An advance ends where it should, though a step waits for what comes later."""
+    """An advance ends at its instant, though a step awaits something later."""
     run = await flow.start(Parent, minutes=[90])
     start = flow.now
     await flow.advance(hours=1)
@@ -169,7 +169,7 @@ async def test_steps_that_wait_do_not_hold_up_an_advance(flow: TimeMachine) -> N
 
 @pytest.mark.parametrize("timeout", [3600.0, HOUR])
 async def test_timeouts_are_virtual(flow: TimeMachine, timeout: Any) -> None:
-    """A wait whose time is over before the run ends raises at exactly that instant."""
+    """A wait whose timeout is over before the run ends raises at exactly that virtual instant."""
     run = await flow.start(Sleeper, minutes=61)
     start = flow.now
     with pytest.raises(TimeoutError, match=rf"^Run {run.id} has not ended within 3600 s\.$"):
@@ -180,14 +180,14 @@ async def test_timeouts_are_virtual(flow: TimeMachine, timeout: Any) -> None:
 
 
 async def test_run_that_ends_with_the_timeout_is_in_time(flow: TimeMachine) -> None:
-    """What is due at the very deadline of a wait happens before it is over."""
+    """A run that ends exactly at the deadline of a wait is in time."""
     run = await flow.start(Sleeper, minutes=60)
     await run.wait(3600)
     assert run.status == "completed"
 
 
 async def test_timeout_without_any_timer(flow: TimeMachine) -> None:
-    """Time moves to the deadline of a wait even if nothing else is ever due."""
+    """Time moves to the deadline of a wait, even if nothing else is ever due."""
     run = await flow.start(Deadlock)
     with pytest.raises(TimeoutError, match="has not ended within 86400 s"):
         await run.wait(DAY)
@@ -195,7 +195,7 @@ async def test_timeout_without_any_timer(flow: TimeMachine) -> None:
 
 
 async def test_waits_are_over_in_order(flow: TimeMachine) -> None:
-    """Several waits that run out each do so at their own instant, among the timers."""
+    """Concurrent waits time out in the order of their deadlines, each at its own instant."""
     run = await flow.start(Sleeper, minutes=60, times=10)
     seen: list[tuple[int, timedelta]] = []
 
@@ -209,7 +209,7 @@ async def test_waits_are_over_in_order(flow: TimeMachine) -> None:
 
 
 async def test_steps_may_run_out_of_patience(flow: TimeMachine) -> None:
-    """The timeout of a step's own wait is virtual, too, whether somebody advances or waits."""
+    """The timeout of a step's own wait is virtual, too, both in a wait and in an advance of the test."""
     for end in (lambda run: run.wait(), lambda run: flow.advance(hours=2)):
         run = await flow.start(Parent, minutes=[120], patience=600)
         await end(run)
@@ -219,7 +219,7 @@ async def test_steps_may_run_out_of_patience(flow: TimeMachine) -> None:
 
 
 async def test_real_work_holds_time_up(flow: TimeMachine) -> None:
-    """While a step executes time does not jump, whoever waits for whatever."""
+    """While a step executes time does not jump, even if the test awaits another run."""
     slow = Slow()
     busy = await flow.start(slow.workflow)
     run = await flow.start(Sleeper)
@@ -237,7 +237,7 @@ async def test_real_work_holds_time_up(flow: TimeMachine) -> None:
 
 
 async def test_wait_that_cannot_end_says_why(flow: TimeMachine) -> None:
-    """When nothing could end a wait it raises after the machine's patience, and says where the run stands."""
+    """A wait that cannot end raises after the machine's patience, and its error says what each run is doing."""
     run = await flow.start(Deadlock)
     with pytest.raises(TimeStandsStill) as caught:
         await run.wait()
@@ -249,7 +249,7 @@ async def test_wait_that_cannot_end_says_why(flow: TimeMachine) -> None:
 
 
 async def test_wait_that_another_task_ends(flow: TimeMachine) -> None:
-    """A wait that no timer can end is left alone while another task of the test may end it."""
+    """A wait that no timer can end does not raise if another task of the test ends it within the patience."""
     run = await flow.start(Deadlock)
 
     async def cancel() -> None:
@@ -262,7 +262,7 @@ async def test_wait_that_another_task_ends(flow: TimeMachine) -> None:
 
 
 async def test_other_tasks_have_their_turn_before_time_jumps(flow: TimeMachine) -> None:
-    """What another task of the test is about to do with the engine happens before time goes on."""
+    """Other tasks of the test that use the engine run before time jumps."""
     run = await flow.start(Sleeper)
     start = flow.now
 
@@ -275,7 +275,7 @@ async def test_other_tasks_have_their_turn_before_time_jumps(flow: TimeMachine) 
 
 
 async def test_step_that_waits_can_be_cancelled(flow: TimeMachine) -> None:
-    """Cancelling a run whose step waits for another leaves that other alone."""
+    """Cancelling a run whose step awaits another run does not affect that other run."""
     run = await flow.start(Parent, minutes=[60])
     await flow.settle()
     assert await flow.cancel(run.id)
@@ -308,7 +308,7 @@ async def test_wait_in_a_thread(flow: TimeMachine) -> None:
 
 
 async def test_unknown_run_is_not_waited_for(flow: TimeMachine) -> None:
-    """A wait for what does not exist raises at once and moves no time."""
+    """Awaiting an unknown run raises at once, and moves no time."""
     await flow.start(Sleeper)
     start = flow.now
     with pytest.raises(errors.RunNotFound):
@@ -317,7 +317,7 @@ async def test_unknown_run_is_not_waited_for(flow: TimeMachine) -> None:
 
 
 async def test_patience_is_not_for_those_who_have_a_timeout(flow: TimeMachine) -> None:
-    """A wait without a timeout that is stuck beside one with a timeout raises only after that one has."""
+    """A stuck wait without a timeout raises only after a concurrent wait with a timeout has timed out."""
     run = await flow.start(Deadlock)
 
     async def patient() -> None:
@@ -333,7 +333,7 @@ async def test_patience_is_not_for_those_who_have_a_timeout(flow: TimeMachine) -
 
 
 async def test_time_never_goes_back(flow: TimeMachine) -> None:
-    """An advance beside a wait that lets time jump begins where time has come to when it is its turn."""
+    """Advances beside a wait that lets time jump never move time back, and each adds at least its span."""
     run = await flow.start(Sleeper, minutes=60, times=100)
     waiting = asyncio.create_task(run.wait())
     for _ in range(10):
