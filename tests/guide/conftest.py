@@ -1,4 +1,4 @@
-"""A test in which the engine reports a bug fails, here too."""
+"""A fixture that lets a test fail if the engine reports a bug."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Best practices, in one workflow: a flat Context, policies by kind of error, limits on waits, words for the operator."""
+"""Best practices in one workflow: a flat Context, retries by kind of error, limits on waits, clear errors."""
 
 # Steps are written as in the guide, without annotations.
 # mypy: disable-error-code="no-untyped-def"
@@ -33,11 +33,11 @@ log = structlog.get_logger()
 
 
 class CardDeclined(Exception):
-    """What the bank says, which is to be expected."""
+    """The bank declines the card, which is an expected error."""
 
 
 class Bank:
-    """The outside world: cards that it takes, and the charges it has made, by idempotency key."""
+    """The outside world: the cards that it accepts, and its charges by idempotency key."""
 
     def __init__(self) -> None:
         self.cards = {"good": 100}
@@ -54,7 +54,7 @@ class Bank:
         return f"charge-{len(self.charges)}"
 
 
-#: What steps fetch by the id that the Context holds, instead of holding the invoice itself.
+#: What steps load by the id in the Context, instead of keeping the invoice there.
 INVOICES = {7: 40, 8: 1000}
 bank = Bank()
 
@@ -110,14 +110,14 @@ def _new_bank() -> None:
 
 
 async def test_paid(flow: TimeMachine) -> None:
-    """The usual case, with the state and the outside world's id in a flat Context."""
+    """A paid invoice has its state and the charge's id in a flat Context."""
     run = await flow.start("invoice_payment", invoice_id=7, card="good")
     await run.wait()
     assert run.data == {"invoice_id": 7, "card": "good", "state": "paid", "charge_id": "charge-1", "last_error": ""}
 
 
 async def test_expected_error_is_handled(flow: TimeMachine) -> None:
-    """A declined card is no failure: its details are in the Context while the run waits for another card."""
+    """A declined card does not fail the run, which keeps the reason in its Context and waits for another card."""
     run = await flow.start(InvoicePaymentWorkflow, StartOptions(key="invoice-7"), invoice_id=7, card="bad")
     await run.wait(until="parked")
     assert (run.status, run.current_step) == ("waiting", "ask_for_another_card")
@@ -128,7 +128,7 @@ async def test_expected_error_is_handled(flow: TimeMachine) -> None:
 
 
 async def test_unexpected_error_is_retried(flow: TimeMachine) -> None:
-    """An outage is over after the second retry, and the card is charged once."""
+    """After two failures the third attempt works, and the card is charged once."""
     bank.outages = 2
     run = await flow.start(InvoicePaymentWorkflow, invoice_id=7, card="good")
     assert (await run.result()).state == "paid"
@@ -137,7 +137,7 @@ async def test_unexpected_error_is_retried(flow: TimeMachine) -> None:
 
 
 async def test_error_says_what_it_means(flow: TimeMachine) -> None:
-    """When retries are over, the run's error tells of the invoice, the step and the cause."""
+    """When the attempts are used up, the run's error names the invoice, the step and the cause."""
     bank.outages = 4
     run = await flow.start(InvoicePaymentWorkflow, invoice_id=7, card="good")
     await run.wait()
@@ -146,7 +146,7 @@ async def test_error_says_what_it_means(flow: TimeMachine) -> None:
 
 
 async def test_error_of_another_kind_is_not_retried(flow: TimeMachine) -> None:
-    """The policy retries outages only, so that an unknown invoice fails at once."""
+    """The policy retries only outages, so that an unknown invoice fails at once."""
     run = await flow.start(InvoicePaymentWorkflow, invoice_id=99, card="good")
     await run.wait()
     assert run.error == "invoice 99: charge_card failed 1 times: KeyError: 99"
@@ -154,7 +154,7 @@ async def test_error_of_another_kind_is_not_retried(flow: TimeMachine) -> None:
 
 
 async def test_waits_have_an_end(flow: TimeMachine) -> None:
-    """A wait with a limit ends the run with a reason, if nobody answers."""
+    """A wait that times out ends the run with a reason."""
     run = await flow.start(InvoicePaymentWorkflow, invoice_id=8, card="good")
     await run.wait()
     assert run.error == "invoice 8 was not paid within 7 days: card 'good' is declined"
@@ -162,7 +162,7 @@ async def test_waits_have_an_end(flow: TimeMachine) -> None:
 
 
 async def test_log_lines_tell_their_run(flow: TimeMachine) -> None:
-    """What a step logs carries the run, the workflow, the step and the attempt by itself."""
+    """A step's log lines have the run, the workflow, the step and the attempt."""
     bank.outages = 1
     with capture_logs(processors=[merge_contextvars]) as lines:
         run = await flow.start(InvoicePaymentWorkflow, invoice_id=7, card="good")
@@ -181,7 +181,7 @@ async def test_log_lines_tell_their_run(flow: TimeMachine) -> None:
 
 
 async def test_processing_times(flow: TimeMachine) -> None:
-    """The history has how long each step took, and the stats how far behind the engine is."""
+    """The history has how long each step took, and the stats how late the engine is."""
     run = await flow.start(InvoicePaymentWorkflow, invoice_id=7, card="good")
     await run.wait()
     durations = {row.step: row.duration for row in await flow.history(run.id) if row.kind != "start"}

@@ -27,7 +27,7 @@ class ValidationWorkflow:
 
 
 async def test_completion_merges_the_final_data(flow: TimeMachine) -> None:
-    """Data of complete() goes into declared fields, and under names that the Context does not declare as well."""
+    """Data of ``complete`` is merged into declared fields, and also kept under undeclared names."""
     run = await flow.start(ValidationWorkflow, all_validations_passed=True)
     await run.wait()
     assert run.data == {
@@ -39,7 +39,7 @@ async def test_completion_merges_the_final_data(flow: TimeMachine) -> None:
 
 
 async def test_failure_has_the_reason(flow: TimeMachine) -> None:
-    """A failed run's error is exactly the reason given, after one attempt, with the Context as it was."""
+    """A failed run's error is exactly the reason, after one attempt, and its Context is unchanged."""
     run = await flow.start(ValidationWorkflow, all_validations_passed=False)
     await run.wait()
     assert run.status == "failed"
@@ -49,7 +49,7 @@ async def test_failure_has_the_reason(flow: TimeMachine) -> None:
 
 
 async def test_who_asks_for_the_result_of_a_failure(flow: TimeMachine) -> None:
-    """Instead of a result the caller gets an error that has the reason."""
+    """Asking for the result of a failed run raises an error that has the reason."""
     run = await flow.start(ValidationWorkflow, all_validations_passed=False)
     with pytest.raises(errors.RunFailed, match="Validation failed: missing required documents"):
         await run.result()

@@ -63,7 +63,7 @@ class ContextUpdatesWorkflow:
 
 
 async def test_changes_are_kept(flow: TimeMachine) -> None:
-    """What a step assigns, appends and puts into a dict is there for the next one, and at the end."""
+    """What a step assigns, appends or puts into a dict is there in the next step, and at the end."""
     run = await flow.start(ContextUpdatesWorkflow, order_id=5)
     context = await run.result()
     assert context.seen == [5, [], "credit_card", ["payment_processed"], "Portland"]
@@ -72,19 +72,19 @@ async def test_changes_are_kept(flow: TimeMachine) -> None:
 
 
 async def test_misspelt_field(flow: TimeMachine) -> None:
-    """Assigning a name that the Context does not declare is an error at that line, which lists the fields."""
+    """Assigning a name that the Context does not declare raises at that line, and lists the fields."""
     with pytest.raises(UndeclaredField, match=r"'payment_methd'.*order_id, payment_method"):
         await flow.run_step(ContextUpdatesWorkflow.misspelt, {"order_id": 5})
 
 
 async def test_value_of_the_wrong_type(flow: TimeMachine) -> None:
-    """Assigning what the field does not take is an error at that line."""
+    """Assigning a value of a wrong type raises at that line."""
     with pytest.raises(ValidationError, match="payment_method"):
         await flow.run_step(ContextUpdatesWorkflow.wrong, {"order_id": 5})
 
 
 async def test_a_callers_copy(flow: TimeMachine) -> None:
-    """What a caller holds is the run as it stood, until it is refreshed."""
+    """A caller's run object shows the run as it was, until it is refreshed."""
     run = await flow.start(ContextUpdatesWorkflow, order_id=5)
     await flow.settle()
     assert run.context.payment_method == ""

@@ -1,4 +1,4 @@
-"""State and Context, design: required fields, defaults, amounts, and what every run has for itself."""
+"""State and Context, design: required fields, defaults, amounts, and values that runs do not share."""
 
 # Steps are written as in the guide, without annotations.
 # mypy: disable-error-code="no-untyped-def"
@@ -37,7 +37,7 @@ class OrderContext(BaseModel):
 
 @workflow("order_with_context")
 class OrderWorkflow:
-    Context: ClassVar = OrderContext  # pyright wants it to say ClassVar
+    Context: ClassVar = OrderContext  # pyright requires ClassVar
 
     @step(start=True)
     def price(self):
@@ -63,13 +63,13 @@ async def test_required_fields(flow: TimeMachine) -> None:
 
 
 async def test_defaults(flow: TimeMachine) -> None:
-    """A new run has all the defaults."""
+    """A new run has all defaults."""
     run = await flow.start(OrderWorkflow, order_id=1, customer_email="a@example.com")
     assert run.context == OrderContext(order_id=1, customer_email="a@example.com")
 
 
 async def test_an_amount_stays_exact(flow: TimeMachine) -> None:
-    """A Decimal is a Decimal of the same digits in the next step and afterwards; as data it is a string."""
+    """A Decimal keeps its digits in the next step and at the end, and is a string in ``data``."""
     run = await flow.start(OrderWorkflow, order_id=1, customer_email="a@example.com")
     assert run.data["total_amount"] == "0.00"
     await run.wait()
@@ -78,7 +78,7 @@ async def test_an_amount_stays_exact(flow: TimeMachine) -> None:
 
 
 async def test_each_run_has_its_own(flow: TimeMachine) -> None:
-    """The dict and list defaults are not shared between runs."""
+    """Default dicts and lists are not shared between runs."""
     runs = [await flow.start(OrderWorkflow, order_id=n, customer_email="a@example.com") for n in (1, 2)]
     for run in runs:
         context = await run.result()

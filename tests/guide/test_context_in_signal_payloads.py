@@ -1,4 +1,4 @@
-"""State and Context, signal payloads: what they bring can be read as if the Context had declared it."""
+"""State and Context, signal payloads: their keys can be read as if the Context had declared them."""
 
 # Steps are written as in the guide, without annotations.
 # mypy: disable-error-code="no-untyped-def"
@@ -28,7 +28,7 @@ class FormWorkflow:
 
     @step()
     def process_user_input(self):
-        ctx = get_context()  # the bare form: a type checker knows no form_data
+        ctx = get_context()  # without the class, as type checkers do not know form_data
         ctx.user_name = ctx.form_data["name"]
         ctx.submission_time += " UTC"
         return complete()
@@ -73,7 +73,7 @@ async def submit(**more: Any) -> SignalReceipt:
 
 
 async def test_undeclared_keys_are_attributes(flow: TimeMachine) -> None:
-    """The payload's keys are read as attributes, may be assigned then, and are kept with the run."""
+    """A payload's undeclared keys can be read and assigned as attributes, and are kept with the run."""
     run = await flow.start(FormWorkflow)
     await run.wait(until="parked")
     assert (await submit()).delivered == [run.id]
@@ -87,7 +87,7 @@ async def test_undeclared_keys_are_attributes(flow: TimeMachine) -> None:
 
 
 async def test_keys_as_parameters(flow: TimeMachine) -> None:
-    """A step that declares the keys as parameters gets them typed."""
+    """A step that declares the keys as parameters gets them converted to their types."""
     run = await flow.start(FormParametersWorkflow)
     await run.wait(until="parked")
     await submit()
@@ -99,7 +99,7 @@ async def test_keys_as_parameters(flow: TimeMachine) -> None:
 
 @pytest.mark.parametrize("payload", [{"age": "old"}, {"form_data": {}}])
 async def test_payload_that_does_not_fit(flow: TimeMachine, payload: dict[str, Any]) -> None:
-    """The sender hears of a wrong value, and of a key that the Context forbids; the run goes on waiting."""
+    """A payload with a wrong value, or with a key that the Context forbids, is rejected, and the run waits on."""
     run = await flow.start(StrictFormWorkflow)
     await run.wait(until="parked")
     receipt = await engine.signal("user_submitted_form", payload)

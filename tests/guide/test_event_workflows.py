@@ -1,4 +1,4 @@
-"""Event-triggered workflows: started when something happens, an hour before it, and half an hour after it."""
+"""Event-triggered workflows: started when an event occurs, an hour before it, and half an hour after it."""
 
 # Steps are written as in the guide, without annotations.
 # mypy: disable-error-code="no-untyped-def"
@@ -64,7 +64,7 @@ class PostMeetingFollowup:
 
 
 async def test_an_order_starts_its_workflow(flow: TimeMachine) -> None:
-    """create_context makes the run's Context of the event's entity, which is of its own class; the event is named."""
+    """create_context makes the Context from the entity, an object of its own class, and the run has the event's id."""
     event = await flow.emit("guide_order_placed", GuideOrder(17, "Ann"))
     await flow.settle()
     (run,) = await flow.runs(workflow=OrderProcessingWorkflow)
@@ -73,7 +73,7 @@ async def test_an_order_starts_its_workflow(flow: TimeMachine) -> None:
 
 
 async def test_emitted_twice_is_one_run(flow: TimeMachine) -> None:
-    """An event with an id of its own is recorded once, and starts one run, as often as it is emitted."""
+    """An event that is emitted twice with one event_id is recorded once, and starts one run."""
     for customer in ("Ann", "Bob"):
         event = await flow.emit("guide_order_placed", GuideOrder(17, customer), event_id="order-17")
         assert event.entity.customer == "Ann"
@@ -83,14 +83,14 @@ async def test_emitted_twice_is_one_run(flow: TimeMachine) -> None:
 
 
 async def test_an_event_that_it_does_not_run_for(flow: TimeMachine) -> None:
-    """should_run_for_event decides without a run being made."""
+    """If should_run_for_event returns false, no run is made."""
     await flow.emit("guide_order_placed", GuideOrder(18, "Eve", draft=True), event_id="draft")
     await flow.settle()
     assert await flow.runs(event_id="draft") == []
 
 
 async def test_a_reminder_an_hour_before(flow: TimeMachine) -> None:
-    """A negative offset starts the run so long before the event's time, and not a minute earlier."""
+    """A negative offset starts the run that long before the event's time, and not a minute earlier."""
     at = flow.now + timedelta(hours=24)
     event = await flow.emit("guide_appointment_due", {"id": "a1"}, at=at)
     await flow.advance(hours=22, minutes=59)
@@ -104,7 +104,7 @@ async def test_a_reminder_an_hour_before(flow: TimeMachine) -> None:
 
 
 async def test_an_appointment_within_the_hour(flow: TimeMachine) -> None:
-    """The moment is past already: the reminder goes out at once."""
+    """If the reminder's time is past when the event is emitted, it is sent at once."""
     event = await flow.emit("guide_appointment_due", entity_id="a2", at=flow.now + timedelta(minutes=10))
     await flow.settle()
     (run,) = await flow.runs(event_id=event.id)
@@ -112,7 +112,7 @@ async def test_an_appointment_within_the_hour(flow: TimeMachine) -> None:
 
 
 async def test_an_appointment_that_is_moved(flow: TimeMachine) -> None:
-    """Moved before the reminder, it is sent once, for the new time; moved after it, once more."""
+    """A reminder is sent once for the new time if the event was moved before it, and again if it was moved after it."""
     day = timedelta(days=1)
     first = flow.now + day
     for at in (first, first + day):
@@ -129,7 +129,7 @@ async def test_an_appointment_that_is_moved(flow: TimeMachine) -> None:
 
 
 async def test_an_appointment_that_is_cancelled(flow: TimeMachine) -> None:
-    """Nobody is reminded of it."""
+    """The reminder of a cancelled event is not sent."""
     await flow.emit("guide_appointment_due", entity_id="a4", at=flow.now + timedelta(days=1), event_id="off")
     await flow.advance(hours=12)
     assert await flow.cancel_event("off")
@@ -139,7 +139,7 @@ async def test_an_appointment_that_is_cancelled(flow: TimeMachine) -> None:
 
 
 async def test_half_an_hour_after(flow: TimeMachine) -> None:
-    """A positive offset starts the run so long after it; a workflow without a Context has one that tells of the event."""
+    """A positive offset starts the run that long after the event; a workflow without a Context gets its ids."""
     event = await flow.emit("guide_meeting_ended", {"id": 5})
     await flow.advance(minutes=29)
     assert await flow.runs(event_id=event.id) == []

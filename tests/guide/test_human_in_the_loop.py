@@ -78,14 +78,14 @@ class DocumentApprovalWorkflow:
 
 
 async def submit_review(document_id: int, approved: bool, notes: str) -> SignalReceipt:
-    """Stands for the review system: it knows the document, and no run."""
+    """Stands for the review system, which knows the document and not the run."""
     return await engine.signal(
         "review_completed", {"approved": approved, "reviewer_notes": notes}, key=f"document-{document_id}"
     )
 
 
 async def submitted(document_id: int) -> WorkflowRun[DocumentApprovalWorkflow.Context]:
-    """A document whose review was asked for."""
+    """A document whose review was requested."""
     run = await engine.start(
         DocumentApprovalWorkflow, StartOptions(key=f"document-{document_id}"), document_id=document_id
     )
@@ -93,7 +93,7 @@ async def submitted(document_id: int) -> WorkflowRun[DocumentApprovalWorkflow.Co
 
 
 def test_the_managers_review_would_approve() -> None:
-    """As the guide writes it, whatever the manager says would lead to the approval, so that the wait must say then=."""
+    """Where the guide's wait for the manager would lead straight to the approval, aioflow demands ``then=``."""
     with pytest.raises(DefinitionError) as caught:
 
         @workflow("document_approval")
@@ -133,7 +133,7 @@ def test_the_managers_review_would_approve() -> None:
 
 @pytest.mark.parametrize(("approved", "last"), [(True, "approve_document"), (False, "request_revision")])
 async def test_the_reviewer_decides(flow: TimeMachine, approved: bool, last: str) -> None:
-    """The reviewer is asked once, and what comes back decides."""
+    """The reviewer is asked once, and the answer decides."""
     run = await submitted(17)
     assert REQUESTS == [("rita", 17)]
     receipt = await submit_review(17, approved, "as agreed")
@@ -147,7 +147,7 @@ async def test_the_reviewer_decides(flow: TimeMachine, approved: bool, last: str
 
 
 async def test_a_review_is_of_one_document(flow: TimeMachine) -> None:
-    """By its key a review reaches its document alone, although another one waits for the same signal."""
+    """A review with a document's key reaches only that document's run."""
     other, run = [await submitted(document_id) for document_id in (1, 2)]
     assert (await submit_review(2, True, "")).delivered == [run.id]
     await run.wait()
@@ -156,7 +156,7 @@ async def test_a_review_is_of_one_document(flow: TimeMachine) -> None:
 
 
 async def test_without_a_key_it_is_of_all_documents(flow: TimeMachine) -> None:
-    """As the guide sends it, to nobody in particular, a review decides every document that waits for one."""
+    """A review without a key, as the guide sends it, reaches every document that waits for one."""
     runs = [await submitted(document_id) for document_id in (1, 2)]
     receipt = await engine.signal("review_completed", {"approved": True, "reviewer_notes": ""})
     assert receipt.delivered == [run.id for run in runs]
@@ -164,7 +164,7 @@ async def test_without_a_key_it_is_of_all_documents(flow: TimeMachine) -> None:
 
 
 async def test_escalation_after_three_days(flow: TimeMachine) -> None:
-    """Without an answer the manager is asked, three days later to the minute; the reviewer is not asked again."""
+    """After three days without an answer the manager is asked, and the reviewer is not asked again."""
     run = await submitted(17)
     assert (run.on_timeout, run.wake_at) == ("escalate_review", run.created_at + timedelta(days=3))
     await flow.advance(days=2, hours=23, minutes=59)
@@ -182,7 +182,7 @@ async def test_escalation_after_three_days(flow: TimeMachine) -> None:
 
 @pytest.mark.parametrize(("approved", "last"), [(True, "approve_document"), (False, "request_revision")])
 async def test_the_manager_decides(flow: TimeMachine, approved: bool, last: str) -> None:
-    """What the manager says is processed like the reviewer's answer, which comes too late now."""
+    """The manager's answer is processed like the reviewer's, which is too late now."""
     run = await submitted(17)
     await flow.advance(days=3)
     assert (await submit_review(17, not approved, "sorry, was ill")).state == "buffered"

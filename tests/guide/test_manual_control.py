@@ -33,7 +33,7 @@ class LeaveRequestWorkflow:
 
 
 async def test_cancel_a_waiting_run(flow: TimeMachine) -> None:
-    """A cancelled run has ended with the reason given, and takes no signal any more."""
+    """A cancelled run has ended with the given reason, and takes no signal any more."""
     run = await flow.start(LeaveRequestWorkflow)
     await run.wait(until="parked")
     assert await flow.cancel(run.id, "left the company")
@@ -45,7 +45,7 @@ async def test_cancel_a_waiting_run(flow: TimeMachine) -> None:
 
 
 async def test_cancel_a_step_at_work(flow: TimeMachine) -> None:
-    """An async step that is running is cancelled, and may tidy up."""
+    """An async step that executes is cancelled, and may clean up."""
     began, tidied = asyncio.Event(), asyncio.Event()
 
     @workflow("long_export")
@@ -71,7 +71,7 @@ async def test_cancel_a_step_at_work(flow: TimeMachine) -> None:
 
 
 async def test_cancel_what_has_ended(flow: TimeMachine) -> None:
-    """A run that has ended is left as it is, and the caller is told."""
+    """Cancelling a run that has ended changes nothing, and returns False."""
     run = await flow.start(LeaveRequestWorkflow)
     await flow.signal("approval_received", {"approved": True}, run_id=run.id)
     await run.wait()
@@ -81,7 +81,7 @@ async def test_cancel_what_has_ended(flow: TimeMachine) -> None:
 
 
 async def test_signal_wakes_those_who_wait(flow: TimeMachine) -> None:
-    """One signal wakes every run that waits for it."""
+    """One signal resumes every run that waits for it."""
     runs = [await flow.start(LeaveRequestWorkflow) for _ in range(2)]
     await flow.settle()
     await flow.signal("approval_received", {"approved": True})
@@ -90,7 +90,7 @@ async def test_signal_wakes_those_who_wait(flow: TimeMachine) -> None:
 
 
 async def test_process_scheduled(tmp_path: Path) -> None:
-    """An engine that does not work by itself wakes what is due when it is told to, and one that works then runs it."""
+    """process_scheduled() on an engine without a worker wakes what is due, and a worker then executes it."""
     url = f"sqlite:///{tmp_path}/app.db"
     async with Engine(url, worker=False) as client:
         later = await client.start(LeaveRequestWorkflow, StartOptions(delay=timedelta(days=1)))
@@ -105,7 +105,7 @@ async def test_process_scheduled(tmp_path: Path) -> None:
 
 
 async def test_process_scheduled_on_virtual_time(flow: TimeMachine) -> None:
-    """In a test nothing is left for it to do: what is due at an instant has happened when time gets there."""
+    """On virtual time process_scheduled() has nothing to do, as what is due happens when time gets there."""
     run = await flow.start(LeaveRequestWorkflow, StartOptions(delay=timedelta(days=1)))
     await flow.advance(days=1)
     assert await flow.process_scheduled() == 0

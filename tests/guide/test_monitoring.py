@@ -48,7 +48,7 @@ class ParcelWorkflow:
 
 @pytest.fixture
 async def ids(flow: TimeMachine) -> dict[str, int]:
-    """The ids of runs that have gone each way, or are on it."""
+    """The ids of runs that have ended, or wait, in different ways."""
     ways = ("straight", "lost", "crash", "slow", "customs", "pick-up")
     ids = {way: (await flow.start(ParcelWorkflow, parcel_id=n, way=way)).id for n, way in enumerate(ways)}
     await flow.settle()
@@ -56,7 +56,7 @@ async def ids(flow: TimeMachine) -> dict[str, int]:
 
 
 async def test_one_run(flow: TimeMachine, ids: dict[str, int]) -> None:
-    """A run by its id tells its status, step and Context."""
+    """A run that is loaded by its id has its status, step and Context."""
     run = await flow.get(ids["slow"])
     assert run.status == WorkflowStatus.WAITING
     assert f"Status: {run.status}" == "Status: waiting"
@@ -65,13 +65,13 @@ async def test_one_run(flow: TimeMachine, ids: dict[str, int]) -> None:
 
 
 async def test_a_run_that_is_not_there(flow: TimeMachine, ids: dict[str, int]) -> None:
-    """An id that is no run's is an error, not None."""
+    """An unknown id raises an error, rather than returning None."""
     with pytest.raises(errors.RunNotFound, match="There is no run 999999"):
         await flow.get(999_999)
 
 
 async def test_failed_runs(flow: TimeMachine, ids: dict[str, int]) -> None:
-    """Failed runs are found by their status; each tells its workflow and error, and a raised one its traceback."""
+    """Failed runs are found by status, and have their workflow and error, and after an exception the traceback."""
     failed = await flow.runs(status=WorkflowStatus.FAILED, order="id")
     assert [(run.id, run.name, run.error) for run in failed] == [
         (ids["lost"], "parcel", "parcel 1 is lost"),
@@ -83,7 +83,7 @@ async def test_failed_runs(flow: TimeMachine, ids: dict[str, int]) -> None:
 
 
 async def test_waiting_runs(flow: TimeMachine, ids: dict[str, int]) -> None:
-    """Waiting runs tell the signal that they wait for, and when they will go on by themselves."""
+    """Waiting runs show the signal that they wait for, and when they will wake."""
     found = {}
     for run in await flow.runs(status=WorkflowStatus.WAITING):
         found[run.id] = (run.waiting_for, run.waiting_signal, run.wake_at)
@@ -95,20 +95,20 @@ async def test_waiting_runs(flow: TimeMachine, ids: dict[str, int]) -> None:
 
 
 async def test_runs_that_wait_for_a_signal(flow: TimeMachine, ids: dict[str, int]) -> None:
-    """Who waits for a certain signal, or for any, can be asked for directly."""
+    """Runs that wait for a certain signal, or for any signal, can be queried."""
     assert [run.id for run in await flow.runs(waiting_signal="cleared")] == [ids["customs"]]
     assert await flow.count(waiting_for="signal") == 2
 
 
 async def test_all_at_a_glance(flow: TimeMachine, ids: dict[str, int]) -> None:
-    """The numbers of runs by workflow and status, and of those that wait, come in one call."""
+    """One call returns the numbers of runs by workflow and status, and of waiting runs by what they wait for."""
     stats = await flow.stats()
     assert stats.runs == {"parcel": {"completed": 1, "failed": 2, "waiting": 3}}
     assert stats.waiting == {"sleep": 1, "signal": 2}
 
 
 async def test_what_has_happened_to_a_run(flow: TimeMachine, ids: dict[str, int]) -> None:
-    """The history says what was committed, when, and which step failed."""
+    """The history shows each transition with its time and step."""
     await flow.advance(hours=24)
     history = await flow.history(ids["customs"])
     assert [(row.kind, row.step) for row in history] == [

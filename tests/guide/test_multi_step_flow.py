@@ -1,4 +1,4 @@
-"""Quick start, multi-step flow: each step says which is next, and finds the Context as the one before left it."""
+"""Quick start, multi-step flow: each step names the next one, and gets the Context that the one before has left."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.guide.order_fulfillment import OrderFulfillmentWorkflow
 
 
 async def test_an_order_goes_through_its_steps(flow: TimeMachine) -> None:
-    """All three steps run, in order, and the Context has what each of them did."""
+    """All three steps run in order, and the Context has what each of them did."""
     run = await flow.start(OrderFulfillmentWorkflow, order_id=123)
     await run.wait()
     assert run.status == "completed"

@@ -1,4 +1,4 @@
-"""Control flow, navigation between steps: ``goto`` by what the Context says."""
+"""Control flow, navigation between steps: ``goto`` depending on the Context."""
 
 # Steps are written as in the guide, without annotations.
 # mypy: disable-error-code="no-untyped-def"
@@ -44,14 +44,14 @@ class OrderProcessingWorkflow:
     ],
 )
 async def test_the_total_decides(flow: TimeMachine, order_total: int, approved_by: str, steps: list[str]) -> None:
-    """Only a large order takes the way through the approval."""
+    """Only a large order goes through the approval."""
     run = await flow.start(OrderProcessingWorkflow, order_total=order_total)
     assert (await run.result()).approved_by == approved_by
     assert [row.step for row in await flow.history(run.id) if row.kind != "start"] == steps
 
 
 def test_a_step_that_does_not_exist() -> None:
-    """A target that is no step is found when the class is defined, not when an order takes that way."""
+    """A goto to a step that does not exist is an error when the class is defined."""
     with pytest.raises(DefinitionError) as caught:
 
         @workflow("order_processing_misspelt")

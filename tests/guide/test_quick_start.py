@@ -1,4 +1,4 @@
-"""Quick start, basic workflow structure: a Context, ``create_context``, one step, a run; on a real engine and a file."""
+"""Quick start, basic workflow structure: a Context, ``create_context``, one step, a run; on a real file."""
 
 # Steps are written as in the guide, without annotations.
 # mypy: disable-error-code="no-untyped-def"
@@ -44,7 +44,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
 
 
 async def test_started_by_name(engine: Engine) -> None:
-    """The workflow's name and what create_context takes start a run, which sends the e-mail and completes."""
+    """A run is started by the workflow's name with create_context's arguments, sends the e-mail and completes."""
     run = await engine.start("user_onboarding", user_id=123)
     await run.wait(10)
     assert run.status == "completed"
@@ -53,14 +53,14 @@ async def test_started_by_name(engine: Engine) -> None:
 
 
 async def test_started_by_its_class(engine: Engine) -> None:
-    """The class itself starts a run whose final Context is typed."""
+    """A run that is started by its class has a typed result."""
     run = await engine.start(UserOnboardingWorkflow, user_id=7)
     context = await run.result(10)
     assert context == UserOnboardingWorkflow.Context(user_id=7, email_sent=True)
 
 
 async def test_only_what_create_context_takes(engine: Engine) -> None:
-    """What create_context does not take starts nothing, though the Context declares it."""
+    """An argument that create_context does not take starts nothing, though the Context declares it."""
     with pytest.raises(TypeError, match="email_sent"):
         await engine.start("user_onboarding", user_id=123, email_sent=True)
     assert await engine.count() == 0
@@ -68,7 +68,7 @@ async def test_only_what_create_context_takes(engine: Engine) -> None:
 
 
 async def test_a_run_is_still_there_after_a_restart(engine: Engine, tmp_path: Path) -> None:
-    """What a run has come to is read from the file by another engine."""
+    """After a restart another engine finds the run and its result in the file."""
     run = await engine.start("user_onboarding", user_id=123)
     await run.wait(10)
     async with Engine(f"sqlite:///{tmp_path}/app.db", worker=False) as other:

@@ -28,7 +28,7 @@ class Response:
 
 @dataclass
 class Service:
-    """The outside world: an endpoint answers so many calls with an error before it works, and keeps when it was called."""
+    """The outside world: an endpoint that answers so many calls with an error before it works."""
 
     failures: dict[str, int] = field(default_factory=dict)
     called_at: dict[str, list[datetime]] = field(default_factory=dict)
@@ -91,12 +91,12 @@ class ApiIntegrationWorkflow:
 
 
 def seconds_between(instants: list[datetime]) -> list[float]:
-    """The delays between calls."""
+    """The seconds between calls."""
     return [(b - a).total_seconds() for a, b in pairwise(instants)]
 
 
 async def test_workflow_policy_backs_off(flow: TimeMachine) -> None:
-    """A step without a policy is tried as often as the workflow says, each delay twice the last."""
+    """A step without a policy has the workflow's attempts, and each delay is twice the one before."""
     service.failures = {"login": 100}
     run = await flow.start(ApiIntegrationWorkflow, endpoint="/items")
     await run.wait()
@@ -107,7 +107,7 @@ async def test_workflow_policy_backs_off(flow: TimeMachine) -> None:
 
 
 async def test_changes_of_failed_attempts_are_discarded(flow: TimeMachine) -> None:
-    """An attempt begins with the Context that the first one saw, so that only the one that worked has counted."""
+    """Each attempt begins with the Context of the first one, so that only the successful one counts."""
     service.failures = {"login": 3}
     run = await flow.start(ApiIntegrationWorkflow, endpoint="/items")
     context = await run.result()
@@ -116,7 +116,7 @@ async def test_changes_of_failed_attempts_are_discarded(flow: TimeMachine) -> No
 
 
 async def test_a_run_that_will_be_retried(flow: TimeMachine) -> None:
-    """Between two attempts the run waits, and says which attempt comes when."""
+    """Between two attempts the run waits, and shows which attempt comes when."""
     service.failures = {"login": 100}
     run = await flow.start(ApiIntegrationWorkflow, endpoint="/items")
     await flow.advance(seconds=3)
@@ -126,7 +126,7 @@ async def test_a_run_that_will_be_retried(flow: TimeMachine) -> None:
 
 
 async def test_step_policy_overrides_the_workflows(flow: TimeMachine) -> None:
-    """A step with a policy of its own is tried ten times, with that policy's delays and their limit of five minutes."""
+    """A step's own policy gives it ten attempts, with delays of up to five minutes."""
     service.failures = {"/items": 9}
     run = await flow.start(ApiIntegrationWorkflow, endpoint="/items")
     assert (await run.result()).processed
@@ -134,7 +134,7 @@ async def test_step_policy_overrides_the_workflows(flow: TimeMachine) -> None:
 
 
 async def test_step_policy_has_an_end(flow: TimeMachine) -> None:
-    """After the tenth attempt the run has failed, at that step, with what it raised."""
+    """After the tenth attempt the run has failed at that step, with its last error."""
     service.failures = {"/items": 10}
     run = await flow.start(ApiIntegrationWorkflow, endpoint="/items")
     await run.wait()
@@ -184,14 +184,14 @@ def perform_operation(raises: str) -> str:
 
 
 async def test_operation_succeeds(flow: TimeMachine) -> None:
-    """Without an error the run takes the way of success."""
+    """Without an error the run goes the way of success."""
     run = await flow.start(RiskyWorkflow)
     context = await run.result()
     assert (context.operation_result, context.recovered) == ("printed", False)
 
 
 async def test_expected_error_leads_to_recovery(flow: TimeMachine) -> None:
-    """An error that the step catches is not retried: its details are kept, and another step goes on."""
+    """An error that the step catches is not retried: its details are kept, and another step follows."""
     run = await flow.start(RiskyWorkflow, raises="expected")
     context = await run.result()
     assert (context.error_details, context.recovered) == ("out of paper", True)
@@ -203,7 +203,7 @@ async def test_expected_error_leads_to_recovery(flow: TimeMachine) -> None:
 
 
 async def test_other_errors_are_retried(flow: TimeMachine) -> None:
-    """An error that the step lets through is tried again, three times in all if nobody says how often."""
+    """An error that the step does not catch is retried, with three attempts by default."""
     run = await flow.start(RiskyWorkflow, raises="on fire")
     await run.wait()
     assert (run.status, run.error) == ("failed", "RuntimeError: on fire")

@@ -1,4 +1,4 @@
-"""Time-based operations, sleep: the step that sleeps runs again, until it goes elsewhere."""
+"""Time-based operations, sleep: the step that sleeps runs again, until it returns something else."""
 
 # Steps are written as in the guide, without annotations.
 # mypy: disable-error-code="no-untyped-def"
@@ -51,7 +51,7 @@ class NewsletterWorkflow:
 
 
 async def test_three_reminders_a_day_apart(flow: TimeMachine) -> None:
-    """A reminder goes out at once and after each of two days; the third one escalates without another day."""
+    """Reminders are sent at once and after each of two days, and the third one escalates without another day."""
     run = await flow.start(ReminderWorkflow)
     context = await run.result()
     assert context.escalated
@@ -60,7 +60,7 @@ async def test_three_reminders_a_day_apart(flow: TimeMachine) -> None:
 
 
 async def test_between_two_reminders(flow: TimeMachine) -> None:
-    """A day is 24 hours to the minute, and a sleeping run says when it will go on."""
+    """A day is 24 hours to the minute, and a sleeping run shows when it will wake."""
     run = await flow.start(ReminderWorkflow)
     await flow.advance(hours=23, minutes=59)
     await run.refresh()
@@ -75,7 +75,7 @@ async def test_between_two_reminders(flow: TimeMachine) -> None:
 
 
 async def test_until_a_date_and_then_elsewhere(flow: TimeMachine) -> None:
-    """With a datetime the run sleeps until then, and with then= another step goes on."""
+    """With a datetime the run sleeps until then, and with ``then=`` another step follows."""
     send_at = datetime(2029, 3, 1, 9, tzinfo=UTC)
     run = await flow.start(NewsletterWorkflow, send_at=send_at)
     await run.wait()

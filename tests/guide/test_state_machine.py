@@ -60,7 +60,7 @@ class LoanApplicationWorkflow:
 
 
 def test_who_is_reviewed_would_be_denied() -> None:
-    """As the guide writes it, the review would lead to whatever state is declared after it, so that it must say then=."""
+    """Where the guide's wait for the review would lead to the state declared next, aioflow demands ``then=``."""
     with pytest.raises(DefinitionError) as caught:
 
         @workflow("loan_application")
@@ -101,7 +101,7 @@ def test_who_is_reviewed_would_be_denied() -> None:
     ("credit_score", "state", "last"), [(701, "approved", "approved_state"), (600, "denied", "denied_state")]
 )
 async def test_the_score_decides(flow: TimeMachine, credit_score: int, state: str, last: str) -> None:
-    """A good score is approved and a bad one denied, without anybody's help."""
+    """A good score is approved and a bad one denied automatically."""
     run = await flow.start("loan_application", application_id=1, credit_score=credit_score)
     await run.wait()
     assert (run.status, run.current_step) == ("completed", last)
@@ -110,7 +110,7 @@ async def test_the_score_decides(flow: TimeMachine, credit_score: int, state: st
 
 @pytest.mark.parametrize(("decision", "last"), [("approved", "approved_state"), ("denied", "denied_state")])
 async def test_a_person_decides(flow: TimeMachine, decision: str, last: str) -> None:
-    """A score between waits for the review, whose decision comes with the signal."""
+    """A score in between waits for the review, whose decision comes with the signal."""
     run = await flow.start(LoanApplicationWorkflow, application_id=1, credit_score=650)
     await run.wait(until="parked")
     assert (run.status, run.current_step) == ("waiting", "manual_review_state")
@@ -125,7 +125,7 @@ async def test_a_person_decides(flow: TimeMachine, decision: str, last: str) -> 
 
 
 async def test_applications_by_their_state(flow: TimeMachine) -> None:
-    """The state machine can be asked from outside: by step, and by what the Context says."""
+    """Applications can be queried by their step, and by values in the Context."""
     for application_id, credit_score in enumerate((720, 650, 680, 500)):
         await flow.start(LoanApplicationWorkflow, application_id=application_id, credit_score=credit_score)
     await flow.settle()

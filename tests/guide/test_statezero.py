@@ -1,4 +1,4 @@
-"""StateZero integration: a step that is called over HTTP, and an expense that goes up a level when nobody calls."""
+"""StateZero integration: a step that is called over HTTP, and an expense that is escalated when nobody calls."""
 
 # Steps are written as in the guide, without annotations.
 # mypy: disable-error-code="no-untyped-def"
@@ -31,7 +31,7 @@ from aioflow.testing import TimeMachine
 
 
 class ReviewInputSerializer(BaseModel):
-    """The guide's serializer; what is a serializer there is a pydantic model here."""
+    """The guide's serializer, as a pydantic model."""
 
     workflow_run_id: int
     reviewer_notes: str = Field(max_length=500)
@@ -63,7 +63,7 @@ class ExpenseApprovalWorkflow:
 
 @workflow("escalating_expense")
 class EscalatingExpense:
-    """Three days for a manager, two more for a director."""
+    """Waits three days for a manager, and two more for a director."""
 
     class Context(BaseModel):
         amount: int
@@ -102,7 +102,7 @@ def client() -> httpx.AsyncClient:
 
 
 async def test_the_step_is_an_endpoint(flow: TimeMachine, client: httpx.AsyncClient) -> None:
-    """The guide's POST, to the address that it names, runs the step with what it gives."""
+    """The guide's POST, to the path that it names, runs the step with its input."""
     run = await engine.start(ExpenseApprovalWorkflow)
     await flow.settle()
     async with client:
@@ -119,7 +119,7 @@ async def test_the_step_is_an_endpoint(flow: TimeMachine, client: httpx.AsyncCli
 
 
 async def test_the_step_does_not_run_before_it_is_called(flow: TimeMachine) -> None:
-    """The goto parks the run at the step, where it waits however long it takes."""
+    """The goto parks the run at the step, where it waits for the call however long it takes."""
     run = await engine.start(ExpenseApprovalWorkflow)
     await flow.advance(days=400)
     await run.refresh()
@@ -128,7 +128,7 @@ async def test_the_step_does_not_run_before_it_is_called(flow: TimeMachine) -> N
 
 
 async def test_the_manager_decides_in_time(flow: TimeMachine, client: httpx.AsyncClient) -> None:
-    """Nobody else is asked, and the director's action is not open."""
+    """If the manager decides, the director's action is never open."""
     run = await engine.start(EscalatingExpense, amount=40)
     await flow.advance(days=2, hours=23)
     async with client:
@@ -140,7 +140,7 @@ async def test_the_manager_decides_in_time(flow: TimeMachine, client: httpx.Asyn
 
 
 async def test_the_director_decides_when_the_manager_does_not(flow: TimeMachine) -> None:
-    """After three days the manager is too late, and the director has two days."""
+    """After three days the manager's action is closed, and the director has two days."""
     run = await engine.start(EscalatingExpense, amount=40)
     await flow.advance(days=3)
     with pytest.raises(errors.ActionNotOpen):
@@ -150,7 +150,7 @@ async def test_the_director_decides_when_the_manager_does_not(flow: TimeMachine)
 
 
 async def test_nobody_decides(flow: TimeMachine) -> None:
-    """After five days the expense has failed by itself."""
+    """If nobody decides, the expense has failed after five days."""
     run = await engine.start(EscalatingExpense, amount=40)
     await run.wait()
     assert (run.status, run.error) == ("failed", "nobody decided")

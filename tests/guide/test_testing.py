@@ -16,7 +16,7 @@ from tests.guide.order_fulfillment import OrderFulfillmentWorkflow
 
 @workflow("paid_order_fulfillment")
 class PaidOrderFulfillmentWorkflow(OrderFulfillmentWorkflow):
-    """The order that the guide's test has in mind: its first step waits for the payment."""
+    """The order that the guide's test assumes: its first step waits for the payment."""
 
     @step(start=True)
     def confirm_payment(self):
@@ -35,7 +35,7 @@ class PaidOrderFulfillmentWorkflow(OrderFulfillmentWorkflow):
 
 
 async def test_order_workflow(flow: TimeMachine) -> None:
-    """An order is running at its first step, is sent a signal, and completed."""
+    """An order waits at its first step, gets a signal, and completes."""
     run = await flow.start("paid_order_fulfillment", order_id=123)
 
     assert run.status == "running"
@@ -50,7 +50,7 @@ async def test_order_workflow(flow: TimeMachine) -> None:
 
 
 async def test_order_that_does_not_wait(flow: TimeMachine) -> None:
-    """The guide's own order needs no signal, which reaches nobody."""
+    """The guide's own order waits for no signal, and one that is sent reaches nobody."""
     run = await flow.start("order_fulfillment", order_id=123)
     assert (run.status, run.current_step) == ("running", "confirm_payment")
     assert (await flow.signal("payment_confirmed")).state == "none"
@@ -68,7 +68,7 @@ async def test_time_is_the_tests(flow: TimeMachine) -> None:
 
 
 async def test_the_applications_engine(flow: TimeMachine) -> None:
-    """Code that uses aioflow.engine is tested as it is: in a test that is the machine."""
+    """In a test ``aioflow.engine`` is the test's machine, so that the application's code needs no change."""
     run = await engine.start("order_fulfillment", order_id=123)
     await run.wait()
     assert await flow.get(run.id) == run
@@ -76,13 +76,13 @@ async def test_the_applications_engine(flow: TimeMachine) -> None:
 
 @pytest.mark.parametrize("attempt", [1, 2])
 async def test_each_test_has_its_own_store(flow: TimeMachine, attempt: int) -> None:
-    """Nothing of another test is left."""
+    """A test sees nothing of another test's runs."""
     assert await flow.count() == 0
     await flow.start("order_fulfillment", order_id=123)
 
 
 async def test_one_step(flow: TimeMachine) -> None:
-    """A step can be run by itself, without a run; an inherited one is told which workflow it is to be a step of."""
+    """``run_step`` runs a step without a run; for an inherited one, ``workflow=`` names the workflow."""
     done = await flow.run_step(PaidOrderFulfillmentWorkflow.paid, {"order_id": 123})
     assert done.command == goto("reserve_inventory")
     assert done.context.payment_confirmed

@@ -1,4 +1,4 @@
-"""Waiting for events: without an entity, as the guide has it, and for that of one's own order."""
+"""Waiting for events: without an entity, as in the guide, and for that of one's own order."""
 
 # Steps are written as in the guide, without annotations.
 # mypy: disable-error-code="no-untyped-def"
@@ -68,18 +68,18 @@ class OwnPaymentWorkflow:
 
 
 async def test_the_event_goes_into_the_context(flow: TimeMachine) -> None:
-    """The wait goes on with the next step that is not its on_timeout, and the Context tells of which event."""
+    """The wait goes on with the next step that is not its on_timeout, and the Context has the event's ids."""
     run = await flow.start(AnyPaymentWorkflow)
     await flow.advance(hours=47)
     event = await flow.emit("guide_payment_received", {"id": 17, "amount": 5.5})
     context = await run.result()
     assert context.status == "fulfilled"
     assert (context.event_id, context.event_name, context.entity_id) == (event.id, "guide_payment_received", "17")
-    assert context.amount == 0  # only these three: what else the event says is in its entity
+    assert context.amount == 0  # only the ids are copied into the Context
 
 
 async def test_no_event_in_time(flow: TimeMachine) -> None:
-    """After 48 hours the run goes on with on_timeout, and an event that comes later finds nobody."""
+    """After 48 hours the run goes on with on_timeout, and a later event does not reach it."""
     run = await flow.start(AnyPaymentWorkflow)
     assert (await run.result()).status == "cancelled"
     assert flow.now == run.created_at + timedelta(hours=48)
@@ -90,7 +90,7 @@ async def test_no_event_in_time(flow: TimeMachine) -> None:
 
 
 async def test_an_event_of_before_is_not_waited_for(flow: TimeMachine) -> None:
-    """Without an entity_id only what occurs while the run waits counts, whoever it is about."""
+    """Without an entity_id only events that occur while the run waits resume it, whatever entity they have."""
     await flow.emit("guide_payment_received", {"id": 17})
     run = await flow.start(AnyPaymentWorkflow)
     await flow.settle()
@@ -101,19 +101,19 @@ async def test_an_event_of_before_is_not_waited_for(flow: TimeMachine) -> None:
 
 
 async def test_each_waits_for_its_own_order(flow: TimeMachine) -> None:
-    """With an entity_id the other orders' payments pass by; the step is handed the event."""
+    """With an entity_id other orders' payments do not resume the run, and the step gets the event."""
     mine, other = [await flow.start(OwnPaymentWorkflow, order_id=number) for number in (17, 18)]
     await flow.emit("guide_payment_received", {"id": 17, "amount": 5.5})
     context = await mine.result()
     assert (context.status, context.amount, context.entity_id) == ("paid", 5.5, "17")
-    await flow.settle()  # the other one has parked by then
+    await flow.settle()  # the other run has parked by then
     await other.refresh()
     assert other.status == "waiting"
     assert (await other.result()).status == "cancelled"
 
 
 async def test_a_payment_that_is_announced(flow: TimeMachine) -> None:
-    """An event with a time to come ends the wait at its time, not before."""
+    """An event with a time in the future ends the wait at that time, not before."""
     run = await flow.start(OwnPaymentWorkflow, order_id=17)
     at = flow.now + timedelta(hours=24)
     announced = await flow.emit("guide_payment_received", {"id": 17, "amount": 1}, at=at)

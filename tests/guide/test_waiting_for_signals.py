@@ -47,7 +47,7 @@ async def approve() -> SignalReceipt:
 
 
 def test_a_wait_with_nothing_to_go_on_with() -> None:
-    """As the guide writes it, wait_with_timeout has no step but its own on_timeout after it, so that it must say then=."""
+    """Where no step but its on_timeout follows the guide's wait_with_timeout, aioflow demands ``then=``."""
     with pytest.raises(DefinitionError) as caught:
 
         @workflow("purchase")
@@ -73,7 +73,7 @@ def test_a_wait_with_nothing_to_go_on_with() -> None:
 
 
 async def test_waits_for_ever(flow: TimeMachine) -> None:
-    """A wait without a limit lasts as long as nobody sends the signal."""
+    """A wait without a timeout lasts until the signal is sent."""
     run = await flow.start(PurchaseWorkflow)
     await flow.advance(weeks=520)
     await run.refresh()
@@ -82,7 +82,7 @@ async def test_waits_for_ever(flow: TimeMachine) -> None:
 
 
 async def test_signal_from_elsewhere(flow: TimeMachine) -> None:
-    """A signal to all reaches every run that waits for it, merges its payload, and they go on with the next step."""
+    """A signal to all resumes every run that waits for it, with its payload merged into their Contexts."""
     runs = [await flow.start(PurchaseWorkflow) for _ in range(3)]
     await flow.settle()
     receipt = await approve()
@@ -107,7 +107,7 @@ async def test_signal_to_one_run(flow: TimeMachine) -> None:
 
 
 async def test_signal_that_nobody_waits_for(flow: TimeMachine) -> None:
-    """A signal to all is not kept for those who wait later."""
+    """A signal to all is not kept for runs that wait later."""
     assert (await approve()).state == "none"
     run = await flow.start(PurchaseWorkflow)
     await flow.settle()
@@ -116,7 +116,7 @@ async def test_signal_that_nobody_waits_for(flow: TimeMachine) -> None:
 
 
 async def test_answered_in_time(flow: TimeMachine) -> None:
-    """Who answers within the week is not sent a final notice, also later."""
+    """A run that is answered within the week does not get a final notice later."""
     run = await flow.start(PurchaseWorkflow)
     await flow.settle()
     await approve()
@@ -128,7 +128,7 @@ async def test_answered_in_time(flow: TimeMachine) -> None:
 
 
 async def test_timeout(flow: TimeMachine) -> None:
-    """Without an answer the run goes on with on_timeout, a week after it began to wait."""
+    """Without an answer the run goes on with on_timeout a week after it began to wait."""
     run = await flow.start(PurchaseWorkflow)
     await flow.advance(days=1)
     await approve()

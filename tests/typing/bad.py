@@ -1,4 +1,4 @@
-"""Mistakes that type checkers must find: exactly the lines that end in ``# E``. Read by them, never run."""
+"""Mistakes that type checkers must find, exactly in the lines that end in ``# E``. Read by the checkers, never run."""
 
 from __future__ import annotations
 

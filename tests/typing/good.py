@@ -1,4 +1,4 @@
-"""What users write, and type checkers must accept, with the types that they must see. Read by them, never run."""
+"""Typical use, which type checkers must accept, with the types that they must infer. Read by them, never run."""
 
 # pyright: strict
 
@@ -132,7 +132,7 @@ class CreatedLater:
 
 @entity_type
 class Customer(BaseModel):
-    """What events are about."""
+    """The entity of an event."""
 
     id: int
 
@@ -140,7 +140,7 @@ class Customer(BaseModel):
 @entity_type("visit")
 @dataclass
 class Visit:
-    """What events are about, too."""
+    """The entity of an event, too."""
 
     id: str
 
@@ -188,7 +188,7 @@ class Welcome:
 
 
 class Shared(BaseModel):
-    """A Context that is defined elsewhere."""
+    """A Context that is defined outside of its workflow."""
 
     name: str = Field(default="", max_length=10)
 
@@ -222,7 +222,7 @@ class OrderWithGift(Order):
 
 
 def counted(function: Callable[[Assigned], Awaitable[Command]]) -> Callable[[Assigned], Awaitable[Command]]:
-    """A decorator of the user's own."""
+    """A user's own decorator."""
 
     @wraps(function)
     async def wrapper(self: Assigned) -> Command:

@@ -1,4 +1,4 @@
-"""The typed face of the API: both type checkers accept good use, and find each mistake where it is made."""
+"""The types of the API: both type checkers accept good use, and find each mistake in its line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 GOOD, BAD = HERE / "good.py", HERE / "bad.py"
 
-#: file name -> line -> what a checker says about it
+#: file name -> line -> the checker's error
 Found = dict[str, dict[int, str]]
 
 
 def run(*command: str) -> str:
-    """What a checker prints about both files; it fails on the bad one."""
+    """The output of a checker on both files, which must fail because of the bad one."""
     paths = [str(path.relative_to(ROOT)) for path in (GOOD, BAD)]
     done = subprocess.run([*command, *paths], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1, f"{command}: {done.stdout}{done.stderr}"
@@ -30,7 +30,7 @@ def run(*command: str) -> str:
 
 @cache
 def mypy() -> Found:
-    """What mypy says, with the project's own configuration."""
+    """mypy's errors, with the project's own configuration."""
     found: Found = {}
     output = run(sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context")
     for line in output.splitlines():
@@ -44,7 +44,7 @@ def mypy() -> Found:
 
 @cache
 def basedpyright() -> Found:
-    """What basedpyright says, strict as the files ask for."""
+    """basedpyright's errors, strict as the files demand."""
     found: Found = {}
     program = str(Path(sys.executable).with_name("basedpyright"))
     output = json.loads(run(program, "--pythonpath", sys.executable, "--outputjson"))
@@ -65,14 +65,14 @@ CHECKERS = pytest.mark.parametrize("checker", [mypy, basedpyright], ids=lambda c
 
 @CHECKERS
 def test_good_use_is_accepted(checker: Callable[[], Found]) -> None:
-    """What users write has the types that it should have, without any complaint."""
+    """Neither checker reports an error in good.py, which includes the types that it asserts."""
     said = checker().get(GOOD.name, {})
     assert not said, report(GOOD, said)
 
 
 @CHECKERS
 def test_each_mistake_is_found(checker: Callable[[], Found]) -> None:
-    """Every line that is marked as a mistake is an error, and no other line is."""
+    """Each checker reports an error in every line of bad.py that is marked, and in no other."""
     said = checker().get(BAD.name, {})
     source = BAD.read_text(encoding="utf-8").splitlines()
     marked = {number for number, line in enumerate(source, 1) if line.endswith("# E")}
@@ -84,7 +84,7 @@ def test_each_mistake_is_found(checker: Callable[[], Found]) -> None:
 
 
 def test_wrong_arguments_of_create_context_are_called_so() -> None:
-    """The error for arguments that ``create_context`` does not take bears that name, in both checkers."""
+    """The error for wrong arguments of ``create_context`` has a name that says so, in both checkers."""
     source = BAD.read_text(encoding="utf-8").splitlines()
     lines = [number for number, line in enumerate(source, 1) if "start(Created" in line and line.endswith("# E")]
     assert len(lines) > 5
