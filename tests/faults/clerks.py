@@ -20,7 +20,7 @@ from aioflow import Engine, action, complete, get_context, get_run, goto, on, st
 from aioflow.commands import Command
 from aioflow.errors import ActionFailed, ActionNotOpen, AioflowError
 from tests.faults import program
-from tests.faults.program import passing, serve
+from tests.faults.program import pause, serve
 
 #: How many calls complete a counter.
 CALLS = 6
@@ -45,7 +45,7 @@ class Counter:
         program.world.note("ran", run=get_run().id, token=token)
         done = get_context(self.Context).done
         done.append(token)
-        await passing(takes / 1000)
+        await pause(takes / 1000)
         if token.endswith("!"):
             raise ValueError("this call fails, and nothing of it may be seen")
         if len(done) >= CALLS:
@@ -82,7 +82,7 @@ async def call(engine: Engine, clerk: str, rng: random.Random, counters: list[in
             note("served", token=token, run=run.id)
             if run.status.ended:
                 counters.remove(run_id)
-        await passing(rng.random() / 200)
+        await pause(rng.random() / 200)
 
 
 async def errands(engine: Engine, seed: int, life: int, clerks: int) -> None:
@@ -95,7 +95,7 @@ async def errands(engine: Engine, seed: int, life: int, clerks: int) -> None:
         *(call(engine, f"{life}.{number}", random.Random(rng.random()), counters) for number in range(clerks))
     )
     while await engine.count(status="running"):
-        await passing(0.02)
+        await pause(0.02)
     program.world.note("settled")
 
 

@@ -21,7 +21,7 @@ from aioflow import Engine, Retry, StartOptions, complete, get_context, get_run,
 from aioflow.commands import Command
 from aioflow.errors import RunEnded, RunNotFound
 from tests.faults import program
-from tests.faults.program import passing, serve
+from tests.faults.program import pause, serve
 
 HUBS = [f"hub-{number}" for number in range(4)]
 RETRY = Retry(max_attempts=3, base_delay=timedelta(milliseconds=2))
@@ -119,7 +119,7 @@ class Reader:
     async def read(self) -> Command:
         token = get_context(self.Context).token
         stop = took(token)
-        await passing(stop.takes / 1000)
+        await pause(stop.takes / 1000)
         return answered(token, stop)
 
     @step
@@ -217,7 +217,7 @@ class Writers:
                 letter = self.letter(rng, f"{self.life}.{number}.{count}")
                 for turn in range(rng.choice([1, 1, 3])):
                     await self.send(letter | {"token": f"{letter['token']}-{turn}"})
-            await passing(rng.random() * pace)
+            await pause(rng.random() * pace)
 
     async def start(self, rng: random.Random) -> None:
         """Start the next reader, now and then after sending a letter to its key."""
@@ -294,7 +294,7 @@ async def errands(
     await asyncio.gather(*(shared.send(letter) for letter in again))
     await asyncio.gather(*(shared.write(number, pace) for number in range(writers)))
     while finish and not await settled(engine):
-        await passing(0.05)
+        await pause(0.05)
     program.world.note("settled")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from aioflow import Engine, Event, complete, event_workflow, get_run, sleep, step
 from aioflow.commands import Command
 from tests.faults import program
-from tests.faults.program import passing, serve
+from tests.faults.program import pause, serve
 
 #: For each kind of event: workflow -> how many runs it starts.
 VISIT = {"kill-remind": 3, "kill-answer": 1}
@@ -48,7 +48,7 @@ class Answer:
 
     @classmethod
     async def should_run_for_event(cls, event: Event) -> bool:
-        await passing(random.Random(event.id).random() / 100)
+        await pause(random.Random(event.id).random() / 100)
         return True
 
     @step(start=True)
@@ -81,7 +81,7 @@ async def emit(engine: Engine, seed: int, life: int, number: int) -> None:
             *(engine.emit("kill-visit", {"id": count}, event_id=event_id, at=at) for _ in range(again))
         )
         program.world.note("emitted", event=event_id)
-        await passing(rng.random() / 50)
+        await pause(rng.random() / 50)
 
 
 async def settled(engine: Engine) -> bool:
@@ -97,7 +97,7 @@ async def errands(engine: Engine, seed: int, life: int, emitters: int) -> None:
     program.world.note("open")
     await asyncio.gather(*(emit(engine, seed, life, number) for number in range(emitters)))
     while not await settled(engine):
-        await passing(0.05)
+        await pause(0.05)
     program.world.note("settled")
 
 

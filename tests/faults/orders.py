@@ -104,7 +104,7 @@ class Remind(Bill):
 WORKFLOWS = [Order, Bill, Remind]
 
 
-async def insist(call: Callable[[], Awaitable[T]]) -> T:
+async def call_twice_at_most(call: Callable[[], Awaitable[T]]) -> T:
     """Call, and once more if the store was not available: what has a key or an id is not done twice."""
     try:
         return await call()
@@ -130,13 +130,13 @@ async def process(
 ) -> None:
     """Process an order from start to end. ``early``: pay before it waits for that. ``load``: its Context's size."""
     options = StartOptions(key=f"order-{number}")
-    run = await insist(lambda: engine.start(Order, options, number=number, load="x" * load, events=events))
+    run = await call_twice_at_most(lambda: engine.start(Order, options, number=number, load="x" * load, events=events))
     if not early:
         await run.wait(until="parked")
-    if await insist(lambda: pay(engine, run.id, number)) == "buffered":
+    if await call_twice_at_most(lambda: pay(engine, run.id, number)) == "buffered":
         acknowledged.signals.add(f"payment-{number}")
     if events:
-        await insist(lambda: visit(engine, number))
+        await call_twice_at_most(lambda: visit(engine, number))
         acknowledged.emitted(f"visit-{number}")
     assert (await run.wait()).status == "completed"
 

@@ -119,7 +119,7 @@ class Machine:
             if (seconds := turn.lasts(word, number)) == 0:
                 continue
             try:
-                await passing(seconds)
+                await pause(seconds)
             except asyncio.CancelledError:
                 turn.note("stopped")
                 raise
@@ -208,7 +208,7 @@ class Turn:
                 return complete()
 
 
-async def passing(seconds: float | None) -> None:
+async def pause(seconds: float | None) -> None:
     """Wait for so many seconds; None means for ever."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -319,10 +319,10 @@ async def errands(
         while plans:
             lot, plans = plans[: (size := pace.randint(1, 30))], plans[size:]
             await asyncio.gather(*(begin(engine, plan) for plan in lot for _ in range(2 if plan.key else 1)))
-            await passing(pace.random() * 0.02)
+            await pause(pace.random() * 0.02)
     if finish:
         while await engine.count(status=["running", "waiting"]):
-            await passing(0.02)
+            await pause(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
 

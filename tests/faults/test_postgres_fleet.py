@@ -237,9 +237,7 @@ async def test_a_wire_that_fails_in_every_way_costs_nothing(
     await cluster.check(30 * len(faults), 5)
 
 
-async def test_signals_reach_runs_whoever_has_them(
-    cluster: Cluster, own_server: tuple[PostgresServer, Schemas]
-) -> None:
+async def test_signals_reach_runs_in_any_process(cluster: Cluster, own_server: tuple[PostgresServer, Schemas]) -> None:
     """A client's signal ends a run that waits in another process, with hints and without them."""
     async with (
         Wire(own_server[0].socket) as wire,

@@ -48,7 +48,7 @@ async def test_failure_has_the_reason(flow: TimeMachine) -> None:
     assert run.context.final_status == "open"
 
 
-async def test_who_asks_for_the_result_of_a_failure(flow: TimeMachine) -> None:
+async def test_result_of_a_failed_run(flow: TimeMachine) -> None:
     """Asking for the result of a failed run raises an error that has the reason."""
     run = await flow.start(ValidationWorkflow, all_validations_passed=False)
     with pytest.raises(errors.RunFailed, match="Validation failed: missing required documents"):

@@ -92,7 +92,7 @@ async def submitted(document_id: int) -> WorkflowRun[DocumentApprovalWorkflow.Co
     return await run.wait(until="parked")
 
 
-def test_the_managers_review_would_approve() -> None:
+def test_the_guides_manager_would_approve() -> None:
     """Where the guide's wait for the manager would lead straight to the approval, aioflow demands ``then=``."""
     with pytest.raises(DefinitionError) as caught:
 

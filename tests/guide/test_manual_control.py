@@ -80,7 +80,7 @@ async def test_cancel_what_has_ended(flow: TimeMachine) -> None:
     assert run.status == "completed"
 
 
-async def test_signal_wakes_those_who_wait(flow: TimeMachine) -> None:
+async def test_signal_wakes_all_runs_that_wait(flow: TimeMachine) -> None:
     """One signal resumes every run that waits for it."""
     runs = [await flow.start(LeaveRequestWorkflow) for _ in range(2)]
     await flow.settle()

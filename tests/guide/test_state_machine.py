@@ -59,7 +59,7 @@ class LoanApplicationWorkflow:
         return complete()
 
 
-def test_who_is_reviewed_would_be_denied() -> None:
+def test_the_guides_review_would_deny() -> None:
     """Where the guide's wait for the review would lead to the state declared next, aioflow demands ``then=``."""
     with pytest.raises(DefinitionError) as caught:
 

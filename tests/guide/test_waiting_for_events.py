@@ -89,7 +89,7 @@ async def test_no_event_in_time(flow: TimeMachine) -> None:
     assert (late.status, run.status, run.context.event_id) == ("occurred", "completed", "")
 
 
-async def test_an_event_of_before_is_not_waited_for(flow: TimeMachine) -> None:
+async def test_an_earlier_event_does_not_count(flow: TimeMachine) -> None:
     """Without an entity_id only events that occur while the run waits resume it, whatever entity they have."""
     await flow.emit("guide_payment_received", {"id": 17})
     run = await flow.start(AnyPaymentWorkflow)

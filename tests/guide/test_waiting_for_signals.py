@@ -46,7 +46,7 @@ async def approve() -> SignalReceipt:
     return await engine.signal("manager_approval", {"approved": True, "notes": "Looks good"})
 
 
-def test_a_wait_with_nothing_to_go_on_with() -> None:
+def test_a_wait_without_a_next_step() -> None:
     """Where no step but its on_timeout follows the guide's wait_with_timeout, aioflow demands ``then=``."""
     with pytest.raises(DefinitionError) as caught:
 

@@ -127,7 +127,7 @@ STEPS = {
 
 @pytest.mark.parametrize("restart", [False, True], ids=["working", "restarted"])
 @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
-async def test_clock_that_steps_wakes_nobody_early_and_forgets_nobody(
+async def test_runs_wake_by_the_clock_however_it_was_set(
     make_engine: MakeEngine, clock: ShiftedClock, steps: list[timedelta], restart: bool
 ) -> None:
     """Sleeps, timeouts, retries and delays end when the clock says so, however it was set, also after a restart."""
@@ -259,7 +259,7 @@ class Expects:
 
 @pytest.mark.parametrize("restart", [False, True], ids=["working", "restarted"])
 @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
-async def test_clock_that_steps_starts_nothing_early_and_nothing_twice(
+async def test_events_start_runs_by_the_clock_however_it_was_set(
     make_engine: MakeEngine, clock: ShiftedClock, steps: list[timedelta], restart: bool
 ) -> None:
     """An event occurs and starts its runs once, when the clock says so, however it was set, also after a restart."""

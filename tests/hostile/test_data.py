@@ -216,7 +216,7 @@ async def test_start_refuses_what_cannot_be_stored(make_engine: MakeEngine, host
 
 
 @all_hostile
-async def test_step_that_brings_what_cannot_be_stored_fails_alone(make_engine: MakeEngine, hostile: Hostile) -> None:
+async def test_step_that_uses_what_cannot_be_stored_fails_alone(make_engine: MakeEngine, hostile: Hostile) -> None:
     """A step that puts such a value into a Context, a start, a signal or an event fails its own run alone."""
     flow = filler(hostile)
     async with make_engine() as engine, crowded(engine):

@@ -293,7 +293,7 @@ def content(path: Path) -> bytes:
     return subprocess.run(["cat", str(path)], check=True, capture_output=True, timeout=20).stdout
 
 
-async def test_file_that_is_damaged_while_it_is_open_is_told_and_mended(
+async def test_file_that_is_damaged_while_it_is_open_can_be_repaired(
     tmp_path: Path, clock: ShiftedClock, log: list[EventDict]
 ) -> None:
     """While an open file is damaged, timers, commits and queries report that, and they work once it is repaired."""
@@ -347,9 +347,7 @@ async def test_file_that_was_damaged_is_refused_and_left_alone(
         assert (await ended(engine, run)).data["paid"] == 3
 
 
-async def test_file_with_one_damaged_table_opens_and_tells(
-    tmp_path: Path, clock: ShiftedClock, log: list[EventDict]
-) -> None:
+async def test_file_with_one_damaged_table_opens(tmp_path: Path, clock: ShiftedClock, log: list[EventDict]) -> None:
     """Damage that opening does not find is reported by what reads it, the rest can be read, and the engine closes."""
     path, text = tmp_path / "x.db", unavailable(tmp_path, DAMAGED)
     async with engine_on(tmp_path, clock) as engine:
@@ -373,7 +371,7 @@ async def test_file_with_one_damaged_table_opens_and_tells(
 # ---- opening
 
 
-async def test_full_disk_is_told_when_a_new_file_is_opened(disk: Disk) -> None:
+async def test_new_file_on_a_full_disk_is_an_error(disk: Disk) -> None:
     """A new file that cannot be created on a full disk is an error that says so, and is created once there is room."""
     disk.fill()
     with pytest.raises(StoreUnavailable) as caught:
@@ -384,7 +382,7 @@ async def test_full_disk_is_told_when_a_new_file_is_opened(disk: Disk) -> None:
         await parked(engine, 1)
 
 
-async def test_read_only_disk_is_told_when_it_is_opened(disk: Disk, clock: ShiftedClock) -> None:
+async def test_file_on_a_read_only_disk_is_refused(disk: Disk, clock: ShiftedClock) -> None:
     """A file on a read-only disk is refused with advice, and its run goes on once the disk can be written."""
     async with engine_on(disk.folder, clock) as engine:
         run = await parked(engine, 5, "sleep")

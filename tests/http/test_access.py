@@ -83,7 +83,7 @@ async def test_authorize_is_asked_about_the_loaded_run(
 @each
 @pytest.mark.parametrize("answer", [False, None, 0, "", []])
 @pytest.mark.parametrize("is_async", [False, True])
-async def test_what_is_not_allowed_is_not_done(
+async def test_a_forbidden_request_changes_nothing(
     engine: Engine,
     guarded: Guarded,
     run: WorkflowRun[Any],
@@ -135,7 +135,7 @@ async def test_a_body_that_is_held_back_keeps_no_permission(
     assert (await engine.stats()).mailbox == 0
 
 
-async def test_who_may_nothing_does_not_learn_which_runs_there_are(guarded: Guarded, run: WorkflowRun[Any]) -> None:
+async def test_a_forbidden_run_looks_like_a_missing_one(guarded: Guarded, run: WorkflowRun[Any]) -> None:
     """A run that does not exist is refused like a forbidden one, unless authorize allows the operation in general."""
     nobody = guarded(lambda *_: False)
     assert (await nobody.get(f"/runs/{run.id}")).json() == (await nobody.get("/runs/4711")).json()
@@ -172,7 +172,7 @@ async def test_a_list_is_asked_about_one_by_one(engine: Engine, guarded: Guarded
     assert {run.id for _, run in asked if run} == {run.id for run in runs}
 
 
-async def test_who_may_not_list_at_all_is_told_so(guarded: Guarded) -> None:
+async def test_a_forbidden_list_is_refused(guarded: Guarded) -> None:
     """A list asks authorize without a run first, even if the store is empty, and a refusal ends the request."""
     asked: list[Any] = []
 
@@ -185,7 +185,7 @@ async def test_who_may_not_list_at_all_is_told_so(guarded: Guarded) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 500])
-async def test_a_list_tells_nothing_of_what_it_hides(engine: Engine, guarded: Guarded, limit: int) -> None:
+async def test_a_list_does_not_depend_on_hidden_runs(engine: Engine, guarded: Guarded, limit: int) -> None:
     """The bytes of a list do not depend on whether a filter matches hidden runs, nor on how many."""
     mine = await engine.start(Expense, StartOptions(key="ann"), amount=7)
     for n in range(3):
@@ -204,7 +204,9 @@ async def test_a_list_tells_nothing_of_what_it_hides(engine: Engine, guarded: Gu
 
 
 @pytest.mark.parametrize("hidden", [0, 1, 150])
-async def test_the_last_page_is_last_whatever_follows(engine: Engine, guarded: Guarded, hidden: int) -> None:
+async def test_the_last_page_has_no_cursor_even_if_hidden_runs_follow(
+    engine: Engine, guarded: Guarded, hidden: int
+) -> None:
     """A full page has a cursor if a run that may be listed follows, and none if only hidden runs follow."""
     shown = [await engine.start(Expense, amount=1) for _ in range(2)]
     for _ in range(hidden):
@@ -218,7 +220,9 @@ async def test_the_last_page_is_last_whatever_follows(engine: Engine, guarded: G
     assert ([run["id"] for run in page["runs"]], page["next"]) == ([shown[0].id], None)
 
 
-async def test_a_list_does_not_look_for_ever(engine: Engine, guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_list_reads_a_limited_number_of_runs(
+    engine: Engine, guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If few of very many runs may be listed, pages are cut short, and their cursors still lead to all of them."""
     monkeypatch.setattr(runs, "MOST_LOOKED", 4)
     shown = [await engine.start(Expense, amount=1 if n % 10 == 0 else 2) for n in range(21)][::10]
@@ -277,7 +281,7 @@ async def test_authorize_may_choose_the_answer(guarded: Guarded, run: WorkflowRu
     }
 
 
-async def test_health_is_for_everybody(guarded: Guarded) -> None:
+async def test_health_checks_need_no_permission(guarded: Guarded) -> None:
     """Health checks are answered without asking authorize, and tell nothing else."""
     client = guarded(lambda *_: False)
     for path in ("/healthz", "/readyz"):

@@ -33,7 +33,7 @@ async def act(client: httpx.AsyncClient, run: WorkflowRun[Any], name: str, **giv
     return await client.post(f"/runs/{run.id}/actions/{name}", json={"input": given})
 
 
-async def test_a_run_tells_what_can_be_called(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
+async def test_open_actions_are_listed(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
     """A run's open actions are listed with their schemas, and none once it has ended."""
     (told,) = (await client.get(f"/runs/{run.id}/actions")).json()["actions"]
     schema = told.pop("input_schema")
@@ -52,7 +52,9 @@ async def test_a_run_tells_what_can_be_called(client: httpx.AsyncClient, run: Wo
     assert (await client.get(f"/runs/{run.id}/actions")).json() == {"actions": []}
 
 
-async def test_a_call_answers_what_the_step_committed(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
+async def test_a_call_returns_the_run_as_the_step_committed_it(
+    client: httpx.AsyncClient, run: WorkflowRun[Any]
+) -> None:
     """The step gets its input converted to its types, and the response is the run as the step committed it."""
     answer = await act(client, run, "review_claim", approved=True, amount="1.50", day="2030-05-01", more="ignored")
     assert answer.status_code == 200
@@ -65,7 +67,7 @@ async def test_a_call_answers_what_the_step_committed(client: httpx.AsyncClient,
     assert (run.status, run.data["notes"]) == ("completed", ["fine by auditor"])
 
 
-async def test_input_that_does_not_fit_is_told(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
+async def test_invalid_input_is_refused(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
     """Invalid input is a 422 that points at each fault, and the run waits as before."""
     answer = await act(client, run, "review_claim", amount=-1, day="soon")
     told = {(each["pointer"], each["code"]) for each in problem(answer, 422, "invalid")["errors"]}
@@ -111,7 +113,7 @@ async def test_a_step_may_raise_its_answer(client: httpx.AsyncClient, run: Workf
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-async def test_an_answer_is_told_wherever_the_step_runs(
+async def test_a_steps_http_exception_is_the_response_from_any_process(
     store_url: Any, connect: Connect, elsewhere: bool, log: list[EventDict]
 ) -> None:
     """An HTTPException from a step, or a subclass, is the response from any process, and imitations are not."""

@@ -196,7 +196,7 @@ def client(engine: Engine, connect: Connect) -> httpx.AsyncClient:
         ("give up without a word", "", []),
     ],
 )
-async def test_a_failure_is_told_without_the_text_of_an_exception(
+async def test_a_failure_is_shown_without_the_text_of_an_exception(
     engine: Engine, client: httpx.AsyncClient, how: str, told: str, before: list[tuple[str, str | None]]
 ) -> None:
     """Clients get the reason of ``fail`` and ``GiveUp``, and of any other exception only that an error was raised."""
@@ -210,7 +210,7 @@ async def test_a_failure_is_told_without_the_text_of_an_exception(
         assert MARK not in (run.traceback or "")
 
 
-def test_no_error_can_say_of_itself_that_it_is_for_callers() -> None:
+def test_an_exception_cannot_mark_itself_as_one_for_callers() -> None:
     """An exception cannot mark itself as one for clients, whatever its traceback begins with."""
     posing = Posing(SECRET)
     assert traceback_of(posing).startswith(MARK)
@@ -222,7 +222,7 @@ def test_no_error_can_say_of_itself_that_it_is_for_callers() -> None:
     assert trace_in(None) is None
 
 
-async def test_a_run_that_was_out_of_time_says_so(
+async def test_the_error_of_a_timed_out_run_is_shown(
     clock: ShiftedClock, make_engine: MakeEngine, connect: Connect
 ) -> None:
     """A run that has exceeded its timeout shows the engine's own text."""
@@ -235,7 +235,7 @@ async def test_a_run_that_was_out_of_time_says_so(
         assert (error, history[-1]) == (told, ("fail", told))
 
 
-async def test_why_a_run_was_cancelled_is_told(engine: Engine, client: httpx.AsyncClient) -> None:
+async def test_the_reason_of_a_cancellation_is_shown(engine: Engine, client: httpx.AsyncClient) -> None:
     """A cancelled run shows the reason that was given."""
     run = await (await engine.start(Ends, how="go on")).wait(5, until="parked")
     await engine.cancel(run.id, "duplicate")
@@ -244,7 +244,7 @@ async def test_why_a_run_was_cancelled_is_told(engine: Engine, client: httpx.Asy
     assert (error, history[-1]) == ("duplicate", ("cancel", "duplicate"))
 
 
-async def test_what_an_action_raised_is_not_told(engine: Engine, client: httpx.AsyncClient) -> None:
+async def test_what_an_action_raised_is_not_shown(engine: Engine, client: httpx.AsyncClient) -> None:
     """What an action has raised is not shown, nor why a signal was rejected."""
     run = await (await engine.start(Ends, how="go on")).wait(5, until="parked")
     assert (await client.post(f"/runs/{run.id}/actions/ends_act", json={})).status_code == 500
@@ -255,14 +255,14 @@ async def test_what_an_action_raised_is_not_told(engine: Engine, client: httpx.A
     assert TransitionView.of(last._replace(kind="reject"), run).error == "What was sent does not fit."
 
 
-async def test_what_led_to_a_rescue_is_not_told(engine: Engine, client: httpx.AsyncClient) -> None:
+async def test_what_led_to_on_fail_is_not_shown(engine: Engine, client: httpx.AsyncClient) -> None:
     """The transition to an ``on_fail`` step shows only that an error was raised."""
     run = await (await engine.start(Rescued)).wait(5)
     error, history = await shown(client, run)
     assert (error, history) == (None, [("start", None), ("on_fail", RAISED), ("complete", None)])
 
 
-async def test_why_a_run_is_blocked_is_not_told(store_url: str | Store, connect: Connect) -> None:
+async def test_why_a_run_is_blocked_is_not_shown(store_url: str | Store, connect: Connect) -> None:
     """Why a run is blocked is not shown, as it may be the text of a Context's validator."""
     Rules.strict = False
     async with Engine(store_url, workflows=[Blocked], worker=False) as starter:

@@ -60,13 +60,13 @@ async def test_this_machine_is_answered(engine: Engine, connect: Connect, host: 
     "host", ["10.0.0.1", "192.168.1.5", "8.8.8.8", "2001:db8::1", "::ffff:10.0.0.1", "0.0.0.0", "testclient", ""]
 )
 @pytest.mark.parametrize("path", ["/runs", "/openapi.json", "/healthz", "/readyz", "/nothing"])
-async def test_other_machines_are_not(engine: Engine, connect: Connect, host: str, path: str) -> None:
+async def test_other_machines_are_refused(engine: Engine, connect: Connect, host: str, path: str) -> None:
     """Clients on other machines get a 403, whatever they ask for."""
     problem(await connect(api(engine), host).get(path), 403, "not-local")
 
 
 @pytest.mark.parametrize("header", ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip"])
-async def test_who_comes_through_a_proxy_is_not_here(client: httpx.AsyncClient, header: str) -> None:
+async def test_a_client_behind_a_proxy_is_not_local(client: httpx.AsyncClient, header: str) -> None:
     """A request with a proxy's header is refused, as its client may be on another machine."""
     problem(await client.get("/runs", headers={header: "127.0.0.1"}), 403, "not-local")
 
@@ -112,9 +112,7 @@ async def test_a_foreign_name_of_this_machine_is_refused(client: httpx.AsyncClie
         problem(answer, 403, "not-local")
 
 
-async def test_it_says_once_that_it_answers_this_machine_alone(
-    engine: Engine, connect: Connect, log: list[EventDict]
-) -> None:
+async def test_a_missing_authorize_is_logged_once(engine: Engine, connect: Connect, log: list[EventDict]) -> None:
     """The log warns once about the missing authorize, at the first request, and not if there is one."""
     app = api(engine)
     for host in ("127.0.0.1", "10.0.0.1", "127.0.0.1"):
@@ -174,7 +172,7 @@ async def test_a_foreign_page_changes_nothing(
         {"sec-fetch-site": "none"},
     ],
 )
-async def test_own_pages_and_programs_may(
+async def test_own_pages_and_programs_may_write(
     client: httpx.AsyncClient, run_id: int, path: str, body: bytes, headers: dict[str, str]
 ) -> None:
     """Writes by programs, by pages of the same origin, and by typed addresses are let in."""
@@ -182,7 +180,7 @@ async def test_own_pages_and_programs_may(
     assert answer.is_success, answer.text
 
 
-async def test_a_foreign_page_may_read_nothing_either(client: httpx.AsyncClient) -> None:
+async def test_a_foreign_page_may_read_nothing(client: httpx.AsyncClient) -> None:
     """No response allows a page of another origin to read it."""
     answer = await client.get("/runs", headers={"origin": "https://evil.example", "sec-fetch-site": "cross-site"})
     assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -329,7 +327,7 @@ async def test_json_may_say_that_it_is_utf_8(client: httpx.AsyncClient, kind: st
         (b'{"__class__": "os.system"}', 422, "invalid"),
     ],
 )
-async def test_what_is_no_body_is_told(
+async def test_invalid_bodies_are_refused(
     client: httpx.AsyncClient, run_id: int, path: str, body: bytes, content: bytes, status: int, kind: str
 ) -> None:
     """Malformed JSON is a 400, and JSON that does not validate is a 422."""
@@ -350,7 +348,7 @@ async def test_what_is_no_body_is_told(
         (b'{"' + b"k" * 201 + b'": 1, "amount": 1}', 422),
     ],
 )
-async def test_hostile_contexts_are_told(client: httpx.AsyncClient, context: bytes, status: int) -> None:
+async def test_hostile_contexts_are_no_server_errors(client: httpx.AsyncClient, context: bytes, status: int) -> None:
     """A Context that no store can hold is refused, one that can be stored is accepted, and neither is a 5xx."""
     workflow = "aliased" if b"largeness" in context else "expense"
     answer = await client.post(f"/workflows/{workflow}/runs", content=b'{"context": %b}' % context, headers=JSON)
@@ -378,7 +376,7 @@ async def test_very_many_faults_are_counted(
 # ---- what is never told
 
 
-async def test_the_text_of_an_exception_is_never_told(client: httpx.AsyncClient, log: list[EventDict]) -> None:
+async def test_the_text_of_an_exception_is_never_shown(client: httpx.AsyncClient, log: list[EventDict]) -> None:
     """What user code raises is logged with its text, and the response only says that something went wrong."""
     answer = await client.post("/workflows/broken/runs", json={})
     problem(answer, 500, "internal")
@@ -388,7 +386,7 @@ async def test_the_text_of_an_exception_is_never_told(client: httpx.AsyncClient,
     assert SECRET in entry["exception"]
 
 
-async def test_the_text_of_an_exception_of_authorize_is_not_told(
+async def test_the_text_of_an_exception_of_authorize_is_not_shown(
     guarded: Callable[[Authorize], httpx.AsyncClient],
 ) -> None:
     """What authorize raises is a 500 that does not quote it."""
@@ -402,7 +400,7 @@ async def test_the_text_of_an_exception_of_authorize_is_not_told(
         assert SECRET not in answer.text
 
 
-async def test_a_closed_engine_is_told_as_unavailable(connect: Connect, tmp_path: Any) -> None:
+async def test_a_closed_engine_is_unavailable(connect: Connect, tmp_path: Any) -> None:
     """Requests to an engine that is not open are a 503 that does not tell where its store is."""
     engine = Engine(f"sqlite:///{tmp_path}/private-place.db", workflows=[Expense])
     client = connect(api(engine))

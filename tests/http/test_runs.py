@@ -168,7 +168,7 @@ async def test_get_shows_the_run_as_it_stands(client: httpx.AsyncClient, engine:
     "run_id", ["0", "4711", "-1", "x", "1.0", "1e3", "٣", str(1 << 53), "9" * 16, "9" * 6000, "%00"]
 )
 @pytest.mark.parametrize("rest", ["", "/history", "/wait", "/stream"])
-async def test_what_is_no_run_is_not_found(client: httpx.AsyncClient, run_id: str, rest: str) -> None:
+async def test_an_unknown_run_is_not_found(client: httpx.AsyncClient, run_id: str, rest: str) -> None:
     """Whatever is in the place of a run's id, the response is a 404 if there is no such run."""
     problem(await client.get(f"/runs/{run_id}{rest}"), 404, "run-not-found")
 
@@ -207,7 +207,7 @@ async def test_wait_answers_when_the_run_has_ended(client: httpx.AsyncClient, en
     assert (await client.get(f"/runs/{run.id}/wait")).json() == told
 
 
-async def test_wait_is_over_when_its_time_is(client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_wait_returns_at_its_timeout(client: httpx.AsyncClient, engine: Engine) -> None:
     """A long poll that times out returns the run as it is, and leaves no waiter behind."""
     run = await engine.start(Expense, amount=3)
     for timeout in ("0", "0.01"):
@@ -218,7 +218,7 @@ async def test_wait_is_over_when_its_time_is(client: httpx.AsyncClient, engine: 
 
 
 @pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "soon", ""])
-async def test_wait_of_no_time(client: httpx.AsyncClient, engine: Engine, timeout: str) -> None:
+async def test_wait_with_an_invalid_timeout_is_refused(client: httpx.AsyncClient, engine: Engine, timeout: str) -> None:
     """A timeout that is not a valid number of seconds is refused."""
     run = await engine.start(Expense, amount=3)
     answer = await client.get(f"/runs/{run.id}/wait", params={"timeout": timeout})
@@ -354,7 +354,7 @@ async def test_list_does_not_show_contexts(client: httpx.AsyncClient, engine: En
         ({"cursor": "x" * 1000}, "cursor"),
     ],
 )
-async def test_list_refuses_what_is_no_filter(client: httpx.AsyncClient, params: Any, parameter: str) -> None:
+async def test_list_refuses_invalid_filters(client: httpx.AsyncClient, params: Any, parameter: str) -> None:
     """Unknown filters, and values of a wrong type or size, are refused, and the problem names the parameter."""
     told = problem(await client.get("/runs", params=params), 422, "invalid")
     assert told["errors"][0]["parameter"] == parameter
@@ -385,7 +385,7 @@ async def test_a_limit_is_brought_into_its_range(
     assert listing.ListParameters(limit=limit).limit == min(max(int(limit), 1), listing.MAX_RUNS)  # type: ignore[arg-type]
 
 
-async def test_a_cursor_is_of_its_order(client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_a_cursor_of_another_order_is_refused(client: httpx.AsyncClient, engine: Engine) -> None:
     """A cursor of another order is refused, as it would skip runs."""
     for _ in range(2):
         await engine.start(Fails)

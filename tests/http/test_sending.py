@@ -28,9 +28,7 @@ async def test_a_message_goes_on_to_the_step(client: httpx.AsyncClient, run: Wor
     assert (run.status, run.data["approved"], run.data["by"]) == ("completed", True, "ann")
 
 
-async def test_a_message_that_does_not_validate_is_told_at_once(
-    client: httpx.AsyncClient, run: WorkflowRun[Any]
-) -> None:
+async def test_an_invalid_message_is_refused(client: httpx.AsyncClient, run: WorkflowRun[Any]) -> None:
     """A payload that fits no message of the run's workflow is refused, and the run waits as before."""
     answer = await client.post(f"/runs/{run.id}/signals/Review", json={"payload": {"approved": "perhaps"}})
     told = problem(answer, 422, "invalid")["errors"]
@@ -52,7 +50,7 @@ async def test_a_payload_goes_into_the_context(client: httpx.AsyncClient, run: W
     assert (run.status, run.data["note"]) == ("failed", "never mind")
 
 
-async def test_a_signal_waits_for_whoever_takes_it(client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_a_signal_that_no_run_waits_for_yet_is_buffered(client: httpx.AsyncClient, engine: Engine) -> None:
     """A signal that the run does not wait for yet is buffered, and only once with a signal_id."""
     run = await engine.start(Nap)
     for _ in range(2):
@@ -62,9 +60,7 @@ async def test_a_signal_waits_for_whoever_takes_it(client: httpx.AsyncClient, en
     assert (await engine.stats()).mailbox == 1
 
 
-async def test_a_signal_to_a_key_and_to_everybody(
-    client: httpx.AsyncClient, engine: Engine, run: WorkflowRun[Any]
-) -> None:
+async def test_a_signal_to_a_key_and_to_all(client: httpx.AsyncClient, engine: Engine, run: WorkflowRun[Any]) -> None:
     """A signal with a key goes to the run that waits with it, and one without goes to all runs that wait for it now."""
     others = [await (await engine.start(Expense, amount=2)).wait(5, until="parked") for _ in range(2)]
     answer = await client.post("/signals/Review", json={"key": "e-1", "payload": {"approved": False, "by": "bob"}})
@@ -112,7 +108,7 @@ async def test_a_signal_to_a_run_that_has_ended(
         ("/events/x", {"event_id": 5}, "#/event_id"),
     ],
 )
-async def test_what_cannot_be_sent_is_told(
+async def test_invalid_signals_and_events_are_refused(
     client: httpx.AsyncClient, engine: Engine, path: str, body: dict[str, Any], pointer: str
 ) -> None:
     """A signal or event that cannot be sent is a 422 that points at the faulty member, and nothing is sent."""
@@ -153,7 +149,7 @@ async def test_an_event_starts_its_workflow(client: httpx.AsyncClient, engine: E
     assert run.workflow == "event:Visit" == (await engine.runs(workflow=Visit))[0].workflow
 
 
-async def test_an_event_to_come_is_moved(client: httpx.AsyncClient) -> None:
+async def test_a_future_event_can_be_moved(client: httpx.AsyncClient) -> None:
     """An event in the future is pending, and ``replace`` moves it."""
     body = {"entity_id": 7, "at": "2040-01-01T00:00:00+01:00", "event_id": "v-8"}
     told = (await client.post("/events/visit.booked", json=body)).json()

@@ -133,7 +133,7 @@ async def test_uvicorn_serves_it_in_starlette(tmp_path: Path) -> None:
     assert "Application shutdown complete" in complaints
 
 
-async def test_it_is_right_about_where_it_is_behind_a_proxy(tmp_path: Path) -> None:
+async def test_locations_have_the_prefix_of_a_proxy(tmp_path: Path) -> None:
     """Locations and the description have the prefix of a ``root_path``, as behind a proxy that removes it."""
     (tmp_path / "alone.py").write_text(ALONE)
     async with serving(tmp_path, "--root-path", "/behind/a proxy", "alone:app") as (server, url):
@@ -221,7 +221,7 @@ async def test_it_ends_while_an_action_goes_on(alone: tuple[subprocess.Popen[str
     assert "Traceback" not in complaints
 
 
-async def test_a_client_that_does_not_read_does_not_hold_the_server_up(
+async def test_a_client_that_does_not_read_does_not_delay_the_shutdown(
     alone: tuple[subprocess.Popen[str], str],
 ) -> None:
     """A client that asks for a stream and never reads it does not delay the shutdown."""
@@ -239,7 +239,7 @@ async def test_a_client_that_does_not_read_does_not_hold_the_server_up(
     assert took < 2
 
 
-async def test_a_naive_stream_would_hold_the_server_up(tmp_path: Path) -> None:
+async def test_a_naive_stream_would_delay_the_shutdown(tmp_path: Path) -> None:
     """A server whose stream does not check for the shutdown would indeed wait for its client."""
     (tmp_path / "naive.py").write_text(
         "import asyncio\n"
@@ -292,7 +292,7 @@ async def test_bodies_on_the_wire(
     assert line.split()[1] in status.split()
 
 
-def test_what_is_not_installed_is_told() -> None:
+def test_without_starlette_the_import_says_what_to_install() -> None:
     """Without Starlette the import raises an error that says what to install."""
     program = "import sys; sys.modules['starlette'] = None; import aioflow.http"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -123,7 +123,7 @@ async def test_an_action_with_a_timeout_is_called(engine: Engine, named: httpx.A
     ],
 )
 @pytest.mark.parametrize("path", [REVIEW, "/actions/nope/", "/actions-schema/", "/models/"])
-async def test_who_is_nobody_learns_nothing(
+async def test_without_credentials_everything_is_refused(
     named: httpx.AsyncClient, headers: dict[str, str], detail: str, path: str
 ) -> None:
     """Without valid credentials everything is a 401 that names the scheme, with neither status nor type."""
@@ -311,7 +311,7 @@ async def test_a_double_click_runs_once(engine: Engine, client: httpx.AsyncClien
     assert await kinds_of(engine, run) == ["start", "goto", "action", "goto"]
 
 
-async def test_an_exception_in_the_step_tells_nothing(
+async def test_the_text_of_a_steps_exception_is_not_in_the_response(
     engine: Engine, client: httpx.AsyncClient, log: list[EventDict]
 ) -> None:
     """What a step raises is in the log and not in the response, and the run waits as before and can be called again."""
@@ -335,7 +335,7 @@ async def test_a_step_may_raise_its_answer(engine: Engine, client: httpx.AsyncCl
     assert (await client.post(REVIEW, json={"workflow_run_id": run.id, **GOOD})).status_code == 200
 
 
-async def test_debug_tells_what_the_step_raised(engine: Engine, connect: Connect) -> None:
+async def test_debug_shows_what_the_step_raised(engine: Engine, connect: Connect) -> None:
     """With ``debug=True`` the response has the text of what the step raised."""
     run = await parked(engine, Expense)
     client = connect(statezero(engine, debug=True))
@@ -406,7 +406,9 @@ def anything(rng: random.Random, depth: int = 0) -> Any:
     return items if kind == 6 else {rng.choice(["a", "", "priority", "workflow_run_id", "\0"]): item for item in items}
 
 
-async def test_nothing_that_is_sent_breaks_it(engine: Engine, client: httpx.AsyncClient, rng: random.Random) -> None:
+async def test_random_requests_get_no_server_error(
+    engine: Engine, client: httpx.AsyncClient, rng: random.Random
+) -> None:
     """Whatever the body, headers and path are, the response is one that clients understand, and never a 5xx."""
     run = await parked(engine, Expense)
     fields = ["workflow_run_id", "reviewer_notes", "priority", "note", "amount", "due", "yes", "other", "everything"]
@@ -440,14 +442,14 @@ async def test_permissions_are_asked_before_and_after_the_body(engine: Engine, n
     ]
 
 
-async def test_who_may_not_is_refused_before_the_body(named: httpx.AsyncClient) -> None:
+async def test_has_permission_denies_before_the_body_is_read(named: httpx.AsyncClient) -> None:
     """If has_permission denies, the response is a 403, whatever the body is."""
     Asked.general = False
     answer = await named.post("/actions/guarded_act/", content=b"{", headers=TOKEN)
     refused(answer, 403, "PermissionDenied", "Permission denied")
 
 
-async def test_who_may_not_on_this_run_is_refused_before_the_run(engine: Engine, named: httpx.AsyncClient) -> None:
+async def test_has_action_permission_denies_also_for_a_missing_run(engine: Engine, named: httpx.AsyncClient) -> None:
     """If has_action_permission denies valid input it is a 403, also if there is no such run, which it gets as None."""
     Asked.particular = False
     run = await parked(engine, Guarded)
@@ -588,7 +590,7 @@ def by_name(request: Request) -> str | None:
 
 @pytest.mark.parametrize("authenticate", [by_name, lambda _: Somebody(), lambda _: Unreadable(), lambda _: "both"])
 @pytest.mark.parametrize("where", ["header", "query"])
-async def test_a_key_belongs_to_who_is_authenticated(
+async def test_a_key_belongs_to_the_authenticated_user(
     engine: Engine, connect: Connect, authenticate: Any, where: str
 ) -> None:
     """However callers are authenticated, a key replays a response only to the same caller, also in another trace."""
@@ -611,7 +613,7 @@ async def test_a_key_belongs_to_who_is_authenticated(
     refused(foreign, 400, "ValidationError", [{"message": message, "code": "validation_error"}])
 
 
-async def test_a_key_belongs_to_where_its_caller_is_if_he_is_known_by_that(engine: Engine, connect: Connect) -> None:
+async def test_a_key_belongs_to_the_machine_of_an_unreadable_user(engine: Engine, connect: Connect) -> None:
     """Callers whose users cannot be told apart are told apart by their machine."""
     app = statezero(engine, lambda request: request.client and Somebody())
     named_ = statezero(engine, lambda request: request.client and request.client.host)

@@ -107,7 +107,7 @@ async def test_an_inferred_input_is_described_without_the_request(client: httpx.
     assert actions["guarded_act"]["permissions"] == ["MayAct", "MayActOn"]
 
 
-async def test_every_type_is_told(client: httpx.AsyncClient) -> None:
+async def test_every_type_is_described(client: httpx.AsyncClient) -> None:
     """Each kind of field is described with its type, format, choices, bounds and default."""
     found = (await client.get("/actions-schema/")).json()["actions"]["described_act"]["input_properties"]
     ab, colours = {"a": "a", "b": "b"}, {"red": "red", "blue": "blue"}
@@ -142,9 +142,7 @@ async def test_every_type_is_told(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(("level", "fits"), [(1, True), ("1", False)])
-async def test_whole_numbers_to_choose_from_are_told_as_what_is_taken(
-    client: httpx.AsyncClient, level: object, fits: bool
-) -> None:
+async def test_integer_choices_are_accepted_as_described(client: httpx.AsyncClient, level: object, fits: bool) -> None:
     """A choice of integers accepts an integer and no string, as the schema says."""
     answer = await client.post("/actions/described_act/", json={"workflow_run_id": 1, "a_level": level})
     assert ("a_level" not in answer.json()["detail"]) == fits
@@ -193,7 +191,7 @@ def test_other_types_have_their_names(kind: Any, told: Any) -> None:
     assert (described["type"], described["format"]) == told
 
 
-def test_an_alias_has_the_choices_and_bounds_of_what_it_means() -> None:
+def test_an_alias_has_the_choices_and_bounds_of_its_type() -> None:
     """A type alias is described with the choices and bounds of the type that it stands for."""
 
     class Input(BaseModel):
@@ -359,7 +357,9 @@ async def test_a_sync_token_is_compared_in_constant_time(
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_without_a_sync_token_the_schema_is_for_who_is_known(engine: Engine, connect: Connect, path: str) -> None:
+async def test_without_a_sync_token_the_schema_needs_authentication(
+    engine: Engine, connect: Connect, path: str
+) -> None:
     """Without ``sync_token`` the schema is for authenticated callers."""
     client = connect(statezero(engine, lambda request: request.headers.get("authorization")), "203.0.113.5")
     assert (await client.get(path, headers={"x-sync-token": "x"})).status_code == 401

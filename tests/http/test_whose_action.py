@@ -178,7 +178,9 @@ async def test_the_permissions_of_the_run_s_own_version_are_asked(engine: Engine
             assert answer.json()["message"] == "Step second_name executed"
 
 
-async def test_they_are_asked_about_the_input_as_that_version_has_it(engine: Engine, client: httpx.AsyncClient) -> None:
+async def test_permissions_get_the_input_as_the_runs_version_validates_it(
+    engine: Engine, client: httpx.AsyncClient
+) -> None:
     """The permissions of an older version are asked about the input as that version validates it."""
     run = await parked(engine, Number)
     given = {"workflow_run_id": run.id, "amount": "12"}

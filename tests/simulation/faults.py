@@ -42,7 +42,7 @@ QUIET = 0.3
 KINDS = (*ON_REQUESTS, *ON_PROCESSES)
 
 
-class Blow(NamedTuple):
+class ProcessFault(NamedTuple):
     """A fault that hits a process. ``at``, ``lasts``: seconds; ``commits``: wait for its first commit after ``at``."""
 
     at: float
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     """
 
     rates: dict[str, float]
-    blows: tuple[Blow, ...]
+    process_faults: tuple[ProcessFault, ...]
     distance: int
     focus: str
     lanes: int
@@ -69,12 +69,12 @@ class Plan(NamedTuple):
     @property
     def quiet(self) -> bool:
         """Whether there are no faults, so that everything must happen promptly."""
-        return not self.rates and not self.blows
+        return not self.rates and not self.process_faults
 
 
 def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
     """The faults of a seed. Each kind has its own random source, so that leaving one out does not change the others."""
-    rates, blows = {}, []
+    rates, process_faults = {}, []
     distance = Random(f"{seed} distance").choice((1, 1, 1, 10))
     lanes = 2 if Random(f"{seed} lanes").random() < TWO_LANES else 1
     if Random(f"{seed} quiet").random() < QUIET:
@@ -89,12 +89,12 @@ def plan(seed: int, engines: int, without: frozenset[str]) -> Plan:
             # Half of them last about a lease, so that another worker has just taken over, or is about to.
             lasts = rng.uniform(0.6 * LEASE, 1.6 * LEASE) if rng.random() < 0.5 else rng.uniform(0.1, 3.2 * LEASE)
             commits = rng.random() < 0.6 and kind in ("kill", "pause", "partition", "restart")
-            blow = Blow(rng.uniform(0.05, CALM - 2), kind, rng.randrange(3), lasts, commits)
-            if engines > 3 and Random(f"{seed} {kind} {blow.at}").random() < 0.25:
-                blow = blow._replace(engine=3)
-            if kind not in without and blow.engine < engines:
-                blows.append(blow)
-    return Plan(rates, tuple(sorted(blows)), distance, Random(f"{seed} focus").choice(FOCUS), lanes)
+            fault = ProcessFault(rng.uniform(0.05, CALM - 2), kind, rng.randrange(3), lasts, commits)
+            if engines > 3 and Random(f"{seed} {kind} {fault.at}").random() < 0.25:
+                fault = fault._replace(engine=3)
+            if kind not in without and fault.engine < engines:
+                process_faults.append(fault)
+    return Plan(rates, tuple(sorted(process_faults)), distance, Random(f"{seed} focus").choice(FOCUS), lanes)
 
 
 class Request:
@@ -150,14 +150,14 @@ class Server:
         #: What hits a process shortly after it sends its next batch.
         self.armed: dict[Process, Callable[[], None]] = {}
         #: Processes that are partitioned: their requests or replies are lost.
-        self.parted: set[Process] = set()
+        self.partitioned: set[Process] = set()
         self._writes: Counter[Wire] = Counter()
         self._context = copy_context()  # outside of any process
 
     def _fault(self, client: Wire, verb: str, arguments: tuple[Any, ...]) -> str:
         if self.calm:
             return ""
-        if client.process in self.parted:
+        if client.process in self.partitioned:
             return self._rng.choice(("error before", "error after", "applied after the error", "silent"))
         if self.plan.rates:
             chance = self._rng.random()
@@ -436,7 +436,7 @@ class Wire:
     async def hint(self, now: int) -> int:
         """The store's hint, or the previous one where a fault loses the new one."""
         server = self._server
-        lost = 1.0 if self.process in server.parted else server.plan.rates.get("hint lost", 0.0)
+        lost = 1.0 if self.process in server.partitioned else server.plan.rates.get("hint lost", 0.0)
         hint = await server.hear(self, now)
         if hint != self._hint and not server.calm and lost and server._rng.random() < lost:
             server.oracle.figures["fault: hint lost"] += 1
@@ -445,4 +445,4 @@ class Wire:
         return hint
 
 
-__all__ = ["CALM", "KINDS", "LEASE", "SECOND", "Blow", "Plan", "Request", "Server", "Wire", "plan"]
+__all__ = ["CALM", "KINDS", "LEASE", "SECOND", "Plan", "ProcessFault", "Request", "Server", "Wire", "plan"]

@@ -18,7 +18,7 @@ def a_letter(id_: int, expires_at: int | None) -> Signal:
 
 
 @pytest.mark.parametrize(("looked", "wrong"), [(99, ["run 1 took 2 before 1"]), (100, [])])
-def test_a_signal_may_be_passed_by_only_if_it_was_over_as_the_run_looked(looked: int, wrong: list[str]) -> None:
+def test_a_signal_may_be_skipped_only_if_it_had_expired_when_the_mail_was_read(looked: int, wrong: list[str]) -> None:
     """A run may skip an earlier signal only if that had expired by the engine's clock when its mail was read."""
     mailbox = Mailbox(Counter())
     row = a_waiter(1, arms=arms("paid"))

@@ -54,7 +54,7 @@ def test_there_are_enough() -> None:
     assert all(mutant.module.startswith(("aioflow.", "aioflow_memory.", "aioflow_sqlite.")) for mutant in MUTANTS)
 
 
-def test_a_mutant_that_does_not_fit_is_told() -> None:
+def test_a_mutant_that_does_not_apply_raises() -> None:
     """A mutant that no longer applies raises, so that it does not pass for one that was noticed."""
     gone = Mutant("gone", "aioflow.timers", "Timers.pop", "no such words", "")
     with pytest.raises(Drifted, match=r"gone: Timers\.pop has 'no such words' 0 times"), applied(gone):

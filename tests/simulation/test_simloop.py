@@ -131,7 +131,7 @@ def test_a_stopped_process_goes_on_late(loop: SimLoop) -> None:
     assert seen == [("other", 2.0), ("it", 5.0)]
 
 
-def test_a_thread_is_left_alone_by_who_is_cancelled(loop: SimLoop) -> None:
+def test_a_thread_goes_on_although_its_caller_is_cancelled(loop: SimLoop) -> None:
     """A function in a thread runs although its caller was cancelled, and the caller does not wait for it."""
     seen: list[str] = []
 

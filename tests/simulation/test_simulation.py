@@ -40,14 +40,14 @@ def test_a_sweep_that_meets_too_little_fails() -> None:
     assert any(line.startswith("fault: kill: ") for line in swept.unmet)
 
 
-def test_an_event_is_moved_once_by_each_who_moves_it() -> None:
+def test_a_replace_whose_reply_was_lost_moves_the_event_once() -> None:
     """A ``replace`` whose reply was lost does not move the event again after another user has moved it."""
     assert not simulate(Case(428)).problems
     with applied(next(mutant for mutant in MUTANTS if mutant.name == "forget what was replaced")):
         assert simulate(Case(428)).problems
 
 
-def test_a_start_that_raises_as_it_is_stopped_is_no_bug() -> None:
+def test_a_start_that_raises_during_the_shutdown_is_not_logged_as_a_bug() -> None:
     """An engine that is closed while a start raises does not log that as a bug of its own."""
     assert not simulate(Case(2004126)).problems
 
@@ -58,7 +58,7 @@ def test_seeds_that_found_bugs_hold(seed: int) -> None:
     assert not simulate(Case(seed)).problems
 
 
-def test_what_others_have_written_is_looked_at_after_an_error() -> None:
+def test_signals_of_others_are_found_after_a_failed_scan() -> None:
     """After a scan of the store has failed, signals that others sent are still found, though nobody writes again."""
     assert not simulate(Case(60003630, store="sqlite")).problems
 

@@ -46,7 +46,7 @@ class Nothing(BaseModel):
     """An empty Context."""
 
 
-def test_who_waits_for_an_event_is_told_though_the_reply_was_lost() -> None:
+def test_a_waiting_run_receives_an_event_whose_reply_was_lost() -> None:
     """A run that waits for an event receives it at once though the reply that named the run was lost."""
     loop = SimLoop(1)
     store = Forgetful()

@@ -98,7 +98,7 @@ class Verdict(NamedTuple):
     seconds: float
 
 
-class Eye:
+class StepObserver:
     """An instrument that reports the steps of one process."""
 
     def __init__(self, client: Wire, world: World) -> None:
@@ -168,7 +168,7 @@ class Host:
                 max_running=self.world.program.slots[self.index] or 1,
                 shutdown_timeout=timedelta(seconds=1),
             )
-            engine.instruments.append(Eye(wire, self.world))
+            engine.instruments.append(StepObserver(wire, self.world))
             try:
                 async with engine:
                     self.engine = engine
@@ -235,12 +235,12 @@ class World:
         self.server = server(loop, store, self.oracle, self.plan, self.case.seed, self.trace)
         self.server.prepare()
         self.server.owners.at_once = self.oracle.prompt is not None
-        for blow in self.plan.blows:
-            if blow.kind == "skew":
-                self.hosts[blow.engine].skew = round((blow.lasts - 2) * SECOND)
+        for fault in self.plan.process_faults:
+            if fault.kind == "skew":
+                self.hosts[fault.engine].skew = round((fault.lasts - 2) * SECOND)
                 self.oracle.figures["fault: skew"] += 1
             else:
-                loop.call_at(blow.at, self._strike, blow)
+                loop.call_at(fault.at, self._strike, fault)
         self.oracle.figures["four engines"] += self.program.engines == program.MOST_ENGINES
         for host in self.hosts:
             host.start()
@@ -288,17 +288,17 @@ class World:
 
     # ---- faults
 
-    def _strike(self, blow: Any) -> None:
-        host, loop = self.hosts[blow.engine], self.loop
+    def _strike(self, fault: Any) -> None:
+        host, loop = self.hosts[fault.engine], self.loop
         process = host.process
         if not process.alive or process.held is not None or host.closing.is_set() or self.server.calm:
             return
-        if blow.commits:
-            self.server.armed[process] = lambda: self._strike(blow._replace(commits=False))
+        if fault.commits:
+            self.server.armed[process] = lambda: self._strike(fault._replace(commits=False))
             return
-        self.trace(process.name, f"meets {blow.kind}")
-        self.oracle.figures[f"fault: {blow.kind}"] += 1
-        match blow.kind:
+        self.trace(process.name, f"meets {fault.kind}")
+        self.oracle.figures[f"fault: {fault.kind}"] += 1
+        match fault.kind:
             case "kill":
                 self.oracle.figures["killed while it ran something"] += any(
                     row.status == "running" and row.owner == self.oracle.workers.get(host.wire)
@@ -306,24 +306,24 @@ class World:
                 )
                 loop.kill_process(process)
                 self.server.killed(process)
-                if blow.lasts > FOR_GOOD and any(other.process.alive and other.works for other in self.hosts):
+                if fault.lasts > FOR_GOOD and any(other.process.alive and other.works for other in self.hosts):
                     self.oracle.figures["killed for good"] += 1
                     host.gone = True
                 else:
-                    loop.call_later(blow.lasts, self._restart, host, process)
+                    loop.call_later(fault.lasts, self._restart, host, process)
             case "pause":
-                self.oracle.figures["paused past its lease"] += blow.lasts > LEASE
+                self.oracle.figures["paused past its lease"] += fault.lasts > LEASE
                 loop.stop_process(process)
-                self.server.hold(process, blow.lasts)
-                loop.call_later(blow.lasts, self._resume, process)
+                self.server.hold(process, fault.lasts)
+                loop.call_later(fault.lasts, self._resume, process)
             case "partition":
-                self.server.parted.add(process)
-                loop.call_later(blow.lasts, self.server.parted.discard, process)
+                self.server.partitioned.add(process)
+                loop.call_later(fault.lasts, self.server.partitioned.discard, process)
             case "restart":
                 host.closing.set()
                 host.task.add_done_callback(lambda _: self._restart(host, process))
             case _:
-                host.skew += round((blow.lasts - 3) * SECOND)
+                host.skew += round((fault.lasts - 3) * SECOND)
                 host.clock.skew = host.skew
 
     def _restart(self, host: Host, process: Process) -> None:

@@ -46,7 +46,7 @@ def applying(change: Change) -> Callable[[PostgresStore], Awaitable[Result]]:
     return apply
 
 
-def takes_it_on(store: PostgresStore) -> Awaitable[Claim]:
+def claims_after_lease(store: PostgresStore) -> Awaitable[Claim]:
     """Worker 4 claims after worker 3's lease."""
     return store.claim(4, lease=LEASE, limit=10, known=KNOWN, held=None, now=LATER)
 

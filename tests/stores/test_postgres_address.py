@@ -33,7 +33,7 @@ def test_own_options_are_taken_off() -> None:
     assert address.name == "postgresql://h/d?schema=work"
 
 
-def test_what_is_not_said_has_a_default() -> None:
+def test_all_options_have_defaults() -> None:
     """All options have defaults."""
     address = parse("postgresql://h/d")
     assert (address.dsn, address.schema, address.pool_size, address.timeout, address.listen) == (
@@ -56,7 +56,7 @@ def test_what_is_not_said_has_a_default() -> None:
         ("mysql://h/d", "A PostgreSQL URL looks like postgresql://user:password@host:5432/database, got mysql://h/d."),
     ],
 )
-def test_an_option_without_a_value_that_it_takes_is_refused(url: str, problem: str) -> None:
+def test_invalid_options_are_refused(url: str, problem: str) -> None:
     """An invalid URL or option is refused with what is accepted, and what was given."""
     with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
         parse(url)
@@ -93,7 +93,7 @@ def test_an_at_sign_may_stand_where_it_means_nothing() -> None:
     assert parse("postgresql://h/d?listen=postgresql://ann:s3cret@h/d").listen == "postgresql://ann:s3cret@h/d"
 
 
-async def test_a_server_that_is_not_there_is_told_without_password() -> None:
+async def test_an_unreachable_server_is_named_without_its_password() -> None:
     """An unreachable server is an error that names the store without its password, gives advice, and has the cause."""
     store = PostgresStore("postgresql://ann:s3cret@127.0.0.1:1/orders?timeout=5")
     with pytest.raises(StoreUnavailable, match="Check host and port") as caught:

@@ -116,7 +116,7 @@ async def test_of_two_starts_of_one_plan_the_first_is_made(race: Race, pair: Pai
 
 
 @pytest.mark.parametrize("start_first", [True, False], ids=["start first", "start second"])
-async def test_of_a_start_and_what_puts_it_off_the_first_decides(race: Race, pair: Pair, *, start_first: bool) -> None:
+async def test_of_a_start_and_its_replan_the_first_decides(race: Race, pair: Pair, *, start_first: bool) -> None:
     """A plan that was fulfilled first cannot be put off, and one that was put off first can still be fulfilled."""
     plan, start = await starting_it(pair[0])
     off = Replan(plan, NOW + SECOND, "not yet")
@@ -142,7 +142,7 @@ async def test_of_two_emits_of_one_event_the_first_is_recorded(race: Race, pair:
 
 @pytest.mark.parametrize("occur_first", [True, False], ids=["occur first", "occur second"])
 @pytest.mark.parametrize("against", [Withdraw("event-1"), MOVED, None], ids=["withdraw", "replace", "occur"])
-async def test_of_an_occurring_and_what_ends_it_the_first_decides(
+async def test_of_an_occurrence_and_a_withdraw_or_replace_the_first_decides(
     race: Race, pair: Pair, against: Change | None, *, occur_first: bool
 ) -> None:
     """An event that was cancelled or moved first does not occur, and one that has occurred does not occur again."""
@@ -187,7 +187,7 @@ async def test_two_events_at_once_do_not_wait_for_each_other(race: Race, pair: P
     assert dict(await mailbox(pair[0]))[5] == [1_001, 1_002]
 
 
-async def test_an_event_and_ends_of_waits_do_not_lock_each_other_out(
+async def test_an_event_and_ends_of_waits_do_not_deadlock(
     race: Race, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An event and the ends of waits lock runs in the order of their ids, so that there is no deadlock and no retry."""
@@ -200,7 +200,7 @@ async def test_an_event_and_ends_of_waits_do_not_lock_each_other_out(
     assert (told.second.outcome, told.second.run_ids) == ("applied", ())
 
 
-async def test_of_two_that_say_what_is_listened_to_the_second_replaces_the_first(race: Race, pair: Pair) -> None:
+async def test_of_two_listens_the_second_replaces_the_first(race: Race, pair: Pair) -> None:
     """Of two Listen changes, the second waits for the first and replaces it, even if nothing was there before."""
     one, two = (Listen(("order",), (a_listener(offset=offset),)) for offset in (0, SECOND))
     told = await meeting(race, pair, ("listeners", one), ("listeners", two))

@@ -35,9 +35,9 @@ from tests.stores.races import (
     Side,
     applying,
     cancels_waiter,
+    claims_after_lease,
     posts,
     resumes,
-    takes_it_on,
     times_out,
 )
 
@@ -96,7 +96,7 @@ class Late(NamedTuple):
 
 
 #: The claim has locked and taken run 2; it has read run 1, which waited.
-WHILE_IT_TAKES = [
+WHILE_RUN_IS_TAKEN = [
     Late("signal 1", "passes", "applied", [2], ("running", 2, 1, 3), [1]),
     Late("timeout 1", "passes", "applied", [2], ("running", 2, 1, 3), [1]),
     Late("cancel 1", "passes", "applied", [2], ("cancelled", 2, 2, None), []),
@@ -106,7 +106,7 @@ WHILE_IT_TAKES = [
     Late("post 2", "waits", "applied", [2], ("running", 1, 3, 4), []),
 ]
 #: The claim has found worker 3 dead, and has taken nothing yet: it takes what the other side leaves.
-WHILE_IT_BURIES = [
+WHILE_WORKER_IS_EXPIRED = [
     Late("signal 1", "passes", "applied", [1, 2], ("running", 2, 2, 4), []),
     Late("timeout 1", "passes", "applied", [1, 2], ("running", 2, 2, 4), []),
     Late("cancel 1", "passes", "applied", [2], ("cancelled", 2, 2, None), []),
@@ -119,20 +119,20 @@ WHILE_IT_BURIES = [
 
 @pytest.mark.parametrize(
     ("table", "late"),
-    [("runs", late) for late in WHILE_IT_TAKES] + [("workers", late) for late in WHILE_IT_BURIES],
+    [("runs", late) for late in WHILE_RUN_IS_TAKEN] + [("workers", late) for late in WHILE_WORKER_IS_EXPIRED],
     ids=lambda value: value if isinstance(value, str) else value.side,
 )
 async def test_a_change_that_meets_a_claim_under_way(race: Race, pair: Pair, table: str, late: Late) -> None:
     """A change waits for a claim that has taken its run, and obeys the new fence; else it passes."""
     await claiming(pair[1], 4, now=NOW + 1)
     side, _ = SIDES[late.side]
-    told = await race.midway(table, takes_it_on(pair[1]), side(pair[0]))
+    told = await race.midway(table, claims_after_lease(pair[1]), side(pair[0]))
     assert (told.way, told.second.outcome) == (late.way, late.outcome)
     assert [run.id for run in told.first.runs] == late.claimed
     run = await whole(pair[0], int(late.side[-1]))
     assert standing(run) == late.stands
     assert standing(told.second.run or run) == late.stands or late.outcome == "applied"
-    assert [run.id for run in (await takes_it_on(pair[1])).runs] == late.later
+    assert [run.id for run in (await claims_after_lease(pair[1])).runs] == late.later
 
 
 #: side -> the runs of a claim that starts while the side is under way, and those of the next claim.
@@ -151,12 +151,12 @@ PASSED = {
 async def test_a_claim_that_meets_a_change_under_way(race: Race, pair: Pair, name: str) -> None:
     """A claim never waits: it skips a run that is being changed, and the next claim takes it as it is then."""
     side, table = SIDES[name]
-    told = await race.midway(table, side(pair[0]), takes_it_on(pair[1]))
+    told = await race.midway(table, side(pair[0]), claims_after_lease(pair[1]))
     got, later = PASSED[name]
     assert (told.way, told.first.outcome) == ("passes", "applied")
     assert [run.id for run in told.second.runs] == got
     assert standing(await whole(pair[0], int(name[-1]))) == ALONE[name]
-    again = await takes_it_on(pair[1])
+    again = await claims_after_lease(pair[1])
     assert [run.id for run in again.runs] == later
     for run in again.runs:
         status, seq, fence, _ = ALONE[name]
@@ -179,7 +179,7 @@ async def test_a_renewal_and_a_change_do_not_wait_for_each_other(
         changed, renewed = told.first, told.second
     assert (told.way, renewed, changed.outcome) == ("passes", True, "applied")
     assert standing(await whole(pair[0], int(name[-1]))) == ALONE[name]
-    assert (await takes_it_on(pair[1])).runs == []
+    assert (await claims_after_lease(pair[1])).runs == []
 
 
 # ---- the commit by which a run begins to wait
@@ -202,7 +202,7 @@ ENDS: dict[str, Side] = {
 
 
 @pytest.mark.parametrize("name", ENDS)
-async def test_who_ends_a_wait_that_is_just_being_committed(race: Race, pair: Pair, name: str) -> None:
+async def test_the_end_of_a_wait_follows_its_commit(race: Race, pair: Pair, name: str) -> None:
     """A change that ends a wait which is being committed waits for that commit, and then ends the wait."""
     await put(pair[0], BEFORE)
     await post(pair[0], a_signal(51, 5))
@@ -325,20 +325,22 @@ async def test_what_is_offered_again_while_its_first_offer_is_under_way(race: Ra
         assert (await pair[0].stats(NOW)).mailbox == 2
 
 
-async def test_a_late_worker_that_claims_while_it_is_buried_is_registered_again(race: Race, pair: Pair) -> None:
+async def test_a_worker_that_claims_while_its_runs_are_taken_is_registered_again(race: Race, pair: Pair) -> None:
     """A worker that claims while another takes its runs is registered again, and what it gets stays its own."""
     await claiming(pair[1], 4, now=NOW + 1)
     await put(pair[0], a_run(8))
     told = await race.midway(
-        "workers", takes_it_on(pair[1]), pair[0].claim(3, lease=LEASE, limit=10, known=KNOWN, held=None, now=LATER)
+        "workers",
+        claims_after_lease(pair[1]),
+        pair[0].claim(3, lease=LEASE, limit=10, known=KNOWN, held=None, now=LATER),
     )
     got = {run.id for run in told.second.runs}
     assert got <= {8}
     assert await pair[0].renew(3, LEASE, LATER)
-    assert got.isdisjoint(run.id for run in (await takes_it_on(pair[1])).runs)
+    assert got.isdisjoint(run.id for run in (await claims_after_lease(pair[1])).runs)
 
 
-async def test_a_claim_that_was_left_takes_nothing_of_what_is_given_back(pair: Pair) -> None:
+async def test_a_release_gives_back_the_runs_of_a_cancelled_claim(pair: Pair) -> None:
     """A claim whose caller was cancelled still runs on the server, and a later release gives its runs back."""
     store = pair[0]
     for number in range(8, 28):

@@ -203,7 +203,7 @@ async def test_a_statement_goes_by_an_index(connection: Any, known: str) -> None
     assert {name: pages for name, pages in costs.items() if pages > FEW} == {}, costs
 
 
-async def test_what_is_remembered_costs_nothing_to_expire_the_rest(connection: Any) -> None:
+async def test_expiring_does_not_read_remembered_signals(connection: Any) -> None:
     """Expiring reads no taken signals that are remembered by a signal_id, nor those that were taken just now."""
     await connection.execute(SIGNALS)
     session = Session(connection, Statements(await connection.fetchval("SELECT current_schema()")))
@@ -232,7 +232,7 @@ async def test_no_more_than_the_limit_is_forgotten_at_once(connection: Any) -> N
         assert await connection.fetchval("SELECT count(*) FROM signals WHERE taken_at = 1") == left
 
 
-async def test_a_claim_passes_by_what_others_have_taken(connection: Any) -> None:
+async def test_a_claim_does_not_read_runs_that_others_have_taken(connection: Any) -> None:
     """A claim does not read thousands of runs that had no owner and have one now, though there was no vacuum."""
     await connection.execute(RUNS)
     waited = "UPDATE runs SET status = 'running', waiting_for = NULL, arms = NULL WHERE status = 'waiting'"

@@ -33,10 +33,10 @@ from tests.stores.races import (
     Side,
     applying,
     cancels_waiter,
+    claims_after_lease,
     holding,
     posts,
     resumes,
-    takes_it_on,
     times_out,
 )
 from tests.support import wait_until
@@ -50,12 +50,12 @@ ON_WAITER: dict[str, Side] = {
 ON_RUNNER: dict[str, Side] = {
     "commit": applying(moving(RUNNER)),
     "cancel": applying(cancelling(2, commit_id=72)),
-    "claim": takes_it_on,
+    "claim": claims_after_lease,
 }
 
 
 @pytest.mark.parametrize(("first", "second"), list(permutations(ON_WAITER, 2)))
-async def test_of_two_that_end_a_wait_one_does(
+async def test_only_one_of_two_changes_ends_a_wait(
     race: Race, pair: tuple[PostgresStore, PostgresStore], first: str, second: str
 ) -> None:
     """Of two changes that end a wait the second is stale, but a cancel still applies, and a Post ends no wait."""
@@ -117,8 +117,8 @@ async def test_a_claim_passes_over_a_run_that_is_being_changed(
 ) -> None:
     """A claim does not wait for a locked run but skips it, and the next claim takes it."""
     async with holding(postgres_server.url, f"SELECT 1 FROM {race.schema}.runs WHERE id = 2 FOR UPDATE"):
-        assert (await takes_it_on(pair[1])).runs == []
-    assert [run.id for run in (await takes_it_on(pair[1])).runs] == [2]
+        assert (await claims_after_lease(pair[1])).runs == []
+    assert [run.id for run in (await claims_after_lease(pair[1])).runs] == [2]
 
 
 async def test_a_claim_under_way_holds_up_no_renewal(race: Race, pair: tuple[PostgresStore, PostgresStore]) -> None:
@@ -126,7 +126,7 @@ async def test_a_claim_under_way_holds_up_no_renewal(race: Race, pair: tuple[Pos
     await put(pair[0], a_run(9))
     told = await race.midway("runs", claiming(pair[0], 3, held=None), pair[1].renew(3, LEASE, LATER - 1))
     assert (told.way, ids(told.first.runs), told.second) == ("passes", [9], True)
-    assert (await takes_it_on(pair[1])).runs == []
+    assert (await claims_after_lease(pair[1])).runs == []
 
 
 @pytest.mark.parametrize("renewal_first", [True, False])
@@ -135,7 +135,7 @@ async def test_of_a_renewal_and_a_claim_the_first_decides(
 ) -> None:
     """A lease that is renewed first is not over, and one whose worker has lost a run first cannot be renewed."""
     renew = lambda: pair[0].renew(3, LEASE, LATER - 1)  # noqa: E731
-    sides = [renew, lambda: takes_it_on(pair[1])]
+    sides = [renew, lambda: claims_after_lease(pair[1])]
     told = await race.queued(
         "SELECT 1 FROM {schema}.workers WHERE id = 3 FOR UPDATE", *(sides if renewal_first else sides[::-1])
     )
@@ -145,7 +145,7 @@ async def test_of_a_renewal_and_a_claim_the_first_decides(
         assert ([run.id for run in told[0].runs], told[1]) == ([2], False)
 
 
-async def test_who_is_back_is_not_taken_for_dead(
+async def test_a_worker_that_comes_back_keeps_its_lease(
     race: Race, pair: tuple[PostgresStore, PostgresStore], postgres_server: Schemas
 ) -> None:
     """If a worker comes back while another claims its last run, one of the two gets it, and its lease holds."""
@@ -155,7 +155,7 @@ async def test_who_is_back_is_not_taken_for_dead(
     await late.claim(3, lease=LEASE, limit=9, known=KNOWN, held=None, now=NOW)
     await other.claim(5, lease=LEASE, limit=1, known=KNOWN, held=None, now=LATER)
     async with holding(postgres_server.url, f"SELECT 1 FROM {race.schema}.workers WHERE id = 4 FOR UPDATE"):
-        taken = asyncio.ensure_future(takes_it_on(other))  # it has read which workers are dead
+        taken = asyncio.ensure_future(claims_after_lease(other))  # it has read which workers are dead
         await wait_until(race.waiting)
         back = asyncio.ensure_future(late.claim(3, lease=LEASE, limit=9, known=KNOWN, held=[], now=LATER))
 

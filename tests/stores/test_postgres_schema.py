@@ -99,9 +99,7 @@ async def test_a_newer_schema_is_refused(postgres_server: Schemas, postgres_url:
         await store.open(NOW)
 
 
-async def test_an_older_schema_is_brought_up_to_date_beside_an_old_worker(
-    postgres_server: Schemas, postgres_url: str
-) -> None:
+async def test_an_older_schema_is_migrated_beside_an_old_worker(postgres_server: Schemas, postgres_url: str) -> None:
     """Five stores migrate an older schema once while an old worker writes, and nothing that it writes is lost."""
     schema = postgres_url.rpartition("=")[2]
     old = await asyncpg.connect(postgres_server.url)

@@ -204,7 +204,7 @@ async def test_a_store_opens_no_half_open_connection(wire: Wire, postgres_url: s
     await store.close()
 
 
-async def test_who_listens_notices_a_server_that_is_gone(
+async def test_listener_notices_a_server_that_is_gone(
     wire: Wire, store: PostgresStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A listening connection whose server does not answer any more is replaced, and hints arrive again."""
@@ -231,7 +231,7 @@ async def test_who_listens_notices_a_server_that_is_gone(
     await wait_until(heard)
 
 
-async def test_who_listens_notices_a_half_open_connection(wire: Wire, store: PostgresStore, postgres_url: str) -> None:
+async def test_listener_notices_a_half_open_connection(wire: Wire, store: PostgresStore, postgres_url: str) -> None:
     """Hints that are lost while the listening connection is down are made up for: a new one counts as a hint."""
     seen = await store.hint(NOW)
     wire.silent = True
@@ -249,7 +249,7 @@ async def test_who_listens_notices_a_half_open_connection(wire: Wire, store: Pos
     await wait_until(heard, timeout=10)
 
 
-async def test_who_listens_uses_its_connection_now_and_then(
+async def test_listener_checks_its_connection(
     patient: PostgresStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A listening connection without traffic is checked by ``SELECT 1``, and goes on listening."""

@@ -62,7 +62,7 @@ async def test_work_waits_until_the_file_is_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
-async def test_a_file_that_is_gone_is_told_of(tmp_path: Path, replaced: bool) -> None:
+async def test_a_write_to_a_missing_file_is_an_error(tmp_path: Path, replaced: bool) -> None:
     """A write to a file that was deleted or replaced is an error with advice, and the new file is left alone."""
     path = tmp_path / "x.db"
     store = SQLiteStore(f"sqlite:///{path}")
@@ -111,7 +111,7 @@ def take_away(path: Path, names: tuple[str, ...], *, replace: bool = False) -> N
 
 @BESIDE
 @pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
-async def test_file_beside_it_that_is_gone_is_told_of(tmp_path: Path, gone: tuple[str, ...], replaced: bool) -> None:
+async def test_a_write_without_the_wal_is_an_error(tmp_path: Path, gone: tuple[str, ...], replaced: bool) -> None:
     """Once the WAL or its index is gone, writes fail, reads work, and reopening finds all that was written."""
     path = tmp_path / "x.db"
     store = SQLiteStore(f"sqlite:///{path}")

@@ -30,7 +30,7 @@ def test_the_url_names_the_file(url: str, path: str | None) -> None:
     assert parse(url).path == path
 
 
-def test_an_unknown_option_is_told_all_there_are() -> None:
+def test_an_unknown_option_is_refused_with_a_list_of_all() -> None:
     """An unknown option is an error that lists all options, aioflow's and SQLite's."""
     with pytest.raises(ValueError, match=r"SQLite's own cache, immutable, mode, nolock, psow, vfs[.]$"):
         parse("sqlite:///o.db?x=1")
@@ -61,7 +61,7 @@ def test_options_are_ours_or_the_drivers() -> None:
         ),
     ],
 )
-def test_what_cannot_be_meant_is_refused(url: str, text: str) -> None:
+def test_invalid_urls_are_refused(url: str, text: str) -> None:
     """A host, an unknown option or an invalid value is an error that says what is accepted."""
     with pytest.raises(ValueError, match=r"SQLite URL|busy_timeout|synchronous|mode=memory") as caught:
         SQLiteStore(url)

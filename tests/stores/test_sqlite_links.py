@@ -53,7 +53,7 @@ def real(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("link_first", [False, True])
-async def test_one_process_works_a_file_by_whatever_name(
+async def test_one_process_works_a_file_under_any_name(
     tmp_path: Path, real: Path, link: Callable[[Path], Path], link_first: bool
 ) -> None:
     """Of a path and a link to it, one store works the file, the other takes over, and no file is beside the link."""

@@ -132,7 +132,7 @@ async def test_store_closes_after_a_failed_sync(tmp_path: Path, fail: int) -> No
         await again.close()
 
 
-async def test_what_a_dead_process_could_not_sync_takes_nothing_with_it(tmp_path: Path) -> None:
+async def test_unsynced_writes_of_a_dead_process_lose_no_later_commit(tmp_path: Path) -> None:
     """A commit of the next process survives a power loss, though the dead one left writes that it could not sync."""
     before, after, image = (tmp_path / name for name in ("before", "after", "image"))
     for folder in (before, after, image):

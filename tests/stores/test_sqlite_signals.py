@@ -252,7 +252,7 @@ def test_mail_for_runs_that_do_not_wait_for_it_costs_no_more_among_many_waits(db
     assert len(steps) < 200, f"{len(steps)} thousand steps"
 
 
-def test_what_is_remembered_costs_nothing_to_expire_the_rest(db: sqlite3.Connection) -> None:
+def test_expiring_does_not_read_remembered_signals(db: sqlite3.Connection) -> None:
     """Expiring reads no taken signals that are remembered by a signal_id, nor those that were taken just now."""
     db.execute("UPDATE signals SET taken_at = ?, taken_by = 1 WHERE id <= 10000", (NOW - 7_200_000_000,))
     for _ in range(10):

@@ -136,7 +136,7 @@ async def begun(flow: TimeMachine, event_id: str, at: datetime) -> list[tuple[st
     return sorted((name, span / MINUTE) for name, span in found)
 
 
-async def test_runs_of_a_replaced_event_whose_moment_is_past_count_from_now(machine: TimeMachine) -> None:
+async def test_past_starts_of_a_replaced_event_are_made_now(machine: TimeMachine) -> None:
     """If an event is replaced, runs whose instant is past are created at the present, not before the replacement."""
     async with machine as flow:
         begin = flow.now
@@ -267,7 +267,7 @@ async def test_an_event_against_a_timeout(
 
 
 @pytest.mark.parametrize(("minutes", "came"), [(-1, "e"), (0, "e"), (1, "nobody")])
-async def test_an_event_and_a_timeout_while_nobody_works(tmp_path: Path, minutes: int, came: str) -> None:
+async def test_an_event_and_a_timeout_while_no_engine_is_open(tmp_path: Path, minutes: int, came: str) -> None:
     """Of events due while no engine is open, one by the deadline of a wait resumes it, and a later one does not."""
     url = f"sqlite:///{tmp_path}/x.db"
     async with TimeMachine(url, workflows=[LastCall]) as flow:

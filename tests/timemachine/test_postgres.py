@@ -47,7 +47,7 @@ async def test_time_is_virtual_on_postgres(postgres_url: str) -> None:
         assert flow.now == began + timedelta(days=2)
 
 
-async def test_time_jumps_for_who_waits(postgres_url: str) -> None:
+async def test_time_jumps_while_a_run_is_awaited(postgres_url: str) -> None:
     """Awaiting a run lets time jump to its timeout."""
     async with TimeMachine(postgres_url, workflows=[Reminded]) as flow:
         began = flow.now

@@ -166,7 +166,7 @@ async def test_context_is_validated(context: Any, error: type[Exception], text: 
         await TimeMachine().run_step(Order.pay, context)
 
 
-async def test_inherited_step_is_told_apart() -> None:
+async def test_inherited_step_needs_a_workflow() -> None:
     """A step of several workflows belongs to that of the Context, or of ``workflow=``; without either it is refused."""
     flow = TimeMachine()
     assert (await flow.run_step(Order.shared, Order.Context())).command == complete()
@@ -375,7 +375,7 @@ async def test_an_event_that_does_not_fit_the_context_is_refused() -> None:
         await TimeMachine().run_step(Numbers.told, resumed_by=booked(entity_id="many"))
 
 
-async def test_a_step_that_mends_may_be_late() -> None:
+async def test_a_failure_and_a_timeout_may_resume_one_step() -> None:
     """A Failure and ``timed_out=True`` can be given together, as an on_fail step may also be a timeout's."""
 
     @workflow("alone-late")

@@ -89,7 +89,7 @@ async def test_watch_lets_time_jump_no_further_than_it_is_asked(flow: TimeMachin
     assert flow.now == run.created_at + HOUR
 
 
-async def test_watch_of_a_run_that_cannot_end_is_told(flow: TimeMachine) -> None:
+async def test_watch_of_a_run_that_cannot_end_raises(flow: TimeMachine) -> None:
     """Watching a run that awaits itself raises TimeStandsStill, like awaiting it."""
     run = await flow.start(Deadlock)
     with pytest.raises(TimeStandsStill, match="This wait cannot end"):
@@ -316,7 +316,7 @@ async def test_unknown_run_is_not_waited_for(flow: TimeMachine) -> None:
     assert flow.now == start
 
 
-async def test_patience_is_not_for_those_who_have_a_timeout(flow: TimeMachine) -> None:
+async def test_a_stuck_wait_raises_after_waits_with_a_timeout(flow: TimeMachine) -> None:
     """A stuck wait without a timeout raises only after a concurrent wait with a timeout has timed out."""
     run = await flow.start(Deadlock)
 

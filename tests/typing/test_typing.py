@@ -83,7 +83,7 @@ def test_each_mistake_is_found(checker: Callable[[], Found]) -> None:
     assert not wrong, report(BAD, wrong)
 
 
-def test_wrong_arguments_of_create_context_are_called_so() -> None:
+def test_error_for_wrong_arguments_of_create_context_has_a_name() -> None:
     """The error for wrong arguments of ``create_context`` has a name that says so, in both checkers."""
     source = BAD.read_text(encoding="utf-8").splitlines()
     lines = [number for number, line in enumerate(source, 1) if "start(Created" in line and line.endswith("# E")]
