@@ -116,10 +116,10 @@ async def test_authorize_is_asked_before_the_body_is_read(
 
 
 @pytest.mark.parametrize("path", ["signals/withdrawn", "cancel", "actions/audit"])
-async def test_a_body_that_is_held_back_keeps_no_permission(
+async def test_authorize_is_asked_again_after_a_late_body(
     engine: Engine, guarded: Guarded, run: WorkflowRun[Any], path: str
 ) -> None:
-    """What was allowed when a request began is not done if it is not allowed of the run as it is once its body is there."""
+    """authorize is asked again once the body is there: if the run has changed and is now forbidden, nothing is done."""
 
     async def held_back() -> AsyncIterator[bytes]:
         await engine.act(Claim.review, run.id, approved=True, amount=Decimal(5))

@@ -296,7 +296,7 @@ async def test_a_run_that_its_code_cannot_read_fails_the_call(
 
 @workflow("act-crowded")
 class Crowded:
-    """Takes many numbers."""
+    """Its action takes a list of numbers."""
 
     class Context(BaseModel):
         pass
@@ -308,7 +308,7 @@ class Crowded:
 
 
 async def test_very_many_faults_of_an_input_are_counted(make_engine: MakeEngine, connect: Connect) -> None:
-    """Of thousands only the number is told, by both apps."""
+    """Thousands of faults in an input are counted in one error, by both apps."""
     async with make_engine(Crowded) as engine:
         run = await engine.start(Crowded)
         numbers = ["x"] * 2_000
@@ -322,7 +322,7 @@ async def test_very_many_faults_of_an_input_are_counted(make_engine: MakeEngine,
 
 
 class Meddling:
-    """While it is asked for the first time the run moves on, to the same action for other people."""
+    """A permission during whose first question the run goes on, and waits at the same action with another owner."""
 
     asked: list[str] = []  # noqa: RUF012 - emptied by the test
     move: Any = None
@@ -337,7 +337,7 @@ class Meddling:
 
 @workflow("act-owned")
 class Owned:
-    """Waits for its owner, or for another one."""
+    """Its action is for the owner, which a signal changes."""
 
     class Context(BaseModel):
         owner: str
@@ -353,10 +353,10 @@ class Owned:
 
 @pytest.mark.parametrize("next_owner", ["ann", "bob"])
 @pytest.mark.parametrize("app", [api, statezero], ids=lambda app: app.__name__)
-async def test_permissions_are_asked_about_the_run_as_it_is_called(
+async def test_permissions_are_asked_again_if_the_run_has_gone_on(
     make_engine: MakeEngine, connect: Connect, app: Any, next_owner: str
 ) -> None:
-    """What they have permitted of a run that has moved since then they are asked again."""
+    """If the run has gone on since its permissions were asked, they are asked again, and that answer counts."""
 
     async def everyone(*_: object) -> bool:
         return True

@@ -366,7 +366,7 @@ async def test_hostile_contexts_are_no_server_errors(client: httpx.AsyncClient, 
 async def test_very_many_faults_are_counted(
     client: httpx.AsyncClient, path: str, body: bytes, pointer: str, count: int
 ) -> None:
-    """Of thousands only the number is told: to look at each would take the event loop longer than to read them."""
+    """Thousands of faults in a body are counted in one error, as listing them would block the event loop."""
     name = b"k" * 201 if path == "/signals/hello" else b""
     members = b",".join(b"{}" if b"[%b]" in body else b'"%b%d": 1' % (name, number) for number in range(2_000))
     told = problem(await client.post(path, content=body % members, headers=JSON), 422, "invalid")["errors"]
@@ -426,10 +426,10 @@ async def test_an_answer_is_not_kept(client: httpx.AsyncClient, run_id: int) -> 
 
 
 @pytest.mark.parametrize("app", [api, statezero], ids=lambda app: app.__name__)
-async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault(
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_not_logged(
     engine: Engine, connect: Connect, run_id: int, log: list[EventDict], app: Callable[..., Any]
 ) -> None:
-    """Whoever says half a body and goes leaves nothing in the log, which he could fill with tracebacks, and changes nothing."""
+    """A client that leaves in the middle of its body changes nothing, and leads to no warning in the log."""
     said = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
 
     async def leaving(scope: Any, receive: Any, send: Any) -> None:

@@ -303,7 +303,7 @@ async def test_list_pages_by_an_opaque_cursor(client: httpx.AsyncClient, engine:
 async def test_list_does_not_hold_all_contexts(
     client: httpx.AsyncClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page takes the memory of the Contexts that are read at once, not of all whose runs it shows."""
+    """A page needs memory for the Contexts of one read from the store, not for those of all its runs."""
     monkeypatch.setattr(runs, "_READ", 5)
     for _ in range(40):
         await engine.start(Expense, amount=1, note="x" * 100_000)

@@ -86,8 +86,8 @@ def test_no_message_shows_a_password(url: str) -> None:
     assert "s3cret" not in repr(caught.value.__cause__)
 
 
-def test_an_at_sign_may_stand_where_it_means_nothing() -> None:
-    """In the database's name of a URL with a user, and in what an option says."""
+def test_an_at_sign_is_allowed_where_it_is_unambiguous() -> None:
+    """A URL may have an at sign in the database's name, if it has a user, and in options."""
     assert parse("postgresql://ann@h/a@b").name == "postgresql://ann@h/a@b"
     assert parse("postgresql://h/d?user=ann@x").dsn == "postgresql://h/d?user=ann%40x"
     assert parse("postgresql://h/d?listen=postgresql://ann:s3cret@h/d").listen == "postgresql://ann:s3cret@h/d"

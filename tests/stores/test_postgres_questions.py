@@ -105,16 +105,16 @@ async def test_texts_are_asked_for(store: PostgresStore, within: str, odd: str) 
     assert await store.select(EventQuery(name=("ordered", odd)), NOW) == []
 
 
-def test_the_statements_of_ever_new_questions_are_not_all_kept() -> None:
-    """Whoever may filter chooses in how many ways he asks; each is still made as it is to be."""
+def test_a_limited_number_of_statements_is_kept() -> None:
+    """A limited number of statements is kept, however many different ones are made, and each is made right."""
     statements = Statements("work")
     for number in range(5_000):
         assert statements[f"SELECT {number} FROM aioflow.runs"] == f'SELECT {number} FROM "work".runs'
     assert len(statements) <= 500
 
 
-async def test_a_status_that_is_repeated_makes_no_other_statement(store: PostgresStore) -> None:
-    """The words that stand in a statement come once each, in one order."""
+async def test_equal_statuses_make_equal_statements(store: PostgresStore) -> None:
+    """Filters by the same statuses, repeated or in another order, make the same statement."""
     asked: list[tuple[str, ...]] = [("running", "waiting"), ("waiting", "running", "waiting"), ("waiting", "running")]
     where = {str(_where(RunQuery(status=status))) for status in asked}
     assert where == {" WHERE status IN ('running', 'waiting')"}
@@ -122,14 +122,14 @@ async def test_a_status_that_is_repeated_makes_no_other_statement(store: Postgre
         assert ids(await store.select(RunQuery(status=status), NOW)) == [3, 2, 1]
 
 
-def test_a_context_is_read_once_for_all_that_it_is_to_hold() -> None:
-    """However many members are asked for: whoever may filter could else have each large Context read two hundred times."""
+def test_a_filter_parses_each_context_once() -> None:
+    """A filter by many members parses each Context once, as large Contexts would take long otherwise."""
     where = str(_where(RunQuery(data={f"k{number}": {"a": [number, 1]} for number in range(50)})))
     assert where.count("data::jsonb") == 1
 
 
-async def test_what_users_ask_leaves_connections_to_the_runs(postgres_server: Schemas, postgres_url: str) -> None:
-    """However many slow questions there are, what runs need is done; a question whose caller has left is not begun."""
+async def test_slow_queries_leave_connections_for_the_runs(postgres_server: Schemas, postgres_url: str) -> None:
+    """Slow queries of users leave connections for the runs, and one whose caller is cancelled is not begun."""
     events = f'"{postgres_url.rpartition("=")[2]}".events'
     waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = $1::text::regclass"
     store = PostgresStore(with_options(postgres_url, pool_size=4))

@@ -57,7 +57,7 @@ async def test_a_schema_has_any_name(postgres_server: Schemas, postgres_url: str
 
 
 async def test_a_long_name_is_heard(postgres_server: Schemas, postgres_url: str) -> None:
-    """Hints come through from one store to another whatever the schema is called, in letters of several bytes, say."""
+    """Hints arrive if the schema's name is as long as it may be, with letters of several bytes."""
     schema = (postgres_url.rpartition("=")[2] + "é" * 31).encode()[:62].decode(errors="ignore")
     one, two = (PostgresStore(with_options(postgres_server.url, schema=schema)) for _ in range(2))
     await one.open(NOW)

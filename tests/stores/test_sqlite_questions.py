@@ -98,8 +98,8 @@ def test_a_question_goes_by_an_index(db: sqlite3.Connection, name: str) -> None:
     assert len(steps) < 25, f"{len(steps)} thousand steps"
 
 
-def test_a_context_is_read_once_for_all_that_it_is_to_hold() -> None:
-    """However many members are asked for: whoever may filter could else have each large Context read two hundred times."""
+def test_a_filter_parses_each_context_once() -> None:
+    """A filter by many members parses each Context once, as large Contexts would take long otherwise."""
     db = sqlite3.connect(":memory:", isolation_level=None)
     migrate(db)
     said: list[str] = []
