@@ -27,7 +27,8 @@ from aioflow.signals import Misfit, arm_for, fit
 from aioflow.slots import Slots
 from aioflow.store import Mail, Store
 
-_BATCH = 500
+#: How many runs' mail is read at once: few at first, then as many as have about so many characters.
+_FEW, _BATCH, _MOST_DATA = 20, 500, 8_000_000
 #: How often expired signals, and the records of those taken long ago, are removed from the mailbox, and how many of
 #: each at once: together they limit how many signals a second one worker can keep up with. Expired signals are logged,
 #: so they are removed in lots.
@@ -65,7 +66,7 @@ class Delivery:
         slots: decides who runs the runs that it resumes.
         commit_ids: makes commit ids.
 
-    The mutable state: the runs to look at, what to call for those that turn out to have no mail, the watches by signal,
+    The mutable state: the runs to look at and how many at once, what to call for those that turn out to have no mail, the watches by signal,
     the senders by address, how many signals have expired, the runs that have mail but that the code here cannot take,
     when to look for expired signals again, how far a scan has come, and whether it is closed.
     """
@@ -86,6 +87,7 @@ class Delivery:
         self._slots = slots
         self._commit_ids = commit_ids
         self._todo: dict[int, None] = {}
+        self._many = _FEW
         self._otherwise: dict[int, Callable[[], None]] = {}
         self._busy = False
         self._again = asyncio.Event()
@@ -191,7 +193,7 @@ class Delivery:
             await self._again.wait()
             self._again.clear()
             while self._todo:
-                batch = list(self._todo)[:_BATCH]
+                batch = list(self._todo)[: self._many]
                 for run_id in batch:
                     del self._todo[run_id]
                 self._busy = True
@@ -264,6 +266,8 @@ class Delivery:
     async def _deliver(self, run_ids: list[int]) -> list[int]:
         """Deliver what these runs can take. Returns the runs that have to be looked at again."""
         mails = await self._store.mail(run_ids, _BATCH, self._clock.micros())
+        read = sum(len(signal.payload) for mail in mails for signal in mail.signals)
+        self._many = min(2 * self._many, _BATCH, max(_MOST_DATA * len(run_ids) // (read + 1), 1))
         given: set[int] = set()
         attempts: list[_Attempt] = []
         left: list[int] = []

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from aioflow import Engine, StartOptions, WorkflowRun, complete, get_context, goto, on, step, wait, workflow
 from aioflow.commands import Command
+from aioflow.store import Mail
+from aioflow_memory import MemoryStore
 from tests.engine.conftest import MakeEngine, kinds_of, moved_on
 
 
@@ -48,6 +51,39 @@ async def test_all_waiting_runs_get_a_broadcast(make_engine: MakeEngine) -> None
         for run in runs:
             assert (await run.wait(5)).data == {"amount": 5, "times": 0}
         assert (await engine.stats()).mailbox == 0
+
+
+async def test_large_broadcasts_are_read_a_few_at_a_time() -> None:
+    """While a broadcast of a megabyte is delivered, the mail of few runs is read at once; with a small one, of more."""
+    sizes: list[int] = []
+
+    class Read(MemoryStore):
+        async def mail(self, run_ids: Collection[int] | None, *args: Any, **options: Any) -> list[Mail]:
+            sizes.append(0 if run_ids is None else len(run_ids))
+            return await super().mail(run_ids, *args, **options)
+
+    @workflow("broadcasts-large")
+    class Large:
+        class Context(BaseModel):
+            text: str = ""
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.for_signal("paid", then=self.took)
+
+        @step
+        async def took(self) -> Command:
+            return complete(text="")
+
+    async with Engine(Read(), workflows=[Large]) as engine:
+        for text, expected in (("x" * 1_000_000, {20, 7}), ("x", {7, 14, 28, 18})):
+            runs = [await parked(engine, Large) for _ in range(67)]
+            sizes.clear()
+            await engine.signal("paid", {"text": text})
+            for run in runs:
+                await run.wait(10)
+            assert expected <= set(sizes)
+            assert max(sizes) <= max(expected)
 
 
 async def test_a_broadcast_without_waiters_is_dropped(make_engine: MakeEngine) -> None:
