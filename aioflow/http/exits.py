@@ -49,14 +49,15 @@ class Exits:
         self._tasks = TaskSet()
 
     @contextmanager
-    def bounded(self, seconds: float, receive: Receive) -> Generator[CancelScope]:
+    def bounded(self, seconds: float, receive: Receive, grace: float = 0) -> Generator[CancelScope]:
         """A block that is cancelled, without an error, for one of these reasons.
 
         Args:
             seconds: how long it may take.
             receive: the request's; its body, if it matters, must have been read.
+            grace: how many seconds it may still take once the server was told to end.
         """
-        with move_on_after(seconds) as scope, self._watched(scope, 0):
+        with move_on_after(seconds) as scope, self._watched(scope, grace):
             listener = self._tasks.spawn(self._listen(receive, scope), name="aioflow http client")
             try:
                 yield scope

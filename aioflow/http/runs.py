@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from aioflow.http import bodies, listing
 from aioflow.http.access import Access
-from aioflow.http.exits import Exits
+from aioflow.http.exits import GRACE, Exits
 from aioflow.http.messages import Models
+from aioflow.http.problems import Problem
 from aioflow.http.stream import Stream, position
 from aioflow.http.views import (
     CancelView,
@@ -28,6 +29,8 @@ from aioflow.waiters import reached
 
 #: How many seconds a long poll may take.
 LONGEST_WAIT: Final = 30.0
+#: How many seconds a list may take: a filter that no index fits reads the whole store.
+LONGEST_LIST: Final = 30.0
 #: How many runs a list reads at once: many of them may not be shown, and each may have a Context of 1 MiB.
 _READ: Final = 100
 #: About how many runs a list asks at most, so that a caller that may see none cannot have the whole store read.
@@ -76,19 +79,22 @@ class Runs:
         last: str | None = None  # the cursor behind the last that is shown
         after: str | None = None  # where the next page begins
         looked = 0
-        async with aclosing(self._engine.iterate(asked.query(), _READ)) as matching:
-            async for run in matching:
-                looked += 1
-                if not await self._access.allows(request, "list", run):
-                    if looked >= MOST_LOOKED:
-                        after = listing.cursor_after(run, asked.order)
+        with self._exits.bounded(LONGEST_LIST, request.receive, GRACE) as scope:
+            async with aclosing(self._engine.iterate(asked.query(), _READ)) as matching:
+                async for run in matching:
+                    looked += 1
+                    if not await self._access.allows(request, "list", run):
+                        if looked >= MOST_LOOKED:
+                            after = listing.cursor_after(run, asked.order)
+                            break
+                        continue
+                    if len(shown) == asked.limit:
+                        after = last
                         break
-                    continue
-                if len(shown) == asked.limit:
-                    after = last
-                    break
-                shown.append(RunSummary.of(run))
-                last = listing.cursor_after(run, asked.order)
+                    shown.append(RunSummary.of(run))
+                    last = listing.cursor_after(run, asked.order)
+        if scope.cancelled_caught:
+            raise Problem("unavailable", "The list takes too long. Filter by workflow or key, or ask for fewer runs.")
         return RunPage(runs=shown, next=after).response()
 
     async def get(self, request: Request) -> Response:

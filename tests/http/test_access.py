@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
@@ -13,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from aioflow import Engine, StartOptions, WorkflowRun
-from aioflow.http import Authorize, runs
-from tests.http.conftest import problem
+from aioflow.http import Authorize, api, runs
+from tests.http.conftest import Connect, problem
 from tests.http.flows import Claim, Expense
 
 Guarded = Callable[[Authorize], httpx.AsyncClient]
@@ -287,3 +288,41 @@ async def test_health_checks_need_no_permission(guarded: Guarded) -> None:
     for path in ("/healthz", "/readyz"):
         answer = await client.get(path)
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+async def test_a_list_ends_when_its_client_leaves(engine: Engine, run: WorkflowRun[Any], connect: Connect) -> None:
+    """A list is no longer read, nor ``authorize`` asked, once its client has disconnected."""
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def authorize(request: Request, operation: str, run: WorkflowRun[Any] | None) -> bool:
+        if run is None:
+            return True
+        asked.set()
+        try:
+            return await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    async def leaving(scope: Any, receive: Any, send: Any) -> None:
+        async def heard() -> Any:
+            await asked.wait()
+            return {"type": "http.disconnect"}
+
+        await api(engine, authorize)(scope, heard, send)
+
+    async with asyncio.timeout(10):
+        assert (await connect(leaving).get("/runs")).status_code == 503
+    assert left.is_set()
+
+
+async def test_a_list_that_takes_too_long_ends(
+    run: WorkflowRun[Any], guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list that takes longer than it may is broken off, and the client is told to filter."""
+    monkeypatch.setattr(runs, "LONGEST_LIST", 0.05)
+
+    async def authorize(request: Request, operation: str, run: WorkflowRun[Any] | None) -> bool:
+        return run is None or await asyncio.Event().wait()
+
+    told = problem(await guarded(authorize).get("/runs"), 503, "unavailable")
+    assert told["detail"] == "The list takes too long. Filter by workflow or key, or ask for fewer runs."
