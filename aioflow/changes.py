@@ -41,10 +41,12 @@ class Post(NamedTuple):
     - With a ``run_id``: only if that run is live; else the result is "stale", with the run if there is one.
     - With a ``key`` alone: for whichever run takes it.
     - With neither, a broadcast: a copy for each run that now waits for the name, each with that run's id and
-      ``broadcast`` 1. It lives as long as the wait that it was made for.
+      ``broadcast`` 1, without the signal_id. It lives as long as the wait that it was made for. The broadcast itself is
+      remembered from now on as if it were taken, even if no run gets a copy.
 
-    If the mailbox has an unexpired signal with this ``signal_id``, or remembers one, the result is "exists"; if it has
-    this ``id``, the change was applied before, and the result is "applied" again.
+    If the mailbox has this ``id`` or remembers it, the change was applied before, and the result is "applied" again;
+    else, if it has an unexpired signal with this ``signal_id``, or remembers one, the result is "exists". Whether the
+    run is live is asked after both.
     """
 
     signal: Signal
@@ -59,8 +61,8 @@ class Move(NamedTuple):
             took them.
         unless_mail: the move is also stale, and the result says ``mail``, if the mailbox holds a signal for an arm of
             the stored row that was sent by the row's ``wake_at``, or at any time if that is None. And it is stale, with
-            the plan in ``plans``, if an event that an arm waits for is planned to occur by ``wake_at`` and by now; of
-            several such plans, the first.
+            the plan in ``plans``, if an event that an arm waits for, and the run has not taken, is planned to occur
+            by ``wake_at`` and by now; of several such plans, the first; of a row without ``wake_at``, none.
         also: what the step started, sent and emitted, committed with the move. A part that "exists" or is "stale" is
             left out, and does not make the move stale; a Start's key is checked after the move. It is unspecified
             whether the move's own wait gets a signal that is sent with it, or the former occurrence of an event that is
@@ -104,7 +106,8 @@ class Emit(NamedTuple):
 
     - Its event_id is new: the event is inserted, with occurrence 1.
     - Its event_id is known: the result is "exists", with the stored event; or, with ``replace`` and the same name, all
-      of it but id, event_id and recorded_at is replaced, its occurrence rises by one, and its plans are deleted.
+      of it but id, event_id and recorded_at is replaced, its occurrence rises by one, and its plans are deleted. Copies
+      in the mailbox stay.
     - The stored event has, or had before it was replaced, this very ``mail_id``: this change was applied before.
 
     Then a plan is made for each Listener to its name and namespace, due at ``event.at`` plus the offset. If
@@ -124,7 +127,7 @@ class Emit(NamedTuple):
 
 class Occur(NamedTuple):
     """The plan (its id) by which an event occurs is due: the event occurs, see Emit. Stale if the plan is gone, taken
-    by an earlier offer or by another worker; or if it is the plan of a start.
+    by an earlier offer or by another worker; or if it is the plan of a start. ``event_id``: that of the plan's event.
     """
 
     plan: int
@@ -132,8 +135,8 @@ class Occur(NamedTuple):
 
 
 class Withdraw(NamedTuple):
-    """Cancel an event, whatever its status: ``status`` becomes "cancelled", and its plans are deleted. Stale, with the
-    event, if it is cancelled already; stale, too, if there is none.
+    """Cancel an event, whatever its status: ``status`` becomes "cancelled", and its plans are deleted; copies in the
+    mailbox stay. Stale, with the event, if it is cancelled already; stale, too, if there is none.
     """
 
     event_id: str
@@ -167,15 +170,19 @@ class Result(NamedTuple):
     - "exists": a Start whose key is taken, ``run`` is the run that has it; or a Post whose signal_id was sent before.
     - "stale": a guard did not hold, nothing was changed; ``run`` is the stored row, None if there is none.
 
+    ``mail``, and ``run_ids`` of an applied change, are as the whole batch leaves them. ``run_ids`` are in ascending
+    order, for a Post with a key in the order of the waits; ``plans`` are in any order.
+
     ``transition``: the history row that an applied Amend wrote; None for every other change, which brought its own.
-    ``mail``: of a Start or Move: the run waits, and the mailbox holds a signal for it; of a Post that "exists": the
-    signal is not taken yet. ``run_ids``: of an applied Post: waiting runs that may take it (with a key, those with the
-    oldest waits, as many as the mailbox has signals of this name and key); of one that "exists": the runs that have
-    taken it; of a change by which an event occurred: the runs that got a copy. ``also``: the results of the Move's
-    ``also``, in order, when this offer applied it. ``event``: of Emit, Occur and Withdraw: the stored event, if there
-    is one. ``plans``: of an Emit or Replan: the deadlines of the plans that it made or changed (with their ids and
-    attempts), if this offer did; after another offer, none. Of a Move that is stale by ``unless_mail``: the plan of the
-    event that has to occur first.
+    ``mail``: of a Start or Move: the run waits, and the mailbox holds a signal for it; of a Post to a run or a key that
+    "exists": the signal is not taken yet. ``run_ids``: of an applied Post: waiting runs that may take it (with a key,
+    those with the oldest waits, as many as the mailbox has signals of this name and key); of one that "exists": the
+    runs that have taken it; of a change by which an event occurred: the runs that got a copy. ``also``: the results of
+    the Move's ``also``, in order; of a later offer, "applied" for what the first did, as it now stands, and not for
+    what that left out. ``event``: of Emit, Withdraw and an applied Occur: the stored event, if there is one. ``plans``:
+    of an Emit or Replan: the deadlines of the plans that it made or changed (with their ids and attempts), if this
+    offer did; after another offer, none. Of a Move that is stale by ``unless_mail``: the plan of the event that has to
+    occur first.
     """
 
     outcome: Literal["applied", "exists", "stale"]

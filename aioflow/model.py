@@ -95,7 +95,7 @@ class Run(NamedTuple):
     marked: int
     waiting_for: WaitingFor | None
     wake_at: Micros | None
-    #: The arms of a wait for signals, events or action calls: a JSON list of Arms.
+    #: The arms of a wait for signals, events or action calls: a JSON list of Arms. None unless it waits.
     arms: str | None
     #: What resumed the run: a Resumption as JSON, until the run has gone on from the step that it resumed.
     input: str | None
@@ -157,7 +157,7 @@ class Signal(NamedTuple):
     #: Makes a send idempotent.
     signal_id: str | None
     sent_at: Micros
-    #: None: it is kept as long as the run lives.
+    #: It has expired from this instant on. None: it is kept as long as the run lives.
     expires_at: Micros | None
     #: The ``EventRecord.id``, if this is the copy of an event, which lives like a broadcast's; None for a signal.
     event: int | None = None

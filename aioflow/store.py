@@ -6,6 +6,8 @@ Obligations that hold for every verb:
 - It takes ``now``, microseconds since the epoch, and reads no clock itself.
 - It raises ``StoreUnavailable`` when it could not be done *or when that is unknown*, and ``StoreRefused`` when the
   data itself can never be stored, each caused by the driver's error; and nothing else.
+- What it stores comes back exactly as it was, or is refused. It refuses a text with a lone surrogate and an integer
+  beyond 64 bits; if it cannot hold a NUL, that too.
 - It may be cancelled: whether it committed is then unknown to the caller, and the store stays usable.
 - Called on a store that is not open it raises StoreUnavailable; ``renew`` may return False, and ``release`` do nothing.
 - Rows it returns are as the last committed transaction left them.
@@ -31,7 +33,9 @@ IdKind: TypeAlias = Literal["run", "signal", "event", "worker"]
 
 
 class Mail(NamedTuple):
-    """A waiting run, the signals in the mailbox that fit its arms, in the order of sending, and when its wait began."""
+    """A waiting run, the signals in the mailbox that fit its arms, in the order of (``sent_at``, id), and when its wait
+    began: ``updated_at`` of the row that brought these arms. A later row with the same arms is the same wait.
+    """
 
     run: Run
     signals: list[Signal]
@@ -131,7 +135,7 @@ class Stats:
 
     ``runs``: workflow -> status -> number. ``steps``: workflow -> step -> number, of live runs. ``waiting``:
     ``waiting_for`` -> number. ``overdue``: waiting runs whose deadline is now or past. ``oldest_due``: the earliest
-    such deadline. ``mailbox``: signals that no run has taken yet. ``bytes``: size of the store, None where it has none.
+    such deadline. ``mailbox``: signals that no run has taken yet, maybe expired ones, too. ``bytes``: size, or None.
     """
 
     runs: dict[str, dict[str, int]]
@@ -150,7 +154,10 @@ class Stats:
 
 
 class Store(Protocol):
-    """The verbs. A store is opened before the other verbs and closed after them; it can then be opened again."""
+    """The verbs. A store is opened before the other verbs and closed after them; it can then be opened again.
+
+    An entry point in the group ``aioflow.backends`` is called with the whole URL; it raises ValueError for a bad one.
+    """
 
     @property
     def name(self) -> str:
@@ -206,9 +213,9 @@ class Store(Protocol):
         that run before or after a change to it in the same batch is open. What ``decide`` raises undoes the batch.
 
         When a Start or Move leaves its run waiting with an "event" arm that has a key, the mailbox gets a copy of each
-        event of this name and entity_id that has occurred since the run's ``created_at``, is not cancelled, and was not
-        taken by the run before in this occurrence; the result says ``mail``. That a run has taken a copy, even to
-        reject it, is remembered as long as the run exists.
+        event of this name and entity_id whose ``occurred_at`` is the run's ``created_at`` or later, which is not
+        cancelled, and was not taken by the run before in this occurrence; the result says ``mail``. That a run has
+        taken a copy, even to reject it, is remembered as long as the run exists.
 
         A batch has at most one Emit, Occur or Withdraw per event, and one change per plan. Each sees the listeners and
         plans as the changes before it in the batch leave them. Whether a run whose wait begins or ends in the batch
@@ -316,7 +323,7 @@ class Store(Protocol):
 
         The first claim registers the worker with a lease of ``lease`` from now; so does one after its lease was over,
         and the worker keeps the runs that no other took meanwhile. A lease is over from the instant that it names.
-        If the store is exclusive and another worker has it, ``working`` is False and nothing is taken.
+        If the store is exclusive and another worker has it, ``working`` is False, and nothing is taken or told.
         """
         ...
 
@@ -334,7 +341,7 @@ class Store(Protocol):
     async def hint(self, now: Micros) -> int:
         """A number that changes when others have applied changes. Cheap, and only a hint.
 
-        It need not change for a claim, as nobody waits for a run to get an owner.
+        It may change by what is applied here, too; for a claim it need not, as nobody waits for a run to get an owner.
         """
         ...
 

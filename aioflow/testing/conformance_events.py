@@ -201,7 +201,7 @@ class EventsConformance:
         occurring = next(plan.id for plan in before if plan.event == 2 and not plan.workflow)
         good: list[Change] = [
             Emit(an_event(event_id="event-1", mail_id=5), replace=True),
-            Occur(occurring, "e"),
+            Occur(occurring, "event-2"),
             Emit(an_event(3)),
         ]
         with pytest.raises(StoreRefused):
@@ -248,19 +248,19 @@ class EventsConformance:
         assert await mailbox(store) == []
         [plan] = [plan for plan in await plans(store) if not plan.workflow]
         event = _occurred(an_event(at=NOW + 5), NOW + 7)
-        assert await store.apply([Occur(plan.id, "e")], NOW + 7) == [Result("applied", event=event, run_ids=(1,))]
+        assert await store.apply([Occur(plan.id, "event-1")], NOW + 7) == [Result("applied", event=event, run_ids=(1,))]
         assert emitted.run_ids == ()
         assert await the_event(store) == event
         assert await planned(store) == [("order", HOUR + 5)]
         assert await mailbox(store) == [(1, [1001])]
-        assert await store.apply([Occur(plan.id, "e")], NOW + 7) == [Result("stale")]
+        assert await store.apply([Occur(plan.id, "event-1")], NOW + 7) == [Result("stale")]
 
     async def test_no_plan_no_occurring(self, store: Store) -> None:
         """A plan that never was, and that of a start, is stale."""
         await listen(store, a_listener())
         await emit(store, an_event())
         [start] = await plans(store)
-        assert await store.apply([Occur(start.id, "e"), Occur(999, "f")], NOW) == [Result("stale")] * 2
+        assert await store.apply([Occur(start.id, "event-1"), Occur(999, "event-2")], NOW) == [Result("stale")] * 2
         assert await plans(store) == [start]
 
     @pytest.mark.parametrize("at", [NOW, NOW + HOUR])

@@ -165,10 +165,12 @@ class MailboxConformance:
         assert [result.run_ids for result in await post(store, a_signal(1))] == [(2,)]
 
     async def test_what_was_rejected_may_be_sent_again(self, store: Store) -> None:
-        """A signal_id of what nobody took is free, and the new signal is delivered."""
+        """A signal_id of what nobody took is free, and the new signal is delivered; the old one, offered again, is not."""
         await put(store, a_waiter(1))
         await post(store, a_signal(1, 1, signal_id="s"))
         await do(store, moving(a_waiter(1), kind="reject")._replace(takes=(1,)))
+        await post(store, a_signal(1, 1, signal_id="s"))
+        assert await mailbox(store) == []
         await post(store, a_signal(2, 1, signal_id="s"))
         assert await mailbox(store) == [(1, [2])]
 

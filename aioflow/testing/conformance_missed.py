@@ -144,7 +144,7 @@ class MissedConformance:
         await put(store, other)
         assert await outcomes(store, starting(run)._replace(plan=start.id)) == ["applied"]
         run = await do(store, _parking(run))
-        [result] = await store.apply([Occur(occurring.id, "e")], NOW + 1)
+        [result] = await store.apply([Occur(occurring.id, "event-1")], NOW + 1)
         assert result.run_ids == (2,)
         run = await do(store, resuming(run))
         [parked] = await store.apply([_parking(run)], NOW + 1)

@@ -54,6 +54,16 @@ class OffersConformance(SecondHandle):
         [result] = await store.apply([starting(a_run(3, key="k", created_at=NOW + 10), reuse="ended")], NOW)
         assert result == Result("exists", live)
 
+    @pytest.mark.parametrize(("first", "second"), [("failed", "completed"), ("completed", "failed")])
+    async def test_of_runs_of_one_instant_the_highest_id_is_the_newest(
+        self, store: Store, first: str, second: str
+    ) -> None:
+        """Of two that have ended, a Start minds the one with the higher id, whichever was started first."""
+        await put(store, an_ended(2, second, key="k"))
+        await do(store, starting(an_ended(1, first, key="k"), reuse="ended"))
+        [result] = await store.apply([starting(a_run(3, key="k"), reuse="failed")], NOW)
+        assert result.run == (a_run(3, key="k") if second == "failed" else an_ended(2, second, key="k"))
+
     # ---- Start
 
     @pytest.mark.parametrize("key", [None, "order-1"])

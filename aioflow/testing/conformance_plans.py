@@ -156,6 +156,7 @@ class PlansConformance:
         [plan] = await plans(store)
         assert await store.apply([_by_plan(plan, 2, key="k")], NOW) == [Result("exists", a_run(1, key="k"))]
         assert await plans(store) == []
+        assert await store.apply([_by_plan(plan, 2, key="k")], NOW) == [Result("stale")]
 
     async def test_a_refused_batch_leaves_the_plan(self, store: Store) -> None:
         """A start that is undone has taken nothing."""
