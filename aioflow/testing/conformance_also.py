@@ -72,6 +72,16 @@ class AlsoConformance:
         assert moved.mail
         assert await mailbox(store) == [(1, [1, 2]), (2, [2])]
 
+    async def test_what_a_move_sent_is_told_as_the_batch_leaves_it(self, store: Store) -> None:
+        """A run that goes on later in the batch is no receiver of what a step sent, and one that parks is."""
+        await put(store, a_run(1), a_waiter(2), a_waiter(3, KEYED), a_run(4))
+        move = _bringing(a_run(1), Post(a_signal(1, 2)), Post(a_signal(2, key="k")), Post(a_signal(3, 4)))
+        parks: dict[str, Any] = {"status": "waiting", "waiting_for": "signal", "arms": arms("paid")}
+        results = await store.apply(
+            [move, resuming(a_waiter(2)), resuming(a_waiter(3, KEYED)), moving(a_run(4), **parks)], NOW
+        )
+        assert [part.run_ids for part in results[0].also] == [(), (), (4,)]
+
     async def test_a_signal_after_the_end_of_its_run_in_the_batch_is_stale(self, store: Store) -> None:
         """The sender is told that the run has ended, and nothing is left in the mailbox."""
         await put(store, a_run(1))

@@ -185,8 +185,8 @@ class ApplyConformance:
         await put(store, *(a_run(number, owner=5, marked=1) for number in (1, 2)))
         columns: dict[str, Any] = {"status": status, "ended_at": NOW + 1, "data": "{}", "error": "over"}
 
-        moved = await do(store, moving(a_run(1, owner=5, marked=1), kind="complete", owner=None, **columns))
-        assert await row(store, 1) == moved == a_run(1, marked=1, seq=2, updated_at=NOW + SECOND, **columns)
+        moved = await do(store, moving(a_run(1, owner=5, marked=1), kind="complete", **columns))
+        assert await row(store, 1) == moved == a_run(1, owner=5, marked=1, seq=2, updated_at=NOW + SECOND, **columns)
 
         to = a_run(2, owner=5, marked=1, seq=2, **columns)
         amend = Amend(2, lambda run: (to, moving(run, kind="fail", commit_id=8).transition), commit_id=8)
@@ -207,11 +207,12 @@ class ApplyConformance:
         assert await row(store, 1) == marked
         assert len(await log(store, 1)) == 1
 
-    async def test_mark_may_be_repeated(self, store: Store) -> None:
-        """The second Mark finds what the first left, and applies."""
-        await put(store, a_run(1))
+    @pytest.mark.parametrize("status", ["running", "waiting"])
+    async def test_mark_may_be_repeated(self, store: Store, status: str) -> None:
+        """The second Mark finds what the first left, and applies, whatever the status."""
+        await put(store, a_run(1, status=status))
         await do(store, marking(a_run(1)))
-        assert await do(store, marking(a_run(1))) == await row(store, 1) == a_run(1, marked=1)
+        assert await do(store, marking(a_run(1))) == await row(store, 1) == a_run(1, status=status, marked=1)
 
     @pytest.mark.parametrize(("seq", "fence"), [(1, 1), (3, 1), (2, 0), (2, 2)])
     async def test_mark_needs_the_seq_and_the_fence(self, store: Store, seq: int, fence: int) -> None:

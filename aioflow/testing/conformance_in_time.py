@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -71,19 +71,32 @@ class InTimeConformance:
         assert [(result.outcome, result.mail, result.plans) for result in results] == [("stale", True, ())] * 3
         assert await mailbox(store) == [(1, [1002]), (2, [1002]), (6, [1002])]
 
-    @pytest.mark.parametrize("how", ["withdrawn", "replaced", "taken"])
+    @pytest.mark.parametrize("how", ["withdrawn", "replaced", "taken", "endless"])
     async def test_what_will_not_be_heard_is_not_in_the_way(self, store: Store, how: str) -> None:
-        """An event that was cancelled or moved, or that has started the run itself."""
+        """An event that was cancelled or moved, or that has started the run itself; nor any, of a wait without an end."""
         await listen(store, a_listener(offset=-HOUR))
         await emit(store, an_event(at=NOW + 5))
         start = next(plan for plan in await plans(store) if plan.workflow)
-        run = an_event_waiter(1, wake_at=NOW + 5)
+        run = an_event_waiter(1, wake_at=None if how == "endless" else NOW + 5)
         await do(store, starting(run)._replace(plan=start.id if how == "taken" else 0))
         if how == "withdrawn":
             await store.apply([Withdraw("event-1")], NOW)
         elif how == "replaced":
             await store.apply([Emit(an_event(at=NOW + 6, mail_id=5), replace=True)], NOW)
-        assert await outcomes(store, resuming(run)._replace(unless_mail=True)) == ["applied"]
+        assert await outcomes(store, resuming(run)._replace(unless_mail=True), now=NOW + 5) == ["applied"]
+
+    async def test_the_next_occurrence_of_what_was_taken_is_in_the_way(self, store: Store) -> None:
+        """A run that has taken an event hears of it again when it was replaced, and so waits for that."""
+        waiter = an_event_waiter(1, wake_at=NOW + 5)
+        await put(store, waiter)
+        await emit(store, an_event())
+        run = await do(store, resuming(waiter, 1001))
+        [moved] = await store.apply([Emit(an_event(at=NOW + 3, mail_id=9), replace=True)], NOW)
+        wait: dict[str, Any] = {"status": "waiting", "waiting_for": "event", "arms": waiter.arms, "wake_at": NOW + 5}
+        run = await do(store, moving(run, kind="wait", **wait))
+        [late] = await store.apply([resuming(run)._replace(unless_mail=True)], NOW + 5)
+        assert (late.outcome, late.plans) == ("stale", moved.plans)
+        assert len(late.plans) == 1
 
     @pytest.mark.parametrize("arm", ["ordered", ("ordered", "e1")], ids=["all", "entity"])
     async def test_the_first_that_is_due_and_heard_is_in_the_way(
