@@ -6,22 +6,25 @@ from typing import Any
 
 import pytest
 
-from aioflow.changes import Amend, Change, Move, Result
+from aioflow.changes import Amend, Change, Emit, Move, Post, Result
 from aioflow.errors import StoreRefused
 from aioflow.model import Run, Transition
-from aioflow.store import Store
+from aioflow.store import EventQuery, Store
 from aioflow.testing.conformance_samples import (
     ENDED,
     NOW,
     SecondHandle,
     a_run,
+    a_signal,
     a_transition,
     a_waiter,
     an_ended,
+    an_event,
     cancelling,
     do,
     hopping,
     log,
+    mailbox,
     marking,
     moving,
     put,
@@ -313,6 +316,22 @@ class OffersConformance(SecondHandle):
         with pytest.raises(StoreRefused):
             await store.apply([moving(a_run(1)), Amend(2, decide, 77)], NOW)
         assert sorted(await store.load([1, 2], NOW)) == [a_run(1), a_run(2)]
+
+    async def test_what_a_decision_raises_undoes_the_batch(self, store: Store) -> None:
+        """The caller is raised that very error, nothing was changed, and without it the batch can be applied."""
+        await put(store, a_run(1), a_run(2), a_waiter(3))
+        good: list[Change] = [moving(a_run(1)), starting(a_run(4, key="k")), Post(a_signal(1)), Emit(an_event())]
+
+        def decide(run: Run) -> tuple[Run, Transition]:
+            raise LookupError(run.id)
+
+        with pytest.raises(LookupError, match="2"):
+            await store.apply([*good, Amend(2, decide, 77)], NOW)
+        assert sorted(await store.load(range(5), NOW)) == [a_run(1), a_run(2), a_waiter(3)]
+        assert [len(await log(store, number)) for number in (1, 2, 4)] == [1, 1, 0]
+        assert await mailbox(store) == []
+        assert await store.select(EventQuery(), NOW) == []
+        assert [result.outcome for result in await store.apply(good, NOW)] == ["applied"] * 4
 
     async def test_a_stale_offer_does_not_become_a_gap(self, store: Store) -> None:
         """A Move whose guard fails leaves no history row behind that a later one would meet."""
