@@ -150,7 +150,11 @@ class MailConformance:
 
     async def test_mail_fits_an_arm_by_name_and_address(self, store: Store) -> None:
         """A signal to a key fits each wait for the name by that key, one to a run the run's, once however many arms."""
-        await put(store, a_waiter(1, ("paid", "k"), ("stop", "l"), ("stop", "k")), a_waiter(2, ("paid", "k"), "stop"))
+        one, two = (
+            a_waiter(1, ("paid", "k"), ("stop", "l"), ("stop", "k"), key="own"),
+            a_waiter(2, ("paid", "k"), "stop"),
+        )
+        await put(store, one, two)
         await post(
             store,
             a_signal(1, key="k"),
@@ -160,6 +164,7 @@ class MailConformance:
             a_signal(5, 1, name="other"),
             a_signal(6, 2, name="stop", key="z"),
             a_signal(7, 2, name="stop", key="l"),
+            a_signal(8, key="own"),
         )
         assert await mailbox(store) == [(1, [1, 3, 4]), (2, [1, 6, 7])]
 

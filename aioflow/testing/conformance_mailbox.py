@@ -18,6 +18,7 @@ from aioflow.testing.conformance_samples import (
     a_signal,
     a_waiter,
     an_ended,
+    an_event_waiter,
     arms,
     do,
     ids,
@@ -111,6 +112,7 @@ class MailboxConformance:
             a_waiter(3, "stop"),
             a_run(4),
             a_waiter(5, "stop", "paid"),
+            an_event_waiter(6, "paid"),
         )
         [result] = await post(store, a_signal(7))
         assert sorted(result.run_ids) == [1, 2, 5]

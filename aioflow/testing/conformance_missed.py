@@ -92,6 +92,16 @@ class MissedConformance:
         await do(store, _parking(a_run(1)))
         assert await mailbox(store) == [(1, [6])]
 
+    async def test_what_has_occurred_is_heard_though_it_is_cancelled_or_replaced(self, store: Store) -> None:
+        """A copy that lies there stays, beside that of the new occurrence, and can be taken."""
+        waiter = an_event_waiter(1)
+        await put(store, waiter)
+        await emit(store, an_event(1), an_event(2))
+        withdrawn, again = await store.apply([Withdraw("event-1"), Emit(an_event(2, mail_id=9), replace=True)], NOW)
+        assert (withdrawn.outcome, again.run_ids) == ("applied", (1,))
+        assert await mailbox(store) == [(1, [9, 1001, 1002])]
+        await do(store, resuming(waiter, 1001, 1002))
+
     @pytest.mark.parametrize("kind", ["event", "reject"])
     async def test_what_was_taken_is_not_heard_again(self, store: Store, kind: str) -> None:
         """Taken or rejected, however long ago; a new occurrence is heard."""

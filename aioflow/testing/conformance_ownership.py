@@ -100,6 +100,26 @@ class OwnershipConformance:
         assert sorted(again.runs) == first
         assert sorted(await store.load([1, 2], NOW)) == first
 
+        await put(store, a_run(3), a_run(4))
+        assert sorted((await claiming(store, 3, NOW + 1, limit=0)).runs) == first
+        more = await claiming(store, 3, NOW + 1, limit=1)
+        assert len(more.runs) == 3
+        assert sorted(more.runs)[:2] == first
+        assert sorted((await claiming(store, 3, NOW + 1, known=[], limit=0)).runs) == sorted(more.runs)
+
+    async def test_what_is_held_and_lost_is_gone(self, store: Store) -> None:
+        """What has ended, waits or never was is gone, whatever the limit; what is owned, or taken by the claim, is not."""
+        await put(store, *(a_run(number) for number in range(1, 5)))
+        one, two, three, four = sorted((await claiming(store, 3)).runs)
+        await do(store, moving(one, status="completed", owner=None))
+        await do(store, moving(two, status="waiting", owner=None, waiting_for="sleep", wake_at=NOW))
+        await do(store, moving(four, owner=None))
+        claim = await claiming(store, 3, limit=0, held={1, 2, 3, 4, 77})
+        assert (claim.runs, sorted(claim.gone)) == ([], [1, 2, 4, 77])
+        assert list((await claiming(store, 3, limit=0, held=None)).gone) == []
+        claim = await claiming(store, 3, held=[three.id, four.id])
+        assert (ids(claim.runs), list(claim.gone)) == ([4], [])
+
     async def test_what_is_held_is_not_given_again(self, store: Store) -> None:
         """A worker is not told of the runs that it says it holds."""
         await put(store, a_run(1), a_run(2), a_run(3))

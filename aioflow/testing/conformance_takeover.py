@@ -130,12 +130,15 @@ class TakeoverConformance(SecondHandle):
         assert ids((await claiming(store, 4, NOW + LEASE + 1)).runs) == [1]
 
     async def test_a_lease_that_is_over_is_not_renewed(self, store: Store) -> None:
-        """Who renews too late is told so, and its runs can be taken."""
+        """Who renews too late is told so, nothing is done, and its runs can be taken."""
         _needs_leases(store)
         await put(store, a_run(1))
-        await claiming(store, 3)
+        [taken] = (await claiming(store, 3)).runs
         assert await store.renew(3, LEASE, NOW + LEASE + 1) is False
+        assert await row(store, 1) == taken
         assert ids((await claiming(store, 4, NOW + LEASE + 2)).runs) == [1]
+        claim = await claiming(store, 3, NOW + LEASE + 2, held=[1])
+        assert (claim.runs, list(claim.gone)) == ([], [1])
 
     async def test_a_lease_is_over_from_the_instant_that_it_names(self, store: Store) -> None:
         """At that instant it cannot be renewed, its runs can be taken, and a claim gives a new one."""
