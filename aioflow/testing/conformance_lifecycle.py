@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from aioflow.changes import Start
+from aioflow.changes import Emit, Listen, Start, Withdraw
 from aioflow.clock import LAST_INSTANT
 from aioflow.errors import StoreUnavailable
 from aioflow.model import MAX_DATA, MAX_ERROR, MAX_NAME, MAX_TRACEBACK, Run, Transition
@@ -18,14 +18,17 @@ from aioflow.testing.conformance_samples import (
     LEASE,
     NOW,
     SecondHandle,
+    a_listener,
     a_run,
     a_signal,
     a_sleeper,
+    an_event,
     claiming,
     do,
     hopping,
     log,
     moving,
+    outcomes,
     post,
     put,
     row,
@@ -248,11 +251,13 @@ class LifecycleConformance(SecondHandle):
         assert await store.load([1], NOW) == []
 
     async def test_nothing_is_renewed_in_a_closed_store(self, store: Store) -> None:
-        """Who has closed the store is not told that it still has its runs."""
+        """Who has closed the store is not told that it still has its runs; it may release them, or be told so."""
         await claiming(store, 3)
         await store.close()
         with suppress(StoreUnavailable):
             assert await store.renew(3, LEASE, NOW) is False
+        with suppress(StoreUnavailable):
+            await store.release(3, NOW)
 
     # ---- two users
 
@@ -275,7 +280,7 @@ class LifecycleConformance(SecondHandle):
         await do(store, moving(a_run(1)))
 
     async def test_hint_changes_when_another_writes(self, store: Store) -> None:
-        """After another user's Start, Move, Amend or Post the hint is another number."""
+        """After another user's Start, Move, Amend, Post, Emit, Withdraw or Listen the hint is another number."""
         async with self.second(store) as other:
             seen = [await store.hint(NOW)]
             await put(other, a_run(1))
@@ -286,6 +291,9 @@ class LifecycleConformance(SecondHandle):
             seen.append(await _another_hint(store, seen[-1]))
             await post(other, a_signal(1, key="k"))
             seen.append(await _another_hint(store, seen[-1]))
+            for change in (Emit(an_event()), Withdraw("event-1"), Listen(("order",), (a_listener(),))):
+                assert await outcomes(other, change) == ["applied"]
+                seen.append(await _another_hint(store, seen[-1]))
         assert all(before != after for before, after in pairwise(seen))
 
     async def test_hint_rests_while_nobody_writes(self, store: Store) -> None:

@@ -291,7 +291,7 @@ class PlansConformance:
         assert all(type(deadline) is Deadline for deadline in await store.due(start, end, 9, NOW, "plan"))
 
     async def test_plans_are_told_with_their_events(self, store: Store) -> None:
-        """Those of the ids that there are, each once."""
+        """Those of the ids that there are, each once; ``limit`` is for the blocked alone."""
         await listen(store, a_listener())
         results = await emit(store, an_event(1), an_event(2, at=NOW + HOUR))
         found = await plans(store)
@@ -300,6 +300,7 @@ class PlansConformance:
         events = {result.event.id: result.event for result in results if result.event is not None}
         assert sorted(told) == sorted(Planned(plan, events[plan.event]) for plan in found)
         assert len(told) == 3
+        assert sorted(await store.select(PlanQuery(ids=wanted, limit=1), NOW)) == sorted(told)
         for one in told:
             assert (type(one), type(one.plan), type(one.event)) == (Planned, Plan, EventRecord)
         assert await store.select(PlanQuery(ids=()), NOW) == []

@@ -35,9 +35,9 @@ class QuestionsConformance:
     # ---- load
 
     async def test_load_gives_the_runs_that_exist(self, store: Store) -> None:
-        """Ids without a run are passed over."""
+        """Ids without a run are passed over, and each run is given once."""
         await put(store, a_run(1), a_run(2), a_run(3))
-        assert sorted(await store.load([3, 1, 99], NOW)) == [a_run(1), a_run(3)]
+        assert sorted(await store.load([3, 1, 99, 3], NOW)) == [a_run(1), a_run(3)]
 
     async def test_load_of_nothing_is_nothing(self, store: Store) -> None:
         """No ids, no runs, whatever there is."""
@@ -146,8 +146,9 @@ class QuestionsConformance:
             a_sleeper(6, 10, waiting_for="start"),
             a_sleeper(7, 10, waiting_for="retry"),
             a_sleeper(8, 10, waiting_for="sleep"),
+            a_sleeper(9, 10, waiting_for="blocked"),
         )
-        assert [deadline.run_id for deadline in await store.due(START, END, 10, NOW)] == [6, 7, 8]
+        assert [deadline.run_id for deadline in await store.due(START, END, 10, NOW)] == [6, 7, 8, 9]
 
     async def test_a_run_that_does_not_wait_has_no_deadline(self, store: Store) -> None:
         """Running and ended runs are neither due nor overdue nor waiting, whatever their columns say."""

@@ -119,7 +119,10 @@ class TakeoverConformance(SecondHandle):
         assert await store.renew(3, LEASE, NOW + LEASE // 2) is True
         assert (await claiming(store, 4, NOW + LEASE + 1)).runs == []
         assert await store.renew(4, 9 * LEASE, NOW + LEASE + 1) is True
-        assert ids((await claiming(store, 4, NOW + LEASE // 2 + LEASE + 1)).runs) == [1]
+        assert await store.renew(3, 9 * LEASE, NOW + LEASE + 2) is True
+        assert await store.renew(3, LEASE - 2, NOW + LEASE + 2) is True
+        assert (await claiming(store, 4, NOW + 2 * LEASE - 1)).runs == []
+        assert ids((await claiming(store, 4, NOW + 2 * LEASE)).runs) == [1]
 
     async def test_claim_does_not_extend_the_lease(self, store: Store) -> None:
         """The first claim gives a lease; only renew prolongs it."""
