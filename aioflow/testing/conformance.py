@@ -86,6 +86,9 @@ class StoreConformance(
     The tests are coroutines for anyio's pytest plugin; a fixture ``anyio_backend`` that returns "asyncio" keeps them
     off trio. They never wait: ``now`` is given to each call, and moves only there. Some close and reopen ``store``,
     which has to keep its data.
+
+    What no test here can bring about is left to the store's own: data of a newer schema, processes that migrate at once,
+    connections that break, a clock of its own.
     """
 
     pytestmark = pytest.mark.anyio

@@ -104,7 +104,7 @@ class MailboxConformance:
         assert await mailbox(store) == [(2, [1])]
 
     async def test_a_broadcast_is_copied_to_all_who_wait(self, store: Store) -> None:
-        """Each run that waits for the name, by whatever key and however many arms, gets one copy of its own."""
+        """Each run that waits for the name, by whatever key and however many arms, has one copy, without the signal_id."""
         await put(
             store,
             a_waiter(1),
@@ -114,7 +114,7 @@ class MailboxConformance:
             a_waiter(5, "stop", "paid"),
             an_event_waiter(6, "paid"),
         )
-        [result] = await post(store, a_signal(7))
+        [result] = await post(store, a_signal(7, signal_id="s"))
         assert sorted(result.run_ids) == [1, 2, 5]
         copies = [signal for _, signals, _ in await store.mail(None, 9, NOW) for signal in signals]
         assert copies == [a_signal(7, number, broadcast=1) for number in (1, 2, 5)]

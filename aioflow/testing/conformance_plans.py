@@ -253,6 +253,8 @@ class PlansConformance:
         first, second = sorted(await store.select(PlanQuery(blocked=("order",)), NOW))
         [result] = await store.apply([Replan(first.plan, NOW)], NOW)
         assert result.plans == (Deadline(NOW, first.plan.id, 2),)
+        stats = await store.stats(NOW)
+        assert (stats.planned, stats.failing, stats.blocked) == (6, 0, 3)
         assert (
             await outcomes(store, _by_plan(first.plan), _by_plan(second.plan, 2), Withdraw("event-1"))
             == ["applied"] * 3
