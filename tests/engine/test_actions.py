@@ -67,7 +67,7 @@ class Expense:
 
     @action()
     async def review(self, approved: bool, notes: str = Field(default="", max_length=20)) -> Command:
-        """The docstring that ``open_actions`` shows for this action."""
+        """Approve or refuse an expense."""
         context = get_context(self.Context)
         context.approved, context.notes = approved, notes
         if notes == "raise":
