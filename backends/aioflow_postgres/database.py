@@ -180,17 +180,17 @@ class Database:
     async def question(self, operation: Operation[T], *, begin: str | None = None) -> T:
         """Run what a user asks, which may take long: each statement by itself, or with ``begin=LOOK`` as of one instant.
 
-        Such questions take half of the connections at most, so that runs have the others.
+        Such questions take half of the connections at most, so that runs have the others. One that waits for the others
+        for as long as a question may take is given up.
         """
-        await self._turns.acquire()
-        return await self._under_way(self._in_turn(operation, begin))
-
-    async def _in_turn(self, operation: Operation[T], begin: str | None) -> T:
         try:
-            transaction = self.pooled or begin is not None
-            return await self._do(operation, transaction=transaction, patience=4, begin=begin or _BEGIN)
-        finally:
-            self._turns.release()
+            async with asyncio.timeout(4 * self._address.timeout):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise told_apart(self._address.name, error) from error
+        transaction = self.pooled or begin is not None
+        doing = self._do(operation, transaction=transaction, patience=4, begin=begin or _BEGIN)
+        return await self._under_way(doing, self._turns.release)
 
     async def snapshot(self, operation: Operation[T]) -> T:
         """Run an operation whose statements all read the state as of one instant."""
@@ -204,13 +204,16 @@ class Database:
         """Run an operation in a transaction. It is retried if it failed because of another one's locks."""
         return await self._under_way(self._again(operation, transaction=True, patience=patience))
 
-    async def _under_way(self, doing: Coroutine[Any, Any, T]) -> T:
+    async def _under_way(self, doing: Coroutine[Any, Any, T], ended: Callable[[], None] = lambda: None) -> T:
+        """Run it in a task. ``ended`` is called when it has ended, also if it was never begun."""
         if self._pool is None:
             doing.close()
+            ended()
             raise StoreUnavailable(self._address.name, "it is not open", "Call 'await store.open(now)' first.")
         task = asyncio.get_running_loop().create_task(doing, name="aioflow postgres")
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        task.add_done_callback(lambda _: ended())
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:

@@ -9,10 +9,12 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
+from aioflow.errors import StoreUnavailable
 from aioflow.store import EventQuery, RunQuery
 from aioflow.testing.conformance_samples import NOW, a_listener, a_run, a_sleeper, an_event, emit, ids, listen, put
 from aioflow_postgres import PostgresStore
-from aioflow_postgres.database import Statements
+from aioflow_postgres.address import parse
+from aioflow_postgres.database import Database, Statements
 from aioflow_postgres.questions import _where
 from tests.postgres import Schemas, query, with_options
 from tests.support import wait_until
@@ -158,3 +160,43 @@ async def test_slow_queries_leave_connections_for_the_runs(postgres_server: Sche
     assert isinstance(left, asyncio.CancelledError)
     assert (await store.stats(NOW)).events == {}
     await store.close()
+
+
+async def test_what_users_still_ask_when_the_store_closes_is_refused(
+    postgres_server: Schemas, postgres_url: str
+) -> None:
+    """Of more questions than may run at once, each ends when the store is closed: none waits for ever."""
+    events = f'"{postgres_url.rpartition("=")[2]}".events'
+    store = PostgresStore(with_options(postgres_url, pool_size=4))
+    await store.open(NOW)
+    holder = await asyncpg.connect(postgres_server.url)
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute(f"LOCK TABLE {events} IN ACCESS EXCLUSIVE MODE")
+    asked = [asyncio.ensure_future(store.select(EventQuery(), NOW)) for _ in range(8)]
+    try:
+        await wait_until(store._open_database._turns.locked)
+        closing = asyncio.ensure_future(store.close())
+        await wait_until(lambda: store._database is None)
+    finally:
+        await transaction.rollback()
+        await holder.close()
+    await closing
+    async with asyncio.timeout(10):
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(answer == [] or isinstance(answer, StoreUnavailable) for answer in answers)
+
+
+async def test_a_question_does_not_wait_for_others_for_ever() -> None:
+    """A question that gets no turn in the time that a question may take is given up, like one that gets no connection."""
+    database = Database(parse("postgresql://ann@127.0.0.1:1/orders?pool_size=3&timeout=0.01"))
+    await database._turns.acquire()
+
+    async def ask(_: object) -> None: ...
+
+    with pytest.raises(StoreUnavailable, match="all connections are taken"):
+        await database.question(ask)
+    database._turns.release()
+    with pytest.raises(StoreUnavailable, match="it is not open"):
+        await database.question(ask)
+    assert not database._turns.locked()
