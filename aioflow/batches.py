@@ -83,11 +83,10 @@ class Lane:
 
 def size_of(change: Change) -> int:
     """How many characters of data it writes: Contexts, inputs, payloads and entities."""
-    if isinstance(change, Start):
-        return len(change.run.data)
-    if isinstance(change, Move):
+    if isinstance(change, Start | Move):
         run = change.run
-        return len(run.data) + len(run.input or "") + sum(map(size_of, change.also))
+        also = change.also if isinstance(change, Move) else ()
+        return len(run.data) + len(run.input or "") + sum(map(size_of, also))
     if isinstance(change, Post):
         return len(change.signal.payload)
     return len(change.event.entity or "") if isinstance(change, Emit) else 0

@@ -325,6 +325,7 @@ async def test_a_batch_has_a_largest_amount_of_data(desk: Desk) -> None:
     large, numbers = f'"{"x" * 1_000_000}"', range(1, 10)
     lots: list[list[Change]] = [
         [starting(a_run(number, data=large)) for number in numbers],
+        [starting(a_run(20 + number, data="{}", input=large)) for number in numbers],
         [moving(a_run(number), data="{}", input=large) for number in numbers],
         [Post(a_signal(number, key="k", payload=large)) for number in numbers],
         [moving(moving(a_run(9, data="{}")).run, data="{}")._replace(also=tuple(starting(a_run(10 + n, data=large)) for n in numbers))],
@@ -332,9 +333,9 @@ async def test_a_batch_has_a_largest_amount_of_data(desk: Desk) -> None:
     ]  # fmt: skip
     for lot in lots:
         assert set(await desk.commit(*lot)) == {"applied"}
-    assert [len(offer) for offer in desk.store.offers] == [8, 1, 8, 1, 8, 1, 1, 8, 1]
+    assert [len(offer) for offer in desk.store.offers] == [8, 1, 8, 1, 8, 1, 8, 1, 1, 8, 1]
     small = starting(a_run(30))
-    desk.submit(lots[3][0])
+    desk.submit(lots[4][0])
     assert await desk.commit(small) == ["applied"]
     assert [len(offer) for offer in desk.store.offers[-2:]] == [1, 1]
 
