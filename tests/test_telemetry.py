@@ -506,6 +506,7 @@ def test_what_is_no_url_is_refused(url: str) -> None:
         "postgresql:/h/d?password=s3cret",
         "postgresql:/h/d?password=s3cret@s3cret",
         "ann:s3cret@h/d",
+        "ann:s3cret\ns3cret@h/d",
     ],
 )
 def test_a_password_is_not_shown(url: str) -> None:

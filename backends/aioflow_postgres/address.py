@@ -52,7 +52,7 @@ def parse(url: str) -> Address:
     try:
         parts = urlsplit(url)
         scheme, port = parts.scheme, parts.port  # an invalid port raises only here, when it is read
-        if parts.username is None and _is_cut(parts):
+        if _is_cut(parts):
             raise ValueError("its user and password would be taken for host and port")
     except ValueError:
         raise ValueError(
@@ -89,9 +89,10 @@ def parse(url: str) -> Address:
 
 def _is_cut(parts: SplitResult) -> bool:
     """Whether a password seems to hold a "/", "?" or "#" that is not written as %XX, so that the host stands behind it."""
-    return any(
-        "@" in each for each in (parts.path, parts.fragment, *dict(parse_qsl(parts.query, keep_blank_values=True)))
-    )
+    behind = [parts.fragment, *dict(parse_qsl(parts.query, keep_blank_values=True))]
+    if parts.username is None:  # with a user, it may be the name of the database
+        behind.append(parts.path)
+    return any("@" in each for each in behind)
 
 
 def masked(url: str) -> str:
@@ -100,7 +101,9 @@ def masked(url: str) -> str:
     if not separator:
         return "something without '://'"
     rest, _, query = rest.partition("?")
-    if "@" in query and "@" not in rest:  # a password may have a "?" in it, which is not written as %XX
+    names = [option.partition("=")[0] for option in query.split("&")]
+    # A password may have a "?" in it, which is not written as %XX, and a "@" before that.
+    if "@" in query and ("@" not in rest or any("@" in name for name in names)):
         return f"{head}://***"
     user, at, place = rest.rpartition("@")
     return f"{head}://{user.partition(':')[0]}:***@{place}" if at else f"{head}://{place}"

@@ -75,6 +75,8 @@ def test_invalid_options_are_refused(url: str, problem: str) -> None:
         "postgresql://ann:4711/s3cret@h/d",
         "postgresql://ann:4711?s3cret@h/d",
         "postgresql://ann:4711#s3cret@h/d",
+        "postgresql://ann:4711@s3cret?s3cret@h/d",
+        "postgresql://ann:4711@s3cret#s3cret@h/d",
         "postgresql://h/d?listen=postgresql://ann:s3cret?more@h/d",
     ],
 )
