@@ -266,8 +266,9 @@ class Delivery:
     async def _deliver(self, run_ids: list[int]) -> list[int]:
         """Deliver what these runs can take. Returns the runs that have to be looked at again."""
         mails = await self._store.mail(run_ids, _BATCH, self._clock.micros())
-        read = sum(len(signal.payload) for mail in mails for signal in mail.signals)
-        self._many = min(2 * self._many, _BATCH, max(_MOST_DATA * len(run_ids) // (read + 1), 1))
+        read = sum(len(mail.run.data) + sum(len(signal.payload) for signal in mail.signals) for mail in mails)
+        most = max(_MOST_DATA * len(run_ids) // (read + 1), 1)
+        self._many = min(max(2 * len(run_ids), _FEW), _BATCH, most)
         given: set[int] = set()
         attempts: list[_Attempt] = []
         left: list[int] = []

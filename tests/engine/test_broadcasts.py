@@ -54,7 +54,7 @@ async def test_all_waiting_runs_get_a_broadcast(make_engine: MakeEngine) -> None
 
 
 async def test_large_broadcasts_are_read_a_few_at_a_time() -> None:
-    """While a broadcast of a megabyte is delivered, the mail of few runs is read at once; with a small one, of more."""
+    """While megabytes of payloads or Contexts are read, the mail of few runs is read at once, else that of more."""
     sizes: list[int] = []
 
     class Read(MemoryStore):
@@ -66,6 +66,7 @@ async def test_large_broadcasts_are_read_a_few_at_a_time() -> None:
     class Large:
         class Context(BaseModel):
             text: str = ""
+            more: str = ""
 
         @step(start=True)
         async def ask(self) -> Command:
@@ -73,11 +74,17 @@ async def test_large_broadcasts_are_read_a_few_at_a_time() -> None:
 
         @step
         async def took(self) -> Command:
-            return complete(text="")
+            return complete(text="", more="")
 
+    small, large = "x", "x" * 1_000_000
     async with Engine(Read(), workflows=[Large]) as engine:
-        for text, expected in (("x" * 1_000_000, {20, 7}), ("x", {7, 14, 28, 18})):
-            runs = [await parked(engine, Large) for _ in range(67)]
+        for count, more, text, expected in (
+            (67, small, large, {20, 7}),
+            (67, small, small, {7, 20, 40}),
+            (1, small, small, {1}),
+            (67, large, small, {20, 7}),  # not more because the one run before had little
+        ):
+            runs = [await (await engine.start(Large, more=more)).wait(5, until="parked") for _ in range(count)]
             sizes.clear()
             await engine.signal("paid", {"text": text})
             for run in runs:
