@@ -79,6 +79,7 @@ class Runs:
         last: str | None = None  # the cursor behind the last that is shown
         after: str | None = None  # where the next page begins
         looked = 0
+        await request.body()  # a list has none, but ``authorize`` may ask for it, and ``bounded`` would swallow it
         with self._exits.bounded(LONGEST_LIST, request.receive, GRACE) as scope:
             async with aclosing(self._engine.iterate(asked.query(), _READ)) as matching:
                 async for run in matching:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from aioflow import Engine, StartOptions, WorkflowRun
 from aioflow.http import Authorize, api, runs
+from aioflow.http.guard import MAX_BODY
 from tests.http.conftest import Connect, problem
 from tests.http.flows import Claim, Expense
 
@@ -304,7 +305,11 @@ async def test_a_list_ends_when_its_client_leaves(engine: Engine, run: WorkflowR
             left.set()
 
     async def leaving(scope: Any, receive: Any, send: Any) -> None:
+        sent = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
         async def heard() -> Any:
+            for message in sent:
+                return message
             await asked.wait()
             return {"type": "http.disconnect"}
 
@@ -326,3 +331,23 @@ async def test_a_list_that_takes_too_long_ends(
 
     told = problem(await guarded(authorize).get("/runs"), 503, "unavailable")
     assert told["detail"] == "The list takes too long. Filter by workflow or key, or ask for fewer runs."
+
+
+async def test_authorize_may_read_the_body_of_a_list(
+    run: WorkflowRun[Any], guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a list has no body of its own, ``authorize`` gets what was sent, also when it is asked about a run."""
+    monkeypatch.setattr(runs, "LONGEST_LIST", 5)
+
+    async def authorize(request: Request, operation: str, run: WorkflowRun[Any] | None) -> bool:
+        await asyncio.sleep(0)
+        return run is None or await request.body() == b"{}"
+
+    answer = await guarded(authorize).request("GET", "/runs", content=b"{}")
+    assert [each["id"] for each in answer.json()["runs"]] == [run.id]
+
+
+async def test_a_body_of_a_list_that_is_too_large_is_refused(guarded: Guarded) -> None:
+    """A list with a body that is too large is answered like any other request with one."""
+    answer = await guarded(lambda *_: True).request("GET", "/runs", content=b" " * (MAX_BODY + 1))
+    problem(answer, 413, "body-too-large")
