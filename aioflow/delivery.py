@@ -23,7 +23,7 @@ from aioflow.interventions import answer, reject
 from aioflow.model import Run, Signal
 from aioflow.reading import read_context
 from aioflow.registry import Registry
-from aioflow.signals import Misfit, arm_for, fit
+from aioflow.signals import Misfit, arm_for, fit, fitting
 from aioflow.slots import Slots
 from aioflow.store import Mail, Store
 
@@ -219,13 +219,16 @@ class Delivery:
 
     async def _scan(self) -> None:
         """Notify one part of the runs each time: the first ones may be runs that the code here cannot take."""
-        after = self._scanned_to
-        known = self._registry.known()
-        mails = await self._store.mail(None, _BATCH, self._clock.micros(), known=known, after=after)
-        self.notify(mail.run.id for mail in mails)
-        if after is None:
-            self._to_scan = False
-        self._scanned_to = (mails[-1].since, mails[-1].run.id) if len(mails) == _BATCH else None
+        known, many = self._registry.known(), _FEW
+        for _ in range(2):  # the first few tell how many more may be read at once
+            after, now = self._scanned_to, self._clock.micros()
+            mails = await self._store.mail(None, many, now, known=known, after=after)
+            self.notify(mail.run.id for mail in mails)
+            self._to_scan = self._to_scan and after is not None
+            self._scanned_to = (mails[-1].since, mails[-1].run.id) if len(mails) == many else None
+            many = min(_BATCH, fitting(mails, many, _MOST_DATA)) - many
+            if self._scanned_to is None or many <= 0:
+                return
 
     async def _expire(self) -> None:
         """Remove expired signals from the mailbox, every ``_EXPIRE_EACH``."""
@@ -266,12 +269,9 @@ class Delivery:
     async def _deliver(self, run_ids: list[int]) -> list[int]:
         """Deliver what these runs can take. Returns the runs that have to be looked at again."""
         mails = await self._store.mail(run_ids, _BATCH, self._clock.micros())
-        read = sum(len(mail.run.data) + sum(len(signal.payload) for signal in mail.signals) for mail in mails)
-        most = max(_MOST_DATA * len(run_ids) // (read + 1), 1)
-        self._many = min(max(2 * len(run_ids), _FEW), _BATCH, most)
+        self._many = min(max(2 * len(run_ids), _FEW), _BATCH, fitting(mails, len(run_ids), _MOST_DATA))
         given: set[int] = set()
-        attempts: list[_Attempt] = []
-        left: list[int] = []
+        attempts, left = list[_Attempt](), list[int]()
         without = set(run_ids)
         for mail in mails:
             if any(arm_for(mail.run, signal, self._clock.micros()) for signal in mail.signals):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Literal, NamedTuple
@@ -20,6 +20,7 @@ from aioflow.errors import LimitExceeded, SignalInvalid
 from aioflow.likeness import difference, explain
 from aioflow.model import Arm, Resumption, Run, Signal, arms_of, check_id, check_name, failure_of, told_as
 from aioflow.plans import ABOUT_EVENT
+from aioflow.store import Mail
 
 _SCALARS = (str, int, float, bool, type(None))
 #: How long a signal to a key is kept for a run to take it, if no ttl is given.
@@ -241,3 +242,9 @@ def laid_over(run: Run, definition: WorkflowDefinition, added: Mapping[str, Json
         raise Misfit(str(error)) from error
     except BaseException as error:  # a validator may raise anything
         raise Misfit(explain(error)) from error
+
+
+def fitting(mails: Collection[Mail], runs: int, size: int) -> int:
+    """How many runs' mail has about ``size`` characters, Contexts included, judging by that of so many; at least 1."""
+    read = sum(len(mail.run.data) + sum(len(signal.payload) for signal in mail.signals) for mail in mails)
+    return max(size * runs // (read + 1), 1)

@@ -93,6 +93,45 @@ async def test_large_broadcasts_are_read_a_few_at_a_time() -> None:
             assert max(sizes) <= max(expected)
 
 
+async def test_large_mail_is_looked_for_a_few_runs_at_a_time() -> None:
+    """A worker that looks for runs with mail reads that of few with megabytes, else of as many as it can take."""
+    sizes: list[tuple[int, int]] = []
+
+    class Read(MemoryStore):
+        async def mail(self, run_ids: Collection[int] | None, limit: int, *args: Any, **options: Any) -> list[Mail]:
+            found = await super().mail(run_ids, limit, *args, **options)
+            if run_ids is None and found:
+                sizes.append((limit, len(found)))
+            return found
+
+    @workflow("broadcasts-noted")
+    class Noted:
+        class Context(BaseModel):
+            text: str = ""
+
+        @step(start=True)
+        async def ask(self) -> Command:
+            return wait.for_signal("paid", then=self.took)
+
+        @step
+        async def took(self) -> Command:
+            return complete(text="")
+
+    store = Read()
+    for text in ("x" * 1_000_000, "x"):
+        async with Engine(store, workflows=[Noted]) as engine:
+            runs = [(await parked(engine, Noted)).id for _ in range(30)]
+        async with Engine(store, workflows=[Order], worker=False) as client:  # without the code that could take it
+            for run_id in runs:
+                await client.signal("paid", {"text": text}, run_id=run_id)
+        sizes.clear()
+        async with Engine(store, workflows=[Noted]) as engine:
+            for run_id in runs:
+                await (await engine.get(run_id)).wait(10)
+        assert sizes[0] == (20, 20)
+        assert (max(sizes) == (20, 20)) if len(text) > 1 else (sizes[1] == (480, 10))
+
+
 async def test_a_broadcast_without_waiters_is_dropped(make_engine: MakeEngine) -> None:
     """A broadcast that no run waits for is dropped: a later wait does not take it."""
     async with make_engine(Order) as engine:
