@@ -46,9 +46,8 @@ def find_store(url_or_store: str | Store | None) -> Store:
     scheme, separator, _ = url_or_store.partition("://")
     if not separator or not scheme:
         place, _, query = url_or_store.partition("?")
-        shown = (
-            "***" if "@" in query else re.sub(r"(?s).*@", "***@", place)
-        )  # it may be a URL with a slip, and a password
+        # It may be a URL with a slip, and a password.
+        shown = "***" if "@" in query else re.sub(r"(?s).*@", "***@", place)
         raise ValueError(f"A store's URL looks like sqlite:///file.db, got {shown!r}.")
     installed = _installed()
     point = installed.get(scheme)
