@@ -49,7 +49,7 @@ class Pending:
 class Batch:
     """At most one change per run, per start key, per signal_id, per event and per plan.
 
-    ``addresses``: the (run id, key) pairs that its signals are sent to. ``size``: characters of data, see ``size_of``.
+    ``addresses``: the (run id, key) pairs that its signals are sent to. ``size``: characters of data, see ``changes.size_of``.
     """
 
     __slots__ = ("addresses", "keys", "pending", "size")
@@ -79,17 +79,6 @@ class Lane:
     def bars(self, batch: Batch) -> bool:
         """Whether the batch has to wait until this lane's batch is committed."""
         return not (self.keys.isdisjoint(batch.keys) and self.addresses.isdisjoint(batch.addresses))
-
-
-def size_of(change: Change) -> int:
-    """How many characters of data it writes: Contexts, inputs, payloads and entities."""
-    if isinstance(change, Start | Move):
-        run = change.run
-        also = change.also if isinstance(change, Move) else ()
-        return len(run.data) + len(run.input or "") + sum(map(size_of, also))
-    if isinstance(change, Post):
-        return len(change.signal.payload)
-    return len(change.event.entity or "") if isinstance(change, Emit) else 0
 
 
 def keys_of(change: Change) -> tuple[int, tuple[Hashable, ...]]:

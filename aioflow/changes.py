@@ -163,6 +163,18 @@ class Listen(NamedTuple):
 Change: TypeAlias = Start | Post | Move | Mark | Amend | Emit | Occur | Withdraw | Replan | Listen
 
 
+def size_of(change: Change) -> int:
+    """How many characters of data it writes: Contexts, inputs, payloads and entities."""
+    if isinstance(change, Post):
+        return len(change.signal.payload)
+    if isinstance(change, Emit):
+        return len(change.event.entity or "")
+    if not isinstance(change, (Start, Move)):
+        return 0
+    also = () if isinstance(change, Start) else change.also
+    return len(change.run.data) + len(change.run.input or "") + sum(map(size_of, also))
+
+
 class Result(NamedTuple):
     """The outcome of a change.
 

@@ -26,8 +26,8 @@ from itertools import chain
 from operator import attrgetter
 
 from aioflow import telemetry
-from aioflow.batches import Batch, Lane, Listener, Pending, addresses_of, keys_of, size_of
-from aioflow.changes import Change, Move, Result, Start
+from aioflow.batches import Batch, Lane, Listener, Pending, addresses_of, keys_of
+from aioflow.changes import Change, Move, Result, Start, size_of
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
 from aioflow.store import Store

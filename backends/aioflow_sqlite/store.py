@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, overload
 import structlog
 from anyio import CancelScope
 
-from aioflow.changes import Change, Result
+from aioflow.changes import Change, Result, size_of
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import StoreError, StoreRefused, StoreUnavailable
 from aioflow.model import Deadline, Run, Signal, Transition
@@ -35,7 +35,7 @@ from aioflow_sqlite.lock import FileLock
 from aioflow_sqlite.problems import told_apart
 from aioflow_sqlite.rows import SELECT_RUNS
 from aioflow_sqlite.transactions import snapshot, transaction
-from aioflow_sqlite.wal import Wal, weight
+from aioflow_sqlite.wal import Wal
 
 T = TypeVar("T")
 _log = structlog.get_logger("aioflow")
@@ -147,7 +147,7 @@ class SQLiteStore:
 
     async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
         """See the port."""
-        data, loan = weight(changes), Event() if len(changes) >= _MANY else None
+        data, loan = sum(map(size_of, changes)), Event() if len(changes) >= _MANY else None
         begins = _nothing if loan is None else loan.set
         return await self._write(lambda db: batch.commit(db, changes, now, begins), data, loan)
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections.abc import Sequence
 from typing import Literal
 
 import structlog
-
-from aioflow.changes import Change, Move, Post, Start
 
 _log = structlog.get_logger("aioflow")
 
@@ -24,21 +21,6 @@ _PAGES = 4000
 _STRIDE = 4_000_000
 #: How many bytes a row takes in the WAL beside its data, at most: in large batches rows share pages.
 _ROW = 4096
-
-
-def weight(changes: Sequence[Change]) -> int:
-    """How many bytes of data these hold."""
-    total = 0
-    for change in changes:
-        if isinstance(change, Move):
-            total += len(change.run.data)
-            if change.also:
-                total += weight(change.also)
-        elif isinstance(change, Start):
-            total += len(change.run.data)
-        elif isinstance(change, Post):
-            total += len(change.signal.payload)
-    return total
 
 
 class Wal:
