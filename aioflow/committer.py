@@ -39,7 +39,7 @@ _WATCH: Micros = SECOND // 4
 _LAST_WAIT: Micros = SECOND
 #: Characters of data after which a batch is full: a transaction of a thousand Contexts of 1 MiB would take seconds, in
 #: which nothing else is committed, and gigabytes of memory.
-_MOST_DATA = 8_000_000
+MOST_DATA = 8_000_000
 
 
 class _Caller:
@@ -164,7 +164,7 @@ class Committer:
         # Into the last batch, or into a new one if they share a key: so changes of one run keep their order.
         batches = self._batches
         batch = batches[-1] if batches else None
-        if batch is not None and (len(batch.pending) >= self._max_batch or batch.size >= _MOST_DATA):
+        if batch is not None and (len(batch.pending) >= self._max_batch or batch.size >= MOST_DATA):
             batch = None
         if (type(change) is Move and not change.also) or (
             type(change) is Start and change.run.key is None and not change.plan

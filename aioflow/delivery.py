@@ -16,19 +16,19 @@ from typing import NamedTuple
 from aioflow import telemetry
 from aioflow.changes import Result
 from aioflow.clock import SECOND, Clock, Micros
-from aioflow.committer import Committer
+from aioflow.committer import MOST_DATA, Committer
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import StoreRefused
 from aioflow.interventions import answer, reject
 from aioflow.model import Run, Signal
 from aioflow.reading import read_context
 from aioflow.registry import Registry
-from aioflow.signals import Misfit, arm_for, fit, fitting
+from aioflow.signals import Misfit, arm_for, fit, runs_within
 from aioflow.slots import Slots
 from aioflow.store import Mail, Store
 
-#: How many runs' mail is read at once: few at first, then as many as have about so many characters.
-_FEW, _BATCH, _MOST_DATA = 20, 500, 8_000_000
+#: How many runs' mail is read at once: few at first, then as many as have about the data of a batch.
+_FEW, _BATCH = 20, 500
 #: How often expired signals, and the records of those taken long ago, are removed from the mailbox, and how many of
 #: each at once: together they limit how many signals a second one worker can keep up with. Expired signals are logged,
 #: so they are removed in lots.
@@ -226,7 +226,7 @@ class Delivery:
             self.notify(mail.run.id for mail in mails)
             self._to_scan = self._to_scan and after is not None
             self._scanned_to = (mails[-1].since, mails[-1].run.id) if len(mails) == many else None
-            many = min(_BATCH, fitting(mails, many, _MOST_DATA)) - many
+            many = min(_BATCH, runs_within(MOST_DATA, mails, many)) - many
             if self._scanned_to is None or many <= 0:
                 return
 
@@ -269,7 +269,7 @@ class Delivery:
     async def _deliver(self, run_ids: list[int]) -> list[int]:
         """Deliver what these runs can take. Returns the runs that have to be looked at again."""
         mails = await self._store.mail(run_ids, _BATCH, self._clock.micros())
-        self._many = min(max(2 * len(run_ids), _FEW), _BATCH, fitting(mails, len(run_ids), _MOST_DATA))
+        self._many = min(max(2 * len(run_ids), _FEW), _BATCH, runs_within(MOST_DATA, mails, len(run_ids)))
         given: set[int] = set()
         attempts, left = list[_Attempt](), list[int]()
         without = set(run_ids)

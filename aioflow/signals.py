@@ -244,7 +244,7 @@ def laid_over(run: Run, definition: WorkflowDefinition, added: Mapping[str, Json
         raise Misfit(explain(error)) from error
 
 
-def fitting(mails: Collection[Mail], runs: int, size: int) -> int:
+def runs_within(size: int, mails: Collection[Mail], runs: int) -> int:
     """How many runs' mail has about ``size`` characters, Contexts included, judging by that of so many; at least 1."""
     read = sum(len(mail.run.data) + sum(len(signal.payload) for signal in mail.signals) for mail in mails)
     return max(size * runs // (read + 1), 1)
