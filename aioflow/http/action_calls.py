@@ -72,7 +72,7 @@ class ActionCalls:
             asked.append((own, given.data))
 
         async def ask_again(run: WorkflowRun[Any]) -> None:
-            """What was permitted on a run that has moved since then, while an earlier call of the same key ran, say."""
+            """Ask the permissions again, about a run that has moved, as while an earlier call of the same key ran."""
             request.run = request.state.run = run
             for each, data in asked:
                 request.data = data

@@ -32,7 +32,7 @@ _MOST_STATEMENTS: Final = 500
 #: the middle of one must not hold up others.
 _IDLE: Final = 5000
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-LOOK: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_LOOK: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 #: All our queries read few rows by an index, however many parameters they have and whatever the statistics say of
 #: tables that grow quickly. So query plans are generic, made once and not each time, and use indexes.
 #: ``random_page_cost``: at its default an index that finds few rows seems too expensive, and the rows of a rare name
@@ -177,8 +177,8 @@ class Database:
         """Run an operation that reads, each statement by itself. It may take four times as long as a change."""
         return await self._under_way(self._do(operation, transaction=self.pooled, patience=4))
 
-    async def question(self, operation: Operation[T], *, begin: str | None = None) -> T:
-        """Run what a user asks, which may take long: each statement by itself, or with ``begin=LOOK`` as of one instant.
+    async def question(self, operation: Operation[T], *, snapshot: bool = False) -> T:
+        """Run what a user asks, which may take long: each statement by itself, or all as of one instant.
 
         Such questions take half of the connections at most, so that runs have the others. One that waits for the others
         for as long as a question may take is given up.
@@ -188,13 +188,13 @@ class Database:
                 await self._turns.acquire()
         except TimeoutError as error:
             raise told_apart(self._address.name, error) from error
-        transaction = self.pooled or begin is not None
-        doing = self._do(operation, transaction=transaction, patience=4, begin=begin or _BEGIN)
+        begin = _LOOK if snapshot else _BEGIN
+        doing = self._do(operation, transaction=self.pooled or snapshot, patience=4, begin=begin)
         return await self._under_way(doing, self._turns.release)
 
     async def snapshot(self, operation: Operation[T]) -> T:
         """Run an operation whose statements all read the state as of one instant."""
-        return await self._under_way(self._do(operation, transaction=True, patience=4, begin=LOOK))
+        return await self._under_way(self._do(operation, transaction=True, patience=4, begin=_LOOK))
 
     async def say(self, operation: Operation[T]) -> T:
         """Run an operation of one statement that writes: a transaction by itself, retried like ``transact``."""

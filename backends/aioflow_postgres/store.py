@@ -18,7 +18,7 @@ from aioflow.plans import EventRecord
 from aioflow.store import Claim, EventQuery, IdKind, Mail, Planned, PlanQuery, RunQuery, Stats
 from aioflow_postgres import batch, mailbox, ownership, questions
 from aioflow_postgres.address import parse
-from aioflow_postgres.database import LOOK, Database, Session
+from aioflow_postgres.database import Database, Session
 from aioflow_postgres.ear import Ear
 from aioflow_postgres.migrating import NewerSchema, migrate
 from aioflow_postgres.pulse import Pulse
@@ -236,7 +236,7 @@ class PostgresStore:
 
     async def stats(self, now: Micros) -> Stats:
         """See the port."""
-        return await self._open_database.question(lambda session: questions.stats(session, now), begin=LOOK)
+        return await self._open_database.question(lambda session: questions.stats(session, now), snapshot=True)
 
     @property
     def _open_database(self) -> Database:
