@@ -308,7 +308,7 @@ async def test_nothing_is_lost_doubled_or_early(sandbox: Sandbox, rng: random.Ra
     tell(f"live runs and interrupted steps at each kill: {[tuple(hit) for hit in hits]}; {dict(figures)}")
     assert not problems, "\n".join(problems[:20])
     assert code == 0
-    assert sum(hit.steps > 0 for hit in hits) >= KILLS - 5, f"too few kills came while steps ran: {hits}"
+    assert sum(hit.steps > 0 for hit in hits) >= KILLS * 2 // 3, f"too few kills came while steps ran: {hits}"
     assert sum(hit.live >= 100 for hit in hits) >= KILLS // 3, f"too few runs at once: {hits}"
     assert figures["repeated steps"] >= 3 * KILLS
     assert figures["runs"] >= 20 * KILLS
