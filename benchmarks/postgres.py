@@ -4,8 +4,8 @@
 
 It starts a server of its own from a wheel, with `fsync` on and its default settings except `shared_buffers` and
 `max_wal_size`. Each round measures, one after the other: `pgbench -N` with 10 clients; raw `unnest` batches of 500
-transitions (UPDATE of a run, INSERT of a history row, in one statement), two in flight; three-step runs in one worker;
-the same in two processes, each of which starts half of the runs and executes runs, as replicas of a web app do; and the
+transitions (UPDATE of a run, INSERT of a history row, in one statement), two in flight; three-step runs of the bare
+engine of `bare.py`, and of one worker; the same in two processes, each of which starts half of the runs and executes runs, as replicas of a web app do; and the
 same started in one process, with a second worker beside it. After the rounds, once: signals from this process to runs
 that another process executes, from the call of `engine.signal(...)` until `run.wait()` has returned; and the time from
 the end of a dead worker's lease until another worker has claimed its 10 000 running runs. The medians are printed as
@@ -29,43 +29,19 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+from bare import BareServer
 from measuring import machine, percentiles
 from pydantic import BaseModel
+from three_steps import ThreeSteps, bare, many
 
-from aioflow import Engine, complete, get_context, goto, step, wait, workflow
+from aioflow import Engine, complete, step, wait, workflow
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the server of the tests
 from tests.postgres import PostgresServer, Schemas
 
 GROUP = 500
-NAMES = ("pgbench -N", "raw unnest", "one worker", "two workers", "two workers, started in one")
+NAMES = ("pgbench -N", "raw unnest", "bare engine", "one worker", "two workers", "two workers, started in one")
 LEASE = timedelta(seconds=3)
-
-
-@workflow("three-steps")
-class ThreeSteps:
-    class Context(BaseModel):
-        order_id: int
-        customer: str = "somebody"
-        amount: float = 12.5
-        paid: bool = False
-        items: list[int] = []
-        note: str | None = None
-
-    @step(start=True)
-    async def reserve(self):
-        get_context(self.Context).items = [1, 2]
-        return goto(self.charge)
-
-    @step
-    async def charge(self):
-        get_context(self.Context).paid = True
-        return goto(self.ship)
-
-    @step
-    async def ship(self):
-        get_context(self.Context).note = "shipped"
-        return complete()
 
 
 @workflow("asks")
@@ -80,19 +56,6 @@ class Asks:
     @step
     async def done(self):
         return complete()
-
-
-async def three_steps(engine: Engine, runs: int, outstanding: int) -> float:
-    """Runs per second with so many outstanding at once, whichever process executes them."""
-    slots = asyncio.Semaphore(outstanding)
-
-    async def one(number: int) -> None:
-        async with slots:
-            await (await engine.start(ThreeSteps, order_id=number)).wait()
-
-    began = time.perf_counter()
-    await asyncio.gather(*(one(number) for number in range(runs)))
-    return runs / (time.perf_counter() - began)
 
 
 @asynccontextmanager
@@ -136,10 +99,10 @@ async def work(url: str) -> None:
 
 async def replicate(url: str, runs: int, outstanding: int) -> None:
     async with Engine(url, lease=LEASE, max_running=outstanding) as engine:
-        await three_steps(engine, 500, outstanding)
+        await many(engine, 500, outstanding)
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
-        await three_steps(engine, runs, outstanding)
+        await many(engine, runs, outstanding)
         print("done", flush=True)
 
 
@@ -226,13 +189,14 @@ async def measure(server: PostgresServer, options: argparse.Namespace) -> dict[s
     for _ in range(options.rounds):
         found["pgbench -N"].append(await asyncio.to_thread(pgbench, server))
         found["raw unnest"].append(await raw(server.url))
+        found["bare engine"].append((await bare(BareServer(server.url), options.runs, options.outstanding))[0])
         url = schemas.fresh()
         async with Engine(url, max_running=options.outstanding) as engine:
-            await three_steps(engine, 500, options.outstanding)
-            found["one worker"].append(await three_steps(engine, options.runs, options.outstanding))
+            await many(engine, 500, options.outstanding)
+            found["one worker"].append(await many(engine, options.runs, options.outstanding))
         found["two workers"].append(await replicas(url, options.runs, options.outstanding))
         async with another_worker(url), Engine(url, max_running=options.outstanding // 2) as engine:
-            found["two workers, started in one"].append(await three_steps(engine, options.runs, options.outstanding))
+            found["two workers, started in one"].append(await many(engine, options.runs, options.outstanding))
     return {
         "machine": machine(),
         "per second, medians": {name: round(statistics.median(rates)) for name, rates in found.items()},

@@ -27,105 +27,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bare import BareEngine
+from bare import BareFile
 from measuring import machine, percentiles, plain_file
-from pydantic import BaseModel
+from three_steps import ThreeSteps, bare, many, through, times
 
-from aioflow import Engine, complete, get_context, goto, step, workflow
+from aioflow import Engine
 
 GROUP = 1000
-
-
-@workflow("three-steps")
-class ThreeSteps:
-    class Context(BaseModel):
-        order_id: int
-        customer: str = "somebody"
-        amount: float = 12.5
-        paid: bool = False
-        items: list[int] = []
-        note: str | None = None
-
-    @step(start=True)
-    async def reserve(self):
-        get_context(self.Context).items = [1, 2]
-        return goto(self.charge)
-
-    @step
-    async def charge(self):
-        get_context(self.Context).paid = True
-        return goto(self.ship)
-
-    @step
-    async def ship(self):
-        get_context(self.Context).note = "shipped"
-        return complete()
-
-
-async def rate(one: Callable[[int], Awaitable[object]], runs: int, outstanding: int) -> float:
-    """Runs per second with so many outstanding at once: ``one`` starts a run and waits for it."""
-    numbers = iter(range(runs))
-
-    async def one_after_the_other() -> None:
-        for number in numbers:
-            await one(number)
-
-    started = time.perf_counter()
-    await asyncio.gather(*(one_after_the_other() for _ in range(outstanding)))
-    return runs / (time.perf_counter() - started)
-
-
-async def times(one: Callable[[int], Awaitable[object]], runs: int) -> list[float]:
-    """Milliseconds from the start to the end of a run, one run at a time."""
-    found = []
-    for number in range(runs):
-        started = time.perf_counter()
-        await one(number)
-        found.append((time.perf_counter() - started) * 1000)
-    return found
-
-
-def through(engine: Engine) -> Callable[[int], Awaitable[object]]:
-    """A function that starts one run of the engine and waits for its end."""
-
-    async def one(number: int) -> None:
-        run = await engine.start(ThreeSteps, order_id=number)
-        await run.wait()
-
-    return one
-
-
-async def many(engine: Engine, runs: int, outstanding: int) -> float:
-    """Runs per second of an engine."""
-    return await rate(through(engine), runs, outstanding)
-
-
-async def bare(path: Path, runs: int, outstanding: int, serial: int) -> tuple[float, list[float]]:
-    """Of a bare engine: runs per second, and the milliseconds of each run alone."""
-
-    async def reserve(context: ThreeSteps.Context) -> str:
-        context.items = [1, 2]
-        return "charge"
-
-    async def charge(context: ThreeSteps.Context) -> str:
-        context.paid = True
-        return "ship"
-
-    async def ship(context: ThreeSteps.Context) -> str:
-        context.note = "shipped"
-        return ""
-
-    steps = {"reserve": reserve, "charge": charge, "ship": ship}
-    async with BareEngine(path, ThreeSteps.Context, steps, outstanding) as engine:
-
-        async def one(number: int) -> None:
-            run = await engine.start(order_id=number)
-            await run.done
-
-        return await rate(one, runs, outstanding), await times(one, serial)
 
 
 def raw(directory: Path, transitions: int) -> float:
@@ -176,7 +86,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         for number in range(options.rounds):
             pace.append(await tasks())
             limits.append(raw(Path(directory), max(4 * runs // GROUP, 1) * GROUP))
-            least, found = await bare(Path(directory, f"{number}-bare.db"), runs, outstanding, options.serial)
+            least, found = await bare(BareFile(Path(directory, f"{number}-bare.db")), runs, outstanding, options.serial)
             bare_rates.append(least)
             bare_alone += found
             # A fresh file each round: nothing is deleted in between, which would slow single commits for a while.
