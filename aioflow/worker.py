@@ -29,6 +29,7 @@ from aioflow.model import Run, WorkflowStatus
 from aioflow.planner import Planner
 from aioflow.registry import Registry
 from aioflow.scheduler import Scheduler
+from aioflow.slotqueue import SlotQueue
 from aioflow.store import Claim, Store
 
 RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
@@ -61,7 +62,8 @@ class Worker:
         self._length = lease
         self._lease = Lease(store, clock, number, lease)
         self._activations: dict[int, Activation] = {}
-        self._waiting: dict[int, Activation] = {}
+        self._few = max(1, max_running // 8)
+        self._waiting = SlotQueue(self._few)
         self._heard: dict[int, int] = {}
         self._promised = 0
         self._backlog = self._foreign = self._unblocking = False
@@ -85,7 +87,9 @@ class Worker:
         """How many more runs may be begun now."""
         if not self.working or self.draining:
             return 0
-        return self._max_running - len(self._activations) - self._promised - self._left_behind
+        queue = self._waiting
+        taken = len(self._activations) - queue.calls + self._promised + self._left_behind
+        return self._max_running + queue.open_to - taken
 
     def may_begin(self) -> bool:
         """See activation.Home."""
@@ -131,8 +135,8 @@ class Worker:
         if self.draining:
             return
         while self._waiting and self._has_slot():
-            self._waiting.pop(next(iter(self._waiting))).begin()
-        if self._backlog and (self.room >= max(1, self._max_running // 8) or not self._activations):
+            self._waiting.take().begin()
+        if self._backlog and (self.room >= self._few or not self._activations):
             self._claim_now.set()  # several runs at a time, as each claim is a transaction
         self.scheduler.made_room()
 
@@ -169,7 +173,7 @@ class Worker:
         activation = self._activations[run.id] = Activation(run, self._tools, live)
         self._idle.clear()
         if waits:
-            self._waiting[run.id] = activation
+            self._waiting.add(activation)
         else:
             activation.begin()
 
@@ -177,7 +181,7 @@ class Worker:
         """See activation.Home."""
         if self._activations.get(activation.run.id) is activation:
             del self._activations[activation.run.id]
-            self._waiting.pop(activation.run.id, None)
+            self._waiting.drop(activation.run.id)
             self._made_room()
 
     def left_behind(self, task: asyncio.Task[None]) -> None:
@@ -326,7 +330,7 @@ class Worker:
         self.draining = True
         self.scheduler.working = False
         await self.planner.stop(GRACE)
-        for activation in list(self._waiting.values()):  # they end at once, as no step may begin any more
+        for activation in list(self._waiting):  # they end at once, as no step may begin any more
             activation.begin()
         if self._activations:
             self._idle.clear()

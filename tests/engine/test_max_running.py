@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from aioflow import Retry, StartOptions, complete, get_context, get_run, goto, sleep, step, workflow
+from aioflow import Retry, StartOptions, action, complete, get_context, get_run, goto, sleep, step, wait, workflow
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine, ShiftedClock
 from tests.support import wait_until
@@ -230,3 +230,72 @@ async def test_slots_of_wakes_whose_caller_gave_up_come_back(make_engine: MakeEn
         gate.set()
         await all_completed(runs)
     assert crowd.most == 5
+
+
+async def test_calls_that_wait_for_slots_leave_some_to_others(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """Due, signalled and new runs execute, too, while more callers than slots call actions with a request all the time."""
+    crowd = Crowd()
+
+    @workflow("max-pressed")
+    class Pressed:
+        class Context(BaseModel):
+            pass
+
+        @action()
+        @step(start=True)
+        async def press(self, request: object) -> Command:
+            with crowd:
+                await asyncio.sleep(0)
+                return goto(self.press)
+
+    @workflow("max-patient")
+    class Patient:
+        class Context(BaseModel):
+            way: str
+
+        @step(start=True)
+        async def begin(self) -> Command:
+            way = get_context(self.Context).way
+            return sleep(HOUR, then=self.end) if way == "sleep" else wait.for_signal("go", then=self.end)
+
+        @step
+        async def end(self) -> Command:
+            with crowd:
+                return complete()
+
+    @workflow("max-new")
+    class New:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def only(self) -> Command:
+            with crowd:
+                return complete()
+
+    async with make_engine(Pressed, Patient, New, max_running=2) as engine:
+        runs = [await engine.start(Patient, way=way) for way in ("sleep", "signal") * 5]
+        for run in runs:
+            await run.wait(10, until="parked")
+        calls = 0
+
+        async def press() -> None:
+            nonlocal calls
+            pressed = await engine.start(Pressed)
+            while True:
+                await engine.act(Pressed.press, pressed.id, request="a request")
+                calls += 1
+
+        callers = [asyncio.ensure_future(press()) for _ in range(9)]
+        await wait_until(lambda: calls > 100)
+        clock.shift(HOUR)
+        for run in runs[1::2]:
+            await engine.signal("go", run_id=run.id)
+        runs += [await engine.start(New) for _ in range(5)]
+        before = calls
+        await all_completed(runs)
+        assert calls > before
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+    assert crowd.most == 2
