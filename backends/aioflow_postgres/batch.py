@@ -18,11 +18,12 @@ from aioflow.changes import Change, Move, Result, Start
 from aioflow.clock import Micros
 from aioflow.model import Run
 from aioflow_postgres import mailbox
-from aioflow_postgres.database import Database, Session
+from aioflow_postgres.database import Database
 from aioflow_postgres.hearing import awaits_entities
 from aioflow_postgres.judging import Batch, waits_in
 from aioflow_postgres.locks import lock_entities, lock_keys
 from aioflow_postgres.rows import SELECT_RUNS, unnest
+from aioflow_postgres.session import Session
 from aioflow_postgres.writing import BEGINS, Row, write
 
 _SAME_COMMITS: Final = f"""

@@ -12,9 +12,9 @@ statement is kept prepared.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import asyncpg
 from anyio import CancelScope
@@ -22,12 +22,11 @@ from anyio import CancelScope
 from aioflow.errors import StoreUnavailable
 from aioflow_postgres.address import Address
 from aioflow_postgres.failures import ELSEWHERE, FAILURES, IN_THE_WAY, told_apart
+from aioflow_postgres.session import Connection, Operation, Question, Session, Statements, drop
 
 T = TypeVar("T")
 
 _TRIES: Final = 8
-#: How many statements are cached: more than there are without those of users' questions.
-_MOST_STATEMENTS: Final = 500
 #: Milliseconds after which the server ends an idle transaction, and releases its locks: a process that is stopped in
 #: the middle of one must not hold up others.
 _IDLE: Final = 5000
@@ -47,79 +46,17 @@ _SETTINGS: Final = (
     ("default_transaction_isolation", "'read committed'"),
     ("idle_in_transaction_session_timeout", _IDLE),
 )
+#: The server ends a statement whose connection was dropped. PostgreSQL has it since 14, on most systems.
+_END: Final = """
+DO $$ BEGIN PERFORM set_config('client_connection_check_interval', '1000', false);
+EXCEPTION WHEN OTHERS THEN NULL; END $$
+"""
 _SET: Final = "; ".join(f"SET {name} = {value}" for name, value in _SETTINGS)
 _SET_LOCAL: Final = "; ".join(f"SET LOCAL {name} = {value}" for name, value in _SETTINGS)
 
 
 class Doubt(Exception):
     """The state of a connection is unknown, or whether a transaction was committed."""
-
-
-class Connection(Protocol):
-    """The methods of asyncpg's connections that are used."""
-
-    async def execute(self, query: str, *args: Any) -> str:
-        """Run a statement, and return the server's command tag."""
-        ...
-
-    async def fetch(self, query: str, *args: Any) -> list[Any]:
-        """Run a statement, and return its rows."""
-        ...
-
-    def is_in_transaction(self) -> bool:
-        """Whether a transaction is open."""
-        ...
-
-    def is_closed(self) -> bool:
-        """Whether the connection is closed."""
-        ...
-
-    def terminate(self) -> None:
-        """Drop it."""
-        ...
-
-
-class Session:
-    """A connection for the duration of one operation. Statements name the schema "aioflow", which is replaced."""
-
-    __slots__ = ("_connection", "_sql")
-
-    def __init__(self, connection: Connection, sql: Statements) -> None:
-        self._connection = connection
-        self._sql = sql
-
-    async def fetch(self, sql: str, *values: Any) -> list[Any]:
-        """Run a statement, and return its rows."""
-        return await self._connection.fetch(self._sql[sql], *values)
-
-    async def execute(self, sql: str, *values: Any) -> None:
-        """Run a statement."""
-        await self._connection.execute(self._sql[sql], *values)
-
-
-class Statements(dict[str, str]):
-    """A bounded cache of statements in which the address's schema replaces ``aioflow``.
-
-    Of users' questions there are as many as there are filters, which callers choose.
-    """
-
-    def __init__(self, schema: str) -> None:
-        super().__init__()
-        self._schema = quoted(schema)
-
-    def __missing__(self, sql: str) -> str:
-        if len(self) >= _MOST_STATEMENTS:
-            self.clear()
-        made = self[sql] = sql.replace("aioflow.", f"{self._schema}.")
-        return made
-
-
-def quoted(name: str) -> str:
-    """An identifier, quoted."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-Operation = Callable[[Session], Awaitable[T]]
 
 
 class Database:
@@ -181,7 +118,7 @@ class Database:
         """Run what a user asks, which may take long: each statement by itself, or all as of one instant.
 
         Such questions take half of the connections at most, so that runs have the others. One that waits for the others
-        for as long as a question may take is given up.
+        for as long as a question may take is given up, and one whose caller has left ends within a second.
         """
         try:
             async with asyncio.timeout(4 * self._address.timeout):
@@ -189,8 +126,13 @@ class Database:
         except TimeoutError as error:
             raise told_apart(self._address.name, error) from error
         begin = _LOOK if snapshot else _BEGIN
-        doing = self._do(operation, transaction=self.pooled or snapshot, patience=4, begin=begin)
-        return await self._under_way(doing, self._turns.release)
+        question = Question(operation)
+        doing = self._do(question, transaction=self.pooled or snapshot, patience=4, begin=begin)
+        try:
+            return await self._under_way(doing, self._turns.release)
+        except asyncio.CancelledError:
+            question.leave()
+            raise
 
     async def snapshot(self, operation: Operation[T]) -> T:
         """Run an operation whose statements all read the state as of one instant."""
@@ -243,7 +185,7 @@ class Database:
             connection = await pool.acquire(timeout=self._address.timeout)
         except Exception as error:
             raise told_apart(self._address.name, error) from error
-        late = asyncio.get_running_loop().call_later(self._address.timeout * patience, _drop, connection)
+        late = asyncio.get_running_loop().call_later(self._address.timeout * patience, drop, connection)
         try:
             session = Session(connection, self._sql)
             if not transaction:
@@ -256,11 +198,11 @@ class Database:
                 transaction and isinstance(error, asyncpg.DataError | UnicodeEncodeError)
             )
             if not clean or isinstance(error, ELSEWHERE):
-                _drop(connection)
+                drop(connection)
             raise told_apart(self._address.name, error) from error
         except BaseException:
             if _is_lost(connection) or connection.is_in_transaction():
-                _drop(connection)
+                drop(connection)
             raise
         finally:
             late.cancel()
@@ -300,7 +242,7 @@ async def _transaction(connection: Connection, session: Session, operation: Oper
             try:
                 await connection.execute("ROLLBACK")
             except FAILURES:
-                _drop(connection)
+                drop(connection)
         raise
     if (tag := await connection.execute("COMMIT")) != "COMMIT":
         raise Doubt(f"the server answered {tag} to COMMIT")
@@ -309,7 +251,7 @@ async def _transaction(connection: Connection, session: Session, operation: Oper
 
 async def _set_up(connection: Connection) -> None:
     # When a statement is cancelled, asyncpg tells the server by another connection, and may wait for that for ever.
-    setting = asyncio.ensure_future(connection.execute(_SET))
+    setting = asyncio.ensure_future(connection.execute(f"{_SET}; {_END}"))
     try:
         await asyncio.shield(setting)
     except asyncio.CancelledError:
@@ -327,7 +269,7 @@ async def _give_back(pool: Any, connection: Any) -> None:
     try:
         await pool.release(connection)
     except FAILURES:
-        _drop(connection)
+        drop(connection)
 
 
 def _is_lost(connection: Connection) -> bool:
@@ -341,9 +283,3 @@ def _is_lost(connection: Connection) -> bool:
 def _is_the_servers(error: BaseException) -> bool:
     """Whether the server raised it. An error of asyncpg itself may leave a statement half sent, until a ROLLBACK."""
     return isinstance(error, asyncpg.PostgresError) and error.severity is not None
-
-
-def _drop(connection: Connection) -> None:
-    """Drop a connection, unless it was lost and the pool has taken it back."""
-    with suppress(asyncpg.InterfaceError):
-        connection.terminate()

@@ -13,7 +13,8 @@ from typing import Any, Final
 import asyncpg
 
 from aioflow.clock import SECOND, Clock, Micros
-from aioflow_postgres.database import hang_up, quoted
+from aioflow_postgres.database import hang_up
+from aioflow_postgres.session import quoted
 
 #: How often the connection is used if there is no hint to send.
 _PING: Final[Micros] = 5 * SECOND

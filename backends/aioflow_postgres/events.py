@@ -13,9 +13,9 @@ from aioflow.clock import Micros
 from aioflow.model import Deadline, Signal
 from aioflow.plans import EventRecord, EventStatus, Listener, Plan
 from aioflow_postgres import mailbox
-from aioflow_postgres.database import Session
 from aioflow_postgres.hearing import WRITE_COPIES
 from aioflow_postgres.rows import EVENT_COLUMNS, PLAN_COLUMNS, columns, named, rows_of, unnest
+from aioflow_postgres.session import Session
 
 _BY_EVENT_ID: Final = f"SELECT {EVENT_COLUMNS} FROM aioflow.events AS e WHERE e.event_id = ANY($1::text[])"
 _BY_ID: Final = f"SELECT {EVENT_COLUMNS} FROM aioflow.events AS e WHERE e.id = ANY($1::bigint[])"

@@ -8,8 +8,8 @@ from typing import Final
 from aioflow.clock import Micros
 from aioflow.model import Deadline, Run, Signal, arms_of
 from aioflow.plans import EventRecord
-from aioflow_postgres.database import Session
 from aioflow_postgres.rows import EVENT_COLUMNS, columns, named, rows_of, unnest
+from aioflow_postgres.session import Session
 
 #: A copy that has expired with an earlier wait of the run becomes valid again.
 WRITE_COPIES: Final = f"""

@@ -9,9 +9,9 @@ from aioflow.changes import Amend, Change, Emit, Listen, Mark, Move, Occur, Post
 from aioflow.clock import Micros
 from aioflow.model import LIVE, Reuse, Run, Signal, Transition, WorkflowStatus
 from aioflow_postgres import mailbox
-from aioflow_postgres.database import Session
 from aioflow_postgres.events import Events
 from aioflow_postgres.hearing import awaits_entities, catch_up, entities_of
+from aioflow_postgres.session import Session
 from aioflow_postgres.standing import ROWS, Standing
 from aioflow_postgres.writing import BEGINS, Row, write
 

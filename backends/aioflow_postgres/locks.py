@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from aioflow_postgres.database import Session
 from aioflow_postgres.rows import unnest
+from aioflow_postgres.session import Session
 
 _LOCKS: Final = 1024
 _CLASS: Final = 0x61666C00

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 from aioflow.clock import SECOND, Micros
 from aioflow.model import Run, Signal
 from aioflow.store import Mail
-from aioflow_postgres.database import Session
 from aioflow_postgres.rows import SELECT_RUNS, SIGNAL_COLUMNS, columns, named, rows_of, unnest
+from aioflow_postgres.session import Session
 
 _COLUMNS: Final = named(Signal._fields)
 _HOUR: Final = 3600 * SECOND

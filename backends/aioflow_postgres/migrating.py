@@ -6,7 +6,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Final
 
-from aioflow_postgres.database import Session, quoted
+from aioflow_postgres.session import Session, quoted
 
 #: The class of the advisory lock ("aflw"), whose object is the schema's name.
 LOCK_CLASS: Final = 0x61666C77

@@ -8,8 +8,9 @@ from typing import Final
 from aioflow.clock import SECOND, Micros
 from aioflow.model import SUSPECT_CRASHES, Run
 from aioflow.store import Claim
-from aioflow_postgres.database import Database, Session
+from aioflow_postgres.database import Database
 from aioflow_postgres.rows import SELECT_RUNS, named
+from aioflow_postgres.session import Session
 
 _RENEW: Final = "UPDATE aioflow.workers SET until = $2 WHERE id = $1 AND until > $3 RETURNING id"
 #: The owners of running runs whose lease is over, or that are unknown: one step through the index for each owner,

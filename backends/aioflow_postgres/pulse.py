@@ -21,8 +21,9 @@ from anyio import to_thread
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow_postgres import ownership
 from aioflow_postgres.address import Address
-from aioflow_postgres.database import Session, Statements, hang_up
+from aioflow_postgres.database import hang_up
 from aioflow_postgres.failures import FAILURES
+from aioflow_postgres.session import Session, Statements
 
 _log = structlog.get_logger("aioflow")
 #: For how many leases a blocked loop counts as alive.

@@ -12,8 +12,8 @@ from aioflow.clock import Micros
 from aioflow.model import ARM_KINDS, Deadline, Run, Transition, WaitingFor, WorkflowStatus
 from aioflow.plans import BLOCKED, EventRecord, Plan
 from aioflow.store import EventQuery, Planned, PlanQuery, RunQuery, Stats
-from aioflow_postgres.database import Session
 from aioflow_postgres.rows import EVENT_COLUMNS, HISTORY_COLUMNS, PLAN_COLUMNS, SELECT_RUNS
+from aioflow_postgres.session import Session
 
 _SEVERAL: Final = ("workflow", "version", "status", "step", "waiting_for", "key", "event_id")
 #: Columns that can hold only these words.

@@ -10,9 +10,9 @@ from aioflow.changes import Amend, Change, Mark, Move, Post, Start
 from aioflow.clock import Micros
 from aioflow.model import Arm, Deadline, Run, Transition
 from aioflow_postgres import mailbox
-from aioflow_postgres.database import Session
 from aioflow_postgres.hearing import in_the_way
 from aioflow_postgres.rows import HISTORY_COLUMNS, SELECT_RUNS, columns, unnest
+from aioflow_postgres.session import Session
 
 ROWS: Final = f"{SELECT_RUNS} WHERE id = ANY($1::bigint[])"
 #: Locked in the order of their ids, as by every transaction.

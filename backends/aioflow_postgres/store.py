@@ -18,10 +18,11 @@ from aioflow.plans import EventRecord
 from aioflow.store import Claim, EventQuery, IdKind, Mail, Planned, PlanQuery, RunQuery, Stats
 from aioflow_postgres import batch, mailbox, ownership, questions
 from aioflow_postgres.address import parse
-from aioflow_postgres.database import Database, Session
+from aioflow_postgres.database import Database
 from aioflow_postgres.ear import Ear
 from aioflow_postgres.migrating import NewerSchema, migrate
 from aioflow_postgres.pulse import Pulse
+from aioflow_postgres.session import Session
 from aioflow_postgres.timing import ServerClock
 
 _RESERVE = """

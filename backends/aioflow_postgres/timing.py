@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aioflow.clock import Clock, Micros
-from aioflow_postgres.database import Session
+from aioflow_postgres.session import Session
 
 _NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 

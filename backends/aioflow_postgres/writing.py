@@ -11,8 +11,8 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from aioflow.model import Run, Transition
-from aioflow_postgres.database import Session
 from aioflow_postgres.rows import HISTORY_COLUMNS, named, types_of
+from aioflow_postgres.session import Session
 
 #: The guard of a new row: no stored row has this seq.
 BEGINS: Final = -1

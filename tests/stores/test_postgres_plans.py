@@ -30,7 +30,8 @@ from aioflow.testing.conformance_samples import (
     starting,
 )
 from aioflow_postgres import PostgresStore, batch, mailbox, ownership, questions
-from aioflow_postgres.database import _SET, Database, Session, Statements
+from aioflow_postgres.database import _SET, Database
+from aioflow_postgres.session import Session, Statements
 
 CROWD: Final = 20_000
 #: How many pages a query may read; the tables have thousands.

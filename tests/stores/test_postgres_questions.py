@@ -14,8 +14,9 @@ from aioflow.store import EventQuery, RunQuery
 from aioflow.testing.conformance_samples import NOW, a_listener, a_run, a_sleeper, an_event, emit, ids, listen, put
 from aioflow_postgres import PostgresStore
 from aioflow_postgres.address import parse
-from aioflow_postgres.database import Database, Statements
+from aioflow_postgres.database import Database
 from aioflow_postgres.questions import _where
+from aioflow_postgres.session import Session, Statements
 from tests.postgres import Schemas, query, with_options
 from tests.support import wait_until
 
@@ -159,6 +160,33 @@ async def test_slow_queries_leave_connections_for_the_runs(postgres_server: Sche
     assert answers == [[]] * 7
     assert isinstance(left, asyncio.CancelledError)
     assert (await store.stats(NOW)).events == {}
+    await store.close()
+
+
+async def test_a_question_that_nobody_waits_for_ends(postgres_server: Schemas, postgres_url: str) -> None:
+    """A slow question whose caller has left gives its connection up soon, and the server ends it, too."""
+    store = PostgresStore(with_options(postgres_url, pool_size=4, timeout=100))
+    await store.open(NOW)
+    database = store._open_database
+
+    async def sleeps(session: Session) -> None:
+        await session.fetch("SELECT pg_sleep(90) AS aioflow_left")
+
+    async def asleep(number: int) -> bool:
+        found = await query(
+            postgres_server.url,
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%AS aioflow_left' AND pid <> pg_backend_pid()",
+        )
+        return bool(found[0][0] == number)
+
+    asked = [asyncio.ensure_future(database.question(sleeps, snapshot=snapshot)) for snapshot in (False, True)]
+    await wait_until(lambda: asleep(2))
+    for each in asked:
+        each.cancel()
+    assert [type(end) for end in await asyncio.gather(*asked, return_exceptions=True)] == 2 * [asyncio.CancelledError]
+    async with asyncio.timeout(20):
+        assert await store.select(EventQuery(), NOW) == []
+    await wait_until(lambda: asleep(0), timeout=20)
     await store.close()
 
 
