@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from aioflow.http import bodies, listing
 from aioflow.http.access import Access
-from aioflow.http.exits import GRACE, Exits
+from aioflow.http.exits import GRACE, Exits, server_exits
 from aioflow.http.messages import Models
 from aioflow.http.problems import Problem
 from aioflow.http.stream import Stream, position
@@ -95,7 +95,8 @@ class Runs:
                     shown.append(RunSummary.of(run))
                     last = listing.cursor_after(run, asked.order)
         if scope.cancelled_caught:
-            raise Problem("unavailable", "The list takes too long. Filter by workflow or key, or ask for fewer runs.")
+            slow = "The list takes too long. Filter by workflow or key, or ask for fewer runs."
+            raise Problem("unavailable", "The server shuts down. Ask again." if server_exits() else slow)
         return RunPage(runs=shown, next=after).response()
 
     async def get(self, request: Request) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from typing import Any
@@ -331,6 +332,31 @@ async def test_a_list_that_takes_too_long_ends(
 
     told = problem(await guarded(authorize).get("/runs"), 503, "unavailable")
     assert told["detail"] == "The list takes too long. Filter by workflow or key, or ask for fewer runs."
+
+
+class _Exiting:
+    """What handles signals in a server that was told to end, as uvicorn does."""
+
+    should_exit = True
+
+    def handle_exit(self, *_: object) -> None: ...
+
+
+async def test_a_list_that_the_shutdown_cuts_off_says_so(
+    run: WorkflowRun[Any], guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list that has not ended soon after the server was told to end tells its client to ask again."""
+    monkeypatch.setattr(runs, "GRACE", 0.01)
+
+    async def authorize(request: Request, operation: str, run: WorkflowRun[Any] | None) -> bool:
+        return run is None or await asyncio.Event().wait()
+
+    before = signal.signal(signal.SIGTERM, _Exiting().handle_exit)
+    try:
+        told = problem(await guarded(authorize).get("/runs"), 503, "unavailable")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told["detail"] == "The server shuts down. Ask again."
 
 
 async def test_authorize_may_read_the_body_of_a_list(
