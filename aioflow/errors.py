@@ -29,6 +29,7 @@ A constructor takes data, the class writes the sentence: what happened, to which
     │       ├── TargetUnknown
     │       ├── NotAnAction
     │       ├── NoNextStep
+    │       ├── RequestNotKept
     │       ├── ArgumentsMissing
     │       ├── ContextNotStorable
     │       └── UndeclaredField    (also an AttributeError)
@@ -55,6 +56,7 @@ from aioflow.run_errors import (
     NoCommand,
     NoNextStep,
     NotAnAction,
+    RequestNotKept,
     RunCancelled,
     RunEnded,
     RunError,
@@ -87,6 +89,7 @@ __all__ = [
     "NoNextStep",
     "NotAnAction",
     "OtherLoop",
+    "RequestNotKept",
     "RunCancelled",
     "RunEnded",
     "RunError",

@@ -37,7 +37,7 @@ def action(name: Any = None, *, input: Any = None, permissions: Sequence[Any] = 
             step's if not given.
         input: the pydantic model of its input: the model's fields are the step's parameters, or one parameter of this
             type is given the whole model. Without it the step's parameters are its input. A parameter ``request`` is
-            given the request that called the action.
+            given the request that called the action; as that is not stored, the step can sleep only with ``then=``.
         permissions: who may call it over HTTP: classes, or instances, with ``has_permission(request, action_name)``
             and ``has_action_permission(request, action_name, data)``, or one of them, sync or async.
 

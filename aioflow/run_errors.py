@@ -171,6 +171,17 @@ class NoNextStep(StepError):
         super().__init__(run_id, workflow, step, problem)
 
 
+class RequestNotKept(StepError):
+    """An action that was called with a request wants to run again after a sleep, which has no request."""
+
+    def __init__(self, run_id: int, workflow: str, step: str) -> None:
+        problem = (
+            "returned sleep() without then=: it would run again without the request that called it, which is not stored. "
+            "Say then=, and keep in the Context what that step needs."
+        )
+        super().__init__(run_id, workflow, step, problem)
+
+
 class ArgumentsMissing(StepError):
     """A step has parameters that what resumed the run does not provide."""
 

@@ -39,7 +39,8 @@ Rules that hold for every row:
 - ``hops`` counts transitions since the last wait; at the workflow's ``max_transitions`` the run fails.
 - A transition clears ``crashes`` and ``marked``. Only a running run has an owner.
 - ``input``, what resumed a run, is kept until the run has gone on from the step that it resumed.
-- An action runs only when it is called, and gets only what the call gives it. It is not retried.
+- An action runs only when it is called, and gets only what the call gives it. It is not retried, nor repeated after a
+  sleep if the call has a request, which is not stored.
 - A parked run is woken at the run's deadline (``@workflow(timeout=)``), if that comes first; a run times out only once.
   The deadline of a running run is checked before each step; a step that a signal resumed in time still runs.
 - An error that is not retried leads to the step's ``on_fail``, else to the workflow's, but only once; else to failed.
@@ -58,7 +59,7 @@ from aioflow.changes import Move
 from aioflow.clock import Micros
 from aioflow.commands import AnyCommand, Complete, Fail, Goto, Sleep, Wait, WaitArm
 from aioflow.definition import WorkflowDefinition
-from aioflow.errors import LimitExceeded, NoNextStep, NotAnAction, StepError, TargetUnknown
+from aioflow.errors import LimitExceeded, NoNextStep, NotAnAction, RequestNotKept, StepError, TargetUnknown
 from aioflow.model import (
     MAX_ERROR,
     MAX_REASON,
@@ -146,7 +147,7 @@ def decide(
                 row[_INPUT], row[_PROGRESS], row[_DATA] = None, progress, data
                 return _moved(run, row, "goto", duration, now, commit_id)
             case Sleep(length, until, then):
-                step = run.step if then is None else _resolve(run, definition, "sleep", then)
+                step = _itself(run) if then is None else _resolve(run, definition, "sleep", then)
                 wakes = _instant(run, "sleep", length, until, now)
                 return move(
                     run, "sleep", duration, now, commit_id, status=WAITING, owner=None, next_step=step,
@@ -307,6 +308,13 @@ def _arm(run: Run, definition: WorkflowDefinition, arm: WaitArm, on_timeout: str
         return Arm("action", action.name, None, step, False)
     key = arm.key or run.key if arm.kind == "signal" else arm.key
     return Arm(arm.kind, arm.name, key, step, arm.model is not None)
+
+
+def _itself(run: Run) -> str:
+    """The step, which is to run again. Raises RequestNotKept."""
+    if (call := call_of(run)) is not None and call.request:
+        raise RequestNotKept(run.id, run.workflow, run.step)
+    return run.step
 
 
 def _next(run: Run, definition: WorkflowDefinition, on_timeout: str | None) -> str:

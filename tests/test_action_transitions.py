@@ -284,6 +284,14 @@ def test_an_action_that_sleeps_has_the_same_call_when_it_wakes() -> None:
 # ---- other ends of such a wait
 
 
+def test_an_action_with_a_request_does_not_sleep_until_it_runs_again() -> None:
+    """A sleep without then= is an error of an action that was called with a request, as that is not stored."""
+    claimed = called(ARMED, request=True).run
+    assert (found := returned(sleep(HOUR), claimed)).transition.kind == "reopen"
+    assert found == raised(errors.RequestNotKept(claimed.id, claimed.workflow, "review"), claimed)
+    assert returned(sleep(HOUR, then="ship"), claimed).run.next_step == "ship"
+
+
 def test_the_time_of_a_wait_with_an_action_ends_in_its_on_timeout() -> None:
     """A wait with an action times out to its on_timeout, even if the action is its first arm, but mail comes first."""
     run = ARMED._replace(waiting_for="action", arms=json.dumps([REVIEW, PAID]), wake_at=NOW)

@@ -211,6 +211,12 @@ ROWS = [
         {"run_id": 7, "workflow": "order", "step": "pay"},
     ),
     Row(
+        errors.RequestNotKept(7, "order", "pay"),
+        "Step 'pay' of workflow 'order' (run 7) returned sleep() without then=: it would run again without the request "
+        "that called it, which is not stored. Say then=, and keep in the Context what that step needs.",
+        {"run_id": 7, "workflow": "order", "step": "pay"},
+    ),
+    Row(
         errors.ArgumentsMissing(7, "order", "pay", "nothing gives its parameter amount."),
         "Step 'pay' of workflow 'order' (run 7) cannot be called: nothing gives its parameter amount.",
         {"run_id": 7, "workflow": "order", "step": "pay"},

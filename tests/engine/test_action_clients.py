@@ -11,7 +11,21 @@ import pytest
 from pydantic import BaseModel
 from structlog.typing import EventDict
 
-from aioflow import Engine, WorkflowRun, action, complete, errors, get_context, get_run, goto, on, step, wait, workflow
+from aioflow import (
+    Engine,
+    WorkflowRun,
+    action,
+    complete,
+    errors,
+    get_context,
+    get_run,
+    goto,
+    on,
+    sleep,
+    step,
+    wait,
+    workflow,
+)
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine, kinds_of
 from tests.support import wait_until
@@ -62,7 +76,7 @@ class Far:
         Gates.begun.set()
         if how == "wait":
             await Gates.gate.wait()
-        return complete(by=f"{request}")
+        return complete(by=f"{request}") if how != "again" else sleep(timedelta(0))
 
     @step
     async def stop(self) -> Command:
@@ -183,6 +197,17 @@ async def test_a_request_does_not_leave_its_process(make_engine: MakeEngine) -> 
             await client.act(Far.with_request, run.id, how="well", request="a request")
         assert Gates.seen == []
         assert (await client.act(Far.with_request, run.id, how="well")).data["by"] == "None"
+
+
+async def test_a_call_with_a_request_does_not_run_again_after_a_sleep(make_engine: MakeEngine) -> None:
+    """An action that was called with a request, and sleeps without then=, fails at once, as the request is not stored."""
+    async with make_engine(Far) as engine:
+        run = await parked(engine)
+        with pytest.raises(errors.ActionFailed, match=r"Say then="):
+            await engine.act(Far.with_request, run.id, how="again", request="a request")
+        assert [row.kind for row in await engine.history(run.id)] == ["start", "wait", "action", "reopen"]
+        done = await engine.act(Far.with_request, run.id, how="well", request="another")
+        assert done.data["by"] == "another"
 
 
 async def test_a_call_waits_for_room(make_engine: MakeEngine) -> None:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from aioflow.model import Run, Transition
-from tests.simulation.program import ACT, LATER, MS, SHORT, Op, Outcome, Script, effect, op_of
+from tests.simulation.program import ACT, LATER, MS, SHORT, Op, Outcome, Script, effect, op_of, request_of
 
 #: Microseconds before the second and the third attempt, and the share by which jitter may change them.
 DELAYS = {1: 100 * MS, 2: 200 * MS}
@@ -47,6 +47,8 @@ class State:
     resumed: str | None = None
     #: The token of the event, or of the call, that has resumed it.
     told: str | None = None
+    #: The worker of the process in which an action was called: it has the request.
+    caller: int | None = None
     #: The wait in which an action was called.
     before: dict[str, Any] = field(default_factory=dict)
     rescued: bool = False
@@ -92,7 +94,7 @@ def follow(state: State, was: Run, row: Run, transition: Transition, taken: tupl
         elif before == "running" and was.crashes >= DEATHS:
             _poisoned(state, transition)
         elif before == "running":
-            _stepped(state, row, transition)
+            _stepped(state, was, row, transition)
         elif before == "waiting":
             _resumed(state, row, transition, taken)
         else:
@@ -141,7 +143,12 @@ def _poisoned(state: State, transition: Transition) -> None:
     _end(state, "failed")
 
 
-def _stepped(state: State, row: Run, transition: Transition) -> None:
+def is_without_request(transition: Transition) -> bool:
+    """Whether an action did not run, as its request was not there."""
+    return "is only in the memory of another process" in (transition.error or "")
+
+
+def _stepped(state: State, was: Run, row: Run, transition: Transition) -> None:
     attempt = state.failures + 1
     if transition.attempt != attempt or transition.step != state.step:
         raise Wrong(f"attempt {transition.attempt} of {transition.step}, not {attempt} of {state.step}")
@@ -153,7 +160,14 @@ def _stepped(state: State, row: Run, transition: Transition) -> None:
     outcome = effect(state.script, state.context, state.step, attempt, state.resumed == "timeout", told)
     op = op_of(state.script, state.context["pc"])
     late = "longer than its timeout" in (transition.error or "")
-    if state.step == ACT and outcome.trouble is not None:
+    requested = state.step == ACT and request_of(state.told or "") is not None
+    gone = is_without_request(transition)
+    if gone and not requested:
+        raise Wrong("it lacks a request, and was called without one")
+    if requested and not gone and was.owner != state.caller:
+        raise Wrong(f"worker {was.owner} ran it with a request that only {state.caller} has")
+    would_repeat = requested and op.do == "sleep" and not op.then
+    if gone or would_repeat or (state.step == ACT and outcome.trouble is not None):
         _must_be(transition, "reopen")
         for name, value in state.before.items():
             setattr(state, name, value)

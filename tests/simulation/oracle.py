@@ -17,7 +17,7 @@ from aioflow.plans import EventRecord
 from aioflow.store import Claim, Stats
 from tests.simulation.events import Events
 from tests.simulation.mailbox import LIVE, Mailbox, is_bad, token_of
-from tests.simulation.model import DEATHS, State, begun, follow
+from tests.simulation.model import DEATHS, State, begun, follow, is_without_request
 from tests.simulation.program import Script
 
 #: Microseconds by which something may be late when there are no faults: less than a scan would need to make up for it.
@@ -65,6 +65,10 @@ class Oracle:
         #: token -> (run, seq) of each call that has claimed a run; and the calls that were refused.
         self.claims: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         self.refused: set[str] = set()
+        #: Of the calls whose caller has got no answer, the tokens.
+        self.gave_up: set[str] = set()
+        #: Run -> the process in which an action was called on it last.
+        self._callers: dict[int, Client] = {}
         #: How late something may be, if there are no faults.
         self.prompt: int | None = None
         self._waking: dict[tuple[Client, int, int], int] = {}
@@ -196,6 +200,7 @@ class Oracle:
             # A wait that a failed action has restored may already be past its deadline.
             self._in_time(f"run {run.id} was woken", max(was.wake_at, was.updated_at), now)
         self.figures["taken for what they died of"] += was.crashes >= DEATHS
+        self._called(client, was, transition)
         self.wrong(follow(self.states[run.id], was, run, transition, taken))
         self._write(was, run, transition)
         self._sent(change)
@@ -210,6 +215,19 @@ class Oracle:
             if token is not None:
                 if token.startswith("never") or not token.endswith(f"@{change.run.id}.{self._visit_before(change)}"):
                     self.problems.append(f"run {change.run.id} seq {change.run.seq} sent {token}")
+
+    def _called(self, client: Client, was: Run, transition: Transition) -> None:
+        """Check whether an action got the request that is in the memory of its caller's process."""
+        if transition.kind == "action":
+            self._callers[was.id] = client
+        elif was.id in self._callers:
+            # A process may become a worker, and get its number, only after the call.
+            self.states[was.id].caller = self.workers.get(self._callers[was.id])
+        if is_without_request(transition):
+            self.figures["call: without its request"] += 1
+            state = self.states[was.id]
+            if was.owner == state.caller and state.told not in self.gave_up:
+                self.problems.append(f"call {state.told} of worker {was.owner} did not get its request there")
 
     def _visit_before(self, change: Move) -> int:
         return self.committed[change.run.id, change.seq].visit

@@ -32,6 +32,8 @@ ACT = "act"
 ACTIVE = 0.4
 #: The last character of a call's token if its step is to raise.
 FAILING = "!"
+#: A character of a call's token if it has a request.
+REQUESTED = "+"
 NAMES = ("paid", "shipped")
 HUB = "hub"
 #: Names and entity ids of events.
@@ -307,7 +309,8 @@ def _with_actions(rng: Random, program: Program) -> Program:
     for script in scripts:
         begins = script.at if script.at is not None else rng.randint(0, 3000)
         for index in range(rng.randint(2, 8)):
-            token = f"c{script.number}.{index}{FAILING * (rng.random() < 0.2)}"
+            requested = Random(f"{program.seed} requests {script.number}.{index}").random() < 0.4
+            token = f"c{script.number}.{index}{REQUESTED * requested}{FAILING * (rng.random() < 0.2)}"
             act = Act(begins + rng.randint(0, 6000), "call", token, "", f"run {script.number}", False, False, None)
             # Now and then a user clicks twice.
             acts += [act, act._replace(token=f"d{token}")] if rng.random() < 0.3 else [act]
@@ -323,6 +326,11 @@ def _to_action(rng: Random, op: Op) -> Op:
         target=rng.choice((op.target, ACT)), arms=tuple(arms), late=rng.choice((op.late, op.late, ACT)),
         takes=op.takes if rng.random() < 0.8 else rng.choice((900, 2500)),
     )  # fmt: skip
+
+
+def request_of(token: str) -> str | None:
+    """The request that comes with a call, if one does."""
+    return f"the request of {token}" if REQUESTED in token else None
 
 
 # ---- the effect of an op

@@ -47,6 +47,7 @@ from tests.simulation.program import (
     Script,
     effect,
     op_of,
+    request_of,
 )
 
 
@@ -210,7 +211,9 @@ class _Steps:
         return await _perform(self)
 
     @action()
-    async def act(self, token: str) -> Command:
+    async def act(self, token: str, request: object = None) -> Command:
+        if request != request_of(token):
+            raise RuntimeError(f"call {token} got the request {request!r}")
         return await _perform(self, call=token)
 
 

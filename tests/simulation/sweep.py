@@ -52,6 +52,7 @@ WANTED: dict[str, float] = {
     "call: failed": 40,
     "call: refused": 5000,
     "call: served": 150,
+    "call: without its request": 12,
     "cancelled while running": 10,
     "cancelled while waiting": 20,
     "event cancelled: occurred": 10,

@@ -34,7 +34,7 @@ from aioflow_memory import MemoryStore
 from tests.simulation import program, scripted
 from tests.simulation.faults import CALM, LEASE, Server, Wire, now_or_never, plan
 from tests.simulation.oracle import PROMPT, PROMPT_AT_A_DISTANCE, Oracle
-from tests.simulation.program import ACT, MILLI, Act, Program, Script
+from tests.simulation.program import ACT, MILLI, Act, Program, Script, request_of
 from tests.simulation.sqlite import NOT_HERE, FileOracle, FileServer, inline_connections
 
 #: The instant at which the simulation begins.
@@ -378,6 +378,7 @@ class World:
                 value = await call(engine)
             except (StoreUnavailable, EngineClosed):
                 value = None
+                self.oracle.gave_up.add(token)
             except BaseException as error:
                 value = error
             if not answer.done():
@@ -468,7 +469,10 @@ class World:
             return
         for attempt in range(TRIES):
             token = f"{attempt}.{act.token}"
-            told = await self._call(lambda engine, token=token: engine.act(ACT, run_id, token=token), token)
+            requested = {} if (request := request_of(token)) is None else {"request": request}
+            told = await self._call(
+                lambda engine, token=token, more=requested: engine.act(ACT, run_id, token=token, **more), token
+            )
             match told:
                 case None:
                     self.oracle.figures["user: not known what came of a call"] += 1
