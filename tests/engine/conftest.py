@@ -148,7 +148,6 @@ ON_POSTGRES = (
     "test_blocked_starts",
     "test_broadcasts",
     "test_cancel_races",
-    "test_claim_races",
     "test_emit",
     "test_entities_of_events",
     "test_events",
