@@ -310,20 +310,21 @@ class Store(Protocol):
         known: Collection[tuple[str, str]],
         held: Collection[int] | None,
         now: Micros,
+        after: int = 0,
     ) -> Claim:
         """Make this worker the owner of up to ``limit`` running runs without a living owner; of none if it is below 1.
 
-        Taking a run raises its fence and clears its mark. Taking it from a dead owner (``owner`` is set, and its lease
-        is over or its lock lost) adds one to ``crashes`` while they are below 2, and from then on only if the run is
-        ``marked``. Taking a run without owner adds nothing. An exclusive store gives runs of all workflows, any other
-        only those of ``known`` (workflow, version) pairs.
+        Taking a run raises its fence and clears its mark. Runs without owner are taken in the order of their ids, those
+        above ``after``. Taking a run from a dead owner (``owner`` is set, and its lease is over or its lock lost) adds
+        one to ``crashes`` while they are below 2, and from then on only if the run is ``marked``. An exclusive store
+        gives runs of all workflows, any other only those of ``known`` (workflow, version) pairs.
 
         Also returns, whatever the limit, the worker's own running runs that are not in ``held``, unchanged, as replies
         get lost; and which of ``held`` are ``gone``. With ``held`` None, neither is looked for.
 
         The first claim registers the worker with a lease of ``lease`` from now; so does one after its lease was over,
-        and the worker keeps the runs that no other took meanwhile. A lease is over from the instant that it names.
-        If the store is exclusive and another worker has it, ``working`` is False, and nothing is taken or told.
+        and the worker keeps the runs that no other took meanwhile. A lease is over from the instant that it names. If
+        the store is exclusive and another worker has it, ``working`` is False, and nothing is taken or told.
         """
         ...
 
@@ -339,9 +340,8 @@ class Store(Protocol):
         ...
 
     async def hint(self, now: Micros) -> int:
-        """A number that changes when others have applied changes. Cheap, and only a hint.
-
-        It may change by what is applied here, too; for a claim it need not, as nobody waits for a run to get an owner.
+        """A number that changes when others have applied changes. Cheap, and only a hint. It may change by what is applied
+        here, too; for a claim it need not, as nobody waits for a run to get an owner.
         """
         ...
 

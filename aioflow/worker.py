@@ -6,8 +6,8 @@ that ended. So it does not matter which task committed the change, or whether th
 
 The mutable state of ``Worker``: the activations by run id, those that wait for a slot, the number of slots promised to
 runs that are being committed and of tasks left behind, the seq of each run committed since the last claim (``_heard``),
-when it began to work, whether the store is being asked (``_asking``), whether more runs are to be claimed, looked for
-and unblocked (``_backlog``, ``_foreign``, ``_unblocking``), and the flags ``working`` and ``draining``.
+when it began to work, whether the store is being asked (``_asking``), whether more runs are to be looked for and
+unblocked (``_foreign``, ``_unblocking``), and the flags ``working`` and ``draining``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from aioflow import telemetry
 from aioflow.activation import GRACE, Activation, Tools
+from aioflow.claiming import Claiming
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.committer import Committer
 from aioflow.delivery import Delivery
@@ -62,17 +63,16 @@ class Worker:
         self._length = lease
         self._lease = Lease(store, clock, number, lease)
         self._activations: dict[int, Activation] = {}
-        self._few = max(1, max_running // 8)
-        self._waiting = SlotQueue(self._few)
+        self._claims = Claiming(few := max(1, max_running // 8))
+        self._waiting = SlotQueue(few)
         self._heard: dict[int, int] = {}
         self._promised = 0
-        self._backlog = self._foreign = self._unblocking = False
+        self._foreign = self._unblocking = False
         self._next_compare: Micros = 0
         self._since: Micros = 0
         self._left_behind = 0
         self._asking = True  # as it opens
         self._known_generation = -1
-        self._claim_now = asyncio.Event()
         self._idle = asyncio.Event()
         self._tools = Tools(clock, registry, committer, executor, commit_ids, self)
         self.scheduler: Scheduler
@@ -118,7 +118,7 @@ class Worker:
         if self.room > 0 or (here and self.working and not self.draining):
             self._promised += 1
             return self._number
-        self._backlog = True
+        self._claims.backlog = True
         return None
 
     def redeem(self, owner: int | None) -> None:
@@ -127,7 +127,7 @@ class Worker:
             self._promised -= 1
             self._made_room()
         elif self.room + self._promised > 0:  # all runs of a batch have begun before its first promise is redeemed
-            self._claim_now.set()
+            self._claims.now.set()
 
     def _made_room(self) -> None:
         if not self._activations:
@@ -136,8 +136,7 @@ class Worker:
             return
         while self._waiting and self._has_slot():
             self._waiting.take().begin()
-        if self._backlog and (self.room >= self._few or not self._activations):
-            self._claim_now.set()  # several runs at a time, as each claim is a transaction
+        self._claims.made_room(self.room, idle=not self._activations)
         self.scheduler.made_room()
 
     def _has_slot(self) -> bool:
@@ -159,7 +158,7 @@ class Worker:
         if run.status == WAITING:
             self.scheduler.arm(run)
         elif run.status == RUNNING and run.owner != self._number:
-            self._backlog = self._backlog or run.owner is None
+            self._claims.left(run)
         elif run.status == RUNNING and activation is None and run.updated_at < self._since:
             self.notice()  # committed before this worker lost its lease: others may own the run, ask the store
         elif run.status == RUNNING and (activation is None or gone_on):
@@ -195,14 +194,14 @@ class Worker:
 
     def adrift(self) -> None:
         """See activation.Home."""
-        self._claim_now.set()
+        self._claims.now.set()
 
     # ---- claiming
 
     def notice(self) -> None:
         """See Slots. Others have written to the store: look at it at once."""
         self._foreign = True
-        self._claim_now.set()
+        self._claims.now.set()
 
     async def run(self) -> None:
         """Claim what has no owner, look for what was missed, renew the lease; until cancelled."""
@@ -210,8 +209,8 @@ class Worker:
         # Staggered, as workers may have been opened together; and short enough to renew a short lease in time.
         pause = min(SECOND + self._number % 8 * SECOND // 16, self._length // 6)
         while True:
-            await self._clock.wait(self._claim_now, pause)
-            self._claim_now.clear()
+            await self._clock.wait(self._claims.now, pause)
+            self._claims.now.clear()
             self._asking, foreign = True, self._foreign
             try:
                 if self.working and self._lease.is_due and not await self._lease.renew():
@@ -234,12 +233,13 @@ class Worker:
             self._next_compare = self._clock.monotonic() + SECOND
         held = dict(self._activations)
         self._heard.clear()
-        self._backlog = False
+        self._claims.backlog = False
         limit = min(self.room, _PAGE)
         claim = await self._store.claim(
             self._number,
             lease=self._length,
             limit=limit,
+            after=self._claims.after,
             known=self._registry.known(),
             held=list(held) if compare else None,
             now=now,
@@ -256,9 +256,9 @@ class Worker:
         if not claim.working:
             return
         self._take_in(claim, held)
-        self._backlog = self._backlog or began or len(claim.runs) >= limit
-        if self._backlog and self.room > 0:
-            self._claim_now.set()
+        self._claims.claimed(claim.runs, limit)
+        if self._claims.backlog and self.room > 0:
+            self._claims.now.set()
         if began:
             self._since = now
             telemetry.info("worker works", worker=self._number, store=self._store.name)
@@ -278,7 +278,7 @@ class Worker:
             await self.planner.unblock()
             self._known_generation = generation
             if self._unblocking:
-                self._claim_now.set()
+                self._claims.now.set()
 
     def _take_in(self, claim: Claim, held: dict[int, Activation]) -> None:
         for run in claim.runs:

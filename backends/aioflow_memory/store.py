@@ -198,6 +198,7 @@ class MemoryStore:
         known: Collection[tuple[str, str]],
         held: Collection[int] | None,
         now: Micros,
+        after: int = 0,
     ) -> Claim:
         """Take running runs without a living owner, lowest id first.
 
@@ -214,6 +215,8 @@ class MemoryStore:
             if run.owner == worker:
                 if held is not None and run_id not in held:
                     runs.append(run)
+            elif run.owner is None and run_id <= after:
+                continue
             elif taken < limit and (run.workflow, run.version) in known and not self._alive(run.owner, now):
                 mine = _taken(run, worker)
                 self._rows.replace(run, mine)

@@ -58,7 +58,7 @@ orphaned AS (
     ORDER BY r.id LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
 ),
 unowned AS (
-    SELECT r.id FROM aioflow.runs AS r WHERE r.status = 'running' AND r.owner IS NULL AND {_IS_KNOWN}
+    SELECT r.id FROM aioflow.runs AS r WHERE r.status = 'running' AND r.owner IS NULL AND r.id > $8 AND {_IS_KNOWN}
     ORDER BY r.owner, r.id LIMIT $5 - (SELECT count(*) FROM orphaned) FOR NO KEY UPDATE SKIP LOCKED
 ),
 free AS (SELECT id FROM orphaned UNION ALL SELECT id FROM unowned)
@@ -83,6 +83,7 @@ async def claim(
     known: Collection[tuple[str, str]],
     held: Collection[int] | None,
     now: Micros,
+    after: int = 0,
 ) -> Claim:
     """See the port. Only two statements, without a transaction, if no owner is dead, as every hint leads to a claim."""
     seen = await database.ask(lambda session: session.fetch(_LOOK, worker, now, held is not None))
@@ -93,7 +94,7 @@ async def claim(
     async def take(session: Session) -> list[Run]:
         entered = await session.fetch(_BURY, worker, [*dead, worker], now, now + lease) if dead else []
         buried = [owner for (owner,) in entered if owner != worker]
-        values = (worker, buried, workflows, versions, max(limit, 0), now + lease, now)
+        values = (worker, buried, workflows, versions, max(limit, 0), now + lease, now, after)
         return sorted(Run._make(row) for row in await session.fetch(_CLAIM, *values))
 
     runs = await (database.transact(take) if dead else database.say(take))

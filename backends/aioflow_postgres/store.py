@@ -199,11 +199,12 @@ class PostgresStore:
         known: Collection[tuple[str, str]],
         held: Collection[int] | None,
         now: Micros,
+        after: int = 0,
     ) -> Claim:
         """See the port."""
         held = None if held is None else frozenset(held)
         claim = await ownership.claim(
-            self._open_database, worker, lease=lease, limit=limit, known=known, held=held, now=now
+            self._open_database, worker, lease=lease, limit=limit, known=known, held=held, now=now, after=after
         )
         if self._pulse is not None:
             self._pulse.start(worker, lease)

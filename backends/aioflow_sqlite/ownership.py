@@ -16,9 +16,10 @@ UPDATE runs SET owner = NULL, fence = fence + 1, marked = 0,
     crashes = crashes + (crashes < {SUSPECT_CRASHES} OR marked)
 WHERE status = 'running' AND owner IS NOT NULL AND owner <> ?
 """
+_IS_ANY = "SELECT 1 FROM runs WHERE status = 'running' AND owner IS NULL AND id > ? LIMIT 1"
 _TAKE = f"""
 UPDATE runs SET owner = ?, fence = fence + 1, marked = 0 WHERE id IN
-    (SELECT id FROM runs WHERE status = 'running' AND owner IS NULL ORDER BY id LIMIT ?)
+    (SELECT id FROM runs WHERE status = 'running' AND owner IS NULL AND id > ? ORDER BY id LIMIT ?)
 RETURNING {RUN_COLUMNS}
 """
 _MINE = "SELECT json_group_array(id) FROM runs WHERE status = 'running' AND owner = ?"
@@ -32,11 +33,11 @@ def disown_dead(db: sqlite3.Connection, worker: int) -> None:
         transaction(db, lambda db: db.execute(_DISOWN, (worker,)))
 
 
-def take(db: sqlite3.Connection, worker: int, limit: int, held: Collection[int] | None) -> Claim:
+def take(db: sqlite3.Connection, worker: int, limit: int, held: Collection[int] | None, after: int) -> Claim:
     """Make the worker the owner of runs that have none, and compare those it owns with those that it holds."""
     taken: list[Run] = []
-    if limit > 0 and db.execute("SELECT 1 FROM runs WHERE status = 'running' AND owner IS NULL LIMIT 1").fetchone():
-        taken = transaction(db, lambda db: [Run._make(row) for row in db.execute(_TAKE, (worker, limit))])
+    if limit > 0 and db.execute(_IS_ANY, (after,)).fetchone():
+        taken = transaction(db, lambda db: [Run._make(row) for row in db.execute(_TAKE, (worker, after, limit))])
     if held is None:
         return Claim(True, taken)
     # As one value, not row by row: see batch.py on the GIL.

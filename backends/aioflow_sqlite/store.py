@@ -148,7 +148,7 @@ class SQLiteStore:
     async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
         """See the port."""
         data, loan = sum(map(size_of, changes)), Event() if len(changes) >= _MANY else None
-        begins = _nothing if loan is None else loan.set
+        begins = (lambda: None) if loan is None else loan.set
         return await self._write(lambda db: batch.commit(db, changes, now, begins), data, loan)
 
     async def load(self, run_ids: Collection[int], now: Micros) -> list[Run]:
@@ -221,6 +221,7 @@ class SQLiteStore:
         known: Collection[tuple[str, str]],
         held: Collection[int] | None,
         now: Micros,
+        after: int = 0,
     ) -> Claim:
         """See the port."""
         held = None if held is None else frozenset(held)
@@ -234,7 +235,7 @@ class SQLiteStore:
                     self._wal.take_over(db)
                 ownership.disown_dead(db, worker)
                 self._works = True
-            return ownership.take(db, worker, limit, held)
+            return ownership.take(db, worker, limit, held, after)
 
         claimed = await self._write(claim)
         if not claimed.working and not self._told:
@@ -344,7 +345,3 @@ class SQLiteStore:
             raise StoreUnavailable(self.name, str(error)) from error
         except ValueError as error:  # aiosqlite: closed meanwhile
             raise StoreUnavailable(self.name, str(error)) from error
-
-
-def _nothing() -> None:
-    pass

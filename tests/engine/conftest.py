@@ -151,6 +151,7 @@ ON_POSTGRES = (
     "test_emit",
     "test_entities_of_events",
     "test_events",
+    "test_fairness",
     "test_mailbox",
     "test_many_events",
     "test_outbox",

@@ -1,0 +1,95 @@
+"""Whoever waits for a slot gets one in time, whatever else keeps coming."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from pydantic import BaseModel
+
+from aioflow import action, complete, goto, step, wait, workflow
+from aioflow.commands import Command
+from tests.engine.conftest import MakeEngine
+from tests.support import wait_until
+
+
+@workflow("fair-short")
+class Short:
+    class Context(BaseModel):
+        pass
+
+    @step(start=True)
+    async def only(self) -> Command:
+        await asyncio.sleep(0)
+        return complete()
+
+
+@workflow("fair-pressed")
+class Pressed:
+    class Context(BaseModel):
+        pass
+
+    @action()
+    @step(start=True)
+    async def press(self) -> Command:
+        await asyncio.sleep(0)
+        return goto(self.press)
+
+
+@workflow("fair-patient")
+class Patient:
+    class Context(BaseModel):
+        pass
+
+    @step(start=True)
+    async def begin(self) -> Command:
+        return wait.for_signal("go", then=self.end)
+
+    @step
+    async def end(self) -> Command:
+        return complete()
+
+
+@asynccontextmanager
+async def all_the_time(what: Callable[[], Awaitable[object]], callers: int) -> AsyncIterator[Callable[[], int]]:
+    """So many callers do something over and over; gives how often it was done."""
+    count = 0
+
+    async def call() -> None:
+        nonlocal count
+        while True:
+            await what()
+            count += 1
+
+    tasks = [asyncio.ensure_future(call()) for _ in range(callers)]
+    try:
+        await wait_until(lambda: count > 20)
+        yield lambda: count
+    finally:
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ended)
+
+
+async def test_new_runs_have_their_turn_beside_older_ones(make_engine: MakeEngine) -> None:
+    """New and signalled runs execute while more callers than slots call actions of older runs all the time."""
+    async with make_engine(Pressed, Short, Patient, max_running=2) as engine:
+        pressed = [await engine.start(Pressed) for _ in range(7)]
+        free = list(pressed)
+
+        async def press() -> None:
+            run = free.pop()
+            await engine.act(Pressed.press, run.id)
+            free.insert(0, run)
+
+        async with all_the_time(press, 7) as count:
+            before = count()
+            patient = [await engine.start(Patient) for _ in range(3)]
+            runs = [await engine.start(Short) for _ in range(3)]
+            for run in patient:
+                await engine.signal("go", run_id=run.id)
+            for run in (*runs, *patient):
+                assert (await run.wait(5)).status == "completed"
+            assert count() > before
