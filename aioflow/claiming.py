@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from aioflow.model import Run
+
+#: Seconds that a slot stays free at most while runs wait in the store.
+_SOON = 0.02
 
 
 class Claiming:
@@ -15,15 +18,22 @@ class Claiming:
     that was known when it began. So it takes each run once: neither runs with low ids that are back again and again, nor
     new ones, whose ids are ever higher, keep others from their turn.
 
+    Each claim is a transaction, so it takes several runs, as soon as there is room for ``few``. But if all other slots
+    are taken by steps that take long, there may never be: after a moment the first slot that is free is enough.
+
     The mutable state: whether more runs wait in the store (``backlog``), how far this round has come (``after``) and
-    how far it goes (``_end``), and the highest run that is known.
+    how far it goes (``_end``), the highest run that is known, for how many runs a claim is worth it now, and the timer
+    that lowers this.
 
     Args:
-        few: for how many runs at least it is worth to claim at once, as each claim is a transaction.
+        few: see above.
+        room: for how many runs there is room.
     """
 
-    def __init__(self, few: int) -> None:
-        self.few = few
+    def __init__(self, few: int, room: Callable[[], int]) -> None:
+        self._few = self._enough = few
+        self._room = room
+        self._timer: asyncio.TimerHandle | None = None
         self.now = asyncio.Event()
         self.backlog = False
         self.after = 0
@@ -35,13 +45,23 @@ class Claiming:
             self.backlog = True
             self._highest = max(self._highest, run.id)
 
-    def made_room(self, room: int, *, idle: bool) -> None:
-        """There is room for so many runs, or even nothing else to do."""
-        if self.backlog and (room >= self.few or idle):
+    def made_room(self, *, idle: bool) -> None:
+        """A slot is free; ``idle``: all are."""
+        if not self.backlog:
+            return
+        if idle or self._room() >= self._enough:
             self.now.set()
+        elif self._timer is None and self._enough > 1:
+            self._timer = asyncio.get_running_loop().call_later(_SOON, self._take_any)
+
+    def _take_any(self) -> None:
+        self._timer, self._enough = None, 1
+        self.made_room(idle=False)
 
     def claimed(self, runs: Iterable[Run], limit: int) -> None:
         """A claim of ``limit`` runs has given these."""
+        if limit > 0:
+            self._enough = self._few
         ids = [run.id for run in runs]
         last = max(ids, default=0)
         self._highest = max(self._highest, last)

@@ -63,7 +63,7 @@ class Worker:
         self._length = lease
         self._lease = Lease(store, clock, number, lease)
         self._activations: dict[int, Activation] = {}
-        self._claims = Claiming(few := max(1, max_running // 8))
+        self._claims = Claiming(few := max(1, max_running // 8), lambda: self.room)
         self._waiting = SlotQueue(few)
         self._heard: dict[int, int] = {}
         self._promised = 0
@@ -136,7 +136,7 @@ class Worker:
             return
         while self._waiting and self._has_slot():
             self._waiting.take().begin()
-        self._claims.made_room(self.room, idle=not self._activations)
+        self._claims.made_room(idle=not self._activations)
         self.scheduler.made_room()
 
     def _has_slot(self) -> bool:

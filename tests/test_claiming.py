@@ -39,7 +39,7 @@ def both(count: int, taken: list[int]) -> list[int]:
 @pytest.mark.parametrize("run", [0, 5, 20])
 def test_each_run_has_its_turn(limit: int, coming: Callable[[int, list[int]], list[int]], run: int) -> None:
     """Whichever runs keep coming, lower ones or higher ones, a run that waits is claimed."""
-    claiming, waiting = Claiming(1), set(range(1, 10))
+    claiming, waiting = Claiming(1, lambda: 9), set(range(1, 10))
     for count in range(200):
         if count == 20:
             waiting.add(run or 500)
@@ -54,7 +54,7 @@ def test_each_run_has_its_turn(limit: int, coming: Callable[[int, list[int]], li
 
 def test_a_round_is_over_once_nothing_is_left() -> None:
     """There is a backlog until a claim from the first run on has got fewer than it had room for."""
-    claiming, waiting = Claiming(1), {2, 3}
+    claiming, waiting = Claiming(1, lambda: 9), {2, 3}
     claiming.claimed([], 0)
     assert claiming.backlog  # not even looked at
     seen = []
@@ -72,7 +72,7 @@ def test_a_round_is_over_once_nothing_is_left() -> None:
 
 def test_only_runs_without_owner_are_a_backlog() -> None:
     """A run that another worker owns is no reason to claim."""
-    claiming = Claiming(1)
+    claiming = Claiming(1, lambda: 9)
     run: Run = a_run(1, owner=7)
     claiming.left(run)
     assert not claiming.backlog

@@ -93,3 +93,27 @@ async def test_new_runs_have_their_turn_beside_older_ones(make_engine: MakeEngin
             for run in (*runs, *patient):
                 assert (await run.wait(5)).status == "completed"
             assert count() > before
+
+
+async def test_a_slot_is_used_while_long_steps_have_the_others(make_engine: MakeEngine) -> None:
+    """If steps that take long leave only one of sixteen slots, runs that wait in the store follow each other in it."""
+    gate = asyncio.Event()
+
+    @workflow("fair-long")
+    class Long:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def only(self) -> Command:
+            await gate.wait()
+            return complete()
+
+    async with make_engine(Long, Short, max_running=16) as engine:
+        for _ in range(15):
+            await engine.start(Long)
+        runs = [await engine.start(Short) for _ in range(30)]
+        async with asyncio.timeout(5):
+            for run in runs:
+                assert (await run.wait()).status == "completed"
+        gate.set()
