@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
+from aioflow.clock import Micros
 from aioflow.model import Run
+from aioflow.timers import START
 
 #: Seconds that a slot stays free at most while runs wait in the store.
 _SOON = 0.02
@@ -14,16 +16,15 @@ _SOON = 0.02
 class Claiming:
     """When to claim, and how far claims have come.
 
-    Claims take the runs that nobody executes by id, in rounds. A round ends with the first run beyond the highest one
-    that was known when it began. So it takes each run once: neither runs with low ids that are back again and again, nor
-    new ones, whose ids are ever higher, keep others from their turn.
+    Claims take the runs that nobody executes as they were created, in rounds. A round ends with the first run that was
+    created after it began. So it takes each run once: neither old runs that are back again and again nor new ones keep
+    others from their turn.
 
     Each claim is a transaction, so it takes several runs, as soon as there is room for ``few``. But if all other slots
     are taken by steps that take long, there may never be: after a moment the first slot that is free is enough.
 
     The mutable state: whether more runs wait in the store (``backlog``), how far this round has come (``after``) and
-    how far it goes (``_end``), the highest run that is known, for how many runs a claim is worth it now, and the timer
-    that lowers this.
+    when it began, for how many runs a claim is worth it now, and the timer that lowers this.
 
     Args:
         few: see above.
@@ -36,14 +37,12 @@ class Claiming:
         self._timer: asyncio.TimerHandle | None = None
         self.now = asyncio.Event()
         self.backlog = False
-        self.after = 0
-        self._end = self._highest = 0
+        self.after = START
+        self._began: Micros = 0
 
     def left(self, run: Run) -> None:
         """A running run was committed that this worker does not own: perhaps nobody does."""
-        if run.owner is None:
-            self.backlog = True
-            self._highest = max(self._highest, run.id)
+        self.backlog = self.backlog or run.owner is None
 
     def made_room(self, *, idle: bool) -> None:
         """A slot is free; ``idle``: all are."""
@@ -58,17 +57,16 @@ class Claiming:
         self._timer, self._enough = None, 1
         self.made_room(idle=False)
 
-    def claimed(self, runs: Iterable[Run], limit: int) -> None:
-        """A claim of ``limit`` runs has given these."""
-        if limit > 0:
-            self._enough = self._few
-        ids = [run.id for run in runs]
-        last = max(ids, default=0)
-        self._highest = max(self._highest, last)
-        if len(ids) >= limit:
+    def claimed(self, runs: Collection[Run], limit: int, now: Micros) -> None:
+        """A claim of ``limit`` runs, at ``now``, has given these."""
+        if len(runs) >= limit:
             self.backlog = True
-        if limit > 0 and (len(ids) < limit or last > self._end):
-            self.backlog = self.backlog or self.after > 0  # this round has not looked at those up to there
-            self.after, self._end = 0, self._highest
-        elif limit > 0:
+        if limit <= 0:
+            return
+        self._enough = self._few
+        last = max(((run.created_at, run.id) for run in runs), default=START)
+        if len(runs) < limit or last[0] > self._began:
+            self.backlog = self.backlog or self.after > START  # this round has not looked at those up to there
+            self.after, self._began = START, now
+        else:
             self.after = last

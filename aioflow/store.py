@@ -310,14 +310,14 @@ class Store(Protocol):
         known: Collection[tuple[str, str]],
         held: Collection[int] | None,
         now: Micros,
-        after: int = 0,
+        after: tuple[Micros, int] | None = None,
     ) -> Claim:
         """Make this worker the owner of up to ``limit`` running runs without a living owner; of none if it is below 1.
 
-        Taking a run raises its fence and clears its mark. Runs without owner are taken in the order of their ids, those
-        above ``after``. Taking a run from a dead owner (``owner`` is set, and its lease is over or its lock lost) adds
-        one to ``crashes`` while they are below 2, and from then on only if the run is ``marked``. An exclusive store
-        gives runs of all workflows, any other only those of ``known`` (workflow, version) pairs.
+        Taking a run raises its fence and clears its mark. Runs without owner are taken in the order of (``created_at``,
+        id), what comes after ``after``. Taking a run from a dead owner (``owner`` is set, and its lease is over or its
+        lock lost) adds one to ``crashes`` while they are below 2, and from then on only if the run is ``marked``. An
+        exclusive store gives runs of all workflows, any other only those of ``known`` (workflow, version) pairs.
 
         Also returns, whatever the limit, the worker's own running runs that are not in ``held``, unchanged, as replies
         get lost; and which of ``held`` are ``gone``. With ``held`` None, neither is looked for.

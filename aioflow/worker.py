@@ -256,7 +256,7 @@ class Worker:
         if not claim.working:
             return
         self._take_in(claim, held)
-        self._claims.claimed(claim.runs, limit)
+        self._claims.claimed(claim.runs, limit, now)
         if self._claims.backlog and self.room > 0:
             self._claims.now.set()
         if began:

@@ -76,12 +76,12 @@ class OwnershipConformance:
         assert sorted(held) == list(range(1, 8))
 
     async def test_claim_takes_runs_in_order(self, store: Store) -> None:
-        """Runs without an owner are taken by id, only those with an id above ``after``; what is owned is told all the same."""
-        await put(store, *(a_run(number) for number in range(1, 8)))
-        assert sorted(ids((await claiming(store, 3, limit=2, after=3)).runs)) == [4, 5]
-        assert sorted(ids((await claiming(store, 3, limit=2, held=[4, 5])).runs)) == [1, 2]
-        assert sorted(ids((await claiming(store, 3, limit=2, held=[1, 4, 5], after=6)).runs)) == [2, 7]
-        assert sorted(ids((await claiming(store, 3, held=[1, 2, 4, 5, 7], after=2)).runs)) == [3, 6]
+        """Runs without an owner are taken as they were created, from ``after`` on; what is owned is told all the same."""
+        await put(store, *(a_run(number, created_at=NOW - number // 3) for number in range(1, 8)))
+        assert sorted(ids((await claiming(store, 3, limit=2, after=(NOW - 2, 6))).runs)) == [3, 7]
+        assert sorted(ids((await claiming(store, 3, limit=2, held=[3, 7])).runs)) == [4, 6]
+        assert sorted(ids((await claiming(store, 3, limit=2, held=[3, 4, 7], after=(NOW, 1))).runs)) == [2, 6]
+        assert sorted(ids((await claiming(store, 3, held=[2, 3, 4, 6, 7], after=(NOW - 1, 3))).runs)) == [1, 5]
 
     async def test_claim_without_room_takes_nothing(self, store: Store) -> None:
         """With ``limit`` 0, or below it as a worker has more than it has room for, it is registered, and gets no run."""

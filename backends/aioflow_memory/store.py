@@ -198,9 +198,9 @@ class MemoryStore:
         known: Collection[tuple[str, str]],
         held: Collection[int] | None,
         now: Micros,
-        after: int = 0,
+        after: tuple[Micros, int] | None = None,
     ) -> Claim:
-        """Take running runs without a living owner, lowest id first.
+        """Take running runs without a living owner, those that were created first first.
 
         A worker whose lease is over is registered again, and keeps the runs that no other took meanwhile. Runs that it
         owns and does not hold are returned beyond ``limit``.
@@ -210,12 +210,11 @@ class MemoryStore:
             self._leases[worker] = now + lease
         runs: list[Run] = []
         taken = 0
-        for run_id in sorted(self._rows.running):
-            run = self._rows.runs[run_id]
+        for run in sorted(map(self._rows.runs.__getitem__, self._rows.running), key=_age):
             if run.owner == worker:
-                if held is not None and run_id not in held:
+                if held is not None and run.id not in held:
                     runs.append(run)
-            elif run.owner is None and run_id <= after:
+            elif run.owner is None and after is not None and _age(run) <= after:
                 continue
             elif taken < limit and (run.workflow, run.version) in known and not self._alive(run.owner, now):
                 mine = _taken(run, worker)
@@ -292,6 +291,10 @@ def _taken(run: Run, worker: int) -> Run:
     """The row of a run without a living owner, once the worker has taken it."""
     crashed = run.owner is not None and (run.crashes < SUSPECT_CRASHES or run.marked == 1)
     return run._replace(owner=worker, fence=run.fence + 1, crashes=run.crashes + crashed, marked=0)
+
+
+def _age(run: Run) -> tuple[Micros, int]:
+    return run.created_at, run.id
 
 
 def _moment(deadline: Deadline) -> tuple[Micros, int]:

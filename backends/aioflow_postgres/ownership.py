@@ -58,14 +58,16 @@ orphaned AS (
     ORDER BY r.id LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
 ),
 unowned AS (
-    SELECT r.id FROM aioflow.runs AS r WHERE r.status = 'running' AND r.owner IS NULL AND r.id > $8 AND {_IS_KNOWN}
-    ORDER BY r.owner, r.id LIMIT $5 - (SELECT count(*) FROM orphaned) FOR NO KEY UPDATE SKIP LOCKED
+    SELECT r.id FROM aioflow.runs AS r WHERE r.status = 'running' AND r.owner IS NULL AND (r.created_at, r.id) > ($8, $9) AND {_IS_KNOWN}
+    ORDER BY r.owner, r.created_at, r.id LIMIT $5 - (SELECT count(*) FROM orphaned) FOR NO KEY UPDATE SKIP LOCKED
 ),
 free AS (SELECT id FROM orphaned UNION ALL SELECT id FROM unowned)
 UPDATE aioflow.runs AS r SET owner = $1, fence = r.fence + 1, marked = 0,
     crashes = r.crashes + (r.owner IS NOT NULL AND (r.crashes < {SUSPECT_CRASHES} OR r.marked = 1))::int
 FROM free WHERE r.id = free.id RETURNING {named(Run._fields, "r.")}
 """
+#: Before all runs.
+_FIRST: Final = (-(2**63), 0)
 _FREE: Final = """
 UPDATE aioflow.runs SET owner = NULL, fence = fence + 1, marked = 0 WHERE status = 'running' AND owner = $1
 """
@@ -83,7 +85,7 @@ async def claim(
     known: Collection[tuple[str, str]],
     held: Collection[int] | None,
     now: Micros,
-    after: int = 0,
+    after: tuple[Micros, int] | None = None,
 ) -> Claim:
     """See the port. Only two statements, without a transaction, if no owner is dead, as every hint leads to a claim."""
     seen = await database.ask(lambda session: session.fetch(_LOOK, worker, now, held is not None))
@@ -94,7 +96,7 @@ async def claim(
     async def take(session: Session) -> list[Run]:
         entered = await session.fetch(_BURY, worker, [*dead, worker], now, now + lease) if dead else []
         buried = [owner for (owner,) in entered if owner != worker]
-        values = (worker, buried, workflows, versions, max(limit, 0), now + lease, now, after)
+        values = (worker, buried, workflows, versions, max(limit, 0), now + lease, now, *(after or _FIRST))
         return sorted(Run._make(row) for row in await session.fetch(_CLAIM, *values))
 
     runs = await (database.transact(take) if dead else database.say(take))

@@ -199,7 +199,7 @@ class PostgresStore:
         known: Collection[tuple[str, str]],
         held: Collection[int] | None,
         now: Micros,
-        after: int = 0,
+        after: tuple[Micros, int] | None = None,
     ) -> Claim:
         """See the port."""
         held = None if held is None else frozenset(held)

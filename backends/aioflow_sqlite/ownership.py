@@ -16,10 +16,13 @@ UPDATE runs SET owner = NULL, fence = fence + 1, marked = 0,
     crashes = crashes + (crashes < {SUSPECT_CRASHES} OR marked)
 WHERE status = 'running' AND owner IS NOT NULL AND owner <> ?
 """
-_IS_ANY = "SELECT 1 FROM runs WHERE status = 'running' AND owner IS NULL AND id > ? LIMIT 1"
+#: Before all runs.
+_FIRST = -(2**63), 0
+_UNOWNED = "FROM runs INDEXED BY runs_unowned WHERE status = 'running' AND owner IS NULL AND (created_at, id) > (?, ?)"
+_IS_ANY = f"SELECT 1 {_UNOWNED} LIMIT 1"
 _TAKE = f"""
 UPDATE runs SET owner = ?, fence = fence + 1, marked = 0 WHERE id IN
-    (SELECT id FROM runs WHERE status = 'running' AND owner IS NULL AND id > ? ORDER BY id LIMIT ?)
+    (SELECT id {_UNOWNED} ORDER BY created_at, id LIMIT ?)
 RETURNING {RUN_COLUMNS}
 """
 _MINE = "SELECT json_group_array(id) FROM runs WHERE status = 'running' AND owner = ?"
@@ -33,11 +36,14 @@ def disown_dead(db: sqlite3.Connection, worker: int) -> None:
         transaction(db, lambda db: db.execute(_DISOWN, (worker,)))
 
 
-def take(db: sqlite3.Connection, worker: int, limit: int, held: Collection[int] | None, after: int) -> Claim:
+def take(
+    db: sqlite3.Connection, worker: int, limit: int, held: Collection[int] | None, after: tuple[int, int] | None
+) -> Claim:
     """Make the worker the owner of runs that have none, and compare those it owns with those that it holds."""
     taken: list[Run] = []
-    if limit > 0 and db.execute(_IS_ANY, (after,)).fetchone():
-        taken = transaction(db, lambda db: [Run._make(row) for row in db.execute(_TAKE, (worker, after, limit))])
+    after = after or _FIRST
+    if limit > 0 and db.execute(_IS_ANY, after).fetchone():
+        taken = transaction(db, lambda db: [Run._make(row) for row in db.execute(_TAKE, (worker, *after, limit))])
     if held is None:
         return Claim(True, taken)
     # As one value, not row by row: see batch.py on the GIL.

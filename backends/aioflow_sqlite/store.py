@@ -221,7 +221,7 @@ class SQLiteStore:
         known: Collection[tuple[str, str]],
         held: Collection[int] | None,
         now: Micros,
-        after: int = 0,
+        after: tuple[Micros, int] | None = None,
     ) -> Claim:
         """See the port."""
         held = None if held is None else frozenset(held)

@@ -80,7 +80,7 @@ async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable) as caught:
         await store.open(NOW)
     assert str(caught.value) == (
-        f"The store sqlite:///{path} is not available: its schema is version 999, this code knows up to 5. "
+        f"The store sqlite:///{path} is not available: its schema is version 999, this code knows up to 6. "
         "Use the aioflow that wrote it, or a newer one."
     )
 
