@@ -24,7 +24,8 @@ class Claiming:
     are taken by steps that take long, there may never be: after a moment the first slot that is free is enough.
 
     The mutable state: whether more runs wait in the store (``backlog``), how far this round has come (``after``) and
-    when it began, for how many runs a claim is worth it now, and the timer that lowers this.
+    when it began, for how many runs a claim is worth it now, the timer that lowers this, and whether timers had the
+    smaller half of the last room that was shared (``_odd``).
 
     Args:
         few: see above.
@@ -39,6 +40,7 @@ class Claiming:
         self.backlog = False
         self.after = START
         self._began: Micros = 0
+        self._odd = False
 
     def left(self, run: Run) -> None:
         """A running run was committed that this worker does not own: perhaps nobody does."""
@@ -52,6 +54,14 @@ class Claiming:
             self.now.set()
         elif self._timer is None and self._enough > 1:
             self._timer = asyncio.get_running_loop().call_later(_SOON, self._take_any)
+
+    def share(self, *, starved: bool) -> int:
+        """For how many runs to claim: all that there is room for; half of it if timers wait for room, too."""
+        room = self._room()
+        if not starved or room <= 0:
+            return room
+        self._odd = not self._odd
+        return (room + self._odd) // 2
 
     def _take_any(self) -> None:
         self._timer, self._enough = None, 1

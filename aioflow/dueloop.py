@@ -66,6 +66,11 @@ class DueLoop(ABC):
         """Look for due deadlines now, as work has begun."""
         self._again.set()
 
+    @property
+    def starved(self) -> bool:
+        """Whether something is due that waits for room."""
+        return self._starved and self._timers.next_at() <= self._clock.micros()
+
     def made_room(self) -> None:
         """Look again if the loop waits for room: there is some now."""
         if self._starved:

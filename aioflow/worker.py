@@ -234,7 +234,7 @@ class Worker:
         held = dict(self._activations)
         self._heard.clear()
         self._claims.backlog = False
-        limit = min(self.room, _PAGE)
+        limit = min(self._claims.share(starved=self.scheduler.starved), _PAGE)
         claim = await self._store.claim(
             self._number,
             lease=self._length,

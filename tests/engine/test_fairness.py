@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from pydantic import BaseModel
 
-from aioflow import action, complete, goto, step, wait, workflow
+from aioflow import StartOptions, action, complete, goto, step, wait, workflow
 from aioflow.commands import Command
-from tests.engine.conftest import MakeEngine
+from tests.engine.conftest import MakeEngine, ShiftedClock
 from tests.support import wait_until
 
 
@@ -117,3 +118,19 @@ async def test_a_slot_is_used_while_long_steps_have_the_others(make_engine: Make
             for run in runs:
                 assert (await run.wait()).status == "completed"
         gate.set()
+
+
+async def test_timers_have_their_turn_beside_claims(make_engine: MakeEngine, clock: ShiftedClock) -> None:
+    """A due run executes while more callers than slots start runs all the time, which wait in the store for their turn."""
+    async with make_engine(Short, max_running=1) as engine:
+        later = [await engine.start(Short, StartOptions(delay=timedelta(hours=1))) for _ in range(3)]
+
+        async def start() -> None:
+            await (await engine.start(Short)).wait()
+
+        async with all_the_time(start, 4) as count:
+            before = count()
+            clock.shift(timedelta(hours=1))
+            for run in later:
+                assert (await run.wait(5)).status == "completed"
+            assert count() > before
