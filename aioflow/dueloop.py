@@ -32,8 +32,8 @@ class DueLoop(ABC):
         of: what the deadlines are of, as for ``Store.due``.
         what: names them in the log.
 
-    The mutable state: the heap, the ids that are being fired, whether it waits for room to fire more, and ``working``:
-    whether it fires at all.
+    The mutable state: the heap, the ids that are being fired, whether it waits for room to fire more, what the last scan
+    found, and ``working``: whether it fires at all.
     """
 
     def __init__(self, store: Store, clock: Clock, timers: Timers, of: Literal["run", "plan"], what: str) -> None:
@@ -45,6 +45,7 @@ class DueLoop(ABC):
         self._firing: set[int] = set()
         self._again = asyncio.Event()
         self._starved = False
+        self._found: frozenset[Deadline] = frozenset()
         self.working = False
 
     @property
@@ -115,12 +116,15 @@ class DueLoop(ABC):
 
     async def scan(self, until: Micros) -> None:
         """Add the deadlines that the store has up to ``until``, whichever process committed them."""
-        room = self._room
-        if not self.working or room <= 0:
+        if not self.working:
             return
+        room = self._room
         limit = max(room, BATCH) + len(self._firing)  # those being fired may come first, and are left out
         found = await self._store.due(START, (until, _LAST_ID), limit, self._clock.micros(), self._of)
         new = [deadline for deadline in found if deadline.run_id not in self._firing]
+        if room <= 0:  # what was found before is in the heap still
+            new = [deadline for deadline in new if deadline not in self._found]
+        self._found = frozenset(found)
         for deadline in new:
             self._timers.push(deadline)
         if new:

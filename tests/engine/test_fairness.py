@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 from pydantic import BaseModel
 
-from aioflow import StartOptions, action, complete, goto, step, wait, workflow
+from aioflow import StartOptions, WorkflowRun, action, complete, goto, step, wait, workflow
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine, ShiftedClock
 from tests.support import wait_until
@@ -134,3 +136,45 @@ async def test_timers_have_their_turn_beside_claims(make_engine: MakeEngine, clo
             for run in later:
                 assert (await run.wait(5)).status == "completed"
             assert count() > before
+
+
+async def test_clients_have_their_turn_beside_the_worker(make_engine: MakeEngine) -> None:
+    """What clients start executes while more callers than slots start runs in the worker's process all the time."""
+    async with make_engine(Short, max_running=2) as engine, make_engine(Short, worker=False) as client:
+
+        async def start() -> None:
+            await (await engine.start(Short)).wait()
+
+        async with all_the_time(start, 7) as count:
+            before = count()
+            runs = [await client.start(Short) for _ in range(3)]
+            for run in runs:
+                assert (await run.wait(5)).status == "completed"
+            assert count() > before
+
+
+async def test_timers_of_clients_are_seen_without_a_free_slot(make_engine: MakeEngine) -> None:
+    """A run that a client starts for later is woken in time, before the many that wait for the worker's slot have ended."""
+
+    @workflow("fair-steady")
+    class Steady:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def only(self) -> Command:
+            await wait_until(partial(next, iter([False] * 4 + [True])))  # it takes some milliseconds
+            return complete()
+
+    async def woken(run: WorkflowRun[Any]) -> bool:
+        await run.refresh()
+        return run.status != "waiting"
+
+    flows = Steady, Short
+    async with make_engine(*flows, max_running=1) as engine, make_engine(*flows, worker=False) as client:
+        for _ in range(500):
+            await engine.start(Steady)
+        runs = [await client.start(Short, StartOptions(delay=timedelta(milliseconds=1))) for _ in range(3)]
+        for run in runs:
+            await wait_until(partial(woken, run), 3)
+        assert await engine.count(workflow=Steady, status="running") > 0
