@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from operator import attrgetter
@@ -63,12 +63,12 @@ class _Caller:
         future = self.future
         if future.done():
             return
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, Result):
+            future.set_result(outcome)
+        else:
             # If the caller has left, asyncio must not log it as never retrieved: ``settled`` has been called already.
             future.set_exception(outcome)
             future.exception()
-        else:
-            future.set_result(outcome)
 
 
 class Committer:
@@ -281,7 +281,10 @@ class Committer:
                 return
 
     def _settle(self, pending: list[Pending], results: list[Result]) -> None:
-        applied = ((p.change, told) for p, told in zip(pending, results, strict=True) if told.outcome == "applied")
+        # Nearly always all of them: then nothing is made anew for each.
+        applied: Iterator[tuple[Change, Result]] = zip([p.change for p in pending], results, strict=True)
+        if {result.outcome for result in results} != {"applied"}:
+            applied = (pair for pair in applied if pair[1].outcome == "applied")
         for first in applied:
             try:
                 self._on_commit(chain((first,), applied))

@@ -224,18 +224,16 @@ class Engine(Calls):
         telemetry, callers, waiters, worker = self._telemetry, self._callers, self._waiters, self._worker
         logs = telemetry.is_told_all
         for change, result in applied:
-            run = result.run
+            _, run, transition, mail, run_ids, also, _, plans = result
             # Moves and starts, of which there are many, come first.
             if isinstance(change, (Move, Start)):
-                transition: Transition | None = change.transition
-            else:
-                if isinstance(change, Post):
-                    self._delivery.posted(change.signal, result)
-                elif isinstance(change, (Emit, Occur)):
-                    self._delivery.notify(result.run_ids)
-                transition = result.transition
-            if result.plans:
-                self._planner.push(result.plans)
+                transition = change.transition
+            elif isinstance(change, Post):
+                self._delivery.posted(change.signal, result)
+            elif isinstance(change, (Emit, Occur)):
+                self._delivery.notify(run_ids)
+            if plans:
+                self._planner.push(plans)
             if run is None or transition is None or worker is None:
                 continue
             if logs or transition.error is not None:
@@ -246,10 +244,10 @@ class Engine(Calls):
                 # Not if the run has gone on since: a Start offered again, after a lost reply, may be given a later row.
                 worker.follow(run, change.live if type(change) is Start and run.seq == 1 else None)
             waiters.tell(run)
-            if result.mail:
+            if mail:
                 self._delivery.notify((run.id,))
-            if result.also and isinstance(change, Move):
-                self._ordered(run, transition, zip(change.also, result.also, strict=True))
+            if also and isinstance(change, Move):
+                self._ordered(run, transition, zip(change.also, also, strict=True))
 
     def _ordered(self, run: Run, transition: Transition, orders: Iterable[tuple[Start | Post | Emit, Result]]) -> None:
         """The orders of the run's step were committed with its transition, or left out."""

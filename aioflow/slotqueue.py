@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from aioflow.activation import Activation
 from aioflow.openings import call_of
 
@@ -15,8 +13,8 @@ class SlotQueue:
     is. Every other run waits in the store, and would wait there for ever while the queue does not end. So for each call
     that leaves the queue for a slot, one other run may enter it.
 
-    The mutable state: the activations by run id, which of them are such calls, and how many others may be in the queue
-    (``open_to``).
+    The mutable state: the activations by run id, the ids of those that are such calls (``calls``), and how many others
+    may be in the queue (``open_to``). The worker reads all three.
 
     Args:
         most: the highest number of others.
@@ -24,38 +22,27 @@ class SlotQueue:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._activations: dict[int, Activation] = {}
-        self._calls: set[int] = set()
+        self.activations: dict[int, Activation] = {}
+        self.calls: set[int] = set()
         self.open_to = 0
-
-    def __len__(self) -> int:
-        return len(self._activations)
-
-    def __iter__(self) -> Iterator[Activation]:
-        return iter(self._activations.values())
-
-    @property
-    def calls(self) -> int:
-        """How many of its runs are calls with a request."""
-        return len(self._calls)
 
     def add(self, activation: Activation) -> None:
         """Put a run at the end."""
         run = activation.run
-        self._activations[run.id] = activation
+        self.activations[run.id] = activation
         if (call := call_of(run)) is not None and call.request:
-            self._calls.add(run.id)
+            self.calls.add(run.id)
 
     def take(self) -> Activation:
         """Take the first run out, for a slot."""
-        first = next(iter(self._activations))
-        change = 1 if first in self._calls else -1
-        activation = self._activations[first]
+        first = next(iter(self.activations))
+        change = 1 if first in self.calls else -1
+        activation = self.activations[first]
         self.drop(first)
-        self.open_to = max(min(self.open_to + change, self._most), 0) if self._calls else 0
+        self.open_to = max(min(self.open_to + change, self._most), 0) if self.calls else 0
         return activation
 
     def drop(self, run_id: int) -> None:
         """Forget a run, if it is in the queue."""
-        self._activations.pop(run_id, None)
-        self._calls.discard(run_id)
+        self.activations.pop(run_id, None)
+        self.calls.discard(run_id)

@@ -46,8 +46,9 @@ class Waiters:
         entries = self._waiting.get(run.id)
         if entries is None:
             return
+        ended = run.status not in LIVE
         for future, until in entries.items():  # their waiters go on, and remove them, in a later turn of the loop
-            if reached(run, until) and not future.done():
+            if (ended or (until != "ended" and reached(run, until))) and not future.done():
                 future.set_result(run)
 
     def tell_all(self, runs: Iterable[Run]) -> None:

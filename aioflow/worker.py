@@ -88,7 +88,7 @@ class Worker:
         if not self.working or self.draining:
             return 0
         queue = self._waiting
-        taken = len(self._activations) - queue.calls + self._promised + self._left_behind
+        taken = len(self._activations) - len(queue.calls) + self._promised + self._left_behind
         return self._max_running + queue.open_to - taken
 
     def may_begin(self) -> bool:
@@ -102,7 +102,7 @@ class Worker:
     @property
     def running(self) -> int:
         """How many runs execute here."""
-        return len(self._activations) - len(self._waiting)
+        return len(self._activations) - len(self._waiting.activations)
 
     @property
     def held(self) -> Collection[int]:
@@ -134,7 +134,7 @@ class Worker:
             self._idle.set()
         if self.draining:
             return
-        while self._waiting and self._has_slot():
+        while self._waiting.activations and self._has_slot():
             self._waiting.take().begin()
         self._claims.made_room(idle=not self._activations)
         self.scheduler.made_room()
@@ -146,22 +146,26 @@ class Worker:
 
     def follow(self, run: Run, live: BaseModel | None = None) -> None:
         """A transition was committed; ``run`` is the row after it, ``live`` its Context, if that is in memory."""
-        activation = self._activations.get(run.id)
-        if activation is not None and activation.run.seq > run.seq:  # the run was claimed after this commit, told late
+        run_id, seq, status = run.id, run.seq, run.status
+        activation = self._activations.get(run_id)
+        if activation is not None and activation.leads_to == seq and status == RUNNING and run.owner == self._number:
+            self._heard[run_id] = seq  # nearly always: it goes on from the transition that it has offered
             return
-        self._heard[run.id] = run.seq
-        gone_on = activation is not None and activation.leads_to < run.seq
-        if activation is not None and (gone_on or run.status != RUNNING):
+        if activation is not None and activation.run.seq > seq:  # the run was claimed after this commit, told late
+            return
+        self._heard[run_id] = seq
+        gone_on = activation is not None and activation.leads_to < seq
+        if activation is not None and (gone_on or status != RUNNING):
             self.ended(activation)
-            if gone_on or run.status == WorkflowStatus.CANCELLED:
+            if gone_on or status == WorkflowStatus.CANCELLED:
                 activation.halt()
-        if run.status == WAITING:
+        if status == WAITING:
             self.scheduler.arm(run)
-        elif run.status == RUNNING and run.owner != self._number:
+        elif status == RUNNING and run.owner != self._number:
             self._claims.left(run)
-        elif run.status == RUNNING and activation is None and run.updated_at < self._since:
+        elif status == RUNNING and activation is None and run.updated_at < self._since:
             self.notice()  # committed before this worker lost its lease: others may own the run, ask the store
-        elif run.status == RUNNING and (activation is None or gone_on):
+        elif status == RUNNING and (activation is None or gone_on):
             self._begin(run, None if gone_on else live)
 
     def _begin(self, run: Run, live: BaseModel | None = None) -> None:
@@ -236,14 +240,9 @@ class Worker:
         self._claims.backlog = False
         limit = min(self._claims.share(starved=self.scheduler.starved), _PAGE)
         claim = await self._store.claim(
-            self._number,
-            lease=self._length,
-            limit=limit,
-            after=self._claims.after,
-            known=self._registry.known(),
-            held=list(held) if compare else None,
-            now=now,
-        )
+            self._number, lease=self._length, limit=limit, after=self._claims.after, known=self._registry.known(),
+            held=list(held) if compare else None, now=now,
+        )  # fmt: skip
         began = claim.working and not self.working
         if began and not self._store.exclusive:
             # A claim does not extend a lease that still runs, and its reply may be late: a renewal tells when it ends.
@@ -330,7 +329,7 @@ class Worker:
         self.draining = True
         self.scheduler.working = False
         await self.planner.stop(GRACE)
-        for activation in list(self._waiting):  # they end at once, as no step may begin any more
+        for activation in list(self._waiting.activations.values()):  # they end at once, as no step may begin any more
             activation.begin()
         if self._activations:
             self._idle.clear()
