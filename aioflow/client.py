@@ -21,7 +21,7 @@ from aioflow.model import Run, StartOptions, Transition, check_id, check_name
 from aioflow.parts import Parts
 from aioflow.query import check_limit
 from aioflow.registry import Registry, workflow_name
-from aioflow.run import WorkflowRun, naming
+from aioflow.run import WorkflowRun
 from aioflow.store import RunQuery
 from aioflow.waiters import Until, reached
 
@@ -297,8 +297,11 @@ class Client:
             TimeoutError: it took longer.
             Others: as ``wait``, and as ``WorkflowRun.context``.
         """
-        with naming("engine.result()"):
-            return cast("BaseModel", (await self.wait(run_id, timeout)).outcome())
+        try:
+            run = await self.wait(run_id, timeout)
+        except (EngineClosed, OtherLoop) as error:
+            raise type(error)("engine.result()") from None
+        return cast("BaseModel", run.outcome())
 
     async def process_scheduled(self) -> int:
         """Process all that is due now: waiting runs, planned events and planned starts.

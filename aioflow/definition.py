@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,8 +147,12 @@ class WorkflowDefinition:
                 return next((after for after in names if after != on_timeout), None)
         return None
 
-    async def new_context(self, keywords: Mapping[str, Any], *, from_json: bool = False) -> BaseModel:
-        """A live Context from the keywords given to ``start``. ``from_json``: the fields of a Context come from JSON.
+    def new_context(
+        self, keywords: Mapping[str, Any], *, from_json: bool = False
+    ) -> BaseModel | Coroutine[Any, Any, BaseModel]:
+        """A live Context from the keywords given to ``start``; if create_context makes it, a coroutine that gives it.
+
+        ``from_json``: the fields of a Context come from JSON.
 
         Raises:
             TypeError: a keyword that create_context, or without one the Context, does not take.
@@ -156,10 +160,17 @@ class WorkflowDefinition:
             Unstorable: create_context made one that cannot be stored as it is.
         """
         create = getattr(self.cls, "create_context", None)
+        if create is not None:
+            return self._created(create, keywords)
+        self.check_keywords(keywords)
         try:
-            self.check_keywords(keywords)
-            if create is None:
-                return self.codec.build(keywords, from_json=from_json)
+            return self.codec.build(keywords, from_json=from_json)
+        except ValidationError as error:
+            raise ContextInvalid(self.name, explain(error)) from error
+
+    async def _created(self, create: Callable[..., object], keywords: Mapping[str, Any]) -> BaseModel:
+        self.check_keywords(keywords)
+        try:
             return await self._adopted(create(**keywords))
         except ValidationError as error:
             raise ContextInvalid(self.name, explain(error)) from error

@@ -24,14 +24,17 @@ class Ids:
         self._next = self._end = 0
         self._reserving: asyncio.Event | None = None
 
-    @property
-    def ready(self) -> bool:
-        """Whether the next id is at hand, so that the store need not be asked."""
-        return self._next < self._end
+    def at_hand(self) -> int:
+        """An id that nothing else in the store has or will have; 0, which is none, if the store has to be asked."""
+        taken = self._next
+        if taken >= self._end:
+            return 0
+        self._next = taken + 1
+        return taken
 
     async def take(self) -> int:
-        """An id that nothing else in the store has or will have."""
-        while self._next >= self._end:
+        """The same, however long the store takes to answer."""
+        while not (taken := self.at_hand()):
             if self._reserving is not None:  # all waiters go on together; a lock would admit one per turn of the loop
                 await self._reserving.wait()
                 continue
@@ -42,8 +45,6 @@ class Ids:
             finally:
                 self._reserving = None
                 reserving.set()
-        taken = self._next
-        self._next += 1
         return taken
 
 

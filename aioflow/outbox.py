@@ -167,9 +167,6 @@ class Office:
             await self.clock.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _take(self, ids: Ids, patience: Micros | None) -> int:
-        return await (ids.take() if ids.ready else self.ask(ids.take, patience))
-
     async def start_of(
         self,
         definition: WorkflowDefinition,
@@ -196,10 +193,11 @@ class Office:
             TypeError, ContextInvalid, LimitExceeded: the keywords make no Context that can be stored.
         """
         try:
-            data, live = definition.codec.encode(await definition.new_context(keywords, from_json=from_json))
+            context = definition.new_context(keywords, from_json=from_json)
+            data, live = definition.codec.encode(context if isinstance(context, BaseModel) else await context)
         except Unstorable as error:
             raise ContextInvalid(definition.name, f"it cannot be stored: {error}") from error
-        run_id = await self._take(self.run_ids, patience)
+        run_id = self.run_ids.at_hand() or await self.ask(self.run_ids.take, patience)
         now = self.clock.micros()
         due = options.due(now)
         return interventions.start(
@@ -231,7 +229,7 @@ class Office:
             if not rows:
                 raise RunNotFound(workflow=name, key=key)
             run_id = rows[0].id
-        id_ = await self._take(self.signal_ids, patience)
+        id_ = self.signal_ids.at_hand() or await self.ask(self.signal_ids.take, patience)
         self._last_sent = max(self._last_sent, self.clock.micros())  # keeps the order when the clock is set back
         return Post(asked.signal(id_, run_id, self._last_sent))
 
@@ -239,8 +237,8 @@ class Office:
         """The change that emits an event. ``patience``: see ``ask``."""
         if self.listen is not None:  # workflows that were defined just now are to hear this event already
             await self.listen(patience)
-        id_ = await self._take(self.event_ids, patience)
-        mail_id = await self._take(self.signal_ids, patience)
+        id_ = self.event_ids.at_hand() or await self.ask(self.event_ids.take, patience)
+        mail_id = self.signal_ids.at_hand() or await self.ask(self.signal_ids.take, patience)
         # Of an id that is unique in the store, and of the store's own id: no caller gives the same by accident.
         event_id = f"{self.store_id}:event:{id_}"
         return Emit(asked.record(id_, mail_id, event_id, self.clock.micros()), asked.replace)

@@ -28,22 +28,6 @@ else:
     C = TypeVar("C", bound=BaseModel)
 
 
-class naming:  # noqa: N801 - it is used as a function
-    """Makes EngineClosed and OtherLoop, raised within it, name this call. A class, for speed: every wait uses it."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: str) -> None:
-        self._call = call
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, EngineClosed | OtherLoop):
-            raise type(error)(self._call) from None
-
-
 class Source(Protocol):
     """Where a WorkflowRun was read from, and can be read again."""
 
@@ -230,24 +214,26 @@ class WorkflowRun(Generic[C]):
             RunNotFound: it is no longer in the store.
             EngineClosed, StoreUnavailable: it cannot be read.
         """
-        with naming("run.refresh()"):
+        try:
             self._row = await self._source.reread(self._row.id)
+        except (EngineClosed, OtherLoop) as error:
+            raise type(error)("run.refresh()") from None
 
     async def wait(self, timeout: float | timedelta | None = None, *, until: Until = "ended") -> WorkflowRun[C]:
         """Wait until the run has ended, whatever its status, or is parked; updates this object. See ``Engine.wait``."""
-        with naming("run.wait()"):
-            await self._wait(timeout, until)
+        try:
+            self._row = (await self._source.wait(self._row.id, timeout, until=until))._row
+        except (EngineClosed, OtherLoop) as error:
+            raise type(error)("run.wait()") from None
         return self
 
     async def result(self, timeout: float | timedelta | None = None) -> C:
         """Its final Context, once it has completed; updates this object. See ``Engine.result``."""
-        with naming("run.result()"):
-            await self._wait(timeout, "ended")
+        try:
+            self._row = (await self._source.wait(self._row.id, timeout))._row
+        except (EngineClosed, OtherLoop) as error:
+            raise type(error)("run.result()") from None
         return self.outcome()
-
-    async def _wait(self, timeout: float | timedelta | None, until: Until) -> None:
-        found = await self._source.wait(self._row.id, timeout, until=until)
-        self._row = found._row
 
     def outcome(self) -> C:
         """The final Context of a run that has ended.

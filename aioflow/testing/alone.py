@@ -103,7 +103,9 @@ class _Kept:
         """See outbox.Orders. Nothing is committed; a start that is invalid still raises."""
         for order in outbox.orders:
             if isinstance(order, StartOrder):
-                await order.definition.new_context(order.keywords)
+                context = order.definition.new_context(order.keywords)
+                if not isinstance(context, BaseModel):
+                    await context
         return ()
 
 
