@@ -276,10 +276,11 @@ class Activation(Watch):
         """Commit the step's transition."""
         tools, run, definition = self._tools, self.run, self._definition
         assert definition is not None
-        raised, duration, self._live = isinstance(ran.outcome, Raised), ran.duration, ran.live
+        outcome, self._live, duration, also = ran
+        raised = not isinstance(outcome, Stepped)
         now, commit_id = tools.clock.micros(), next(tools.commit_ids)
         try:
-            move = decide(run, definition, ran.outcome, duration=duration, now=now, commit_id=commit_id)
+            move = decide(run, definition, outcome, duration=duration, now=now, commit_id=commit_id)
         except Exception as problem:  # noqa: BLE001 - an altered command, or a bug: the step fails, once
             if raised:
                 self._adrift(problem)
@@ -289,13 +290,13 @@ class Activation(Watch):
             telemetry.fault("what a step returned cannot be followed", run_id=run.id, step=run.step, exception=trace)
             self._commit(Ran(Raised(problem), None, duration))
             return
-        if move.transition.error is not None:
-            self._tell_error(ran.outcome, move.transition)
-        owners: list[int | None] | None = None
-        if ran.also and not _has_failed(ran, move):
-            owners = []
-            move = move._replace(also=tuple(self._owned(part, owners) for part in ran.also))
-        self._move, self._owners, self._had_raised, self.leads_to = move, owners, raised, move.run.seq
+        if (transition := move.transition).error is not None:
+            self._tell_error(outcome, transition)
+        owners: list[int | None] | None = [] if also and not _has_failed(ran, move) else None
+        if owners is not None:
+            move = move._replace(also=tuple(self._owned(part, owners) for part in also))
+        self._move, self.leads_to = move, move.run.seq
+        self._owners, self._had_raised = owners, raised
         tools.committer.offer(move, self)
 
     def told(self, outcome: Result | Exception) -> None:
@@ -308,21 +309,21 @@ class Activation(Watch):
             for owner in self._owners:
                 self._tools.home.redeem(owner)
         was = self.run
-        if isinstance(outcome, Exception):
-            if isinstance(outcome, StoreRefused) and not self._had_raised:
-                error = ContextNotStorable(was.id, was.workflow, was.step, str(outcome))
-                error.__cause__ = outcome
-                self._commit(Ran(Raised(error), None, move.transition.duration_micros))
-                return
-            self._adrift(outcome)
-        elif (run := outcome.left_by(move)) is not None:
+        if isinstance(outcome, Result) and (run := outcome.left_by(move)) is not None:
             if run.status == RUNNING:
                 self._not_alone()
                 self.run = run
                 self._tools.pool.put(self)
                 return
-        else:
+        elif isinstance(outcome, Result):
             telemetry.info("transition refused, the run was cancelled or taken over", run_id=was.id, seq=move.run.seq)
+        elif isinstance(outcome, StoreRefused) and not self._had_raised:
+            error = ContextNotStorable(was.id, was.workflow, was.step, str(outcome))
+            error.__cause__ = outcome
+            self._commit(Ran(Raised(error), None, move.transition.duration_micros))
+            return
+        else:
+            self._adrift(outcome)
         self._end()
 
     def _tell_error(self, outcome: Outcome, transition: Transition) -> None:

@@ -208,7 +208,7 @@ def fail(reason: str) -> Command:
 
 def check_target(command: str, target: object) -> None:
     """Raise TypeError for what cannot be a target."""
-    if not isinstance(target, str) and not callable(target):
+    if not callable(target) and not isinstance(target, str):
         raise TypeError(
             f"{command}() takes a step of the same workflow, as self.step_name or 'step_name', "
             f"got {type(target).__name__}."

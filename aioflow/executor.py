@@ -25,7 +25,7 @@ from aioflow.definition import StepDefinition, WorkflowDefinition
 from aioflow.errors import ArgumentsMissing, CommandAwaited, ContextNotStorable, NoCommand, StepTimeout
 from aioflow.events import event_from
 from aioflow.likeness import explain
-from aioflow.model import Resumption, Run, failure_of
+from aioflow.model import Resumption, Run, failure_of, record
 from aioflow.openings import call_of
 from aioflow.outbox import Orders, Outbox
 from aioflow.retry import is_a
@@ -33,7 +33,7 @@ from aioflow.telemetry import Telemetry, bind_step
 from aioflow.threads import Threads
 from aioflow.transitions import Outcome, Raised, Stepped
 
-_COMMANDS = (Goto, Sleep, Wait, Complete, Fail)
+_COMMANDS = (Goto, Complete, Sleep, Wait, Fail)
 _NONE: Final[Mapping[str, Any]] = {}
 REQUEST_GONE: Final = (
     "the request that called it is only in the memory of another process, which has ended or did not run the step. "
@@ -146,7 +146,7 @@ class Executor:
             else:
                 if limit is not None:
                     watch.began(limit)
-                called: Any = step.function(instance, **arguments)
+                called: Any = step.function(instance, **arguments) if arguments else step.function(instance)
                 returned = await called if step.is_async else called
         except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
             error = raised
@@ -163,7 +163,7 @@ class Executor:
                 return Ran(Raised(_own_error(run, error, watch)), None, duration)
             try:
                 ran = self._returned(run, definition, live, returned, duration)
-                if isinstance(outbox := current.close(), Outbox):
+                if (outbox := current.close()) is not None and isinstance(outbox, Outbox):
                     ran = ran._replace(also=await self._changes(outbox, watch))
             except Stopped:
                 raise
@@ -191,24 +191,32 @@ class Executor:
     def _returned(
         self, run: Run, definition: WorkflowDefinition, live: BaseModel, returned: object, duration: Micros
     ) -> Ran:
+        if type(returned) is not Goto:  # of which nothing else is to be done here
+            live = self._finished(run, definition, live, returned)
+        try:
+            data, parsed = definition.codec.encode(live)
+        except Unstorable as error:
+            raise ContextNotStorable(run.id, run.workflow, run.step, str(error)) from error
+        ran: Ran = record(Ran, (record(Stepped, (returned, data)), parsed, duration, ()))
+        return ran
+
+    def _finished(self, run: Run, definition: WorkflowDefinition, live: BaseModel, returned: object) -> BaseModel:
+        """The Context as the command leaves it. Raises NoCommand if it is none."""
         if not isinstance(returned, _COMMANDS):
             raise NoCommand(run.id, run.workflow, run.step, _what(returned))
+        if isinstance(returned, Complete):
+            if not returned.data:
+                return live
+            try:
+                return definition.codec.merge(live, returned.data)
+            except BaseException as error:  # a validator may raise anything
+                problem = f"complete(...) does not fit: {explain(error)}"
+                raise ContextNotStorable(run.id, run.workflow, run.step, problem) from error
         if isinstance(returned, Wait):
             for arm in returned.arms:
                 if arm.model is not None:
                     note_model(arm.model)
-        codec = definition.codec
-        if isinstance(returned, Complete) and returned.data:
-            try:
-                live = codec.merge(live, returned.data)
-            except BaseException as error:  # a validator may raise anything
-                problem = f"complete(...) does not fit: {explain(error)}"
-                raise ContextNotStorable(run.id, run.workflow, run.step, problem) from error
-        try:
-            data, parsed = codec.encode(live)
-        except Unstorable as error:
-            raise ContextNotStorable(run.id, run.workflow, run.step, str(error)) from error
-        return Ran(Stepped(returned, data), parsed, duration)
+        return live
 
     async def _arguments(self, run: Run, step: StepDefinition, watch: Watch) -> dict[str, Any]:
         """The arguments for the step's parameters, from what resumed the run."""
@@ -281,7 +289,9 @@ def _leave(watch: Watch, current: CurrentRun, bound: Context, token: Token[Curre
     """The step has ended: check what it left in the task's contextvars, and clear its own."""
     if watch.current is current:  # else it was abandoned, and its task is not used again
         watch.current = None
-        watch.clean = _same(bound, copy_context())
+        left = copy_context()
+        tables = get_referents(bound, left)  # the only thing that each refers to; shared until either changes
+        watch.clean = (len(tables) == 2 and tables[0] is tables[1]) or _same(bound, left)
     # So that the step's Context is freed now, not when the transition is committed.
     try:
         _current.reset(token)
@@ -291,9 +301,6 @@ def _leave(watch: Watch, current: CurrentRun, bound: Context, token: Token[Curre
 
 def _same(one: Context, other: Context) -> bool:
     """Whether two contexts have the identical values: one that is merely equal may hold other things."""
-    tables = get_referents(one, other)  # the only thing that each refers to; a copy shares it until either changes
-    if len(tables) == 2 and tables[0] is tables[1]:
-        return True
     return len(one) == len(other) and all(map(is_, one, other)) and all(map(is_, one.values(), other.values()))
 
 

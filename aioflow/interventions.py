@@ -29,6 +29,7 @@ from aioflow.model import (
     WaitingFor,
     arms_of,
     bounded,
+    record,
     told_as,
 )
 from aioflow.openings import call_of, called, opening
@@ -69,8 +70,7 @@ def start(
     step, status, next_step = definition.start, RUNNING, None
     if waiting_for is not None:
         status, next_step, owner = WAITING, step if waiting_for == "start" else None, None
-    # Positional arguments: with keywords this call takes as long as all the rest.
-    run = Run(
+    row = (
         run_id, definition.name, definition.version, key, parent_id, None, now, status, step, next_step,
         1, 1, owner,  # seq, fence
         1, 0, 0, 0, 0,  # visit, failures, hops, crashes, marked
@@ -78,7 +78,9 @@ def start(
         None, None, data, None, None,  # failure and progress, error and traceback
         now, None,
     )  # fmt: skip
-    return Start(run, Transition(run_id, 1, now, step, 1, "start", 0, None, commit_id), reuse, 0, live)
+    line = (run_id, 1, now, step, 1, "start", 0, None, commit_id)
+    made: Start = record(Start, (record(Run, row), record(Transition, line), reuse, 0, live))
+    return made
 
 
 def wake(run: Run, *, owner: int | None, now: Micros, commit_id: int) -> Move:

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import JsonValue
 
@@ -49,6 +49,8 @@ class WorkflowStatus(StrEnum):
 
 
 LIVE: Final = frozenset({WorkflowStatus.RUNNING, WorkflowStatus.WAITING})
+#: Makes a named tuple of all its fields, in half the time that its own constructor takes.
+record: Final[Any] = tuple.__new__
 
 #: What a waiting run waits for.
 WaitingFor: TypeAlias = Literal["sleep", "signal", "event", "action", "retry", "start", "blocked"]

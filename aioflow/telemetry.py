@@ -153,12 +153,13 @@ _RUN_ID, _WORKFLOW, _STEP, _ATTEMPT = (
 
 def bind_step(run: Run) -> None:
     """Bind run_id, workflow, step and attempt to the log lines of this context."""
-    if _RUN_ID.get() is not run.id:
-        _RUN_ID.set(run.id)
-    if _WORKFLOW.get() is not run.workflow:
-        _WORKFLOW.set(run.workflow)
-    if _STEP.get() is not run.step:
-        _STEP.set(run.step)
+    run_id, workflow, step = run.id, run.workflow, run.step
+    if _RUN_ID.get() is not run_id:
+        _RUN_ID.set(run_id)
+    if _WORKFLOW.get() is not workflow:
+        _WORKFLOW.set(workflow)
+    if _STEP.get() is not step:
+        _STEP.set(step)
     attempt = run.failures + 1
     if _ATTEMPT.get() != attempt:
         _ATTEMPT.set(attempt)
