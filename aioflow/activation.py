@@ -291,6 +291,7 @@ class Activation(Watch):
             self._commit(Ran(Raised(problem), None, duration))
             return
         if (transition := move.transition).error is not None:
+            self._live = None  # it has what the failed attempt did, if what that returned is the error
             self._tell_error(outcome, transition)
         owners: list[int | None] | None = [] if also and not _has_failed(ran, move) else None
         if owners is not None:

@@ -66,6 +66,31 @@ async def test_step_without_attempts_left_leads_to_its_on_fail(make_engine: Make
         ]
 
 
+async def test_on_fail_does_not_see_what_an_attempt_did_whose_command_is_invalid(make_engine: MakeEngine) -> None:
+    """If what a step returned cannot be followed, its on_fail gets the Context as it was before the step."""
+    seen: list[list[str]] = []
+    nowhere = "ship"
+
+    @workflow("on-fail-command")
+    class Flow:
+        class Context(BaseModel):
+            marks: list[str] = []
+
+        @step(start=True, on_fail="rescue")
+        async def pay(self) -> Command:
+            get_context(self.Context).marks.append("paid")
+            return goto(nowhere)
+
+        @step
+        async def rescue(self) -> Command:
+            seen.append([*get_context(self.Context).marks])
+            return complete()
+
+    async with make_engine(Flow) as engine:
+        run = await run_of(engine, Flow)
+        assert (run.status, run.data, seen) == ("completed", {"marks": []}, [[]])
+
+
 @pytest.mark.parametrize("threaded", [True, False], ids=["thread", "loop"])
 async def test_on_fail_of_the_workflow_is_for_all_others(make_engine: MakeEngine, threaded: bool) -> None:
     """A step without an on_fail leads to the workflow's, sync or async, as a new visit."""
