@@ -17,6 +17,8 @@ from aioflow.model import CHARACTERS, MAX_DATA, MAX_DEPTH, MAX_NAME, check_name
 
 #: Python's own limit on the digits of a number that is parsed, which the JSON parser has, too.
 _MAX_DIGITS = 4300
+#: Up to this many characters, JSON can neither be too deep nor have a key that is too long.
+_SHORT = min(2 * MAX_DEPTH, MAX_NAME)
 NUMBERS = "the numbers that JSON has"
 
 #: Where a value is: what it is in, and its key or index there; None is the top. It is written out for errors alone: a path
@@ -46,11 +48,17 @@ def check_json(raw: bytes, what: str) -> str:
         ("\\" in text and "\\u0000" in text)
         or ("N" in text and "NaN" in text)
         or ("I" in text and "Infinity" in text)
-        or (len(text) > 2 * MAX_DEPTH and text.count("{") + text.count("[") > MAX_DEPTH)
-        or (len(text) > MAX_NAME and ('\\"' in text or len(max(text.split('"'), key=len)) > MAX_NAME))
+        or (len(text) > _SHORT and _is_suspect(text))
     ):
         _walk_json(raw, what)
     return text
+
+
+def _is_suspect(text: str) -> bool:
+    """Whether it may be too deep, or have a key that is too long."""
+    return text.count("{") + text.count("[") > MAX_DEPTH or (
+        len(text) > MAX_NAME and ('\\"' in text or len(max(text.split('"'), key=len)) > MAX_NAME)
+    )
 
 
 def _walk_json(raw: bytes, what: str) -> None:

@@ -159,7 +159,10 @@ class ContextCodec:
             same = exact = left == right and live.__pydantic_extra__ == parsed.__pydantic_extra__
             if same:
                 for name in self._loose:
-                    exact = exact and (alike(left[name], right[name]) or left[name] is self._defaults.get(name, left))
+                    value = left[name]
+                    if not alike(value, right[name]) and value is not self._defaults.get(name, left):
+                        exact = False
+                        break
         except Exception:  # noqa: BLE001 - difference() finds the value that cannot be compared
             same = exact = False
         if not exact:

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 from aioflow import telemetry
 from aioflow.batches import Batch, Lane, Listener, Pending, addresses_of, keys_of
@@ -40,6 +40,7 @@ _LAST_WAIT: Micros = SECOND
 #: Characters of data after which a batch is full: a transaction of a thousand Contexts of 1 MiB would take seconds, in
 #: which nothing else is committed, and gigabytes of memory.
 MOST_DATA = 8_000_000
+_OUTCOME = itemgetter(Result._fields.index("outcome"))
 
 
 class _Caller:
@@ -249,7 +250,8 @@ class Committer:
         failing = False
         while pending := [p for p in pending if not p.over]:
             try:
-                results = await self._store.apply([p.change for p in pending], self._clock.micros())
+                changes = [p.change for p in pending]
+                results = await self._store.apply(changes, self._clock.micros())
                 if len(results) != len(pending):
                     raise InternalError(f"The store gave {len(results)} results for {len(pending)} changes.")
             except StoreRefused as error:
@@ -277,13 +279,13 @@ class Committer:
             else:
                 if failing:
                     telemetry.warn("commit works again", changes=len(pending))
-                self._settle(pending, results)
+                self._settle(pending, changes, results)
                 return
 
-    def _settle(self, pending: list[Pending], results: list[Result]) -> None:
+    def _settle(self, pending: list[Pending], changes: list[Change], results: list[Result]) -> None:
         # Nearly always all of them: then nothing is made anew for each.
-        applied: Iterator[tuple[Change, Result]] = zip([p.change for p in pending], results, strict=True)
-        if {result.outcome for result in results} != {"applied"}:
+        applied: Iterator[tuple[Change, Result]] = zip(changes, results, strict=True)
+        if set(map(_OUTCOME, results)) != {"applied"}:
             applied = (pair for pair in applied if pair[1].outcome == "applied")
         for first in applied:
             try:

@@ -39,12 +39,13 @@ def live_class(context: type[BaseModel], undeclared: Undeclared) -> type[BaseMod
     unchanged = unchanged_fields(context) if checked else {}
 
     def __setattr__(self: BaseModel, name: str, value: object) -> None:  # noqa: N807 - the body of a class made below
-        if checked and name in fields:  # as pydantic does it, in fewer steps
-            if type(value) in unchanged.get(name, ()):
-                self.__dict__[name] = value
-                self.__pydantic_fields_set__.add(name)
-            else:
-                self.__pydantic_validator__.validate_assignment(self, name, value)
+        # Fields as pydantic does it, in fewer steps.
+        if type(value) in unchanged.get(name, ()):
+            self.__dict__[name] = value
+            self.__pydantic_fields_set__.add(name)
+            return
+        if checked and name in fields:
+            self.__pydantic_validator__.validate_assignment(self, name, value)
             return
         if (
             name not in fields

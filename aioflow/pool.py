@@ -28,6 +28,7 @@ from anyio._backends._asyncio import _task_states
 from aioflow.context import CurrentRun, current_run
 from aioflow.tasks import TaskSet
 
+_state_of: Final = _task_states.get
 #: How many steps a task begins in one turn of the loop.
 _TURN: Final = 32
 #: How many idle tasks are kept.
@@ -174,5 +175,5 @@ class Pool:
 
 def _in_scope(task: asyncio.Task[None]) -> bool:
     """Whether a cancel scope was entered in the task and not left."""
-    state = _task_states.get(task)
+    state = _state_of(task)
     return state is not None and state.cancel_scope is not None

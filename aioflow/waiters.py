@@ -47,8 +47,8 @@ class Waiters:
         if entries is None:
             return
         ended = run.status not in LIVE
-        for future, until in entries.items():  # their waiters go on, and remove them, in a later turn of the loop
-            if (ended or (until != "ended" and reached(run, until))) and not future.done():
+        for future in entries:  # their waiters go on, and remove them, in a later turn of the loop
+            if (ended or ((until := entries[future]) != "ended" and reached(run, until))) and not future.done():
                 future.set_result(run)
 
     def tell_all(self, runs: Iterable[Run]) -> None:
