@@ -143,7 +143,8 @@ class Activation(Watch):
             self._end()
 
     def _end(self) -> None:
-        self._not_alone()
+        if self._alone:
+            self._not_alone()
         self._tools.home.ended(self)
 
     async def advance(self, task: asyncio.Task[None]) -> bool:
@@ -153,7 +154,9 @@ class Activation(Watch):
         self.clean = True
         ran: Ran | None = None
         try:
-            if self.may_begin() and (self._ready() or (await self._prepare() and self.may_begin())):
+            ready = self._live is not None and self._generation == tools.registry.generation
+            may_begin = not self.stop and tools.home.may_begin()
+            if may_begin and (ready or (await self._prepare() and self.may_begin())):
                 assert self._live is not None
                 assert self._definition is not None
                 self.timed_out = False
@@ -185,25 +188,14 @@ class Activation(Watch):
             telemetry.fault("a bug in aioflow: run left as it is", run_id=run_id, exception=trace)
         self._tools.home.adrift()
 
-    def _ready(self) -> bool:
-        """Whether the previous step's definition and Context can be used for the next one, without ``_prepare``."""
-        definition, run = self._definition, self.run
-        return (
-            definition is not None
-            and self._live is not None
-            and self._tools.registry.generation == self._generation
-            and (step := definition.steps.get(run.step)) is not None
-            and step.action is None
-            and run.deadline is None
-        )
-
     async def _prepare(self) -> bool:
         """Whether the step can run: there is code that can take the run. If not, the run is parked, or ends."""
         tools, run = self._tools, self.run
         if run.crashes and (move := poison(run, now=tools.clock.micros(), commit_id=next(tools.commit_ids))):
             await self._submit(move)
             return False
-        self._generation = tools.registry.generation
+        # If that stays, the next step, which this definition names, needs no preparation: unless a deadline may be over.
+        self._generation = tools.registry.generation if run.deadline is None else -1
         definition = self._definition = tools.registry.get(run.workflow, run.version)
         if definition is not None and run.deadline is not None:
             now, commit_id = tools.clock.micros(), next(tools.commit_ids)
@@ -259,9 +251,8 @@ class Activation(Watch):
             self._alarm = None
 
     def _not_alone(self) -> None:
-        if self._alone:
-            self._alone = False
-            self._tools.alone.release()
+        self._alone = False
+        self._tools.alone.release()
 
     def _time_out(self, limit: Micros) -> None:
         task = self._task
@@ -280,7 +271,7 @@ class Activation(Watch):
         raised = not isinstance(outcome, Stepped)
         now, commit_id = tools.clock.micros(), next(tools.commit_ids)
         try:
-            move = decide(run, definition, outcome, duration=duration, now=now, commit_id=commit_id)
+            move = decide(run, definition, outcome, duration, now, commit_id)
         except Exception as problem:  # noqa: BLE001 - an altered command, or a bug: the step fails, once
             if raised:
                 self._adrift(problem)
@@ -293,9 +284,10 @@ class Activation(Watch):
         if (transition := move.transition).error is not None:
             self._live = None  # it has what the failed attempt did, if what that returned is the error
             self._tell_error(outcome, transition)
-        owners: list[int | None] | None = [] if also and not _has_failed(ran, move) else None
-        if owners is not None:
-            move = move._replace(also=tuple(self._owned(part, owners) for part in also))
+        owners: list[int | None] | None = None
+        if also and not _has_failed(ran, move):
+            owners = []
+            move = self._owning(move, also, owners)
         self._move, self.leads_to = move, move.run.seq
         self._owners, self._had_raised = owners, raised
         tools.committer.offer(move, self)
@@ -312,7 +304,8 @@ class Activation(Watch):
         was = self.run
         if isinstance(outcome, Result) and (run := outcome.left_by(move)) is not None:
             if run.status == RUNNING:
-                self._not_alone()
+                if self._alone:
+                    self._not_alone()
                 self.run = run
                 self._tools.pool.put(self)
                 return
@@ -336,6 +329,9 @@ class Activation(Watch):
             if raised is not None:
                 executor.callers.raised(self.run, raised)
             telemetry.reopened(self.run, transition, raised)
+
+    def _owning(self, move: Move, also: tuple[Start | Post | Emit, ...], owners: list[int | None]) -> Move:
+        return move._replace(also=tuple(self._owned(part, owners) for part in also))
 
     def _owned(self, part: Start | Post | Emit, owners: list[int | None]) -> Start | Post | Emit:
         """The change, with this worker as the owner of a run that the step starts, if there is room."""

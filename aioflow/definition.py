@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -94,9 +96,23 @@ class WorkflowDefinition:
     source: tuple[str, str]
     #: What starts it, if it is an event workflow.
     event: EventTrigger | None = None
+    #: id of a function -> the step that it is, if it is that of one step alone.
+    _names: Mapping[int, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        count = Counter(id(step.function) for step in self.steps.values())
+        names = {key: name for name, step in self.steps.items() if count[key := id(step.function)] == 1}
+        object.__setattr__(self, "_names", names)
 
     def resolve(self, target: object) -> str | None:
         """The name of the step that a command's target means, or None if it is not a step of this workflow."""
+        if type(target) is MethodType and isinstance(target.__self__, self.cls):
+            known = self._names.get(id(target.__func__))
+            if known is not None:
+                return known
+        return self._resolve(target)
+
+    def _resolve(self, target: object) -> str | None:
         if isinstance(target, str):
             return target if target in self.steps else None
         try:
@@ -222,9 +238,12 @@ class WorkflowDefinition:
             return
         if codec.declared.issuperset(keywords) or codec.takes_any_keyword:
             return
-        unknown = [name for name in keywords if name not in codec.declared]
-        problem = f"it has no field {', '.join(map(repr, unknown))} (fields: {', '.join(codec.context.model_fields)})"
-        raise TypeError(_keyword_advice(f"{self.cls.__qualname__}.Context", problem))
+        raise TypeError(_keyword_advice(f"{self.cls.__qualname__}.Context", _no_fields(codec, keywords)))
+
+
+def _no_fields(codec: ContextCodec, keywords: Mapping[str, Any]) -> str:
+    unknown = [name for name in keywords if name not in codec.declared]
+    return f"it has no field {', '.join(map(repr, unknown))} (fields: {', '.join(codec.context.model_fields)})"
 
 
 def _keyword_advice(where: str, problem: str) -> str:

@@ -35,6 +35,8 @@ from aioflow.transitions import Outcome, Raised, Stepped
 
 _COMMANDS = (Goto, Complete, Sleep, Wait, Fail)
 _NONE: Final[Mapping[str, Any]] = {}
+#: Looked up once. Python 3.11 makes a bound method for every call of a method of an imported name.
+_enter, _exit = _current.set, _current.reset
 REQUEST_GONE: Final = (
     "the request that called it is only in the memory of another process, which has ended or did not run the step. "
     "Call it again, from a process whose engine executes runs."
@@ -127,7 +129,7 @@ class Executor:
         """
         step = definition.steps[run.step]
         watch.current = current = CurrentRun(run, live, self._store_id, self._clock, self._make_outbox)
-        token = _current.set(current)
+        token = _enter(current)
         bind_step(run)
         bound = copy_context()
         limit = step.options.timeout
@@ -139,14 +141,15 @@ class Executor:
             self.telemetry.step_started(run)
         try:
             # Made anew for each step: nothing but the Context outlives one, as after a crash.
-            instance = definition.cls()
+            make, function = definition.cls, step.function
+            instance = make()
             arguments = await self._arguments(run, step, watch) if step.takes else _NONE
             if step.in_thread:
                 returned = await self._in_thread(step, instance, arguments, watch)
             else:
                 if limit is not None:
                     watch.began(limit)
-                called: Any = step.function(instance, **arguments) if arguments else step.function(instance)
+                called: Any = function(instance, **arguments) if arguments else function(instance)
                 returned = await called if step.is_async else called
         except BaseException as raised:  # noqa: BLE001 - a step may raise anything, and it is that run's failure
             error = raised
@@ -294,7 +297,7 @@ def _leave(watch: Watch, current: CurrentRun, bound: Context, token: Token[Curre
         watch.clean = (len(tables) == 2 and tables[0] is tables[1]) or _same(bound, left)
     # So that the step's Context is freed now, not when the transition is committed.
     try:
-        _current.reset(token)
+        _exit(token)
     except ValueError:  # the coroutine was not ended by its task, but garbage-collected after its loop
         pass
 

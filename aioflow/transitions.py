@@ -113,7 +113,7 @@ Outcome: TypeAlias = Stepped | Raised
 
 
 def decide(
-    run: Run, definition: WorkflowDefinition, outcome: Outcome, *, duration: Micros, now: Micros, commit_id: int
+    run: Run, definition: WorkflowDefinition, outcome: Outcome, duration: Micros, now: Micros, commit_id: int
 ) -> Move:
     """The transition of a running run whose step has ended.
 
@@ -132,19 +132,23 @@ def decide(
         match command:
             case Goto():
                 step: str = _resolve(run, definition, "goto", command.target)
-                progress = run.progress if command.progress is None else command.progress
                 if (action := definition.steps[step].action) is not None:
                     return move(
                         run, "goto", duration, now, commit_id, status=WAITING, owner=None, step=step, visit=run.seq + 1,
                         failures=0, waiting_for="action", wake_at=by_deadline(run, None),
-                        arms=opening(action.name, step), hops=0, input=None, progress=progress, data=data,
+                        arms=opening(action.name, step), hops=0, input=None, data=data,
+                        progress=run.progress if command.progress is None else command.progress,
                     )  # fmt: skip
-                row: list[Any] = list(run)
+                row: list[Any] = [*run]
                 hops = row[_HOPS] + 1
                 if hops >= definition.max_transitions:
                     raise _endless(run, definition, step)
-                row[_STEP], row[_VISIT], row[_FAILURES], row[_HOPS] = step, row[_SEQ] + 1, 0, hops
-                row[_INPUT], row[_PROGRESS], row[_DATA] = None, progress, data
+                # Two at once: for four a tuple would be made.
+                row[_STEP], row[_VISIT] = step, row[_SEQ] + 1
+                row[_FAILURES], row[_HOPS] = 0, hops
+                row[_INPUT], row[_DATA] = None, data
+                if command.progress is not None:
+                    row[_PROGRESS] = command.progress
                 return _moved(run, row, "goto", duration, now, commit_id)
             case Sleep(length, until, then):
                 step = _itself(run) if then is None else _resolve(run, definition, "sleep", then)
@@ -157,10 +161,9 @@ def decide(
             case Wait(arms, length, until, on_timeout):
                 late = None if on_timeout is None else _resolve(run, definition, "wait", on_timeout)
                 wake_at = None if on_timeout is None else _instant(run, "wait", length, until, now)
-                resolved = [_arm(run, definition, arm, late) for arm in arms]
                 return move(
                     run, "wait", duration, now, commit_id, status=WAITING, owner=None, next_step=late,
-                    waiting_for=arms[0].kind, wake_at=by_deadline(run, wake_at), arms=json.dumps(resolved), hops=0,
+                    waiting_for=arms[0].kind, wake_at=by_deadline(run, wake_at), arms=_arms(run, definition, arms, late), hops=0,
                     input=None, data=data,
                 )  # fmt: skip
             case Complete():
@@ -262,28 +265,28 @@ def move(
     **changes: Any,
 ) -> Move:
     """A Move that changes these columns of a row, with its history row, whose error is ``note``."""
-    row: list[Any] = list(run)  # as _replace does it, in a third of the time
+    row: list[Any] = [*run]  # as _replace does it, in a third of the time
     for name, value in changes.items():
         row[_PLACE[name]] = value
-    return _moved(run, row, kind, duration, now, commit_id, note=note)
+    return _moved(run, row, kind, duration, now, commit_id, note)
 
 
-def _moved(
+def _moved(  # noqa: PLR0917 - keywords cost as much as all the rest
     run: Run,
     row: list[Any],
     kind: TransitionKind,
     duration: Micros,
     now: Micros,
     commit_id: int,
-    *,
     note: str | None = None,
 ) -> Move:
     """A Move to ``row``, in which the columns that every transition changes are still to be set."""
     seq = row[_SEQ]
-    row[_SEQ], row[_CRASHES], row[_MARKED], row[_UPDATED_AT] = seq + 1, 0, 0, now
+    row[_SEQ], row[_UPDATED_AT] = seq + 1, now
+    row[_CRASHES], row[_MARKED] = 0, 0
     # A transition that resumes a run tells the step and attempt that it leads to, any other those that it ended.
-    step, failures = (row[_STEP], row[_FAILURES]) if kind in _RESUMING else (run.step, run.failures)
-    line = (row[_ID], seq + 1, now, step, failures + 1, kind, duration, note, commit_id)
+    told: Any = row if kind in _RESUMING else run
+    line = (row[_ID], seq + 1, now, told[_STEP], told[_FAILURES] + 1, kind, duration, note, commit_id)
     moved: Move = record(Move, (record(Run, row), seq, run.fence, record(Transition, line), (), False, ()))
     return moved
 
@@ -294,6 +297,10 @@ def _resolve(run: Run, definition: WorkflowDefinition, command: str, target: obj
     if step is None:
         raise TargetUnknown(run.id, run.workflow, run.step, written(target), command, definition.steps)
     return step
+
+
+def _arms(run: Run, definition: WorkflowDefinition, arms: tuple[WaitArm, ...], on_timeout: str | None) -> str:
+    return json.dumps([_arm(run, definition, arm, on_timeout) for arm in arms])
 
 
 def _arm(run: Run, definition: WorkflowDefinition, arm: WaitArm, on_timeout: str | None) -> Arm:
