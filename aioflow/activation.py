@@ -33,7 +33,7 @@ from aioflow.transitions import Outcome, Raised, Stepped, decide
 
 #: Seconds that a cancelled step may take to stop before it is abandoned.
 GRACE = 1.0
-RUNNING = str(WorkflowStatus.RUNNING)
+RUNNING = WorkflowStatus.RUNNING.value
 
 
 class Home(Slots, Protocol):
@@ -154,9 +154,10 @@ class Activation(Watch):
         self.clean = True
         ran: Ran | None = None
         try:
-            ready = self._live is not None and self._generation == tools.registry.generation
-            may_begin = not self.stop and tools.home.may_begin()
-            if may_begin and (ready or (await self._prepare() and self.may_begin())):
+            if (not self.stop and tools.home.may_begin()) and (
+                (self._live is not None and self._generation == tools.registry.generation)
+                or (await self._prepare() and self.may_begin())
+            ):
                 assert self._live is not None
                 assert self._definition is not None
                 self.timed_out = False
@@ -288,7 +289,7 @@ class Activation(Watch):
         if also and not _has_failed(ran, move):
             owners = []
             move = self._owning(move, also, owners)
-        self._move, self.leads_to = move, move.run.seq
+        self._move, self.leads_to = move, run.seq + 1
         self._owners, self._had_raised = owners, raised
         tools.committer.offer(move, self)
 

@@ -6,7 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -96,19 +96,20 @@ class WorkflowDefinition:
     source: tuple[str, str]
     #: What starts it, if it is an event workflow.
     event: EventTrigger | None = None
-    #: id of a function -> the step that it is, if it is that of one step alone.
-    _names: Mapping[int, str] = field(init=False, repr=False, compare=False)
+    #: A plain function, of which no two are equal -> the step that it is, if it is that of one step alone.
+    _names: Mapping[object, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        count = Counter(id(step.function) for step in self.steps.values())
-        names = {key: name for name, step in self.steps.items() if count[key := id(step.function)] == 1}
+        plain = {name: step.function for name, step in self.steps.items() if type(step.function) is FunctionType}
+        count = Counter(plain.values())
+        names = {function: name for name, function in plain.items() if count[function] == 1}
         object.__setattr__(self, "_names", names)
 
     def resolve(self, target: object) -> str | None:
         """The name of the step that a command's target means, or None if it is not a step of this workflow."""
         if type(target) is MethodType and isinstance(target.__self__, self.cls):
-            known = self._names.get(id(target.__func__))
-            if known is not None:
+            function = target.__func__
+            if type(function) is FunctionType and (known := self._names.get(function)) is not None:
                 return known
         return self._resolve(target)
 

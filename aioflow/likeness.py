@@ -164,11 +164,11 @@ def alike(one: Any, other: Any) -> bool:
     kind = type(one)
     if kind is not type(other):
         return False
-    if kind in _PLAIN:
-        return True
     if kind is list or kind is tuple:
         classes = [*map(type, one)]  # long lists of plain values are compared at once
         return classes == [*map(type, other)] and (_PLAIN.issuperset(classes) or all(map(alike, one, other)))
+    if kind in _PLAIN:
+        return True
     if kind is dict:
         return not one or (all(map(alike, one, other)) and all(map(alike, one.values(), other.values())))
     return isinstance(one, BaseModel) and all(map(alike, one.__dict__.values(), other.__dict__.values()))

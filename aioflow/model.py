@@ -48,7 +48,7 @@ class WorkflowStatus(StrEnum):
         return self not in LIVE
 
 
-LIVE: Final = frozenset({WorkflowStatus.RUNNING, WorkflowStatus.WAITING})
+LIVE: Final = frozenset({WorkflowStatus.RUNNING.value, WorkflowStatus.WAITING.value})
 #: Makes a named tuple of all its fields, in half the time that its own constructor takes.
 record: Final[Any] = tuple.__new__
 

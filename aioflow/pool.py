@@ -54,9 +54,13 @@ class PoolTask(asyncio.Task[None]):
     ``job``: what it works at; ``left``: the step that it was left behind with; ``touched``: it must not be kept.
     """
 
-    job: Job | None = None
-    left: CurrentRun | None = None
-    touched = False
+    __slots__ = ("job", "left", "touched")
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.job: Job | None = None
+        self.left: CurrentRun | None = None
+        self.touched = False
+        super().__init__(*arguments, **options)
 
     def cancel(self, msg: Any | None = None) -> bool:
         """See asyncio.Task. Refused to what was left behind by a step that this task does not serve."""

@@ -75,12 +75,7 @@ from aioflow.model import (
 from aioflow.openings import call_of, opening
 from aioflow.retry import GiveUp, RetryLater, chance_of, is_a, sole
 
-RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
-COMPLETED, FAILED, CANCELLED = (
-    str(WorkflowStatus.COMPLETED),
-    str(WorkflowStatus.FAILED),
-    str(WorkflowStatus.CANCELLED),
-)
+RUNNING, WAITING, COMPLETED, FAILED, CANCELLED = (status.value for status in WorkflowStatus)
 
 
 class Stepped(NamedTuple):
@@ -131,7 +126,9 @@ def decide(
     try:
         match command:
             case Goto():
-                step: str = _resolve(run, definition, "goto", command.target)
+                step = definition.resolve(command.target)
+                if step is None:
+                    raise _unknown(run, definition, "goto", command.target)
                 if (action := definition.steps[step].action) is not None:
                     return move(
                         run, "goto", duration, now, commit_id, status=WAITING, owner=None, step=step, visit=run.seq + 1,
@@ -295,8 +292,12 @@ def _resolve(run: Run, definition: WorkflowDefinition, command: str, target: obj
     """The step that a command names. Raises TargetUnknown."""
     step = definition.resolve(target)
     if step is None:
-        raise TargetUnknown(run.id, run.workflow, run.step, written(target), command, definition.steps)
+        raise _unknown(run, definition, command, target)
     return step
+
+
+def _unknown(run: Run, definition: WorkflowDefinition, command: str, target: object) -> TargetUnknown:
+    return TargetUnknown(run.id, run.workflow, run.step, written(target), command, definition.steps)
 
 
 def _arms(run: Run, definition: WorkflowDefinition, arms: tuple[WaitArm, ...], on_timeout: str | None) -> str:

@@ -33,7 +33,7 @@ from aioflow.scheduler import Scheduler
 from aioflow.slotqueue import SlotQueue
 from aioflow.store import Claim, Store
 
-RUNNING, WAITING = str(WorkflowStatus.RUNNING), str(WorkflowStatus.WAITING)
+RUNNING, WAITING = WorkflowStatus.RUNNING.value, WorkflowStatus.WAITING.value
 _PAGE = 500
 
 
@@ -182,9 +182,10 @@ class Worker:
 
     def ended(self, activation: Activation) -> None:
         """See activation.Home."""
-        if self._activations.get(activation.run.id) is activation:
-            del self._activations[activation.run.id]
-            self._waiting.drop(activation.run.id)
+        run_id = activation.run.id
+        if self._activations.get(run_id) is activation:
+            del self._activations[run_id]
+            self._waiting.drop(run_id)
             self._made_room()
 
     def left_behind(self, task: asyncio.Task[None]) -> None:
