@@ -12,8 +12,8 @@ A store that takes several batches at once gets them in lanes, one batch each. A
 shares one of its keys and no earlier batch is still waiting: of changes that must not share a batch, the store has one
 at a time.
 
-The mutable state of ``Committer``: ``_batches`` (what is waiting, in order), ``_lanes`` (what the store has now), and
-how far it is with stopping.
+The mutable state of ``Committer``: ``_batches`` (what is waiting, in order), ``_open`` (the last of them, if it takes
+more changes), ``_lanes`` (what the store has now), and how far it is with stopping.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ class Committer:
         self._on_commit = on_commit
         self._max_batch = max_batch
         self._batches: deque[Batch] = deque()
+        self._open: Batch | None = None
         self._wake = asyncio.Event()
         self._stopping = False
         self._given_up = False
@@ -163,10 +164,7 @@ class Committer:
             listener.told(StoreUnavailable(self._store.name, "the engine has stopped"))
             return
         # Into the last batch, or into a new one if they share a key: so changes of one run keep their order.
-        batches = self._batches
-        batch = batches[-1] if batches else None
-        if batch is not None and (len(batch.pending) >= self._max_batch or batch.size >= MOST_DATA):
-            batch = None
+        batch = self._open
         if (type(change) is Move and not change.also) or (
             type(change) is Start and change.run.key is None and not change.plan
         ):
@@ -189,9 +187,11 @@ class Committer:
                 self._watching = True
                 self._loop.call_later(_WATCH / SECOND, self._watch)
         batch.pending.append(Pending(change, run_id, listener, until))
+        if len(batch.pending) >= self._max_batch or batch.size >= MOST_DATA:
+            self._open = None
 
     def _next_batch(self) -> Batch:
-        batch = Batch()
+        batch = self._open = Batch()
         self._batches.append(batch)
         self._wake.set()  # for idle lanes: a busy one looks for the next batch by itself
         return batch
@@ -230,6 +230,8 @@ class Committer:
         if any(other.bars(batch) for other in self._lanes):
             return False
         del self._batches[0]
+        if batch is self._open:
+            self._open = None
         if self._batches:
             self._wake.set()  # an idle lane may have been waiting because this batch was barred
         # By run id, so that all writers take their locks in the same order.
