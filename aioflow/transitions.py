@@ -126,9 +126,7 @@ def decide(
     try:
         match command:
             case Goto():
-                step = definition.resolve(command.target)
-                if step is None:
-                    raise _unknown(run, definition, "goto", command.target)
+                step = _resolve(run, definition, "goto", command.target)
                 if (action := definition.steps[step].action) is not None:
                     return move(
                         run, "goto", duration, now, commit_id, status=WAITING, owner=None, step=step, visit=run.seq + 1,
@@ -292,12 +290,8 @@ def _resolve(run: Run, definition: WorkflowDefinition, command: str, target: obj
     """The step that a command names. Raises TargetUnknown."""
     step = definition.resolve(target)
     if step is None:
-        raise _unknown(run, definition, command, target)
+        raise TargetUnknown(run.id, run.workflow, run.step, written(target), command, definition.steps)
     return step
-
-
-def _unknown(run: Run, definition: WorkflowDefinition, command: str, target: object) -> TargetUnknown:
-    return TargetUnknown(run.id, run.workflow, run.step, written(target), command, definition.steps)
 
 
 def _arms(run: Run, definition: WorkflowDefinition, arms: tuple[WaitArm, ...], on_timeout: str | None) -> str:
