@@ -47,6 +47,10 @@ class Home(Slots, Protocol):
         """The activation no longer drives its run."""
         ...
 
+    def turn_over(self, activation: Activation) -> None:
+        """Another suspect may run: this one is none any more, or has ended."""
+        ...
+
     def left_behind(self, task: asyncio.Task[None]) -> None:
         """A step does not stop: its slot stays occupied until this task ends."""
         ...
@@ -57,7 +61,7 @@ class Home(Slots, Protocol):
 
 
 class Tools:
-    """What the activations of a worker share. ``alone``: the suspects' lock, so that they run one at a time."""
+    """What the activations of a worker share."""
 
     def __init__(
         self,
@@ -75,7 +79,6 @@ class Tools:
         self.commit_ids = commit_ids
         self.home = home
         self.tasks = TaskSet()
-        self.alone = asyncio.Lock()
         # Its tasks start with copies of the worker's contextvars: no step sees what another one has set.
         self.pool = Pool(self.tasks, contextvars.copy_context(), lambda: committer.ended)
 
@@ -86,15 +89,15 @@ class Activation(Watch):
     The mutable state: ``run`` (the row as last committed), ``leads_to`` (the seq of the row that it has offered to the
     committer, else of ``run``), the Context, the workflow definition and the registry generation it is from, the task
     that runs the step, the timer of a step with a timeout, the move that is being committed (with the owners promised
-    to the runs that it starts, and whether the step raised), and whether it holds the suspects' lock.
+    to the runs that it starts, and whether the step raised), and whether it is a suspect (``alone``).
 
     A committed row with a seq above ``leads_to`` is not from this activation: the run was begun again while the outcome
     of an earlier activation's transition was still unknown.
     """
 
     __slots__ = (
-        "_alarm", "_alone", "_definition", "_generation", "_had_raised", "_live", "_move", "_owners", "_task", "_tools",
-        "leads_to", "run",
+        "_alarm", "_definition", "_generation", "_had_raised", "_live", "_move", "_owners", "_task", "_tools",
+        "alone", "leads_to", "run",
     )  # fmt: skip
     #: See batches.Listener.
     listens = True
@@ -111,7 +114,7 @@ class Activation(Watch):
         self._move: Move | None = None
         self._owners: list[int | None] | None = None
         self._had_raised = False
-        self._alone = False
+        self.alone = run.crashes >= SUSPECT_CRASHES
         self._alarm: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
@@ -143,7 +146,7 @@ class Activation(Watch):
             self._end()
 
     def _end(self) -> None:
-        if self._alone:
+        if self.alone:
             self._not_alone()
         self._tools.home.ended(self)
 
@@ -210,7 +213,7 @@ class Activation(Watch):
             move = park(run, action, now=tools.clock.micros(), commit_id=next(tools.commit_ids))
         else:
             self._live = read
-            return run.crashes < SUSPECT_CRASHES or await self._go_alone()
+            return run.crashes < SUSPECT_CRASHES or await self._mark()
         await self._submit(move)
         return False
 
@@ -225,17 +228,10 @@ class Activation(Watch):
         self.leads_to = move.run.seq
         return await self._tools.committer.submit(move)
 
-    async def _go_alone(self) -> bool:
-        """Run no other suspect until this one's transition is committed: if the process dies, it was this one.
-
-        False if the run was cancelled or taken over while it waited for the lock.
-        """
-        run, tools = self.run, self._tools
-        await tools.alone.acquire()
-        self._alone = True
-        if not self.may_begin():
-            raise Stopped
-        return (await tools.committer.submit(Mark(run.id, run.seq, run.fence))).outcome == "applied"
+    async def _mark(self) -> bool:
+        """Mark the suspect while it runs: if the process dies, it was this one. False if it was cancelled or taken over."""
+        run = self.run
+        return (await self._tools.committer.submit(Mark(run.id, run.seq, run.fence))).outcome == "applied"
 
     def may_begin(self) -> bool:
         """See executor.Watch."""
@@ -252,8 +248,8 @@ class Activation(Watch):
             self._alarm = None
 
     def _not_alone(self) -> None:
-        self._alone = False
-        self._tools.alone.release()
+        self.alone = False
+        self._tools.home.turn_over(self)
 
     def _time_out(self, limit: Micros) -> None:
         task = self._task
@@ -305,7 +301,7 @@ class Activation(Watch):
         was = self.run
         if isinstance(outcome, Result) and (run := outcome.left_by(move)) is not None:
             if run.status == RUNNING:
-                if self._alone:
+                if self.alone:
                     self._not_alone()
                 self.run = run
                 self._tools.pool.put(self)

@@ -41,18 +41,9 @@ class Worker:
     """Executes runs; see the module's docstring. The arguments are those of Engine, and its parts."""
 
     def __init__(
-        self,
-        store: Store,
-        clock: Clock,
-        registry: Registry,
-        committer: Committer,
-        executor: Executor,
-        commit_ids: Iterator[int],
-        *,
-        number: int,
-        max_running: int,
-        lease: Micros,
-    ) -> None:
+        self, store: Store, clock: Clock, registry: Registry, committer: Committer, executor: Executor,
+        commit_ids: Iterator[int], *, number: int, max_running: int, lease: Micros,
+    ) -> None:  # fmt: skip
         self._store = store
         self._clock = clock
         self._registry = registry
@@ -88,7 +79,7 @@ class Worker:
         if not self.working or self.draining:
             return 0
         queue = self._waiting
-        taken = len(self._activations) - len(queue.calls) + self._promised + self._left_behind
+        taken = len(self._activations) - len(queue.calls) - len(queue.line) + self._promised + self._left_behind
         return self._max_running + queue.open_to - taken
 
     def may_begin(self) -> bool:
@@ -102,7 +93,7 @@ class Worker:
     @property
     def running(self) -> int:
         """How many runs execute here."""
-        return len(self._activations) - len(self._waiting.activations)
+        return len(self._activations) - len(self._waiting)
 
     @property
     def held(self) -> Collection[int]:
@@ -134,6 +125,7 @@ class Worker:
             self._idle.set()
         if self.draining:
             return
+        self._waiting.advance()
         while self._waiting.activations and self._has_slot():
             self._waiting.take().begin()
         self._claims.made_room(idle=not self._activations)
@@ -175,6 +167,8 @@ class Worker:
         waits = not self._has_slot()
         activation = self._activations[run.id] = Activation(run, self._tools, live)
         self._idle.clear()
+        if activation.alone and not self._waiting.has_turn(activation):
+            return
         if waits:
             self._waiting.add(activation)
         else:
@@ -187,6 +181,11 @@ class Worker:
             del self._activations[run_id]
             self._waiting.drop(run_id)
             self._made_room()
+
+    def turn_over(self, activation: Activation) -> None:
+        """See activation.Home."""
+        self._waiting.turn_over(activation)
+        self._made_room()
 
     def left_behind(self, task: asyncio.Task[None]) -> None:
         """See activation.Home."""
@@ -330,7 +329,7 @@ class Worker:
         self.draining = True
         self.scheduler.working = False
         await self.planner.stop(GRACE)
-        for activation in list(self._waiting.activations.values()):  # they end at once, as no step may begin any more
+        for activation in self._waiting.all():  # they end at once, as no step may begin any more
             activation.begin()
         if self._activations:
             self._idle.clear()

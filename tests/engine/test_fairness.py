@@ -9,10 +9,26 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import pytest
 from pydantic import BaseModel
 
-from aioflow import StartOptions, WorkflowRun, action, complete, goto, step, wait, workflow
+from aioflow import (
+    Engine,
+    StartOptions,
+    WorkflowRun,
+    action,
+    complete,
+    get_context,
+    get_run,
+    goto,
+    step,
+    wait,
+    workflow,
+)
 from aioflow.commands import Command
+from aioflow.discovery import find_store
+from aioflow.store import Store
+from aioflow.testing.conformance_samples import a_run, put
 from tests.engine.conftest import MakeEngine, ShiftedClock
 from tests.support import wait_until
 
@@ -178,3 +194,43 @@ async def test_timers_of_clients_are_seen_without_a_free_slot(make_engine: MakeE
         for run in runs:
             await wait_until(partial(woken, run), 3)
         assert await engine.count(workflow=Steady, status="running") > 0
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+async def test_suspects_leave_slots_to_others(store_url: str | Store, clock: ShiftedClock, slots: int) -> None:
+    """Suspects that wait for their turn to run alone take no slots; the others execute, and each suspect in its turn."""
+    gates: list[asyncio.Event] = []
+    turns: list[int] = []
+
+    @workflow("fair-suspects")
+    class Flow:
+        class Context(BaseModel):
+            waits: bool = False
+
+        @step(start=True)
+        async def only(self) -> Command:
+            if get_context(self.Context).waits:
+                turns.append(get_run().id)
+                gates.append(gate := asyncio.Event())
+                await gate.wait()
+            return complete()
+
+    store = find_store(store_url)
+    await store.open(clock.micros())
+    first = await store.reserve("run", 6, clock.micros())
+    suspect = a_run(first, workflow="fair-suspects", step="only", data='{"waits": true}', crashes=2)
+    await put(store, *(suspect._replace(id=first + number) for number in range(6)))
+    await store.close()
+    async with Engine(store_url, workflows=[Flow], clock=clock, max_running=slots) as engine:
+        for number in range(6):
+            await wait_until(lambda number=number: len(gates) == number + 1)  # type: ignore[misc]
+            if slots > 1:
+                runs = await asyncio.gather(*(engine.start(Flow) for _ in range(3 * slots)))
+                for run in runs:
+                    assert (await run.wait(10)).status == "completed"
+            assert len(gates) == number + 1
+            assert (await engine.stats()).running_here == 1
+            gates[-1].set()
+        for run_id in range(first, first + 6):
+            assert (await engine.wait(run_id, 10)).status == "completed"
+    assert sorted(turns) == [*range(first, first + 6)]
