@@ -23,7 +23,7 @@ from aioflow.definition import WorkflowDefinition
 from aioflow.errors import ContextNotStorable, InternalError, StoreError, StoreRefused
 from aioflow.executor import Executor, Ran, Stopped, Watch
 from aioflow.interventions import block, overrun, park, poison, uncalled
-from aioflow.model import SUSPECT_CRASHES, Run, Transition, WorkflowStatus
+from aioflow.model import POISON_CRASHES, SUSPECT_CRASHES, Run, Transition, WorkflowStatus
 from aioflow.pool import Pool, interrupt
 from aioflow.reading import read_context
 from aioflow.registry import Registry
@@ -89,7 +89,7 @@ class Activation(Watch):
     The mutable state: ``run`` (the row as last committed), ``leads_to`` (the seq of the row that it has offered to the
     committer, else of ``run``), the Context, the workflow definition and the registry generation it is from, the task
     that runs the step, the timer of a step with a timeout, the move that is being committed (with the owners promised
-    to the runs that it starts, and whether the step raised), and whether it is a suspect (``alone``).
+    to the runs that it starts, and whether the step raised), and whether it is a suspect, see SlotQueue.
 
     A committed row with a seq above ``leads_to`` is not from this activation: the run was begun again while the outcome
     of an earlier activation's transition was still unknown.
@@ -97,7 +97,7 @@ class Activation(Watch):
 
     __slots__ = (
         "_alarm", "_definition", "_generation", "_had_raised", "_live", "_move", "_owners", "_task", "_tools",
-        "alone", "leads_to", "run",
+        "leads_to", "run", "suspect",
     )  # fmt: skip
     #: See batches.Listener.
     listens = True
@@ -114,7 +114,7 @@ class Activation(Watch):
         self._move: Move | None = None
         self._owners: list[int | None] | None = None
         self._had_raised = False
-        self.alone = run.crashes >= SUSPECT_CRASHES
+        self.suspect = SUSPECT_CRASHES <= run.crashes < POISON_CRASHES  # from there on it fails, and does not run
         self._alarm: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
@@ -146,8 +146,8 @@ class Activation(Watch):
             self._end()
 
     def _end(self) -> None:
-        if self.alone:
-            self._not_alone()
+        if self.suspect:
+            self._cleared()
         self._tools.home.ended(self)
 
     async def advance(self, task: asyncio.Task[None]) -> bool:
@@ -222,6 +222,8 @@ class Activation(Watch):
         if (run := (await self._submit(move)).left_by(move)) is None or run.status != RUNNING:
             return False
         self.run = run
+        if self.suspect:
+            self._cleared()
         return await self._prepare()
 
     async def _submit(self, move: Move) -> Result:
@@ -247,8 +249,8 @@ class Activation(Watch):
             self._alarm.cancel()
             self._alarm = None
 
-    def _not_alone(self) -> None:
-        self.alone = False
+    def _cleared(self) -> None:
+        self.suspect = False
         self._tools.home.turn_over(self)
 
     def _time_out(self, limit: Micros) -> None:
@@ -301,8 +303,8 @@ class Activation(Watch):
         was = self.run
         if isinstance(outcome, Result) and (run := outcome.left_by(move)) is not None:
             if run.status == RUNNING:
-                if self.alone:
-                    self._not_alone()
+                if self.suspect:
+                    self._cleared()
                 self.run = run
                 self._tools.pool.put(self)
                 return

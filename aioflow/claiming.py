@@ -18,7 +18,9 @@ class Claiming:
 
     Claims take the runs that nobody executes as they were created, in rounds. A round ends with the first run that was
     created after it began. So it takes each run once: neither old runs that are back again and again nor new ones keep
-    others from their turn.
+    others from their turn. (Runs of dead owners come first in a claim, in an order of their own, and may end a round
+    early. Runs that were created before the clock was set back may wait, while all slots stay taken, until it is that
+    time again.)
 
     Each claim is a transaction, so it takes several runs, as soon as there is room for ``few``. But if all other slots
     are taken by steps that take long, there may never be: after a moment the first slot that is free is enough.

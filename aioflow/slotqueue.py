@@ -14,7 +14,8 @@ class SlotQueue:
     that leaves the queue for a slot, one other run may enter it.
 
     A suspect, which may have killed the process, runs while no other one does. Those whose turn has not come stand in a
-    line of their own: they may be as many as there are slots, and would keep all other runs from them for long.
+    line of their own, even if they will only time out: they may be as many as there are slots, and would keep all other
+    runs from them for long. While the line is long, the worker claims no more of them.
 
     The mutable state: the activations by run id, the ids of those that are such calls (``calls``), how many others may
     be in the queue (``open_to``), the suspects that stand in line, by run id (``line``), and the one that has its turn.
@@ -38,7 +39,7 @@ class SlotQueue:
         """Those in the queue, and those in line."""
         return [*self.activations.values(), *self.line.values()]
 
-    def has_turn(self, activation: Activation) -> bool:
+    def ask_turn(self, activation: Activation) -> bool:
         """Give a suspect its turn, if no other one has it; if one has, put it in line."""
         if self._suspect is None:
             self._suspect = activation
@@ -75,8 +76,10 @@ class SlotQueue:
         return activation
 
     def drop(self, run_id: int) -> None:
-        """Forget a run, if it is in the queue or in line."""
+        """Forget a run, if it is in the queue or in line. One that executes keeps its turn until its task has ended."""
         self.line.pop(run_id, None)
         if (dropped := self.activations.pop(run_id, None)) is not None:
             self.calls.discard(run_id)
             self.turn_over(dropped)
+        if not self.calls:
+            self.open_to = 0

@@ -302,22 +302,16 @@ class Store(Protocol):
         ...
 
     async def claim(
-        self,
-        worker: int,
-        *,
-        lease: Micros,
-        limit: int,
-        known: Collection[tuple[str, str]],
-        held: Collection[int] | None,
-        now: Micros,
-        after: tuple[Micros, int] | None = None,
-    ) -> Claim:
+        self, worker: int, *, lease: Micros, limit: int, known: Collection[tuple[str, str]], now: Micros,
+        held: Collection[int] | None, after: tuple[Micros, int] | None = None, suspects: bool = True,
+    ) -> Claim:  # fmt: skip
         """Make this worker the owner of up to ``limit`` running runs without a living owner; of none if it is below 1.
 
         Taking a run raises its fence and clears its mark. Runs without owner are taken in the order of (``created_at``,
-        id), what comes after ``after``. Taking a run from a dead owner (``owner`` is set, and its lease is over or its
-        lock lost) adds one to ``crashes`` while they are below 2, and from then on only if the run is ``marked``. An
-        exclusive store gives runs of all workflows, any other only those of ``known`` (workflow, version) pairs.
+        id), only those after ``after`` if given. Taking a run from a dead owner (``owner`` is set, and its lease is over
+        or its lock lost) adds one to ``crashes`` while they are below 2, and from then on only if the run is ``marked``.
+        Without ``suspects`` no run is taken that has 2 already. An exclusive store gives runs of all workflows, any other
+        only those of ``known`` (workflow, version) pairs.
 
         Also returns, whatever the limit, the worker's own running runs that are not in ``held``, unchanged, as replies
         get lost; and which of ``held`` are ``gone``. With ``held`` None, neither is looked for.
@@ -340,8 +334,9 @@ class Store(Protocol):
         ...
 
     async def hint(self, now: Micros) -> int:
-        """A number that changes when others have applied changes. Cheap, and only a hint. It may change by what is applied
-        here, too; for a claim it need not, as nobody waits for a run to get an owner.
+        """A number that changes when others have applied changes. Cheap, and only a hint.
+
+        It may change by what is applied here, too; for a claim it need not, as nobody waits for a run to get an owner.
         """
         ...
 

@@ -75,7 +75,8 @@ from aioflow.model import (
 from aioflow.openings import call_of, opening
 from aioflow.retry import GiveUp, RetryLater, chance_of, is_a, sole
 
-RUNNING, WAITING, COMPLETED, FAILED, CANCELLED = (status.value for status in WorkflowStatus)
+RUNNING, WAITING, COMPLETED = WorkflowStatus.RUNNING.value, WorkflowStatus.WAITING.value, WorkflowStatus.COMPLETED.value
+FAILED, CANCELLED = WorkflowStatus.FAILED.value, WorkflowStatus.CANCELLED.value
 
 
 class Stepped(NamedTuple):

@@ -4,10 +4,10 @@ Memory follows the store. ``follow`` is told of every change that this process c
 what memory must hold: an activation for a running run that this worker owns, a timer for a waiting one, nothing for one
 that ended. So it does not matter which task committed the change, or whether that still runs.
 
-The mutable state of ``Worker``: the activations by run id, those that wait for a slot, the number of slots promised to
-runs that are being committed and of tasks left behind, the seq of each run committed since the last claim (``_heard``),
-when it began to work, whether the store is being asked (``_asking``), whether more runs are to be looked for and
-unblocked (``_foreign``, ``_unblocking``), and the flags ``working`` and ``draining``.
+The mutable state of ``Worker``: the activations by run id, those that wait for a slot or their turn, how far claims have
+come, the number of slots promised to runs that are being committed and of tasks left behind, the seq of each run
+committed since the last claim (``_heard``), when it began to work, whether the store is being asked (``_asking``),
+whether more is to be looked for and unblocked (``_foreign``, ``_unblocking``), and the flags ``working``, ``draining``.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class Worker:
         self._length = lease
         self._lease = Lease(store, clock, number, lease)
         self._activations: dict[int, Activation] = {}
-        self._claims = Claiming(few := max(1, max_running // 8), lambda: self.room)
-        self._waiting = SlotQueue(few)
+        self._few = max(1, max_running // 8)
+        self._claims = Claiming(self._few, lambda: self.room)
+        self._waiting = SlotQueue(self._few)
         self._heard: dict[int, int] = {}
         self._promised = 0
         self._foreign = self._unblocking = False
@@ -167,7 +168,7 @@ class Worker:
         waits = not self._has_slot()
         activation = self._activations[run.id] = Activation(run, self._tools, live)
         self._idle.clear()
-        if activation.alone and not self._waiting.has_turn(activation):
+        if activation.suspect and not self._waiting.ask_turn(activation):
             return
         if waits:
             self._waiting.add(activation)
@@ -185,6 +186,7 @@ class Worker:
     def turn_over(self, activation: Activation) -> None:
         """See activation.Home."""
         self._waiting.turn_over(activation)
+        self._claims.backlog = self._claims.backlog or len(self._waiting.line) < self._few  # others may be in the store
         self._made_room()
 
     def left_behind(self, task: asyncio.Task[None]) -> None:
@@ -241,7 +243,7 @@ class Worker:
         limit = min(self._claims.share(starved=self.scheduler.starved), _PAGE)
         claim = await self._store.claim(
             self._number, lease=self._length, limit=limit, after=self._claims.after, known=self._registry.known(),
-            held=list(held) if compare else None, now=now,
+            held=list(held) if compare else None, now=now, suspects=len(self._waiting.line) < self._few,
         )  # fmt: skip
         began = claim.working and not self.working
         if began and not self._store.exclusive:

@@ -281,6 +281,14 @@ def test_an_action_that_sleeps_has_the_same_call_when_it_wakes() -> None:
     assert raised(ValueError(), awake).run.arms == ARMED.arms
 
 
+def test_records_have_all_their_fields() -> None:
+    """What is made without the records' constructors, which is quicker, has a value for each of their fields."""
+    started = start(ORDER, "{}", run_id=7, key=None, reuse="never", due=None, now=NOW, commit_id=COMMIT, owner=9)
+    for change in (started, returned(goto("ship")), returned(complete())):
+        for record in (change, change.run, change.transition):
+            assert len(record) == len(type(record)._fields)
+
+
 # ---- other ends of such a wait
 
 

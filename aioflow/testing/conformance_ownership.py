@@ -14,6 +14,7 @@ from aioflow.testing.conformance_samples import (
     an_ended,
     claiming,
     do,
+    dying,
     ids,
     log,
     marking,
@@ -82,6 +83,19 @@ class OwnershipConformance:
         assert sorted(ids((await claiming(store, 3, limit=2, held=[3, 7])).runs)) == [4, 6]
         assert sorted(ids((await claiming(store, 3, limit=2, held=[3, 4, 7], after=(NOW, 1))).runs)) == [2, 6]
         assert sorted(ids((await claiming(store, 3, held=[2, 3, 4, 6, 7], after=(NOW - 1, 3))).runs)) == [1, 5]
+
+    async def test_claim_leaves_suspects(self, store: Store) -> None:
+        """Without ``suspects`` runs that have crashed twice are left, those of the dead, too; and with it they come."""
+        crashed = {number: a_run(number, crashes=(number - 1) % 3) for number in range(1, 7)}
+        await put(store, *(crashed[number] for number in (1, 2, 3)))
+        assert sorted(ids((await claiming(store, 3, suspects=False)).runs)) == [1, 2]
+        assert sorted(ids((await claiming(store, 3, held=[1, 2])).runs)) == [3]
+        now = await dying(store)
+        await put(store, *(crashed[number] for number in (4, 5, 6)))
+        taken = ids((await claiming(store, 4, now, suspects=False)).runs)
+        assert set(taken) in ({1, 4, 5}, {1, 2, 4, 5})  # by its second crash run 2 is one, which a store may see first
+        rest = ids((await claiming(store, 4, now, held=taken)).runs)
+        assert sorted(taken + rest) == list(range(1, 7))
 
     async def test_claim_without_room_takes_nothing(self, store: Store) -> None:
         """With ``limit`` 0, or below it as a worker has more than it has room for, it is registered, and gets no run."""

@@ -199,6 +199,7 @@ class MemoryStore:
         held: Collection[int] | None,
         now: Micros,
         after: tuple[Micros, int] | None = None,
+        suspects: bool = True,
     ) -> Claim:
         """Take running runs without a living owner, those that were created first first.
 
@@ -214,7 +215,9 @@ class MemoryStore:
             if run.owner == worker:
                 if held is not None and run.id not in held:
                     runs.append(run)
-            elif run.owner is None and after is not None and _age(run) <= after:
+            elif (run.owner is None and after is not None and _age(run) <= after) or (
+                run.crashes >= SUSPECT_CRASHES and not suspects
+            ):
                 continue
             elif taken < limit and (run.workflow, run.version) in known and not self._alive(run.owner, now):
                 mine = _taken(run, worker)

@@ -47,10 +47,7 @@ _SETTINGS: Final = (
     ("idle_in_transaction_session_timeout", _IDLE),
 )
 #: The server ends a statement whose connection was dropped. PostgreSQL has it since 14, on most systems.
-_END: Final = """
-DO $$ BEGIN PERFORM set_config('client_connection_check_interval', '1000', false);
-EXCEPTION WHEN OTHERS THEN NULL; END $$
-"""
+_END: Final = "SET client_connection_check_interval = 1000"
 _SET: Final = "; ".join(f"SET {name} = {value}" for name, value in _SETTINGS)
 _SET_LOCAL: Final = "; ".join(f"SET LOCAL {name} = {value}" for name, value in _SETTINGS)
 
@@ -118,7 +115,8 @@ class Database:
         """Run what a user asks, which may take long: each statement by itself, or all as of one instant.
 
         Such questions take half of the connections at most, so that runs have the others. One that waits for the others
-        for as long as a question may take is given up, and one whose caller has left ends within a second.
+        for as long as a question may take is given up. One whose caller has left is dropped after a second; the
+        server, unless it is behind a pooler, ends it within another.
         """
         try:
             async with asyncio.timeout(4 * self._address.timeout):
@@ -249,9 +247,15 @@ async def _transaction(connection: Connection, session: Session, operation: Oper
     return result
 
 
+async def _set(connection: Connection) -> None:
+    await connection.execute(_SET)
+    with suppress(asyncpg.PostgresError):
+        await connection.execute(_END)
+
+
 async def _set_up(connection: Connection) -> None:
     # When a statement is cancelled, asyncpg tells the server by another connection, and may wait for that for ever.
-    setting = asyncio.ensure_future(connection.execute(f"{_SET}; {_END}"))
+    setting = asyncio.ensure_future(_set(connection))
     try:
         await asyncio.shield(setting)
     except asyncio.CancelledError:

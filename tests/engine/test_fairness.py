@@ -234,3 +234,75 @@ async def test_suspects_leave_slots_to_others(store_url: str | Store, clock: Shi
         for run_id in range(first, first + 6):
             assert (await engine.wait(run_id, 10)).status == "completed"
     assert sorted(turns) == [*range(first, first + 6)]
+
+
+async def test_a_worker_takes_in_few_suspects(store_url: str | Store, clock: ShiftedClock) -> None:
+    """Of many suspects most wait in the store, where other workers can take them, and all have their turn in the end."""
+    ran: list[int] = []
+
+    @workflow("fair-many-suspects")
+    class Flow:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def only(self) -> Command:
+            await gate.wait()
+            ran.append(get_run().id)
+            return complete()
+
+    gate = asyncio.Event()
+    store = find_store(store_url)
+    await store.open(clock.micros())
+    first = await store.reserve("run", 100, clock.micros())
+    suspect = a_run(first, workflow="fair-many-suspects", step="only", data="{}", crashes=2)
+    await put(store, *(suspect._replace(id=first + number) for number in range(100)))
+    await store.close()
+    async with Engine(store_url, workflows=[Flow], clock=clock, max_running=4) as engine:
+        last = await engine.start(Flow)
+        await wait_until(lambda: engine._worker is not None and engine._worker.running == 2)
+        assert engine._worker is not None
+        held = []
+        for _ in range(20):
+            await engine._worker.look()
+            held.append(len(engine._worker.held))
+        assert max(held) <= 10
+        gate.set()
+        for run_id in (*range(first, first + 100), last.id):
+            assert (await engine.wait(run_id, 20)).status == "completed"
+    assert sorted(ran) == sorted([*range(first, first + 100), last.id])
+
+
+async def test_a_run_that_timed_out_is_no_suspect(store_url: str | Store, clock: ShiftedClock) -> None:
+    """A suspect whose timeout is over goes to its on_timeout step as any run, and the next suspect has its turn."""
+    gate, late, turns = asyncio.Event(), asyncio.Event(), list[int]()
+
+    @workflow("fair-late-suspects", timeout=timedelta(hours=1), on_timeout="too_late")
+    class Flow:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        async def only(self) -> Command:
+            turns.append(get_run().id)
+            return complete()
+
+        @step
+        async def too_late(self) -> Command:
+            late.set()
+            await gate.wait()
+            return complete()
+
+    store = find_store(store_url)
+    now = clock.micros()
+    await store.open(now)
+    first = await store.reserve("run", 2, now)
+    suspect = a_run(first, workflow="fair-late-suspects", step="only", data="{}", crashes=2)
+    await put(store, suspect._replace(deadline=now - 1), suspect._replace(id=first + 1))
+    await store.close()
+    async with Engine(store_url, workflows=[Flow], clock=clock) as engine:
+        await late.wait()
+        assert (await engine.wait(first + 1, 10)).status == "completed"
+        gate.set()
+        assert (await engine.wait(first, 10)).status == "completed"
+    assert turns == [first + 1]
