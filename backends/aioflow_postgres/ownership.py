@@ -44,10 +44,10 @@ EXISTS (
     WHERE k.workflow = r.workflow AND k.version = r.version OFFSET 0
 )
 """
+_IS_WANTED: Final = f"($10::boolean OR r.crashes < {SUSPECT_CRASHES})"
 #: A lease that is not over is left as it is, and its row unlocked: pulse.py renews it while the event loop is blocked,
 #: perhaps in the middle of this. Runs of dead owners come before those without one. The latter are read in the order of
 #: the index, which skips what others have taken: a bitmap scan would read all of that each time, until a vacuum.
-_IS_WANTED: Final = f"($10::boolean OR r.crashes < {SUSPECT_CRASHES})"
 _CLAIM: Final = f"""
 WITH registered AS (
     INSERT INTO aioflow.workers AS w (id, until) SELECT $1, $6
