@@ -196,6 +196,20 @@ async def test_timers_of_clients_are_seen_without_a_free_slot(make_engine: MakeE
         assert await engine.count(workflow=Steady, status="running") > 0
 
 
+async def suspects(
+    store_url: str | Store, clock: ShiftedClock, count: int, *, workflow: str, data: str = "{}", late: int = 0
+) -> int:
+    """Store so many runs at step "only" that have crashed twice, the first ``late`` past their deadline; the first's id."""
+    store, now = find_store(store_url), clock.micros()
+    await store.open(now)
+    first = await store.reserve("run", count, now)
+    suspect = a_run(first, workflow=workflow, step="only", data=data, crashes=2)
+    deadlines = [now - 1] * late + [None] * (count - late)
+    await put(store, *(suspect._replace(id=first + n, deadline=deadline) for n, deadline in enumerate(deadlines)))
+    await store.close()
+    return first
+
+
 @pytest.mark.parametrize("slots", [1, 2, 5])
 async def test_suspects_leave_slots_to_others(store_url: str | Store, clock: ShiftedClock, slots: int) -> None:
     """Suspects that wait for their turn to run alone take no slots; the others execute, and each suspect in its turn."""
@@ -215,12 +229,7 @@ async def test_suspects_leave_slots_to_others(store_url: str | Store, clock: Shi
                 await gate.wait()
             return complete()
 
-    store = find_store(store_url)
-    await store.open(clock.micros())
-    first = await store.reserve("run", 6, clock.micros())
-    suspect = a_run(first, workflow="fair-suspects", step="only", data='{"waits": true}', crashes=2)
-    await put(store, *(suspect._replace(id=first + number) for number in range(6)))
-    await store.close()
+    first = await suspects(store_url, clock, 6, workflow="fair-suspects", data='{"waits": true}')
     async with Engine(store_url, workflows=[Flow], clock=clock, max_running=slots) as engine:
         for number in range(6):
             await wait_until(lambda number=number: len(gates) == number + 1)  # type: ignore[misc]
@@ -252,12 +261,7 @@ async def test_a_worker_takes_in_few_suspects(store_url: str | Store, clock: Shi
             return complete()
 
     gate = asyncio.Event()
-    store = find_store(store_url)
-    await store.open(clock.micros())
-    first = await store.reserve("run", 100, clock.micros())
-    suspect = a_run(first, workflow="fair-many-suspects", step="only", data="{}", crashes=2)
-    await put(store, *(suspect._replace(id=first + number) for number in range(100)))
-    await store.close()
+    first = await suspects(store_url, clock, 100, workflow="fair-many-suspects")
     async with Engine(store_url, workflows=[Flow], clock=clock, max_running=4) as engine:
         last = await engine.start(Flow)
         await wait_until(lambda: engine._worker is not None and engine._worker.running == 2)
@@ -293,13 +297,7 @@ async def test_a_run_that_timed_out_is_no_suspect(store_url: str | Store, clock:
             await gate.wait()
             return complete()
 
-    store = find_store(store_url)
-    now = clock.micros()
-    await store.open(now)
-    first = await store.reserve("run", 2, now)
-    suspect = a_run(first, workflow="fair-late-suspects", step="only", data="{}", crashes=2)
-    await put(store, suspect._replace(deadline=now - 1), suspect._replace(id=first + 1))
-    await store.close()
+    first = await suspects(store_url, clock, 2, workflow="fair-late-suspects", late=1)
     async with Engine(store_url, workflows=[Flow], clock=clock) as engine:
         await late.wait()
         assert (await engine.wait(first + 1, 10)).status == "completed"
