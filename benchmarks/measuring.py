@@ -42,12 +42,19 @@ async def watch_lag(lags: list[float]) -> None:
         lags.append((time.perf_counter() - began - LAG_TICK) * 1000)
 
 
-def plain_file(path: Path) -> sqlite3.Connection:
-    """A file with two small tables, runs and their history, as durable as a store's file: WAL and FULL."""
+def durable_file(path: Path) -> sqlite3.Connection:
+    """A connection that commits as durably as a store does (WAL and FULL), and copies the WAL back as rarely."""
     # Another thread than this one may use the connection, but only one at a time.
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA wal_autocheckpoint = 4000")
+    return db
+
+
+def plain_file(path: Path) -> sqlite3.Connection:
+    """A durable file with two small tables, runs and their history."""
+    db = durable_file(path)
     db.execute(
         "CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, step TEXT, seq INTEGER, at INTEGER, data TEXT)"
     )
