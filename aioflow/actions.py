@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, NamedTuple, overload
 
 from pydantic import JsonValue
@@ -172,7 +171,7 @@ class Acting(Emitting):
                 )  # fmt: skip
                 if tries >= _MAX_TRIES:  # this process cannot deliver that signal: claim the run all the same
                     claim = claim._replace(unless_mail=False)
-                result = await parts.committer.submit(claim, PATIENCE, partial(parts.slots.redeem, owner))
+                result = await parts.committer.submit(claim, PATIENCE, parts.slots, owner)
                 if result.outcome == "applied":
                     return await self._outcome(parts, wanted, caller)
             if result.run is None:

@@ -15,7 +15,7 @@ from typing import Protocol
 from pydantic import BaseModel
 
 from aioflow import telemetry
-from aioflow.changes import Emit, Mark, Move, Post, Result, Start
+from aioflow.changes import Change, Emit, Mark, Move, Post, Result, Start
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.commands import Fail
 from aioflow.committer import Committer
@@ -96,10 +96,14 @@ class Activation(Watch):
     """
 
     __slots__ = (
-        "_alarm", "_definition", "_generation", "_had_raised", "_live", "_move", "_owners", "_task", "_tools",
-        "leads_to", "run", "suspect",
+        "_alarm", "_definition", "_generation", "_had_raised", "_live", "_owners", "_task", "_tools", "answered",
+        "change", "leads_to", "run", "run_id", "suspect", "until",
     )  # fmt: skip
-    #: See batches.Listener.
+    #: What follows is that of a Pending, see batches.py: the change is the last move that it offered.
+    answered: bool
+    change: Change
+    run_id: int
+    until: Micros | None
     listens = True
 
     def __init__(self, run: Run, tools: Tools, live: BaseModel | None = None) -> None:
@@ -111,7 +115,6 @@ class Activation(Watch):
         self._definition: WorkflowDefinition | None = None
         self._generation = -1
         self._task: asyncio.Task[None] | None = None
-        self._move: Move | None = None
         self._owners: list[int | None] | None = None
         self._had_raised = False
         self.suspect = SUSPECT_CRASHES <= run.crashes < POISON_CRASHES  # from there on it fails, and does not run
@@ -287,14 +290,14 @@ class Activation(Watch):
         if also and not _has_failed(ran, move):
             owners = []
             move = self._owning(move, also, owners)
-        self._move, self.leads_to = move, run.seq + 1
+        self.leads_to = run.seq + 1
         self._owners, self._had_raised = owners, raised
         tools.committer.offer(move, self)
 
     def told(self, outcome: Result | Exception) -> None:
-        """See batches.Listener. Go on with the committed row, unless the run no longer belongs to this worker."""
-        move, self._move = self._move, None
-        assert move is not None
+        """See Pending. Go on with the committed row, unless the run no longer belongs to this worker."""
+        move = self.change
+        assert type(move) is Move
         if self._had_raised:
             self._tools.executor.telemetry.forget(move.transition)
         if self._owners is not None:

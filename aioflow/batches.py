@@ -9,41 +9,38 @@ from aioflow.changes import Amend, Change, Emit, Listen, Mark, Move, Occur, Post
 from aioflow.clock import Micros
 
 
-class Listener(Protocol):
-    """Is told the outcome of a change."""
+class Pending(Protocol):
+    """A change that waits to be committed, and what hears of its outcome; it may wait for one change at a time.
+
+    The attributes are set by ``Committer.offer``. ``run_id``: what the change is sorted by; ``until``: when it is given
+    up if the store does not take it, None: never; ``answered``: whether it was told the outcome.
+    """
+
+    answered: bool
+    change: Change
+    run_id: int
+    until: Micros | None
 
     @property
     def listens(self) -> bool:
-        """Whether it still waits for the outcome."""
+        """Whether somebody still waits for the outcome."""
         ...
 
     def told(self, outcome: Result | Exception) -> None:
-        """Take the change's result, or the error that it failed with; called once. It must not raise."""
+        """Take the change's result, or the error that it failed with; called once for a change. It must not raise."""
         ...
 
 
-class Pending:
-    """A change and its listener. ``until``: when it is given up if the store does not take it; None: never."""
+def tell(pending: Pending, outcome: Result | Exception) -> None:
+    """Have it told the outcome, once; the change is not offered again."""
+    if not pending.answered:
+        pending.answered = True
+        pending.told(outcome)
 
-    __slots__ = ("change", "listener", "over", "run_id", "until")
 
-    def __init__(self, change: Change, run_id: int, listener: Listener, until: Micros | None) -> None:
-        self.change = change
-        self.run_id = run_id
-        self.listener = listener
-        self.until = until
-        self.over = False
-
-    def tell(self, outcome: Result | Exception) -> None:
-        """Tell the listener the outcome, once; the change is not offered again."""
-        if not self.over:
-            self.over = True
-            self.listener.told(outcome)
-
-    @property
-    def impatient(self) -> bool:
-        """Whether the listener still waits, and for a limited time."""
-        return self.until is not None and self.listener.listens
+def is_impatient(pending: Pending) -> bool:
+    """Whether somebody still waits for the outcome, and for a limited time."""
+    return pending.until is not None and pending.listens
 
 
 class Batch:

@@ -7,14 +7,13 @@ import dataclasses
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any, cast
 
 from pydantic import BaseModel
 
 from aioflow import interventions
 from aioflow.changes import Amend, Result
-from aioflow.clock import SECOND, Micros, seconds_of
+from aioflow.clock import SECOND, UNLIMITED, Micros, seconds_of
 from aioflow.definition import WorkflowDefinition
 from aioflow.errors import EngineClosed, OtherLoop, RunNotFound
 from aioflow.model import Run, StartOptions, Transition, check_id, check_name
@@ -120,7 +119,7 @@ class Client:
         start = await parts.office.start_of(
             definition, options, keywords, from_json=from_json, patience=PATIENCE, promise=parts.slots.promise
         )
-        result = await parts.committer.submit(start, PATIENCE, partial(parts.slots.redeem, start.run.owner))
+        result = await parts.committer.submit(start, PATIENCE, parts.slots, start.run.owner)
         assert result.run is not None
         return WorkflowRun(self, result.run, created=result.outcome == "applied")
 
@@ -262,21 +261,27 @@ class Client:
             EngineClosed: the engine is not open, or was closed meanwhile.
             StoreUnavailable: the store cannot be asked.
         """
+        return WorkflowRun(self, await self.row_when(run_id, timeout, until))
+
+    async def row_when(self, run_id: int, timeout: float | timedelta | None, until: Until) -> Run:
+        """``wait`` for the row; raises the same errors."""
         parts = self._open_for("wait()")
         if until not in ("ended", "parked"):
             raise ValueError(f"wait(until=...) takes 'ended' or 'parked', got {until!r}.")
         seconds = seconds_of(timeout)
         future = parts.waiters.add(check_id(run_id), until)
         try:
+            here = parts.slots.drives(run_id)  # if so, its waiters hear of its next commit
             once = seconds is not None and seconds <= 0
-            async with parts.clock.limit(None if once else seconds):
-                if once or not parts.slots.drives(run_id):  # else its waiters hear of its next commit
-                    row = await self.reread(run_id)
-                    if reached(row, until):
-                        return WorkflowRun(self, row)
+            limit = parts.clock.limit(None if once else seconds)
+            if here and limit is UNLIMITED and not once:
+                return await future
+            async with limit:
+                if (once or not here) and reached(row := await self.reread(run_id), until):
+                    return row
                 if once:
                     raise TimeoutError
-                return WorkflowRun(self, await future)
+                return await future
         except TimeoutError:
             raise TimeoutError(f"Run {run_id} has not {until} within {seconds or 0:g} s.") from None
         finally:

@@ -16,7 +16,8 @@ from typing import Protocol, TypeAlias
 Micros: TypeAlias = int
 
 SECOND: Micros = 1_000_000
-_UNLIMITED = nullcontext()
+#: What ``Clock.limit`` gives for None: it need not be entered.
+UNLIMITED = nullcontext()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _FIRST_DATETIME: Micros = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
@@ -57,7 +58,7 @@ class Clock:
 
     def limit(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
         """End a block that takes longer, with TimeoutError: ``async with clock.limit(5): ...``. None never ends it."""
-        return _UNLIMITED if seconds is None else asyncio.timeout(seconds)
+        return UNLIMITED if seconds is None else asyncio.timeout(seconds)
 
     async def sleep(self, duration: Micros) -> None:
         """Wait for ``duration`` microseconds of real time: for what happens outside of the engine."""

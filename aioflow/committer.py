@@ -26,10 +26,11 @@ from itertools import chain
 from operator import attrgetter, itemgetter
 
 from aioflow import telemetry
-from aioflow.batches import Batch, Lane, Listener, Pending, addresses_of, keys_of
+from aioflow.batches import Batch, Lane, Pending, addresses_of, is_impatient, keys_of, tell
 from aioflow.changes import Change, Move, Result, Start, size_of
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import InternalError, StoreError, StoreRefused, StoreUnavailable
+from aioflow.slots import Promises
 from aioflow.store import Store
 from aioflow.tasks import TaskSet, is_assaulted
 
@@ -44,30 +45,35 @@ _OUTCOME = itemgetter(Result._fields.index("outcome"))
 
 
 class _Caller:
-    """Resolves the future of a caller that awaits the outcome of a change."""
+    """A Pending that resolves the future of a caller who awaits the outcome."""
 
-    __slots__ = ("_settled", "future")
+    __slots__ = ("_owner", "_slots", "answered", "change", "future", "run_id", "until")
+    answered: bool
+    change: Change
+    run_id: int
+    until: Micros | None
 
-    def __init__(self, future: asyncio.Future[Result], settled: Callable[[], None] | None) -> None:
+    def __init__(self, future: asyncio.Future[Result], slots: Promises | None, owner: int | None) -> None:
         self.future = future
-        self._settled = settled
+        self._slots = slots
+        self._owner = owner
 
     @property
     def listens(self) -> bool:
-        """See Listener."""
+        """See Pending."""
         return not self.future.done()
 
     def told(self, outcome: Result | Exception) -> None:
-        """See Listener."""
-        if self._settled is not None:
-            self._settled()
+        """See Pending."""
+        if self._slots is not None:
+            self._slots.redeem(self._owner)
         future = self.future
         if future.done():
             return
         if isinstance(outcome, Result):
             future.set_result(outcome)
         else:
-            # If the caller has left, asyncio must not log it as never retrieved: ``settled`` has been called already.
+            # If the caller has left, asyncio must not log it as never retrieved: the promise is redeemed already.
             future.set_exception(outcome)
             future.exception()
 
@@ -78,7 +84,7 @@ class Committer:
     Args:
         store: commits them.
         clock: tells the time.
-        on_commit: gets the applied changes of a batch, in order, before their listeners do: what memory holds follows
+        on_commit: gets the applied changes of a batch, in order, before their callers do: what memory holds follows
             from what was committed, whether or not a caller still listens. If it raises for one change, it is called
             again with those after it.
         max_batch: how many changes one transaction takes.
@@ -135,33 +141,36 @@ class Committer:
             await asyncio.wait({self._done}, timeout=_LAST_WAIT / SECOND)
 
     def submit(
-        self, change: Change, patience: Micros | None = None, settled: Callable[[], None] | None = None
+        self, change: Change, patience: Micros | None = None, slots: Promises | None = None, owner: int | None = None
     ) -> asyncio.Future[Result]:
         """Queue a change.
 
         Args:
             change: what to commit.
             patience: microseconds after which a store that does not answer makes the future fail; None: never.
-            settled: called when the outcome is decided, or the change given up, whether or not the caller still waits.
+            slots: redeem what they promised when the outcome is decided, or the change given up, whether or not the
+                caller still waits; None if nothing was promised.
+            owner: what ``slots.promise`` gave.
 
         Returns:
             A future of the result. It fails with StoreRefused if the change can never be stored, and with
             StoreUnavailable if patience or the engine ended while the outcome was unknown.
         """
         future: asyncio.Future[Result] = asyncio.Future(loop=self._loop)
-        self.offer(change, _Caller(future, settled), patience)
+        self.offer(change, _Caller(future, slots, owner), patience)
         return future
 
-    def offer(self, change: Change, listener: Listener, patience: Micros | None = None) -> None:
-        """Queue a change, as ``submit`` does, for a listener that is called instead of awaiting a future.
+    def offer(self, change: Change, pending: Pending, patience: Micros | None = None) -> None:
+        """Queue a change, as ``submit`` does, for one that is called instead of awaiting a future.
 
         Args:
             change: what to commit.
-            listener: told of the result or the error, after ``on_commit``.
+            pending: told of the result or the error, after ``on_commit``.
             patience: see ``submit``.
         """
+        pending.change, pending.until, pending.answered = change, None, False
         if self.ended:
-            listener.told(StoreUnavailable(self._store.name, "the engine has stopped"))
+            tell(pending, StoreUnavailable(self._store.name, "the engine has stopped"))
             return
         # Into the last batch, or into a new one if they share a key: so changes of one run keep their order.
         batch = self._open
@@ -180,13 +189,13 @@ class Committer:
             batch.keys.update(keys)
             batch.addresses.update(addresses_of(change))
         batch.size += size
-        until = None
+        pending.run_id = run_id
         if patience is not None:
-            until = self._clock.monotonic() + patience
+            pending.until = self._clock.monotonic() + patience
             if not self._watching:
                 self._watching = True
                 self._loop.call_later(_WATCH / SECOND, self._watch)
-        batch.pending.append(Pending(change, run_id, listener, until))
+        batch.pending.append(pending)
         if len(batch.pending) >= self._max_batch or batch.size >= MOST_DATA:
             self._open = None
 
@@ -250,7 +259,7 @@ class Committer:
         """Commit these together, trying until the store answers or all were given up."""
         backoff = _FIRST_BACKOFF
         failing = False
-        while pending := [p for p in pending if not p.over]:
+        while pending := [p for p in pending if not p.answered]:
             try:
                 changes = [p.change for p in pending]
                 results = await self._store.apply(changes, self._clock.micros())
@@ -258,7 +267,7 @@ class Committer:
                     raise InternalError(f"The store gave {len(results)} results for {len(pending)} changes.")
             except StoreRefused as error:
                 if len(pending) == 1:
-                    pending[0].tell(error)
+                    tell(pending[0], error)
                     return
                 middle = len(pending) // 2
                 await self._offer(pending[:middle])
@@ -276,7 +285,7 @@ class Committer:
                 bug = InternalError(f"The store raised {type(error).__name__}.")
                 broken = error if isinstance(error, InternalError) else bug
                 for p in pending:
-                    p.tell(broken)
+                    tell(p, broken)
                 return
             else:
                 if failing:
@@ -292,16 +301,16 @@ class Committer:
         for first in applied:
             try:
                 self._on_commit(chain((first,), applied))
-            except Exception as error:  # noqa: BLE001 - the change is committed, its listener must be told so
+            except Exception as error:  # noqa: BLE001 - the change is committed, its caller must be told so
                 trace = telemetry.plain_traceback(error)
                 telemetry.fault("a bug in aioflow: following a commit failed", exception=trace)
         problem: BaseException | None = None
         for p, result in zip(pending, results, strict=True):
-            if not p.over:
-                p.over = True
+            if not p.answered:
+                p.answered = True
                 try:
-                    p.listener.told(result)
-                except BaseException as error:  # noqa: BLE001 - raised below, when all listeners were told
+                    p.told(result)
+                except BaseException as error:  # noqa: BLE001 - raised below, when all were told
                     problem = error
         if problem is not None:
             raise problem
@@ -310,8 +319,8 @@ class Committer:
         """Give up the changes whose patience is over, or all of them if the engine has given up."""
         now = self._clock.monotonic()
         for p in self._waiting():
-            if self._given_up or (p.until is not None and now >= p.until and p.impatient):
-                p.tell(error)
+            if self._given_up or (p.until is not None and now >= p.until and is_impatient(p)):
+                tell(p, error)
 
     def _waiting(self) -> chain[Pending]:
         return chain(*(lane.offered for lane in self._lanes), *(batch.pending for batch in self._batches))
@@ -319,6 +328,6 @@ class Committer:
     def _watch(self) -> None:
         """Give up changes whose patience is over: while the store does not answer, the lanes cannot do it."""
         self._tell(StoreUnavailable(self._store.name, "it does not answer"))
-        self._watching = any(p.impatient for p in self._waiting())
+        self._watching = any(map(is_impatient, self._waiting()))
         if self._watching:
             self._loop.call_later(_WATCH / SECOND, self._watch)

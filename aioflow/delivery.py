@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from typing import NamedTuple
 
 from aioflow import telemetry
@@ -182,7 +181,7 @@ class Delivery:
         move = answer(run, arm, signal, data, owner=owner, now=now, commit_id=commit_id)
         move = move._replace(takes=(), unless_mail=True)
         try:
-            result = await self._committer.submit(move, patience, partial(self._slots.redeem, owner))
+            result = await self._committer.submit(move, patience, self._slots, owner)
         except StoreRefused as error:
             raise Misfit(str(error)) from error
         return result.outcome == "applied"
@@ -327,7 +326,7 @@ class Delivery:
             self._warned.discard(run.id)
             owner, now, commit_id = self._slots.promise(), self._clock.micros(), next(self._commit_ids)
             move = answer(run, arm, signal, data, owner=owner, now=now, commit_id=commit_id)
-            return _Attempt(run, signal, None, self._committer.submit(move, settled=partial(self._slots.redeem, owner)))
+            return _Attempt(run, signal, None, self._committer.submit(move, slots=self._slots, owner=owner))
         return None
 
     def _warn(self, run: Run, definition: WorkflowDefinition, signal: Signal) -> None:

@@ -245,8 +245,7 @@ class Planner(DueLoop):
             return
         async with self._places:
             change = await self._start(definition, planned, data)
-            owner = change.run.owner
-            await self._committer.submit(change, settled=partial(self._slots.redeem, owner))
+            await self._committer.submit(change, slots=self._slots, owner=change.run.owner)
 
     async def _ask(self, definition: WorkflowDefinition, event: EventRecord) -> str | None:
         self._aside += 1

@@ -39,10 +39,8 @@ class Source(Protocol):
         """The run as it stands now."""
         ...
 
-    def wait(
-        self, run_id: int, timeout: float | timedelta | None = None, *, until: Until = "ended"
-    ) -> Awaitable[WorkflowRun[Any]]:
-        """Wait until the run has ended, or is parked."""
+    def row_when(self, run_id: int, timeout: float | timedelta | None, until: Until) -> Awaitable[Run]:
+        """The run once it has ended, or is parked."""
         ...
 
 
@@ -222,7 +220,7 @@ class WorkflowRun(Generic[C]):
     async def wait(self, timeout: float | timedelta | None = None, *, until: Until = "ended") -> WorkflowRun[C]:
         """Wait until the run has ended, whatever its status, or is parked; updates this object. See ``Engine.wait``."""
         try:
-            self._row = (await self._source.wait(self._row.id, timeout, until=until))._row
+            self._row = await self._source.row_when(self._row.id, timeout, until)
         except (EngineClosed, OtherLoop) as error:
             raise type(error)("run.wait()") from None
         return self
@@ -230,7 +228,7 @@ class WorkflowRun(Generic[C]):
     async def result(self, timeout: float | timedelta | None = None) -> C:
         """Its final Context, once it has completed; updates this object. See ``Engine.result``."""
         try:
-            self._row = (await self._source.wait(self._row.id, timeout))._row
+            self._row = await self._source.row_when(self._row.id, timeout, "ended")
         except (EngineClosed, OtherLoop) as error:
             raise type(error)("run.result()") from None
         return self.outcome()

@@ -94,7 +94,7 @@ class Scheduler(DueLoop):
                 continue
             owner = self._slots.promise()
             move = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))
-            waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))
+            waking.append(self._committer.submit(move, slots=self._slots, owner=owner))
         results: list[Result] = []
         problem: Exception | None = None
         for future in waking:
@@ -164,7 +164,7 @@ class Scheduler(DueLoop):
                     continue
                 owner = self._slots.promise()
                 move = unblock(run, owner=owner, now=self._clock.micros(), commit_id=next(self._commit_ids))
-                freeing.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))
+                freeing.append(self._committer.submit(move, slots=self._slots, owner=owner))
             for future in freeing:
                 await future
             if len(runs) < _PAGE:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Slots(Protocol):
+class Promises(Protocol):
+    """Slots that were promised to runs, see ``Slots.promise``."""
+
+    def redeem(self, owner: int | None) -> None:
+        """The run was committed, or refused: end the reservation that was made for ``owner``."""
+        ...
+
+
+class Slots(Promises, Protocol):
     """The slots of a worker for running runs."""
 
     @property
@@ -23,10 +31,6 @@ class Slots(Protocol):
         A slot is reserved until ``redeem``. ``here``: this worker also without room, unless it does not work; the run
         then waits here for a slot.
         """
-        ...
-
-    def redeem(self, owner: int | None) -> None:
-        """The run was committed, or refused: end the reservation that ``promise`` made for ``owner``."""
         ...
 
     def notice(self) -> None:

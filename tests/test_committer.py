@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from datetime import timedelta
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -100,8 +99,12 @@ class Desk:
 
 
 class Listening:
-    """A listener that records the outcomes of its change."""
+    """A Pending that records the outcomes of its change."""
 
+    answered: bool
+    change: Change
+    run_id: int
+    until: int | None
     listens = True
 
     def __init__(self, *, raises: bool = False) -> None:
@@ -112,6 +115,16 @@ class Listening:
         self.heard.append(outcome)
         if self.raises:
             raise ZeroDivisionError
+
+
+class Promised:
+    """Slots that record what is redeemed."""
+
+    def __init__(self) -> None:
+        self.redeemed: list[int | None] = []
+
+    def redeem(self, owner: int | None) -> None:
+        self.redeemed.append(owner)
 
 
 @pytest.fixture
@@ -653,23 +666,24 @@ async def test_a_refusal_after_patience_is_over_is_not_reported_again(desk: Desk
     assert [type(each) for each in listener.heard] == [StoreUnavailable]
 
 
-# ---- settled
+# ---- promises
 
 
-async def test_settled_is_called_once_for_every_outcome(desk: Desk) -> None:
-    """``settled`` is called once for each change, whatever its outcome, after the hook and before the future."""
+async def test_a_promise_is_redeemed_once_whatever_the_outcome(desk: Desk) -> None:
+    """The promise of a change is redeemed once, whatever its outcome, after the hook and before the future."""
     order: list[Any] = []
+
+    class Ordered(Promised):
+        def redeem(self, owner: int | None) -> None:
+            order.append((owner, owner in desk.heard_of))
+
     desk.store.poison = {6}
     await desk.commit(starting(a_run(1, key="a")))
     desk.heard.clear()
     changes = [moving(a_run(1)), starting(a_run(2, key="a")), moving(a_run(3)), *starts(4, 5, 6)]
     futures = []
     for change in changes:
-
-        def settled(run_id: int = run_id_of(change)) -> None:
-            order.append((run_id, run_id in desk.heard_of))
-
-        futures.append(desk.committer.submit(change, settled=settled))
+        futures.append(desk.committer.submit(change, slots=Ordered(), owner=run_id_of(change)))
         futures[-1].add_done_callback(order.append)
     futures[3].cancel()
     desk.store.faults.append("after")
@@ -683,24 +697,24 @@ async def test_settled_is_called_once_for_every_outcome(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("fault", ["before", NotImplementedError()], ids=["patience", "contract"])
-async def test_changes_that_are_given_up_are_settled(desk: Desk, fault: Any) -> None:
-    """``settled`` is called for a change that was given up, because patience was over or the store raised a bug."""
-    order: list[int] = []
+async def test_promises_of_changes_that_are_given_up_are_redeemed(desk: Desk, fault: Any) -> None:
+    """The promise of a change that was given up is redeemed: patience was over, or the store raised a bug."""
+    slots = Promised()
     desk.store.faults.append(fault)
-    future = desk.committer.submit(starting(a_run(1)), 0, partial(order.append, 1))
+    future = desk.committer.submit(starting(a_run(1)), 0, slots, 1)
     await asyncio.wait({future})
-    assert order == [1]
+    assert slots.redeemed == [1]
     assert future.exception() is not None
 
 
-async def test_changes_given_up_by_stop_or_later_are_settled(desk: Desk) -> None:
-    """``settled`` is called for changes that stop() gives up, and for those submitted afterwards."""
-    order: list[int] = []
+async def test_promises_of_changes_given_up_by_stop_or_later_are_redeemed(desk: Desk) -> None:
+    """The promises of changes that stop() gives up, and of those submitted afterwards, are redeemed."""
+    slots = Promised()
     desk.store.down = True
-    futures = [desk.committer.submit(starting(a_run(1)), settled=partial(order.append, 1))]
+    futures = [desk.committer.submit(starting(a_run(1)), slots=slots, owner=1)]
     await desk.committer.stop(1_000)
-    futures.append(desk.committer.submit(starting(a_run(2)), settled=partial(order.append, 2)))
-    assert order == [1, 2]
+    futures.append(desk.committer.submit(starting(a_run(2)), slots=slots, owner=2))
+    assert slots.redeemed == [1, 2]
     assert all(isinstance(future.exception(), StoreUnavailable) for future in futures)
 
 
@@ -834,23 +848,23 @@ async def test_a_task_that_a_step_cancels_is_restarted(desk: Desk) -> None:
 
 
 async def test_an_error_without_a_waiter_is_not_printed(desk: Desk) -> None:
-    """If the caller of a failed change has gone, asyncio prints nothing about it, and ``settled`` is called."""
+    """If the caller of a failed change has gone, asyncio prints nothing about it, and its promise is redeemed."""
     desk.store.poison = set(range(1, 10))
     printed: list[dict[str, Any]] = []
-    settled: list[int] = []
+    slots = Promised()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: printed.append(context))
     try:
         for run_id in range(1, 10):
-            desk.committer.submit(starting(a_run(run_id)), settled=partial(settled.append, run_id))
+            desk.committer.submit(starting(a_run(run_id)), slots=slots, owner=run_id)
         await desk.committer.stop(SECOND)
-        desk.committer.submit(starting(a_run(11)), settled=partial(settled.append, 11))
+        desk.committer.submit(starting(a_run(11)), slots=slots, owner=11)
         for _ in range(2):
             await asyncio.sleep(0)
             gc.collect()
     finally:
         loop.set_exception_handler(None)
-    assert sorted(settled) == [*range(1, 10), 11]
+    assert sorted(slots.redeemed) == [*range(1, 10), 11]
     assert printed == []
 
 
