@@ -27,6 +27,7 @@ from aioflow.changes import (
     Result,
     Start,
     Withdraw,
+    size_of,
 )
 from aioflow.clock import Micros
 from aioflow.model import LIVE, Run, Signal, Transition, WorkflowStatus
@@ -52,7 +53,9 @@ _HOLDER_OF_KEY = f"""{SELECT_RUNS} WHERE workflow = ? AND key = ?
 ORDER BY iif(id = ?, ?, status IN ('running', 'waiting')) DESC, created_at DESC, id DESC LIMIT 1"""
 
 
-def commit(db: sqlite3.Connection, changes: Sequence[Change], now: Micros, begins: Callable[[], None]) -> list[Result]:
+def commit(
+    db: sqlite3.Connection, changes: Sequence[Change], now: Micros, begins: Callable[[], None]
+) -> tuple[list[Result], int]:
     """Check each change's guards and write the changes whose guards hold, as one transaction.
 
     Args:
@@ -62,11 +65,12 @@ def commit(db: sqlite3.Connection, changes: Sequence[Change], now: Micros, begin
         begins: called when most of what needs the GIL is done, which may be at the end.
 
     Returns:
-        A result for each.
+        A result for each, and about how many bytes of data were written.
     """
     try:
-        results = apply_plain(db, changes, begins)
-        return transaction(db, partial(apply, changes=changes, now=now)) if results is None else results
+        if (done := apply_plain(db, changes, begins)) is not None:
+            return done
+        return transaction(db, partial(apply, changes=changes, now=now)), sum(map(size_of, changes))
     finally:
         begins()
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, overload
 import structlog
 from anyio import CancelScope
 
-from aioflow.changes import Change, Result, size_of
+from aioflow.changes import Change, Result
 from aioflow.clock import SECOND, Clock, Micros
 from aioflow.errors import StoreError, StoreRefused, StoreUnavailable
 from aioflow.model import Deadline, Run, Signal, Transition
@@ -35,12 +35,10 @@ from aioflow_sqlite.lock import FileLock
 from aioflow_sqlite.problems import told_apart
 from aioflow_sqlite.rows import SELECT_RUNS
 from aioflow_sqlite.transactions import snapshot, transaction
-from aioflow_sqlite.wal import Wal
+from aioflow_sqlite.wal import Wal, tell_of_other
 
 T = TypeVar("T")
 _log = structlog.get_logger("aioflow")
-#: Two connections that write and checkpoint at once can damage the WAL before this version.
-_SAFE_WAL = (3, 51, 3)
 #: Opening waits at least this long for locks, even if ``busy_timeout`` is shorter.
 _LEAST_PATIENCE: Micros = 2 * SECOND
 #: From this many changes on the event loop blocks, see Connection.run; with fewer it is more often idle anyway.
@@ -147,9 +145,16 @@ class SQLiteStore:
 
     async def apply(self, changes: Sequence[Change], now: Micros) -> list[Result]:
         """See the port."""
-        data, loan = sum(map(size_of, changes)), Event() if len(changes) >= _MANY else None
+        loan = Event() if len(changes) >= _MANY else None
         begins = (lambda: None) if loan is None else loan.set
-        return await self._write(lambda db: batch.commit(db, changes, now, begins), data, loan)
+
+        def commit(db: sqlite3.Connection) -> list[Result]:
+            results, data = batch.commit(db, changes, now, begins)
+            if self._wal is not None:
+                self._wal.written(data)
+            return results
+
+        return await self._write(commit, loan)
 
     async def load(self, run_ids: Collection[int], now: Micros) -> list[Run]:
         """See the port."""
@@ -241,7 +246,7 @@ class SQLiteStore:
         claimed = await self._write(claim)
         if not claimed.working and not self._told:
             self._told = True
-            self._tell_of_other()
+            tell_of_other(self.name)
         return claimed
 
     async def renew(self, worker: int, lease: Micros, now: Micros) -> bool:
@@ -271,18 +276,8 @@ class SQLiteStore:
         """See the port."""
         return await self._ask(lambda db: questions.stats(db, now))
 
-    def _tell_of_other(self) -> None:
-        if structlog.is_configured():  # else structlog would print it
-            _log.info("another process works this file, this one is a client until that ends", store=self.name)
-        if sqlite3.sqlite_version_info < _SAFE_WAL:
-            _log.warning(
-                "several processes share a SQLite file: use SQLite 3.51.3 or newer, which mends a WAL race",
-                store=self.name,
-                sqlite=sqlite3.sqlite_version,
-            )
-
-    async def _write(self, function: Callable[[sqlite3.Connection], T], data: int = 0, loan: Event | None = None) -> T:
-        """Run a function on the writer. ``data``: how many bytes it writes, if many. ``loan``: see Connection.run."""
+    async def _write(self, function: Callable[[sqlite3.Connection], T], loan: Event | None = None) -> T:
+        """Run a function on the writer. ``loan``: see Connection.run."""
         writer, files = self._writer, self._files
         # On the event loop: these system calls read no disk, but in the writer's thread each would release the GIL, and
         # a busy event loop gives it back only after milliseconds.
@@ -292,7 +287,7 @@ class SQLiteStore:
         def write(db: sqlite3.Connection) -> T:
             result = function(db)
             if self._works and self._wal is not None and writer is not None:
-                self._keep_short(self._wal, writer, db, data)
+                self._keep_short(self._wal, writer, db)
             return result
 
         return await self._run(writer, write, loan)
@@ -307,10 +302,10 @@ class SQLiteStore:
         except (sqlite3.Error, StoreError) as error:
             _log.error("pages that could not be synced cannot be written anew", store=self.name, error=str(error))
 
-    def _keep_short(self, wal: Wal, writer: Connection, db: sqlite3.Connection, data: int) -> None:
+    def _keep_short(self, wal: Wal, writer: Connection, db: sqlite3.Connection) -> None:
         """Copy the WAL back if it has grown. An error is only logged: what was written before is committed."""
         try:
-            wal.keep_short(db, data)
+            wal.keep_short(db)
         except (sqlite3.Error, OSError) as error:
             if isinstance(error, sqlite3.Error):
                 writer.heed(error)

@@ -15,6 +15,8 @@ import structlog
 
 _log = structlog.get_logger("aioflow")
 
+#: Two connections that write and checkpoint at once can damage the WAL before this version.
+_SAFE = (3, 51, 3)
 #: How many pages the WAL has when it is copied back, 16 MB: so many that a busy page is copied less often.
 _PAGES = 4000
 #: About how many bytes are written between two looks at the file. A look takes system calls, which release the GIL.
@@ -40,13 +42,16 @@ class Wal:
         self._unsynced = True  # by a process that worked the file before
         self.lost = False
 
-    def keep_short(self, db: sqlite3.Connection, data: int) -> None:
-        """Copy it back if it has grown; no transaction is open. ``data``: how many bytes were written just now.
+    def written(self, data: int) -> None:
+        """So many bytes of data were written just now."""
+        self._data += data
+
+    def keep_short(self, db: sqlite3.Connection) -> None:
+        """Copy it back if it has grown; no transaction is open.
 
         Raises:
             sqlite3.Error: it could not be copied, or not be synced.
         """
-        self._data += data
         changed = db.total_changes
         # Fewer rows than before: it is another connection.
         if self._data + _ROW * abs(changed - self._looked) < _STRIDE:
@@ -104,3 +109,15 @@ class Wal:
                 return file.read(24)[8:16] == header[16:24]
         except FileNotFoundError:
             return False
+
+
+def tell_of_other(store: str) -> None:
+    """Log that another process works the file, and what this needs. ``store``: its name."""
+    if structlog.is_configured():  # else structlog would print it
+        _log.info("another process works this file, this one is a client until that ends", store=store)
+    if sqlite3.sqlite_version_info < _SAFE:
+        _log.warning(
+            "several processes share a SQLite file: use SQLite 3.51.3 or newer, which mends a WAL race",
+            store=store,
+            sqlite=sqlite3.sqlite_version,
+        )

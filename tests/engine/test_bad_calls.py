@@ -283,7 +283,7 @@ async def test_a_closed_engine_says_so(make_engine: MakeEngine, name: str, when:
 
 def test_every_call_is_in_the_tables() -> None:
     """Every public coroutine of the engine has its rows in the tables above."""
-    others = {"run_forever", "lifespan", "instruments", "registry", "definition_of", "reread", "iterate"}
+    others = {"run_forever", "lifespan", "instruments", "registry", "definition_of", "reread", "row_when", "iterate"}
     public = {name for name in dir(Engine) if not name.startswith("_")} - others
     assert public == set(CALLS)
     assert {row.split(":")[0] for row in ROWS} | {"process_scheduled", "stats"} == public

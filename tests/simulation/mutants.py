@@ -206,8 +206,8 @@ MUTANTS = [
            more=(_SCHEDULER, "Scheduler._wake", "        if not self._is_to_wake(run, now):",
                  "        now = max(now, min(run.wake_at or now, now + 300_000))\n        if not self._is_to_wake(run, now):")),
     Mutant("issue a due timer twice", _SCHEDULER, "Scheduler._wake",
-           "        waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n",
-           "        waking.append(self._committer.submit(move, settled=partial(self._slots.redeem, owner)))\n"
+           "        waking.append(self._committer.submit(move, slots=self._slots, owner=owner))\n",
+           "        waking.append(self._committer.submit(move, slots=self._slots, owner=owner))\n"
            "        again = wake(run, owner=owner, now=now, commit_id=next(self._commit_ids))\n"
            "        waking.append(self._committer.submit(again))\n", seed=322),
     Mutant("lose the timer at refill", _TIMERS, "Timers.refill", "self._heap.extend(entries)", "self._heap.extend(entries[1:])",
@@ -317,17 +317,17 @@ MUTANTS = [
            store="sqlite", seed=340,
            more=("aioflow_sqlite.plain", "apply_plain", "if size > _LARGEST:", "if True:")),
     Mutant("acknowledge before the commit", _BATCH, "commit",
-           "apply_plain(db, changes, begins)\n"
-           "        return transaction(db, partial(apply, changes=changes, now=now)) if results is None else results\n",
-           "(db.in_transaction and db.commit(), db.execute('BEGIN IMMEDIATE'), apply(db, changes, now))[2]\n"
-           "        return results\n",
+           "if (done := apply_plain(db, changes, begins)) is not None:\n"
+           "            return done\n"
+           "        return transaction(db, partial(apply, changes=changes, now=now)), ",
+           "return (db.in_transaction and db.commit(), db.execute('BEGIN IMMEDIATE'), apply(db, changes, now))[2], ",
            store="sqlite", seed=301),
     Mutant("no guards in a batch", _BATCH, "_Batch.add",
            "self._guards.get(run.id) != (change.seq, change.fence)", "run.id not in self._guards", store="sqlite", seed=0),
-    Mutant("no guards in a plain batch", "aioflow_sqlite.plain", "_View.statements", "changes() <> 1", "changes() > 1",
+    Mutant("no guards in a plain batch", "aioflow_sqlite.plain", "_update", "changes() <> 1", "changes() > 1",
            tests="tests/stores/test_sqlite.py::TestSQLiteStore::test_a_stale_offer_does_not_become_a_gap"),
-    Mutant("no fence in a plain batch", "aioflow_sqlite.plain", "_View.statements", "AND fence = NEW.fence", "",
-           tests="tests/stores/test_sqlite.py::TestSQLiteStore::test_the_owner_commits_with_the_fence_it_was_given"),
+    Mutant("no fence in a plain batch", "aioflow_sqlite.plain", "_update", "AND fence = NEW.fence ", "",
+           tests="tests/stores/test_sqlite_plain.py::test_a_move_with_an_old_fence_is_stale"),
     Mutant("a taken signal stays", _BATCH, "_Batch._write_rows",
            "mailbox.take(self._db, self._taken, self._now)", "pass", store="sqlite", seed=302),
     Mutant("a broadcast does not see its batch", _BATCH, "_Batch._post", "if everybody or", "if", store="sqlite", seed=456),
