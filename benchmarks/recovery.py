@@ -21,9 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import machine
+import raw
+from measuring import machine, plain_file
 from pydantic import BaseModel
-from throughput import raw
 
 from aioflow import Engine, complete, goto, step, workflow
 from aioflow.commands import Command
@@ -136,7 +136,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             rounds, limits = [], []
             for number in range(options.rounds):
                 (folder := Path(directory) / f"{runs}-{number}").mkdir()
-                limits.append(raw(folder, 20_000))
+                limits.append(raw.rate(plain_file(folder / "raw.db"), raw.in_small_tables, 5_000))
                 path = str(folder / "runs.db")
                 interrupt(path, runs)
                 arguments = [sys.executable, __file__, "--recover", path, "--runs", str(runs)]

@@ -12,7 +12,7 @@ transitions. Each round measures, one after the other:
 - bare: the bare engine of `bare.py`, with the same steps and as many runs outstanding;
 - the Engine, with `--outstanding` runs at once, then one run at a time;
 - the Engine again, with the garbage collector set as a program with thousands of runs at once may set it, and a library
-  must not: `gc.freeze()` and `gc.set_threshold(10_000, 20, 50)`.
+  must not: `gc.freeze()` and `gc.set_threshold(50_000, 20, 50)`.
 
 The medians of the rounds are printed as JSON.
 """
@@ -75,7 +75,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
                 alone += await times(through(engine), options.serial)
             gc.collect()
             gc.freeze()
-            gc.set_threshold(10_000, 20, 50)
+            gc.set_threshold(50_000, 20, 50)
             async with Engine(f"sqlite:///{path}-gc.db", max_running=outstanding) as engine:
                 rates["runs, gc set"].append(await many(engine, runs, outstanding))
             gc.unfreeze()
