@@ -61,14 +61,15 @@ class Batch:
 class Lane:
     """The batch that the store is committing, sorted; ``keys``: what no concurrent batch may have. Empty when idle.
 
+    ``parts``: what of it is not answered yet: all of it or, once the store has refused it, what is offered apart.
     Nor may a concurrent batch have signals to the same ``addresses``: they would be taken in the order in which the
     batches commit.
     """
 
-    __slots__ = ("addresses", "ended", "keys", "offered")
+    __slots__ = ("addresses", "ended", "keys", "parts")
 
     def __init__(self) -> None:
-        self.offered: list[Pending] = []
+        self.parts: list[list[Pending]] = []
         self.keys: set[Hashable] = set()
         self.addresses: set[Hashable] = set()
         self.ended = False

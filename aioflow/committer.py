@@ -118,7 +118,7 @@ class Committer:
     @property
     def idle(self) -> bool:
         """Whether no change is waiting to be committed, or being committed."""
-        return not self._batches and not any(lane.offered for lane in self._lanes)
+        return not self._batches and not any(lane.parts for lane in self._lanes)
 
     def start(self) -> None:
         """Begin to commit, in one task for each batch that the store takes at once."""
@@ -213,10 +213,8 @@ class Committer:
         """Commit until ``stop``. If a step cancels this task, a new one goes on with the batch that the store had."""
         try:
             while True:
-                while lane.offered or self._fill(lane):
-                    await self._offer(lane.offered)
-                    lane.offered = []
-                    lane.keys, lane.addresses = set(), set()
+                while lane.parts or self._fill(lane):
+                    await self._offer(lane)
                 # A batch that still waits, for keys that another lane has, will be taken by that lane.
                 if self._stopping:
                     break
@@ -232,7 +230,8 @@ class Committer:
             self._end()
 
     def _fill(self, lane: Lane) -> bool:
-        """Give the lane the next batch, if there is one and no other lane bars it."""
+        """Give the lane, whose batch is done, the next one, if there is one and no other lane bars it."""
+        lane.keys, lane.addresses = set(), set()
         if not self._batches:
             return False
         batch = self._batches[0]
@@ -244,7 +243,7 @@ class Committer:
         if self._batches:
             self._wake.set()  # an idle lane may have been waiting because this batch was barred
         # By run id, so that all writers take their locks in the same order.
-        lane.offered = sorted(batch.pending, key=attrgetter("run_id"))
+        lane.parts = [sorted(batch.pending, key=attrgetter("run_id"))]
         lane.keys, lane.addresses = batch.keys, batch.addresses
         return True
 
@@ -255,23 +254,26 @@ class Committer:
         if not self._done.done():
             self._done.set_result(None)
 
-    async def _offer(self, pending: list[Pending]) -> None:
-        """Commit these together, trying until the store answers or all were given up."""
+    async def _offer(self, lane: Lane) -> None:
+        """Commit the lane's first part as one, trying until the store answers or all were given up.
+
+        It leaves the lane before it is told the outcome: who is told may offer the next change, with the same Pending.
+        """
         backoff = _FIRST_BACKOFF
         failing = False
-        while pending := [p for p in pending if not p.answered]:
+        while pending := [p for p in lane.parts[0] if not p.answered]:
             try:
                 changes = [p.change for p in pending]
                 results = await self._store.apply(changes, self._clock.micros())
                 if len(results) != len(pending):
                     raise InternalError(f"The store gave {len(results)} results for {len(pending)} changes.")
             except StoreRefused as error:
+                del lane.parts[0]
                 if len(pending) == 1:
                     tell(pending[0], error)
-                    return
-                middle = len(pending) // 2
-                await self._offer(pending[:middle])
-                await self._offer(pending[middle:])
+                else:
+                    middle = len(pending) // 2
+                    lane.parts[:0] = [pending[:middle], pending[middle:]]
                 return
             except StoreError as error:
                 if not failing:
@@ -284,14 +286,17 @@ class Committer:
                 telemetry.fault("store broke its contract", exception=telemetry.plain_traceback(error))
                 bug = InternalError(f"The store raised {type(error).__name__}.")
                 broken = error if isinstance(error, InternalError) else bug
+                del lane.parts[0]
                 for p in pending:
                     tell(p, broken)
                 return
             else:
                 if failing:
                     telemetry.warn("commit works again", changes=len(pending))
+                del lane.parts[0]
                 self._settle(pending, changes, results)
                 return
+        del lane.parts[0]
 
     def _settle(self, pending: list[Pending], changes: list[Change], results: list[Result]) -> None:
         # Nearly always all of them: then nothing is made anew for each.
@@ -323,7 +328,8 @@ class Committer:
                 tell(p, error)
 
     def _waiting(self) -> chain[Pending]:
-        return chain(*(lane.offered for lane in self._lanes), *(batch.pending for batch in self._batches))
+        parts = chain.from_iterable(lane.parts for lane in self._lanes)
+        return chain(*parts, *(batch.pending for batch in self._batches))
 
     def _watch(self) -> None:
         """Give up changes whose patience is over: while the store does not answer, the lanes cannot do it."""

@@ -847,6 +847,37 @@ async def test_a_task_that_a_step_cancels_is_restarted(desk: Desk) -> None:
     ] * 3
 
 
+async def test_what_goes_on_while_its_batch_is_halved_is_in_a_batch_of_its_own(desk: Desk) -> None:
+    """If the task is restarted while the rest of a refused batch is committed, what has gone on since is no part of it."""
+    offered = asyncio.Event()
+
+    class GoingOn(Listening):
+        def told(self, outcome: Result | Exception) -> None:
+            super().told(outcome)
+            if len(self.heard) == 1:
+                desk.store._open.clear()
+                desk.committer.offer(moving(a_run(1, seq=2)), self)
+                offered.set()
+
+    await desk.commit(*starts(1))
+    desk.store.poison = {60}
+    going_on = GoingOn()
+    with capture_logs(), desk.store.held():
+        await desk.busy()
+        desk.committer.offer(moving(a_run(1)), going_on)
+        rest = desk.submit(*starts(50, 60))
+        desk.store._open.set()
+        await offered.wait()
+        await desk.store.arrived(5)
+        [task] = [task for task in asyncio.all_tasks() if task.get_name() == "aioflow committer"]
+        copy_context().run(cancel_as_a_step, task)
+        await asyncio.wait({task})
+    await asyncio.wait(rest)
+    assert await wait_until(lambda: desk.committer.idle)
+    assert desk.store.batches[2:] == [[1, 50, 60], [1], [50, 60], [50, 60], [50], [60], [1]]
+    assert [getattr(outcome, "outcome", None) for outcome in going_on.heard] == ["applied"] * 2
+
+
 async def test_an_error_without_a_waiter_is_not_printed(desk: Desk) -> None:
     """If the caller of a failed change has gone, asyncio prints nothing about it, and its promise is redeemed."""
     desk.store.poison = set(range(1, 10))
