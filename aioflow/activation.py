@@ -89,7 +89,7 @@ class Activation(Watch):
     The mutable state: ``run`` (the row as last committed), ``leads_to`` (the seq of the row that it has offered to the
     committer, else of ``run``), the Context, the workflow definition and the registry generation it is from, the task
     that runs the step, the timer of a step with a timeout, the move that is being committed (with the owners promised
-    to the runs that it starts, and whether the step raised), and whether it is a suspect, see SlotQueue.
+    to the runs that it starts, and whether the step raised), or was last, and whether it is a suspect, see SlotQueue.
 
     A committed row with a seq above ``leads_to`` is not from this activation: the run was begun again while the outcome
     of an earlier activation's transition was still unknown.
@@ -99,8 +99,7 @@ class Activation(Watch):
         "_alarm", "_definition", "_generation", "_had_raised", "_live", "_owners", "_task", "_tools", "answered",
         "change", "leads_to", "run", "run_id", "suspect", "until",
     )  # fmt: skip
-    #: What follows is that of a Pending, see batches.py: the change is the last move that it offered.
-    answered: bool
+    answered: bool  # this and what follows is that of a Pending, see batches.py
     change: Change
     run_id: int
     until: Micros | None
@@ -298,6 +297,8 @@ class Activation(Watch):
         """See Pending. Go on with the committed row, unless the run no longer belongs to this worker."""
         move = self.change
         assert type(move) is Move
+        if move.also:  # else it is kept until the next one: see "Garbage" in benchmarks/README.md
+            del self.change
         if self._had_raised:
             self._tools.executor.telemetry.forget(move.transition)
         if self._owners is not None:

@@ -40,25 +40,27 @@ def in_small_tables(ids: range, seq: int, at: int) -> Work:
 
 
 def in_the_store(ids: range, seq: int, at: int) -> Work:
-    """One transition of each of the runs, in the SQLite store's tables, with the values that an engine writes there."""
+    """One transition of each of the runs, in the SQLite store's tables, with values as an engine writes them."""
     done, then = STEPS[seq - 1]
-    if seq == 1:
-        insert = """
+    kind = "start" if seq == 1 else "goto" if then else "complete"
+    if kind == "start":
+        sql = """
             INSERT INTO runs (id, workflow, version, created_at, status, step, seq, fence, owner, visit, failures, hops,
                 crashes, marked, data, updated_at)
             VALUES (?, 'three-steps', '', ?, 'running', ?, 1, 1, 1, 1, 0, 0, 0, 0, ?, ?)"""
-        runs = (insert, [(run, at, then, DATA, at) for run in ids])
-    elif then:
-        update = "UPDATE runs SET step = ?, seq = ?, visit = ?, data = ?, updated_at = ? WHERE id = ? AND seq = ?"
-        runs = (update, [(then, seq, seq, DATA, at, run, seq - 1) for run in ids])
+        runs = (sql, [(run, at, then, DATA, at) for run in ids])
+    elif kind == "goto":
+        sql = """
+            UPDATE runs SET step = ?, seq = ?, visit = ?, hops = ?, data = ?, updated_at = ? WHERE id = ? AND seq = ?"""
+        runs = (sql, [(then, seq, seq, seq - 1, DATA, at, run, seq - 1) for run in ids])
     else:
-        update = """
+        sql = """
             UPDATE runs SET status = 'completed', owner = NULL, seq = ?, data = ?, updated_at = ?, ended_at = ?
             WHERE id = ? AND seq = ?"""
-        runs = (update, [(seq, DATA, at, at, run, seq - 1) for run in ids])
-    insert = "INSERT INTO history VALUES (?, ?, ?, ?, 1, ?, 20, NULL, ?)"
-    kind = "goto" if then else "completed"
-    return [runs, (insert, [(run, seq, at, done, kind, run) for run in ids])]
+        runs = (sql, [(seq, DATA, at, at, run, seq - 1) for run in ids])
+    sql = "INSERT INTO history VALUES (?, ?, ?, ?, 1, ?, ?, NULL, ?)"
+    duration = 0 if kind == "start" else 20
+    return [runs, (sql, [(run, seq, at, done, kind, duration, 4 * run + seq) for run in ids])]
 
 
 async def file_of_the_store(path: Path) -> sqlite3.Connection:

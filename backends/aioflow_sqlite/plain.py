@@ -40,6 +40,7 @@ _LEAN_OWN = ("step", "attempt", "duration_micros", "commit_id")
 _REST = tuple(name for name in Run._fields if name not in _BARE)
 _NOTHING = (None,) * len(_REST)
 #: Columns that indexes or triggers depend on: an UPDATE that names one of them works on those, too, whatever it sets.
+#: (Another such column is updated_at, which always changes.)
 _WATCHED = ("status", "owner", "waiting_for", "wake_at", "arms")
 #: What the first column of a row says, and all columns of a row that only pads the statement. A run that stays is
 #: running before and after, with the same owner.

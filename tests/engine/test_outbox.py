@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from datetime import timedelta
@@ -24,6 +25,7 @@ from aioflow import (
     wait,
     workflow,
 )
+from aioflow.changes import Start
 from aioflow.commands import Command
 from tests.engine.conftest import MakeEngine, run_of
 from tests.flows import flow
@@ -361,3 +363,29 @@ async def test_threads_of_a_step_may_order_at_once(make_engine: MakeEngine) -> N
                 assert (await engine.stats()).mailbox == threads * runs
     finally:
         sys.setswitchinterval(before)
+
+
+async def test_what_a_step_started_is_not_kept_while_the_next_one_runs(make_engine: MakeEngine) -> None:
+    """Once the starts of a step are committed, the run that goes on keeps none of them in memory."""
+    inside, gate = asyncio.Event(), asyncio.Event()
+
+    async def first(self: Any) -> Command:
+        for number in range(3):
+            get_run().start(Child, number=number)
+        return goto("second")
+
+    async def second(self: Any) -> Command:
+        inside.set()
+        await gate.wait()
+        return complete()
+
+    order = flow(Empty, first, second)
+    async with make_engine(order, Child) as engine:
+        run = await engine.start(order)
+        await inside.wait()
+        for child in await children(engine):
+            await child.wait(5, until="parked")
+        assert [each for each in gc.get_objects() if type(each) is Start and each.run.parent_id == run.id] == []
+        gate.set()
+        assert (await run.wait(5)).status == "completed"
+    assert run.status == "completed"
