@@ -107,6 +107,9 @@ def put(image: bytearray, offset: int, data: bytes | None) -> None:
     image[offset : offset + len(data)] = data
 
 
+_registered: list[Disk] = []
+
+
 class Disk:
     """A disk that can lose its power.
 
@@ -144,11 +147,13 @@ class Disk:
         for name, call in self._calls.items():
             setattr(self._vfs, name, cast(call, c_void_p))
         assert self._library.sqlite3_vfs_register(byref(self._vfs), 0) == OK
+        _registered.append(self)  # SQLite refers to it until it is removed, which a test that fails may not do
 
     def remove(self) -> None:
         """Unregister the VFS. Nothing on it may be open."""
         assert not self._open
         self._library.sqlite3_vfs_unregister(byref(self._vfs))
+        _registered.remove(self)
 
     def lose_power(self, rng: random.Random, folder: Path) -> Path:
         """Write a state that a power loss may leave into an empty folder, and return the path of the database there."""
