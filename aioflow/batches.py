@@ -61,9 +61,9 @@ class Batch:
 class Lane:
     """The batch that the store is committing, sorted; ``keys``: what no concurrent batch may have. Empty when idle.
 
-    ``parts``: what of it is not answered yet: all of it or, once the store has refused it, what is offered apart.
     Nor may a concurrent batch have signals to the same ``addresses``: they would be taken in the order in which the
-    batches commit.
+    batches commit. ``parts``: what of it is not answered yet: all of it or, once the store has refused it, what is
+    offered apart.
     """
 
     __slots__ = ("addresses", "ended", "keys", "parts")
