@@ -229,7 +229,7 @@ def _values(view: _View, changes: Sequence[Start | Move]) -> list[object]:
         run, transition = change.run, change.transition
         if type(change) is Start:
             values.append(_STARTS)
-        elif transition.kind == "goto" and run.status == "running":
+        elif transition.kind == "goto":  # one that parks has arms, and its batch is not plain
             values.append(_STAYS)
         else:
             values.append(_GOES_ON)
